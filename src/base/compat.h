@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Kernel interfaces newer than the headers of the oldest supported distribution (Debian 12: 6.1).
+ * The only place that names kernel constants by number; each is guarded by its own #ifndef so that
+ * newer headers win. Source: include/uapi/linux/{userfaultfd,fs,fuse}.h of Linux 6.18.
+ */
+#ifndef WPFS_BASE_COMPAT_H
+#define WPFS_BASE_COMPAT_H
+
+#include <linux/fs.h>
+#include <linux/types.h>
+#include <linux/userfaultfd.h>
+#include <sys/syscall.h>
+
+#ifndef UFFD_FEATURE_WP_UNPOPULATED
+#define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
+#endif
+#ifndef UFFD_FEATURE_POISON
+#define UFFD_FEATURE_POISON (1 << 14)
+#endif
+#ifndef UFFD_FEATURE_WP_ASYNC
+#define UFFD_FEATURE_WP_ASYNC (1 << 15)
+#endif
+#ifndef UFFDIO_CONTINUE_MODE_WP
+#define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1)
+#endif
+#ifndef USERFAULTFD_IOC_NEW
+#define USERFAULTFD_IOC     0xAA
+#define USERFAULTFD_IOC_NEW _IO(USERFAULTFD_IOC, 0x00)
+#endif
+
+/* PAGEMAP_SCAN: Linux 6.7, Documentation/admin-guide/mm/pagemap.rst */
+#ifndef PAGEMAP_SCAN
+#define PAGEMAP_SCAN         _IOWR('f', 16, struct pm_scan_arg)
+#define PAGE_IS_WPALLOWED    (1 << 0)
+#define PAGE_IS_WRITTEN      (1 << 1)
+#define PAGE_IS_FILE         (1 << 2)
+#define PAGE_IS_PRESENT      (1 << 3)
+#define PAGE_IS_SWAPPED      (1 << 4)
+#define PAGE_IS_PFNZERO      (1 << 5)
+#define PAGE_IS_HUGE         (1 << 6)
+#define PAGE_IS_SOFT_DIRTY   (1 << 7)
+#define PM_SCAN_WP_MATCHING  (1 << 0)
+#define PM_SCAN_CHECK_WPASYNC (1 << 1)
+
+struct page_region {
+	__u64 start; /* address of the first byte */
+	__u64 end;   /* address after the last byte */
+	__u64 categories;
+};
+
+struct pm_scan_arg {
+	__u64 size; /* of this struct */
+	__u64 flags;
+	__u64 start;
+	__u64 end;
+	__u64 walk_end; /* out: where the walk stopped */
+	__u64 vec;      /* struct page_region[] */
+	__u64 vec_len;  /* entries */
+	__u64 max_pages;
+	__u64 category_inverted;
+	__u64 category_mask;
+	__u64 category_anyof_mask;
+	__u64 return_mask;
+};
+#endif
+#ifndef PAGE_IS_GUARD
+#define PAGE_IS_GUARD (1 << 8) /* Linux 6.15 */
+#endif
+
+_Static_assert(sizeof(struct pm_scan_arg) == 96, "PAGEMAP_SCAN ABI");
+_Static_assert(sizeof(struct page_region) == 24, "PAGEMAP_SCAN ABI");
+
+#ifndef SYS_pidfd_getfd
+#define SYS_pidfd_getfd 438
+#endif
+
+#endif

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Tracked address spaces: who is attached, what of the mount they map, which of their pages are
+ * armed and marked. One thread (the track thread) owns all of it and the socket; the functions
+ * below may be called from any thread except where said, and wait for that thread.
+ */
+#ifndef WPFS_TRACK_TRACK_H
+#define WPFS_TRACK_TRACK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "ipc/wire.h"
+
+struct db;
+struct fs;
+struct track;
+
+enum track_uffd_policy { TRACK_UFFD_WRITERS, TRACK_UFFD_ALL, TRACK_UFFD_GID, TRACK_UFFD_ROOT };
+
+struct track_config {
+	struct db *db;         /* borrowed until track_stop */
+	struct fs *fs;         /* borrowed until track_stop */
+	int listen_fd;         /* listening SOCK_SEQPACKET socket; taken over */
+	const char *id;        /* mount id; these four strings are copied */
+	const char *lower_id;  /* names this lower tmpfs: differs for every one ever mounted */
+	const char *store;     /* path of the store or "none" */
+	const char *mountpoint;
+	uint64_t dev;          /* st_dev of the mount, as fstat(2) in a client gives it */
+	enum wpfs_kind kind;
+	enum track_uffd_policy uffd_policy;
+	gid_t uffd_gid;
+	unsigned harvest_s; /* seconds between harvests of live mms, 0 = only when asked */
+	bool uring;         /* FUSE over io_uring is on */
+};
+
+/* Loads what the database knows, takes back living clients, starts serving. 0 or -errno. */
+int track_start(const struct track_config *config, struct track **track);
+
+/* Returns when every mm that has ended is harvested, committed and let go. */
+void track_settle(struct track *track);
+
+/* The contents of [off, off + len) of file `ino` are gone (punch, truncate): armed pages there are
+ * dirty. Call after it is done, before the caller's request is answered. len 0 = to the end. */
+void track_dropped(struct track *track, uint64_t ino, uint64_t off, uint64_t len);
+
+/* Harvests every mm that maps `ino` and commits: the marks half of fsync. 0 or -errno. */
+int track_sync_file(struct track *track, uint64_t ino);
+
+/* Last harvests, commit, then everything is closed and freed. */
+void track_stop(struct track *track);
+
+#endif
