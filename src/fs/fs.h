@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The FUSE file system over the lower tmpfs, and what the other rooms may ask it.
+ *
+ * A file's id is its st_ino on the mount, its FUSE node id and its key in the store: one 64-bit
+ * number, never used again after the file is gone. The root directory has FS_ROOT_ID.
+ *
+ * Life: fs_new, fs_mount, fs_serve (the mount works now), fs_set_hooks, ... fs_wait or fs_wait_fd,
+ * fs_set_hooks(NULL), fs_free. Everything that takes a struct fs may be called from any thread
+ * between fs_new and fs_free, except where said. No function here calls a hook.
+ */
+#ifndef WPFS_FS_FS_H
+#define WPFS_FS_FS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include "wpfs.h"
+
+#define FS_ROOT_ID 1
+
+struct fs;
+struct fs_ids;
+
+/*
+ * Names a file of the lower tmpfs for as long as both exist, across renames and restarts of the
+ * daemon. Plain bytes without pointers: may be stored and compared with memcmp.
+ */
+struct fs_handle {
+	uint8_t type;
+	uint8_t len; /* bytes of data in use; the rest is 0 */
+	uint8_t data[30];
+};
+
+_Static_assert(sizeof(struct fs_handle) == 32, "stored in the database");
+
+/*
+ * What the rooms above want to know. Called from FUSE threads, several at once, with no lock of
+ * this room held; the request is answered when the hook has returned. Any may be NULL.
+ */
+struct fs_hooks {
+	void *ctx;
+	/* [off, off + len) of file `ino` was dropped (punch, zero, truncate); len 0: to the end */
+	void (*dropped)(void *ctx, uint64_t ino, uint64_t off, uint64_t len);
+	/* a statfs is about to be answered: umount(8) makes one first */
+	void (*settle)(void *ctx);
+	/* fsync of file `ino`: makes its marks durable; 0 or -errno, which the caller gets */
+	int (*sync_file)(void *ctx, uint64_t ino);
+};
+
+struct fs_config {
+	int lower_fd;            /* root of the lower tmpfs, O_RDONLY; borrowed until fs_free */
+	const struct fs_ids *ids; /* which lower file has which id; borrowed until fs_free */
+	const char *id;          /* mount id, shorter than WPFS_ID_MAX; copied */
+	enum wpfs_kind kind;
+	bool uring; /* ask for FUSE over io_uring */
+	bool debug; /* log every request */
+};
+
+/* -EMFILE, -ENOMEM, ... */
+int fs_new(const struct fs_config *config, struct fs **fs);
+
+/*
+ * Mounts on `mountpoint` (an existing directory). `source` is what mountinfo shows, `flags` are
+ * MS_* of mount(2). Gives back -errno of open("/dev/fuse") or mount(2); `what` gets which of them.
+ */
+int fs_mount(struct fs *fs, const char *source, const char *mountpoint, unsigned long flags,
+	     const char **what);
+
+/*
+ * Starts the FUSE threads and waits for the handshake with the kernel. -EOPNOTSUPP: the kernel
+ * has no passthrough; the caller unmounts. Afterwards the mount works.
+ */
+int fs_serve(struct fs *fs);
+
+/* True when the kernel took FUSE over io_uring. After fs_serve. */
+bool fs_uring(const struct fs *fs);
+
+/* Readable when the mount is gone (unmounted or aborted) and no request runs any more. */
+int fs_wait_fd(const struct fs *fs);
+
+/* Waits until fs_wait_fd is readable and joins the FUSE threads. 0 or -errno of the session. */
+int fs_wait(struct fs *fs);
+
+/*
+ * `hooks` is borrowed until replaced; NULL = none. Returns when no hook of the old set runs any
+ * more, so that its owner can be freed. Not to be called from a hook.
+ */
+void fs_set_hooks(struct fs *fs, const struct fs_hooks *hooks);
+
+/* After fs_wait, or when fs_serve was never called or failed and nothing is mounted. */
+void fs_free(struct fs *fs);
+
+/* ---- for the rooms above: files by path, id and handle ---------------------------------- */
+
+struct fs_file {
+	uint64_t ino; /* file id */
+	uint64_t size; /* bytes */
+	mode_t mode;
+	uid_t uid;
+	gid_t gid;
+	uint32_t nlink;
+	struct fs_handle handle;
+};
+
+/*
+ * `path` is inside the mount with leading '/'; no component may be a symbolic link or "..".
+ * 0 or -errno: -ENOENT, -ENOTDIR, -ELOOP, ...
+ */
+int fs_file_by_path(struct fs *fs, const char *path, struct fs_file *file);
+
+/*
+ * The file the kernel knows by this id: in use, or not yet forgotten by its caches; a file that
+ * someone has open or mapped always is. -ESTALE: not known.
+ */
+int fs_file_by_ino(struct fs *fs, uint64_t ino, struct fs_file *file);
+
+/* -ESTALE: the file is gone. One that is open but has no name left has nlink 0. */
+int fs_file_by_handle(struct fs *fs, const struct fs_handle *handle, struct fs_file *file);
+
+/*
+ * The path inside the mount where the file is now (one of them), with leading '/'.
+ * -ESTALE: gone, or without a name; -ERANGE: longer than `size`.
+ */
+int fs_handle_path(struct fs *fs, const struct fs_handle *handle, char *buf, size_t size);
+
+/*
+ * Opens the lower file itself with `flags` of open(2) (O_CLOEXEC is added). Gives a descriptor
+ * the caller closes, or -errno; -ESTALE as above. Not for O_TRUNC.
+ */
+int fs_handle_open(struct fs *fs, const struct fs_handle *handle, int flags);
+int fs_file_open(struct fs *fs, uint64_t ino, int flags);
+
+/* The id of the lower file behind a descriptor or a stat of the lower tmpfs. */
+uint64_t fs_ino_of_lower(const struct fs *fs, uint64_t lower_ino);
+
+#endif
