@@ -41,7 +41,7 @@ enum wpfs_op {
 	WPFS_OP_UFFD_POST,   /* wpfs_uffd_range + the program's uffd -> status */
 	WPFS_OP_UFFD_UNREG,  /* wpfs_uffd_range -> status; UFFDIO_UNREGISTER was done */
 	WPFS_OP_UFFD_CLOSE,  /* wpfs_uffd_close -> status; before the program closes a uffd */
-	WPFS_OP_TICKET,      /* wpfs_ticket -> status + descriptor (capped) */
+	WPFS_OP_TICKET,      /* wpfs_ticket_request -> status + descriptor (capped) */
 	/* wpctl and helpers */
 	WPFS_OP_STATUS = 64, /* no body -> wpfs_status */
 	WPFS_OP_REPORT,      /* wpfs_report -> RECORDs, status */
@@ -90,9 +90,13 @@ struct wpfs_hello_reply {
 };
 
 /*
- * With it: [0] the uffd (UFFDIO_API not done: the daemon does it), [1] a pidfd of the witness,
- * absent when nr_fds is 1. uffd_fd and chan_fd are numbers in the witness's own fd table.
+ * With it: [0] the uffd (UFFDIO_API not done: the daemon does it; after FORKED it is the uffd that
+ * the daemon gave, with its API done), [1] a pidfd of the witness, absent when nr_fds is 1: there
+ * is no witness. uffd_fd and chan_fd are numbers in the witness's own fd table (-1: no witness).
  * chan_fd is the end of a seqpacket socketpair whose other end the witness reads.
+ *
+ * nr_fds 0, nothing with it: attached before, to a daemon that is gone; the witness and its numbers
+ * are as they were. -ENOENT: this daemon knows of none; the client goes on untracked.
  */
 struct wpfs_attach {
 	uint32_t nr_fds;
@@ -116,6 +120,27 @@ struct wpfs_forked_reply {
 	uint32_t reserved;
 };
 
+/*
+ * What the daemon sends the witness through chan_fd (borrowed with pidfd_getfd, as the uffds are).
+ * LIST is answered with one struct wpfs_witness_fds; CLOSE with nothing.
+ */
+#define WPFS_WITNESS_FDS 64 /* uffds of fork children that a witness keeps at most */
+
+enum wpfs_witness_op {
+	WPFS_WITNESS_LIST = 1,
+	WPFS_WITNESS_CLOSE, /* fd: a number of the last LIST; others are left alone */
+};
+
+struct wpfs_witness_cmd {
+	uint32_t op; /* enum wpfs_witness_op */
+	int32_t fd;  /* in the witness's fd table */
+};
+
+struct wpfs_witness_fds {
+	uint32_t nr; /* of fd[] that count; the packet is cut after them */
+	int32_t fd[WPFS_WITNESS_FDS];
+};
+
 struct wpfs_map {
 	uint64_t addr, len; /* bytes; where it is mapped now */
 	uint64_t final;     /* where the shim will move it with mremap, or addr */
@@ -133,6 +158,11 @@ struct wpfs_map_reply {
 
 struct wpfs_range {
 	uint64_t addr, len; /* bytes */
+};
+
+/* The ticket is what WPFS_IOC_TICKET gave. */
+struct wpfs_ticket_request {
+	struct wpfs_ticket ticket;
 };
 
 struct wpfs_uffd_range {
@@ -247,6 +277,8 @@ _Static_assert(sizeof(struct wpfs_hdr) == 16, "wire layout");
 _Static_assert(sizeof(struct wpfs_hello) == 80, "wire layout");
 _Static_assert(sizeof(struct wpfs_hello_reply) == 16, "wire layout");
 _Static_assert(sizeof(struct wpfs_attach) == 16, "wire layout");
+_Static_assert(sizeof(struct wpfs_witness_cmd) == 8, "wire layout");
+_Static_assert(sizeof(struct wpfs_witness_fds) == 260, "wire layout");
 _Static_assert(sizeof(struct wpfs_map) == 64, "wire layout");
 _Static_assert(sizeof(struct wpfs_uffd_range) == 32, "wire layout");
 _Static_assert(sizeof(struct wpfs_select) == 32 + 80 + 4096, "wire layout");
