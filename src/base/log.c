@@ -9,19 +9,33 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static struct {
 	const char *ident; /* constant after log_init */
-	int max_level;     /* constant after log_init */
-	bool to_syslog;    /* constant after log_init */
+	int max_level;	   /* constant after log_init */
+	bool to_syslog;	   /* constant after log_init */
+	bool to_journal;   /* constant after log_init */
 } log_cfg = {.ident = "wpfs", .max_level = LOG_INFO};
+
+/* Is stderr what the service manager connected to the journal? JOURNAL_STREAM is its "dev:ino". */
+static bool stderr_is_journal(void)
+{
+	const char *stream = getenv("JOURNAL_STREAM");
+	unsigned long long dev, ino;
+	struct stat st;
+
+	return stream && sscanf(stream, "%llu:%llu", &dev, &ino) == 2 &&
+	       fstat(STDERR_FILENO, &st) == 0 && st.st_dev == dev && st.st_ino == ino;
+}
 
 void log_init(const char *ident, int max_level, bool to_syslog)
 {
 	log_cfg.ident = ident;
 	log_cfg.max_level = max_level;
 	log_cfg.to_syslog = to_syslog;
+	log_cfg.to_journal = !to_syslog && stderr_is_journal();
 	if (to_syslog)
 		openlog(ident, LOG_PID | LOG_NDELAY, LOG_DAEMON);
 }
@@ -41,7 +55,10 @@ void log_line(int level, const char *fmt, ...)
 		va_end(ap);
 		return;
 	}
-	n = snprintf(buf, sizeof(buf), "%s: ", log_cfg.ident);
+	if (log_cfg.to_journal)
+		n = snprintf(buf, sizeof(buf), "<%d>%s: ", level, log_cfg.ident);
+	else
+		n = snprintf(buf, sizeof(buf), "%s: ", log_cfg.ident);
 	if (n > 0)
 		used = (size_t)n;
 	n = vsnprintf(buf + used, sizeof(buf) - used - 1, fmt, ap);

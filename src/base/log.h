@@ -13,8 +13,9 @@
 
 /*
  * Chooses where lines go and which are kept (constant after the first thread is created).
- * `ident` is borrowed for ever. To stderr each line starts with "ident: "; to syslog it goes with
- * facility LOG_DAEMON.
+ * `ident` is borrowed for ever. To stderr each line starts with "ident: ", and before it with the
+ * level as "<N>" when stderr is the journal's (sd-daemon(3)); to syslog it goes with facility
+ * LOG_DAEMON.
  */
 void log_init(const char *ident, int max_level, bool to_syslog);
 
