@@ -41,8 +41,8 @@ int ipc_send(int fd, const struct wpfs_hdr *hdr, const void *body, size_t len, c
 /*
  * Receives one packet into buf (aligned to 8, `size` bytes). Gives its length, 0 when the peer has
  * closed, or -errno: -EAGAIN; -EPROTO when it was longer than size or carried more descriptors than
- * IPC_FDS_MAX or than this process may open. On anything but a length no descriptor is kept. All are
- * close-on-exec. fds NULL: none is wanted, any is -EPROTO.
+ * IPC_FDS_MAX or than this process may open. On anything but a length no descriptor is kept. All
+ * are close-on-exec. fds NULL: none is wanted, any is -EPROTO.
  */
 ssize_t ipc_recv(int fd, void *buf, size_t size, struct ipc_fds *fds);
 
@@ -67,8 +67,8 @@ int ipc_check_reply(const void *packet, size_t len, unsigned op, unsigned seq);
 /* The body of a checked packet; NULL when it has none. */
 static inline const void *ipc_body(const void *packet, size_t len)
 {
-	return len > sizeof(struct wpfs_hdr) ? (const char *)packet + sizeof(struct wpfs_hdr) :
-					       NULL;
+	return len > sizeof(struct wpfs_hdr) ? (const char *)packet + sizeof(struct wpfs_hdr)
+					     : NULL;
 }
 
 #endif

@@ -32,12 +32,13 @@ struct ipc_outq {
 	size_t bytes; /* of all packets that wait */
 };
 
-#define IPC_OUTQ_MAX (64u << 20) /* bytes; more than the longest report that is answered at once */
+#define IPC_OUTQ_MAX (64u << 20) /* bytes; more than the longest report that is answered at once   \
+				  */
 
 /*
- * Sends a packet, or keeps a copy of it (and duplicates of its descriptors) if the socket is full or
- * packets wait already: then poll for POLLOUT and flush. 0 or -errno: -ENOBUFS over IPC_OUTQ_MAX,
- * else as ipc_send; close the client.
+ * Sends a packet, or keeps a copy of it (and duplicates of its descriptors) if the socket is full
+ * or packets wait already: then poll for POLLOUT and flush. 0 or -errno: -ENOBUFS over
+ * IPC_OUTQ_MAX, else as ipc_send; close the client.
  */
 int ipc_outq_send(struct ipc_outq *q, int fd, const struct wpfs_hdr *hdr, const void *body,
 		  size_t len, const int *fds, size_t nr_fds);
