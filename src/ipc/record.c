@@ -24,14 +24,22 @@ int ipc_records_flush(struct ipc_records *records)
 	return used ? records->sink(records->arg, records->buf, used) : 0;
 }
 
-/* Bytes of the body of `type` that count. */
-static size_t cut_size(enum wpfs_rec_type type, const void *body, size_t len)
+/* Where the string at the end of a record starts; len: it has none. */
+static size_t text_offset(enum wpfs_rec_type type, size_t len)
 {
-	size_t text = type == WPFS_REC_MAP    ? offsetof(struct wpfs_rec_map, path)
-		      : type == WPFS_REC_NOTE ? offsetof(struct wpfs_rec_note, text)
-					      : len;
+	size_t text = len;
 
-	if (text >= len)
+	if (type == WPFS_REC_MAP)
+		text = offsetof(struct wpfs_rec_map, path);
+	else if (type == WPFS_REC_NOTE)
+		text = offsetof(struct wpfs_rec_note, text);
+	return text < len ? text : len;
+}
+
+/* Bytes of the body that count, with the NUL of its string. */
+static size_t cut_size(size_t text, const void *body, size_t len)
+{
+	if (text == len)
 		return len;
 	return text + strnlen((const char *)body + text, len - text - 1) + 1;
 }
