@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Processes and mounts as the kernel shows them, and waiting for them without sleeping blindly."""
+
+import ctypes
+import os
+import select
+import signal
+import time
+
+PR_SET_CHILD_SUBREAPER = 36
+WALL = 0x40000000  # __WALL: a witness is a clone child that sends no signal
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def become_subreaper():
+    """From now on what our programs leave behind becomes our child, and so can be found."""
+    if _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def children(pid="self"):
+    """Pids of the children of all threads of a process; empty if it is gone."""
+    found = []
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except FileNotFoundError:
+        return found
+    for task in tasks:
+        try:
+            with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as text:
+                found += [int(child) for child in text.read().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return found
+
+
+def descendants(pid="self"):
+    found = []
+    todo = children(pid)
+    while todo:
+        pid = todo.pop()
+        found.append(pid)
+        todo += children(pid)
+    return found
+
+
+def state(pid):
+    """One letter of proc(5), or None when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as text:
+            return text.read().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def describe(pid):
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as text:
+            return f"{text.read().strip()} (pid {pid}, {state(pid)})"
+    except (FileNotFoundError, ProcessLookupError):
+        return f"pid {pid}, gone"
+
+
+def is_over(pidfd, seconds):
+    """Waits until the process of a pidfd has ended; False when it has not in that time."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def pidfd_of(pid):
+    """A pidfd, or None when the process is gone."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+def kill(pid):
+    """SIGKILL; a process that is gone already is as good."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def unescape(field):
+    """A path of /proc/PID/mountinfo, where blanks and backslashes are \\ooo."""
+    parts = field.split("\\")
+    return parts[0] + "".join(chr(int(part[:3], 8)) + part[3:] for part in parts[1:])
+
+
+def mounts_below(path):
+    """(mountpoint, type) of what is mounted at `path` or below it."""
+    path = str(path)
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8") as lines:
+        for line in lines:
+            left, _, right = line.partition(" - ")
+            point = unescape(left.split()[4])
+            if point == path or point.startswith(path + "/"):
+                found.append((point, right.split()[0]))
+    return found
+
+
+class MountWatch:
+    """Waits for a change of the mount table, as poll(2) on mountinfo reports it."""
+
+    def __init__(self):
+        self.file = open("/proc/self/mountinfo", encoding="utf-8")
+        self.file.read()
+
+    def wait(self, condition, seconds, pidfd=None):
+        """True when condition() holds; False when time is up or the process of pidfd ended."""
+        poll = select.poll()
+        poll.register(self.file, select.POLLPRI)
+        if pidfd is not None:
+            poll.register(pidfd, select.POLLIN)
+        end = time.monotonic() + seconds
+        while not condition():
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            # A change between two polls is kept by the kernel; 1 s is only a bound.
+            ready = dict(poll.poll(min(left, 1) * 1000))
+            if pidfd is not None and pidfd in ready:
+                return condition()
+        return True
+
+    def close(self):
+        self.file.close()
+
+
+def wait_for(condition, seconds, what):
+    """For what has no descriptor to wait on. Fails the test when time is up."""
+    end = time.monotonic() + seconds
+    pause = 0.001
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(pause)
+        pause = min(pause * 2, 0.1)

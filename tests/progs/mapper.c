@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * An ordinary program that maps files, taking orders one line at a time on stdin and answering each
+ * with one line: "ok [VALUE]" or "err ENAME". It knows nothing of wpfs. F and M are numbers of its
+ * own for open files and mappings; offsets and lengths in bytes, PAGE and COUNT in pages of M.
+ *
+ *   open F PATH           O_RDWR|O_CREAT            map M F OFF LEN [ro] [private] [at=ADDR] ->
+ * ADDR size F BYTES          ftruncate                 unmap M [PAGE COUNT] punch F OFF LEN
+ * fallocate                 move M            mremap elsewhere -> ADDR pwrite F OFF LEN BYTE store
+ * M PAGE BYTE [COUNT] fsync F               close F                   load M PAGE -> BYTE advise M
+ * PAGE COUNT dontneed|remove|pageout|populate_write      msync M prot M PAGE COUNT r|rw|none fork
+ * IN OUT -> PID: the child takes orders exec PATH [ARG...]    exit STATUS from fifo IN, answers in
+ * OUT
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define PAGE	  4096ul
+#define SLOTS	  64
+#define WORDS_MAX 16
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+static struct {
+	char *addr;
+	size_t len;
+} maps[SLOTS];
+static int files[SLOTS];
+
+struct order {
+	char *word[WORDS_MAX + 1]; /* NULL-terminated */
+	int words;
+};
+
+static unsigned long number(const struct order *o, int i)
+{
+	return i < o->words ? strtoul(o->word[i], NULL, 0) : 0;
+}
+
+static int *file_at(const struct order *o, int i)
+{
+	return &files[number(o, i) % SLOTS];
+}
+
+static char *page_at(const struct order *o, int map, int page)
+{
+	return maps[number(o, map) % SLOTS].addr + number(o, page) * PAGE;
+}
+
+/* Turns what a system call returned into what an order returns: a value or -errno. */
+static long result(long value)
+{
+	return value < 0 ? -errno : value;
+}
+
+static long do_open(const struct order *o)
+{
+	return result(*file_at(o, 1) = open(o->word[2], O_RDWR | O_CREAT | O_CLOEXEC, 0666));
+}
+
+static long do_size(const struct order *o)
+{
+	return result(ftruncate(*file_at(o, 1), (off_t)number(o, 2)));
+}
+
+static long do_punch(const struct order *o)
+{
+	return result(fallocate(*file_at(o, 1), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				(off_t)number(o, 2), (off_t)number(o, 3)));
+}
+
+static long do_pwrite(const struct order *o)
+{
+	size_t len = number(o, 3);
+	char *buf = malloc(len);
+	long ret;
+
+	if (!buf)
+		return -ENOMEM;
+	memset(buf, (int)number(o, 4), len);
+	ret = result(pwrite(*file_at(o, 1), buf, len, (off_t)number(o, 2)));
+	free(buf);
+	return ret;
+}
+
+static long do_fsync(const struct order *o)
+{
+	return result(fsync(*file_at(o, 1)));
+}
+
+static long do_close(const struct order *o)
+{
+	return result(close(*file_at(o, 1)));
+}
+
+static long do_map(const struct order *o)
+{
+	int prot = PROT_READ | PROT_WRITE, flags = MAP_SHARED;
+	size_t len = number(o, 4), slot = number(o, 1) % SLOTS;
+	void *want = NULL, *got;
+
+	for (int i = 5; i < o->words; i++) {
+		if (strcmp(o->word[i], "ro") == 0) {
+			prot = PROT_READ;
+		} else if (strcmp(o->word[i], "private") == 0) {
+			flags = (flags & ~MAP_SHARED) | MAP_PRIVATE;
+		} else if (strncmp(o->word[i], "at=", 3) == 0) {
+			want = (void *)strtoul(o->word[i] + 3, NULL, 0);
+			flags |= MAP_FIXED;
+		} else {
+			return -EINVAL;
+		}
+	}
+	got = mmap(want, len, prot, flags, *file_at(o, 2), (off_t)number(o, 3));
+	if (got == MAP_FAILED)
+		return -errno;
+	maps[slot].addr = got;
+	maps[slot].len = len;
+	return (long)got;
+}
+
+static long do_unmap(const struct order *o)
+{
+	size_t slot = number(o, 1) % SLOTS;
+
+	if (o->words > 2)
+		return result(munmap(page_at(o, 1, 2), number(o, 3) * PAGE));
+	return result(munmap(maps[slot].addr, maps[slot].len));
+}
+
+static long do_move(const struct order *o)
+{
+	size_t slot = number(o, 1) % SLOTS, len = maps[slot].len;
+	void *place = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *got;
+
+	if (place == MAP_FAILED)
+		return -errno;
+	got = mremap(maps[slot].addr, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, place);
+	if (got == MAP_FAILED)
+		return -errno;
+	maps[slot].addr = got;
+	return (long)got;
+}
+
+static long do_store(const struct order *o)
+{
+	unsigned long count = o->words > 4 ? number(o, 4) : 1;
+	volatile char *p = page_at(o, 1, 2);
+
+	for (unsigned long i = 0; i < count; i++)
+		p[i * PAGE] = (char)number(o, 3);
+	return 0;
+}
+
+static long do_load(const struct order *o)
+{
+	return *(volatile unsigned char *)page_at(o, 1, 2);
+}
+
+static long do_advise(const struct order *o)
+{
+	static const struct {
+		const char *name;
+		int advice;
+	} known[] = {
+		{"dontneed", MADV_DONTNEED},
+		{"remove", MADV_REMOVE},
+		{"pageout", MADV_PAGEOUT},
+		{"populate_write", MADV_POPULATE_WRITE},
+	};
+
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+		if (o->words > 4 && strcmp(o->word[4], known[i].name) == 0)
+			return result(
+				madvise(page_at(o, 1, 2), number(o, 3) * PAGE, known[i].advice));
+	return -EINVAL;
+}
+
+static long do_prot(const struct order *o)
+{
+	int prot = PROT_NONE;
+
+	if (o->words > 4 && o->word[4][0] == 'r')
+		prot = o->word[4][1] == 'w' ? PROT_READ | PROT_WRITE : PROT_READ;
+	return result(mprotect(page_at(o, 1, 2), number(o, 3) * PAGE, prot));
+}
+
+static long do_msync(const struct order *o)
+{
+	size_t slot = number(o, 1) % SLOTS;
+
+	return result(msync(maps[slot].addr, maps[slot].len, MS_SYNC));
+}
+
+static long do_fork(const struct order *o)
+{
+	pid_t pid = fork();
+
+	if (pid == 0 && (!freopen(o->word[1], "r", stdin) || !freopen(o->word[2], "w", stdout)))
+		_exit(127);
+	return result(pid);
+}
+
+static long do_exec(const struct order *o)
+{
+	execv(o->word[1], &((struct order *)o)->word[1]);
+	return -errno;
+}
+
+static long do_exit(const struct order *o)
+{
+	exit((int)number(o, 1));
+}
+
+static const struct {
+	const char *verb;
+	int words; /* at least, with the verb */
+	long (*run)(const struct order *o);
+} verbs[] = {
+	{"open", 3, do_open},	{"size", 3, do_size},	  {"punch", 4, do_punch},
+	{"close", 2, do_close}, {"pwrite", 5, do_pwrite}, {"fsync", 2, do_fsync},
+	{"map", 5, do_map},	{"unmap", 2, do_unmap},	  {"move", 2, do_move},
+	{"store", 4, do_store}, {"load", 3, do_load},	  {"advise", 5, do_advise},
+	{"prot", 5, do_prot},	{"msync", 2, do_msync},	  {"fork", 3, do_fork},
+	{"exec", 2, do_exec},	{"exit", 2, do_exit},
+};
+
+static long obey(const struct order *o)
+{
+	for (size_t i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++)
+		if (strcmp(o->word[0], verbs[i].verb) == 0)
+			return o->words >= verbs[i].words ? verbs[i].run(o) : -EINVAL;
+	return -ENOSYS;
+}
+
+int main(void)
+{
+	char line[8192];
+
+	/* Unbuffered: a fork child must not find its parent's orders in a buffer. */
+	setvbuf(stdin, NULL, _IONBF, 0);
+	memset(files, -1, sizeof(files));
+	while (fgets(line, sizeof(line), stdin)) {
+		struct order o = {.words = 0};
+		long value;
+
+		for (char *w = strtok(line, " \n"); w && o.words < WORDS_MAX;
+		     w = strtok(NULL, " \n"))
+			o.word[o.words++] = w;
+		if (!o.words)
+			continue;
+		value = obey(&o);
+		if (value < 0 && value > -4096)
+			printf("err %s\n", strerrorname_np((int)-value));
+		else
+			printf("ok %ld\n", value);
+		fflush(stdout);
+	}
+	return 0;
+}
