@@ -8,6 +8,7 @@
 #define WPFS_BASE_COMPAT_H
 
 #include <linux/fs.h>
+#include <linux/fuse.h>
 #include <linux/types.h>
 #include <linux/userfaultfd.h>
 #include <sys/syscall.h>
@@ -70,6 +71,18 @@ struct pm_scan_arg {
 
 _Static_assert(sizeof(struct pm_scan_arg) == 96, "PAGEMAP_SCAN ABI");
 _Static_assert(sizeof(struct page_region) == 24, "PAGEMAP_SCAN ABI");
+
+/* FUSE passthrough: Linux 6.9 */
+#ifndef FUSE_DEV_IOC_BACKING_OPEN
+#define FUSE_DEV_IOC_BACKING_OPEN  _IOW(229, 1, struct fuse_backing_map)
+#define FUSE_DEV_IOC_BACKING_CLOSE _IOW(229, 2, __u32)
+
+struct fuse_backing_map {
+	__s32 fd;
+	__u32 flags;
+	__u64 padding;
+};
+#endif
 
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438

@@ -52,9 +52,9 @@ struct fs_hooks {
 };
 
 struct fs_config {
-	int lower_fd;            /* root of the lower tmpfs, O_RDONLY; borrowed until fs_free */
+	int lower_fd;		  /* root of the lower tmpfs, O_RDONLY; borrowed until fs_free */
 	const struct fs_ids *ids; /* which lower file has which id; borrowed until fs_free */
-	const char *id;          /* mount id, shorter than WPFS_ID_MAX; copied */
+	const char *id;		  /* mount id, shorter than WPFS_ID_MAX; copied */
 	enum wpfs_kind kind;
 	bool uring; /* ask for FUSE over io_uring */
 	bool debug; /* log every request */
@@ -97,7 +97,7 @@ void fs_free(struct fs *fs);
 /* ---- for the rooms above: files by path, id and handle ---------------------------------- */
 
 struct fs_file {
-	uint64_t ino; /* file id */
+	uint64_t ino;  /* file id */
 	uint64_t size; /* bytes */
 	mode_t mode;
 	uid_t uid;

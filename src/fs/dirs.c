@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Reading directories. Positions are the lower's own d_off: tmpfs gives every name a stable one
+ * (Linux 6.6), so telldir() stays good while others create and remove names.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+#include "base/cleanup.h"
+#include "fs/priv.h"
+
+/* An open directory. Two threads may read one descriptor at once. */
+struct dir {
+	pthread_mutex_t lock; /* all below */
+	int fd;
+	off_t at;	  /* position of the next entry in buf */
+	size_t pos, fill; /* bytes of buf: next, end */
+	_Alignas(struct dirent64) char buf[16384];
+};
+
+static struct dir *dir_of(const struct fuse_file_info *fi)
+{
+	return (struct dir *)(uintptr_t)fi->fh;
+}
+
+static int dir_open_fd(struct fs *fs, uint64_t ino)
+{
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	int fd, r;
+
+	r = fs_inode_ref(fs, ino, &ref);
+	if (r)
+		return r;
+	fd = open(fs_proc_path(ref.fd).s, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+static void dir_free(struct dir *dir)
+{
+	close(dir->fd);
+	pthread_mutex_destroy(&dir->lock);
+	free(dir);
+}
+
+static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct dir *dir = malloc(sizeof(*dir));
+	int fd = dir ? dir_open_fd(fs_of(req), ino) : -ENOMEM;
+
+	if (fd < 0) {
+		free(dir);
+		fuse_reply_err(req, -fd);
+		return;
+	}
+	pthread_mutex_init(&dir->lock, NULL);
+	dir->fd = fd;
+	dir->at = 0;
+	dir->pos = dir->fill = 0;
+	fi->fh = (uintptr_t)dir;
+	if (fuse_reply_open(req, fi) < 0)
+		dir_free(dir);
+}
+
+static void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	dir_free(dir_of(fi));
+	fuse_reply_err(req, 0);
+}
+
+/* The entry at dir->at, not yet consumed; NULL at the end. 0 or -errno. */
+static int dir_peek(struct dir *dir, struct dirent64 **entry)
+{
+	if (dir->pos == dir->fill) {
+		long n = syscall(SYS_getdents64, dir->fd, dir->buf, sizeof(dir->buf));
+
+		if (n < 0)
+			return -errno;
+		dir->pos = 0;
+		dir->fill = (size_t)n;
+	}
+	*entry = dir->pos < dir->fill ? (struct dirent64 *)(dir->buf + dir->pos) : NULL;
+	return 0;
+}
+
+static void dir_consume(struct dir *dir, const struct dirent64 *entry)
+{
+	dir->at = entry->d_off;
+	dir->pos += entry->d_reclen;
+}
+
+static int dir_seek(struct dir *dir, off_t off)
+{
+	/* Also at 0: rewinddir() has to see names made since. */
+	if (off == dir->at && off != 0)
+		return 0;
+	if (lseek(dir->fd, off, SEEK_SET) < 0)
+		return -errno;
+	dir->at = off;
+	dir->pos = dir->fill = 0;
+	return 0;
+}
+
+static bool is_dots(const char *name)
+{
+	return name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2]));
+}
+
+/*
+ * Adds one entry to the answer. Gives its size, 0 when the name has gone meanwhile, or -errno. A
+ * size above `room` means that it was not added.
+ */
+static ssize_t add_entry(fuse_req_t req, struct dir *dir, const struct dirent64 *de, char *buf,
+			 size_t room, bool plus)
+{
+	struct fs *fs = fs_of(req);
+	struct fuse_entry_param entry = {.attr = {.st_ino = fs_ids_get(fs->ids, de->d_ino),
+						  .st_mode = (mode_t)DTTOIF(de->d_type)}};
+	size_t size;
+	int r;
+
+	if (!plus)
+		return (ssize_t)fuse_add_direntry(req, buf, room, de->d_name, &entry.attr,
+						  de->d_off);
+	size = fuse_add_direntry_plus(req, NULL, 0, de->d_name, &entry, 0);
+	if (size > room)
+		return (ssize_t)size;
+	if (!is_dots(de->d_name)) {
+		r = fs_entry_lookup(fs, dir->fd, de->d_name, &entry);
+		if (r)
+			return r == -ENOENT ? 0 : r;
+	}
+	return (ssize_t)fuse_add_direntry_plus(req, buf, room, de->d_name, &entry, de->d_off);
+}
+
+static void read_entries(fuse_req_t req, size_t size, off_t off, struct dir *dir, bool plus)
+{
+	_cleanup_free_ char *buf = malloc(size);
+	size_t used = 0;
+	int r;
+
+	if (!buf) {
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	pthread_mutex_lock(&dir->lock);
+	r = dir_seek(dir, off);
+	while (!r) {
+		struct dirent64 *de = NULL;
+		ssize_t n;
+
+		r = dir_peek(dir, &de);
+		if (r || !de)
+			break;
+		n = add_entry(req, dir, de, buf + used, size - used, plus);
+		if (n < 0)
+			r = (int)n;
+		else if ((size_t)n > size - used)
+			break;
+		if (r)
+			break;
+		used += (size_t)n;
+		dir_consume(dir, de);
+	}
+	pthread_mutex_unlock(&dir->lock);
+	/* Lookups already counted must reach the kernel, so an error waits for the next call. */
+	if (r && !used)
+		fuse_reply_err(req, -r);
+	else
+		fuse_reply_buf(req, buf, used);
+}
+
+static void op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+		       struct fuse_file_info *fi)
+{
+	read_entries(req, size, off, dir_of(fi), false);
+}
+
+static void op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+			   struct fuse_file_info *fi)
+{
+	read_entries(req, size, off, dir_of(fi), true);
+}
+
+static void op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+	fuse_reply_err(req, 0);
+}
+
+void fs_ops_dirs(struct fuse_lowlevel_ops *ops)
+{
+	ops->opendir = op_opendir;
+	ops->readdir = op_readdir;
+	ops->readdirplus = op_readdirplus;
+	ops->releasedir = op_releasedir;
+	ops->fsyncdir = op_fsyncdir;
+}

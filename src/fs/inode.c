@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The inode table. Keyed by file id and reached by file handle, so that a million known files
+ * cost memory but no descriptors. Not chosen: node id = pointer (the rooms above look files up
+ * by id, and a forged or stale id must not be followed), one O_PATH descriptor per inode.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "fs/priv.h"
+
+struct fs_proc_path fs_proc_path(int fd)
+{
+	struct fs_proc_path path;
+
+	snprintf(path.s, sizeof(path.s), "/proc/self/fd/%d", fd);
+	return path;
+}
+
+static struct fs_shard *shard_of(struct fs *fs, uint64_t ino)
+{
+	return &fs->shards[ino % FS_SHARDS];
+}
+
+int fs_handle_of(int fd, struct fs_handle *handle)
+{
+	union {
+		struct file_handle h;
+		char room[sizeof(struct file_handle) + sizeof(handle->data)];
+	} u = {.h.handle_bytes = sizeof(handle->data)};
+	int mount_id;
+
+	if (name_to_handle_at(fd, "", &u.h, &mount_id, AT_EMPTY_PATH) < 0)
+		return -errno;
+	memset(handle, 0, sizeof(*handle));
+	handle->type = (uint8_t)u.h.handle_type;
+	handle->len = (uint8_t)u.h.handle_bytes;
+	memcpy(handle->data, u.h.f_handle, u.h.handle_bytes);
+	return 0;
+}
+
+int fs_handle_open_raw(struct fs *fs, const struct fs_handle *handle, int flags)
+{
+	union {
+		struct file_handle h;
+		char room[sizeof(struct file_handle) + sizeof(handle->data)];
+	} u = {.h.handle_bytes = handle->len, .h.handle_type = handle->type};
+	int fd;
+
+	if (handle->len > sizeof(handle->data))
+		return -EINVAL;
+	memcpy(u.h.f_handle, handle->data, handle->len);
+	fd = open_by_handle_at(fs->lower_fd, &u.h, flags | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+static struct fs_inode *inode_new(uint64_t ino)
+{
+	struct fs_inode *inode = calloc(1, sizeof(*inode));
+
+	if (!inode)
+		return NULL;
+	inode->ino = ino;
+	inode->lookups = 1;
+	inode->nameless_fd = -1;
+	inode->backing_fd = -1;
+	return inode;
+}
+
+static void inode_free(struct fs *fs, struct fs_inode *inode)
+{
+	fs_backing_close(fs, inode);
+	if (inode->nameless_fd >= 0)
+		close(inode->nameless_fd);
+	free(inode);
+}
+
+int fs_inodes_init(struct fs *fs)
+{
+	struct fs_inode *root;
+	struct stat st;
+	int r;
+
+	for (size_t i = 0; i < FS_SHARDS; i++) {
+		pthread_mutex_init(&fs->shards[i].lock, NULL);
+		pthread_mutex_init(&fs->shards[i].backing, NULL);
+	}
+	if (fstat(fs->lower_fd, &st) < 0)
+		return -errno;
+	r = fs_inode_lookup(fs, fs->lower_fd, &st, &root);
+	if (!r && root->ino != FS_ROOT_ID) {
+		log_err("the lower tmpfs has inode %llu as its root, not 1",
+			(unsigned long long)st.st_ino);
+		r = -EINVAL;
+	}
+	return r;
+}
+
+void fs_inodes_free(struct fs *fs)
+{
+	struct fs_inode *inode, *next;
+
+	for (size_t i = 0; i < FS_SHARDS; i++) {
+		HASH_ITER (hh, fs->shards[i].inodes, inode, next) {
+			HASH_DEL(fs->shards[i].inodes, inode);
+			inode_free(fs, inode);
+		}
+		pthread_mutex_destroy(&fs->shards[i].lock);
+		pthread_mutex_destroy(&fs->shards[i].backing);
+	}
+}
+
+struct fs_inode *fs_inode_find(struct fs *fs, uint64_t ino)
+{
+	struct fs_shard *shard = shard_of(fs, ino);
+	struct fs_inode *inode;
+
+	pthread_mutex_lock(&shard->lock);
+	HASH_FIND(hh, shard->inodes, &ino, sizeof(ino), inode);
+	pthread_mutex_unlock(&shard->lock);
+	return inode;
+}
+
+struct fs_inode *fs_inode_get(struct fs *fs, uint64_t ino)
+{
+	struct fs_shard *shard = shard_of(fs, ino);
+	struct fs_inode *inode;
+
+	pthread_mutex_lock(&shard->lock);
+	HASH_FIND(hh, shard->inodes, &ino, sizeof(ino), inode);
+	if (inode)
+		inode->lookups++;
+	pthread_mutex_unlock(&shard->lock);
+	return inode;
+}
+
+int fs_inode_lookup(struct fs *fs, int fd, const struct stat *st, struct fs_inode **found)
+{
+	uint64_t ino = fs_ids_get(fs->ids, st->st_ino);
+	struct fs_shard *shard = shard_of(fs, ino);
+	struct fs_inode *inode, *fresh;
+	int r;
+
+	*found = fs_inode_get(fs, ino);
+	if (*found)
+		return 0;
+	fresh = inode_new(ino);
+	if (!fresh)
+		return -ENOMEM;
+	r = fs_handle_of(fd, &fresh->handle);
+	if (r) {
+		free(fresh);
+		return r;
+	}
+	/* The last name may be gone already: a file made with O_TMPFILE, or an unlink that raced.
+	 */
+	if (st->st_nlink == 0)
+		fresh->nameless_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+
+	pthread_mutex_lock(&shard->lock);
+	HASH_FIND(hh, shard->inodes, &ino, sizeof(ino), inode);
+	if (inode)
+		inode->lookups++;
+	else
+		HASH_ADD(hh, shard->inodes, ino, sizeof(ino), fresh);
+	pthread_mutex_unlock(&shard->lock);
+	if (inode)
+		inode_free(fs, fresh);
+	*found = inode ? inode : fresh;
+	return 0;
+}
+
+void fs_inode_forget(struct fs *fs, uint64_t ino, uint64_t lookups)
+{
+	struct fs_shard *shard = shard_of(fs, ino);
+	struct fs_inode *inode;
+
+	if (ino == FS_ROOT_ID)
+		return;
+	pthread_mutex_lock(&shard->lock);
+	HASH_FIND(hh, shard->inodes, &ino, sizeof(ino), inode);
+	if (inode) {
+		inode->lookups -= lookups < inode->lookups ? lookups : inode->lookups;
+		if (inode->lookups == 0)
+			HASH_DEL(shard->inodes, inode);
+		else
+			inode = NULL;
+	}
+	pthread_mutex_unlock(&shard->lock);
+	if (inode)
+		inode_free(fs, inode);
+}
+
+int fs_inode_ref(struct fs *fs, uint64_t ino, struct fs_ref *ref)
+{
+	struct fs_inode *inode;
+	int fd;
+
+	if (ino == FS_ROOT_ID) {
+		*ref = (struct fs_ref){.fd = fs->lower_fd};
+		return 0;
+	}
+	inode = fs_inode_find(fs, ino);
+	if (!inode)
+		return -ESTALE;
+	fd = atomic_load(&inode->backing_fd);
+	if (fd < 0)
+		fd = atomic_load(&inode->nameless_fd);
+	if (fd >= 0) {
+		*ref = (struct fs_ref){.fd = fd};
+		return 0;
+	}
+	fd = fs_handle_open_raw(fs, &inode->handle, O_PATH | O_NOFOLLOW);
+	if (fd < 0)
+		return fd;
+	*ref = (struct fs_ref){.fd = fd, .owned = true};
+	return 0;
+}
+
+void fs_inode_unlinked(struct fs *fs, int fd)
+{
+	struct fs_inode *inode;
+	struct stat st;
+	int none = -1;
+
+	if (fstat(fd, &st) < 0 || st.st_nlink > 0) {
+		close(fd);
+		return;
+	}
+	/* The lookup held here keeps the inode while the descriptor moves in. */
+	inode = fs_inode_get(fs, fs_ids_get(fs->ids, st.st_ino));
+	if (!inode) {
+		close(fd);
+		return;
+	}
+	if (!atomic_compare_exchange_strong(&inode->nameless_fd, &none, fd))
+		close(fd);
+	fs_inode_forget(fs, inode->ino, 1);
+}
+
+double fs_inode_attr_timeout(struct fs_inode *inode)
+{
+	return atomic_load(&inode->backing_fd) >= 0 ? 0 : FS_LONG_TIMEOUT;
+}

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What is done to the contents of open files. read and write come only for a file that was not
+ * opened for passthrough; the rest has no passthrough in the kernel.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/falloc.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "fs/priv.h"
+
+/* The backing descriptor of a file that is open, or -errno. */
+static int open_fd(fuse_req_t req, fuse_ino_t ino)
+{
+	struct fs_inode *inode = fs_inode_find(fs_of(req), ino);
+
+	return inode ? fs_backing_get(fs_of(req), inode, -1, NULL) : -ESTALE;
+}
+
+static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+		    struct fuse_file_info *fi)
+{
+	struct fuse_bufvec buf = FUSE_BUFVEC_INIT(size);
+	int fd = open_fd(req, ino);
+
+	if (fd < 0) {
+		fuse_reply_err(req, -fd);
+		return;
+	}
+	buf.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
+	buf.buf[0].fd = fd;
+	buf.buf[0].pos = off;
+	fuse_reply_data(req, &buf, FUSE_BUF_SPLICE_MOVE);
+}
+
+static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
+			 struct fuse_file_info *fi)
+{
+	struct fuse_bufvec out = FUSE_BUFVEC_INIT(fuse_buf_size(in));
+	int fd = open_fd(req, ino);
+	ssize_t n;
+
+	if (fd < 0) {
+		fuse_reply_err(req, -fd);
+		return;
+	}
+	out.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
+	out.buf[0].fd = fd;
+	out.buf[0].pos = off;
+	if (fi->kill_suidgid)
+		creds_drop_fsetid();
+	n = fuse_buf_copy(&out, in, 0);
+	if (fi->kill_suidgid)
+		creds_take_fsetid();
+	if (n < 0)
+		fuse_reply_err(req, (int)-n);
+	else
+		fuse_reply_write(req, (size_t)n);
+}
+
+static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+	fuse_reply_err(req, -fs_hook_sync_file(fs_of(req), ino));
+}
+
+/* Like a write, it clears suid bits for a caller without CAP_FSETID; no flag says which it is. */
+static int fallocate_as(fuse_req_t req, int fd, int mode, off_t off, off_t len)
+{
+	struct stat st;
+	bool kill;
+	int r;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	kill = (st.st_mode & (S_ISUID | S_ISGID)) &&
+	       !creds_caller_capable(fuse_req_ctx(req)->pid, CAP_FSETID);
+	if (kill)
+		creds_drop_fsetid();
+	r = fallocate(fd, mode, off, len) < 0 ? -errno : 0;
+	if (kill)
+		creds_take_fsetid();
+	return r;
+}
+
+static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len,
+			 struct fuse_file_info *fi)
+{
+	const int shifts = FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE;
+	const int drops = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE;
+	int fd = open_fd(req, ino);
+	int r = fd < 0 ? fd : fallocate_as(req, fd, mode, off, len);
+
+	if (!r && (mode & shifts))
+		fs_hook_dropped(fs_of(req), ino, (uint64_t)off, 0);
+	else if (!r && (mode & drops))
+		fs_hook_dropped(fs_of(req), ino, (uint64_t)off, (uint64_t)len);
+	fuse_reply_err(req, -r);
+}
+
+static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
+		     struct fuse_file_info *fi)
+{
+	int fd = open_fd(req, ino);
+	off_t at = fd < 0 ? fd : lseek(fd, off, whence);
+
+	if (fd >= 0 && at < 0)
+		at = -errno;
+	if (at < 0)
+		fuse_reply_err(req, (int)-at);
+	else
+		fuse_reply_lseek(req, at);
+}
+
+static void op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
+			       struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t off_out,
+			       struct fuse_file_info *fi_out, size_t len, int flags)
+{
+	int in = open_fd(req, ino_in), out = open_fd(req, ino_out);
+	ssize_t n;
+
+	if (in < 0 || out < 0) {
+		fuse_reply_err(req, in < 0 ? -in : -out);
+		return;
+	}
+	n = copy_file_range(in, &off_in, out, &off_out, len, (unsigned int)flags);
+	if (n < 0)
+		fuse_reply_err(req, errno);
+	else
+		fuse_reply_write(req, (size_t)n);
+}
+
+static void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void *arg,
+		     struct fuse_file_info *fi, unsigned int flags, const void *in, size_t in_size,
+		     size_t out_size)
+{
+	struct fs *fs = fs_of(req);
+	struct wpfs_mount_info info = {.version = 1, .kind = fs->kind};
+
+	if (cmd != WPFS_IOC_MOUNT_INFO || out_size < sizeof(info)) {
+		fuse_reply_err(req, ENOTTY);
+		return;
+	}
+	snprintf(info.id, sizeof(info.id), "%s", fs->id);
+	fuse_reply_ioctl(req, 0, &info, sizeof(info));
+}
+
+void fs_ops_io(struct fuse_lowlevel_ops *ops)
+{
+	ops->read = op_read;
+	ops->write_buf = op_write_buf;
+	ops->fsync = op_fsync;
+	ops->fallocate = op_fallocate;
+	ops->lseek = op_lseek;
+	ops->copy_file_range = op_copy_file_range;
+	ops->ioctl = op_ioctl;
+}

@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What the files of this room share.
+ *
+ * An inode is in the table while the kernel holds lookups of it (or a function of files.c uses
+ * it). While a request names an inode the kernel holds a lookup, so request handlers use the
+ * pointer without a lock. It has no descriptor of its own: a handler opens one by file handle,
+ * except when the file has lost its last name (then nothing else might keep it alive) or has a
+ * backing file.
+ *
+ * Locks: shard.lock and backing locks are leaves; neither is held while taking the other.
+ */
+#ifndef WPFS_FS_PRIV_H
+#define WPFS_FS_PRIV_H
+
+#include <fuse_lowlevel.h>
+#include <limits.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
+#include <uthash.h>
+
+#include "fs/creds.h"
+#include "fs/fs.h"
+#include "fs/ids.h"
+
+/*
+ * Seconds. Nobody changes the lower tree behind the kernel's back, so names stay true for ever.
+ * So do attributes, except of a file with a backing file: a store through a mapping moves its
+ * times and blocks and a passthrough write its suid bits, and no request tells of either.
+ */
+#define FS_LONG_TIMEOUT 1e8
+
+struct fs_inode {
+	UT_hash_handle hh;
+	uint64_t ino;
+	uint64_t lookups;	 /* shard.lock */
+	struct fs_handle handle; /* constant */
+	_Atomic int nameless_fd; /* O_PATH, set once when the last name goes; else -1 */
+	_Atomic int backing_fd;	 /* O_RDWR, set once at the first open; else -1 */
+	int backing_id;		 /* of the kernel; valid when backing_fd is */
+};
+
+#define FS_SHARDS 64
+
+struct fs_shard {
+	pthread_mutex_t lock;
+	struct fs_inode *inodes; /* shard.lock */
+	pthread_mutex_t backing; /* serialises the making of a backing file */
+};
+
+struct fs {
+	/* constant after fs_new */
+	int lower_fd;
+	const struct fs_ids *ids;
+	char id[WPFS_ID_MAX];
+	enum wpfs_kind kind;
+	bool uring_wanted, debug;
+	char lower_path[PATH_MAX]; /* of the lower's root, as readlink shows it */
+	size_t lower_path_len;
+	/* constant after fs_mount */
+	struct fuse_session *session;
+	int dev_fd; /* /dev/fuse; owned by the session once that exists */
+	/* constant after fs_serve */
+	pthread_t thread;
+	bool thread_started;
+	bool init_seen;
+	int init_error; /* these two are written before `ready` is posted */
+	bool uring;
+	sem_t ready;
+
+	int done_fd;	   /* eventfd: the session has ended */
+	int session_error; /* written by the session thread before done_fd */
+	pthread_rwlock_t hooks_lock;
+	const struct fs_hooks *hooks; /* hooks_lock */
+	struct fs_shard shards[FS_SHARDS];
+};
+
+/* A descriptor for one request: borrowed from the inode or its own. */
+struct fs_ref {
+	int fd;
+	bool owned;
+};
+
+static inline void fs_ref_put(struct fs_ref *ref)
+{
+	if (ref->owned && ref->fd >= 0)
+		close(ref->fd);
+}
+
+#define FS_REF_INIT                                                                                \
+	{                                                                                          \
+		.fd = -1, .owned = false                                                           \
+	}
+#define _cleanup_ref_ __attribute__((cleanup(fs_ref_put)))
+
+/* "/proc/self/fd/N": acts on the file itself where a call wants a path. */
+struct fs_proc_path {
+	char s[40];
+};
+struct fs_proc_path fs_proc_path(int fd);
+
+static inline struct fs *fs_of(fuse_req_t req)
+{
+	return fuse_req_userdata(req);
+}
+
+static inline struct creds_caller fs_caller(fuse_req_t req)
+{
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+
+	return (struct creds_caller){
+		.uid = ctx->uid, .gid = ctx->gid, .pid = ctx->pid, .umask = ctx->umask};
+}
+
+/* ---- inode.c ---------------------------------------------------------------------------- */
+
+/* An empty table, with the root in it for ever. 0 or -errno. */
+int fs_inodes_init(struct fs *fs);
+void fs_inodes_free(struct fs *fs);
+
+/* The inode of a node id; NULL when the table has none. No lookup is counted. */
+struct fs_inode *fs_inode_find(struct fs *fs, uint64_t ino);
+
+/* The same with one lookup counted, to be given back with fs_inode_forget. */
+struct fs_inode *fs_inode_get(struct fs *fs, uint64_t ino);
+
+/*
+ * Counts a lookup of the file behind `fd` (any kind of descriptor), entering it into the table if
+ * need be. `st` is its lower stat. 0 or -errno.
+ */
+int fs_inode_lookup(struct fs *fs, int fd, const struct stat *st, struct fs_inode **inode);
+
+/* Gives back lookups; with the last one the inode is freed. */
+void fs_inode_forget(struct fs *fs, uint64_t ino, uint64_t lookups);
+
+/* A descriptor of the file, at least O_PATH. -ESTALE: no such inode, or the file is gone. */
+int fs_inode_ref(struct fs *fs, uint64_t ino, struct fs_ref *ref);
+
+/*
+ * After a name of the file behind `fd` (O_PATH) was removed: if it was the last one and the kernel
+ * still knows the inode, the table keeps the descriptor. Takes fd over either way.
+ */
+void fs_inode_unlinked(struct fs *fs, int fd);
+
+/* The handle of an open file. 0 or -errno. */
+int fs_handle_of(int fd, struct fs_handle *handle);
+
+/* Opens a file by handle, O_CLOEXEC added. -ESTALE: gone. */
+int fs_handle_open_raw(struct fs *fs, const struct fs_handle *handle, int flags);
+
+/* Seconds its attributes may be cached by the kernel. */
+double fs_inode_attr_timeout(struct fs_inode *inode);
+
+/* ---- backing.c -------------------------------------------------------------------------- */
+
+/*
+ * The one backing file of a regular file, made at its first open and kept until the inode is
+ * forgotten: a second one, with another id, would be refused by the kernel while the first is in
+ * use. `fd`, when not -1, is an open O_RDWR descriptor of the file that may become it (taken
+ * over). `made` (may be NULL): this call made it. Gives the descriptor, borrowed, or -errno.
+ */
+int fs_backing_get(struct fs *fs, struct fs_inode *inode, int fd, bool *made);
+void fs_backing_close(struct fs *fs, struct fs_inode *inode);
+
+/* ---- session.c -------------------------------------------------------------------------- */
+
+void fs_hook_dropped(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len);
+void fs_hook_settle(struct fs *fs);
+int fs_hook_sync_file(struct fs *fs, uint64_t ino);
+
+/* ---- operations, each file fills in its own --------------------------------------------- */
+
+void fs_ops_names(struct fuse_lowlevel_ops *ops);
+void fs_ops_dirs(struct fuse_lowlevel_ops *ops);
+void fs_ops_attrs(struct fuse_lowlevel_ops *ops);
+void fs_ops_xattrs(struct fuse_lowlevel_ops *ops);
+void fs_ops_files(struct fuse_lowlevel_ops *ops);
+void fs_ops_io(struct fuse_lowlevel_ops *ops);
+
+/*
+ * Counts a lookup of `name` in the directory behind `dir_fd` and fills in `entry`. -ENOENT when
+ * there is none.
+ */
+int fs_entry_lookup(struct fs *fs, int dir_fd, const char *name, struct fuse_entry_param *entry);
+
+/* The same for an open file. */
+int fs_entry_of_fd(struct fs *fs, int fd, struct fuse_entry_param *entry);
+
+/* Answers with an entry or an error; a lookup whose answer did not arrive is given back. */
+void fs_reply_entry(fuse_req_t req, int r, const struct fuse_entry_param *entry);
+
+/* Writes the lower stat's numbers as the mount shows them. */
+static inline void fs_stat_show(const struct fs *fs, struct stat *st)
+{
+	st->st_ino = fs_ids_get(fs->ids, st->st_ino);
+}
+
+#endif

@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The FUSE session: mount, handshake, threads, end. mount(2) is called here and not by libfuse:
+ * its own errors are printed, not returned, and its defaults are nosuid,nodev.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mount.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "fs/priv.h"
+
+/* A thread may sleep in a hook (a harvest, a commit); the others must go on answering. */
+#define FUSE_THREADS 32
+
+static bool want(struct fuse_conn_info *conn, uint64_t flag)
+{
+	return fuse_set_feature_flag(conn, flag);
+}
+
+static void op_init(void *userdata, struct fuse_conn_info *conn)
+{
+	struct fs *fs = userdata;
+	static const uint64_t needed[] = {
+		FUSE_CAP_PASSTHROUGH, FUSE_CAP_HANDLE_KILLPRIV_V2, FUSE_CAP_POSIX_ACL,
+		FUSE_CAP_DONT_MASK,   FUSE_CAP_ATOMIC_O_TRUNC,	   FUSE_CAP_IOCTL_DIR,
+	};
+
+	for (size_t i = 0; i < sizeof(needed) / sizeof(needed[0]); i++) {
+		if (!want(conn, needed[i]))
+			fs->init_error = -EOPNOTSUPP;
+	}
+	want(conn, FUSE_CAP_PARALLEL_DIROPS);
+	want(conn, FUSE_CAP_READDIRPLUS);
+	want(conn, FUSE_CAP_READDIRPLUS_AUTO);
+	want(conn, FUSE_CAP_CACHE_SYMLINKS);
+	/* The lower file is the page cache: there is nothing to invalidate by mtime. */
+	fuse_unset_feature_flag(conn, FUSE_CAP_AUTO_INVAL_DATA);
+	conn->no_interrupt = 1; /* no request waits for another process */
+	fs->uring = fs->uring_wanted && fuse_get_feature_flag(conn, FUSE_CAP_OVER_IO_URING);
+	fs->init_seen = true;
+	sem_post(&fs->ready);
+}
+
+static void fuse_log_line(enum fuse_log_level level, const char *fmt, va_list ap)
+{
+	char line[1024];
+
+	vsnprintf(line, sizeof(line), fmt, ap);
+	line[strcspn(line, "\n")] = '\0';
+	if (line[0])
+		log_line((int)level, "%s", line);
+}
+
+static int session_new(struct fs *fs)
+{
+	const char *options = NULL;
+	char *argv[] = {(char *)"wpfs", NULL, NULL, NULL};
+	struct fuse_args args = FUSE_ARGS_INIT(1, argv);
+	struct fuse_lowlevel_ops ops = {.init = op_init};
+
+	if (fs->debug && fs->uring_wanted)
+		options = "-odebug,io_uring";
+	else if (fs->debug)
+		options = "-odebug";
+	else if (fs->uring_wanted)
+		options = "-oio_uring";
+	if (options) {
+		argv[1] = (char *)options;
+		args.argc = 2;
+	}
+	fs_ops_names(&ops);
+	fs_ops_dirs(&ops);
+	fs_ops_attrs(&ops);
+	fs_ops_xattrs(&ops);
+	fs_ops_files(&ops);
+	fs_ops_io(&ops);
+	fuse_set_log_func(fuse_log_line);
+	fs->session = fuse_session_new(&args, &ops, sizeof(ops), fs);
+	fuse_opt_free_args(&args);
+	return fs->session ? 0 : -ENOMEM;
+}
+
+int fs_new(const struct fs_config *config, struct fs **out)
+{
+	struct fs *fs = calloc(1, sizeof(*fs));
+	ssize_t n;
+	int r;
+
+	if (!fs)
+		return -ENOMEM;
+	fs->lower_fd = config->lower_fd;
+	fs->ids = config->ids;
+	fs->kind = config->kind;
+	fs->uring_wanted = config->uring;
+	fs->debug = config->debug;
+	fs->dev_fd = -1;
+	snprintf(fs->id, sizeof(fs->id), "%s", config->id);
+	sem_init(&fs->ready, 0, 0);
+	pthread_rwlock_init(&fs->hooks_lock, NULL);
+	fs->done_fd = eventfd(0, EFD_CLOEXEC);
+	n = readlink(fs_proc_path(fs->lower_fd).s, fs->lower_path, sizeof(fs->lower_path) - 1);
+	r = fs->done_fd < 0 || n < 0 ? -errno : 0;
+	if (!r) {
+		fs->lower_path_len = (size_t)n;
+		r = session_new(fs);
+	}
+	if (!r)
+		r = fs_inodes_init(fs);
+	if (r) {
+		fs_free(fs);
+		return r;
+	}
+	*out = fs;
+	return 0;
+}
+
+int fs_mount(struct fs *fs, const char *source, const char *mountpoint, unsigned long flags,
+	     const char **what)
+{
+	char options[128], dev[32];
+	int r;
+
+	*what = "open /dev/fuse";
+	fs->dev_fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+	if (fs->dev_fd < 0)
+		return -errno;
+	*what = "mount";
+	snprintf(options, sizeof(options),
+		 "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
+		 fs->dev_fd);
+	if (mount(source, mountpoint, "fuse.wpfs", flags, options) < 0) {
+		r = -errno;
+		close_fd(&fs->dev_fd);
+		return r;
+	}
+	snprintf(dev, sizeof(dev), "/dev/fd/%d", fs->dev_fd);
+	*what = "start the FUSE session";
+	return fuse_session_mount(fs->session, dev) == 0 ? 0 : -EIO;
+}
+
+static void *session_thread(void *arg)
+{
+	struct fs *fs = arg;
+	struct fuse_loop_config *config = fuse_loop_cfg_create();
+	uint64_t one = 1;
+	int r;
+
+	r = config ? creds_setup() : -ENOMEM;
+	if (!r) {
+		fuse_loop_cfg_set_max_threads(config, FUSE_THREADS);
+		r = fuse_session_loop_mt(fs->session, config);
+		r = r > 0 ? -r : r;
+	}
+	fuse_loop_cfg_destroy(config);
+	fs->session_error = r;
+	if (!fs->init_seen)
+		fs->init_error = r ? r : -ENODEV;
+	sem_post(&fs->ready);
+	if (write(fs->done_fd, &one, sizeof(one)) < 0)
+		log_err("cannot tell the end of the session: %s", log_errstr(errno));
+	return NULL;
+}
+
+int fs_serve(struct fs *fs)
+{
+	int r = pthread_create(&fs->thread, NULL, session_thread, fs);
+
+	if (r)
+		return -r;
+	fs->thread_started = true;
+	while (sem_wait(&fs->ready) < 0 && errno == EINTR)
+		;
+	return fs->init_error;
+}
+
+bool fs_uring(const struct fs *fs)
+{
+	return fs->uring;
+}
+
+int fs_wait_fd(const struct fs *fs)
+{
+	return fs->done_fd;
+}
+
+int fs_wait(struct fs *fs)
+{
+	if (fs->thread_started)
+		pthread_join(fs->thread, NULL);
+	fs->thread_started = false;
+	return fs->session_error;
+}
+
+void fs_free(struct fs *fs)
+{
+	fs_wait(fs);
+	fs_inodes_free(fs);
+	if (fs->session)
+		fuse_session_destroy(fs->session); /* closes dev_fd */
+	if (fs->done_fd >= 0)
+		close(fs->done_fd);
+	pthread_rwlock_destroy(&fs->hooks_lock);
+	sem_destroy(&fs->ready);
+	free(fs);
+}
+
+void fs_set_hooks(struct fs *fs, const struct fs_hooks *hooks)
+{
+	pthread_rwlock_wrlock(&fs->hooks_lock);
+	fs->hooks = hooks;
+	pthread_rwlock_unlock(&fs->hooks_lock);
+}
+
+void fs_hook_dropped(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len)
+{
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->dropped)
+		fs->hooks->dropped(fs->hooks->ctx, ino, off, len);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+}
+
+void fs_hook_settle(struct fs *fs)
+{
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->settle)
+		fs->hooks->settle(fs->hooks->ctx);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+}
+
+int fs_hook_sync_file(struct fs *fs, uint64_t ino)
+{
+	int r = 0;
+
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->sync_file)
+		r = fs->hooks->sync_file(fs->hooks->ctx, ino);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+	return r;
+}

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Extended attributes and ACLs, by "/proc/self/fd/N", which reaches a symbolic link itself too.
+ * The VFS checks who may read and write which; only the list of names is filtered here.
+ */
+#include <errno.h>
+#include <linux/capability.h>
+#include <linux/xattr.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+
+#include "base/cleanup.h"
+#include "fs/priv.h"
+
+#define ACL_ACCESS "system.posix_acl_access"
+
+static void reply_value(fuse_req_t req, ssize_t n, const char *buf, size_t size)
+{
+	if (n < 0)
+		fuse_reply_err(req, (int)-n);
+	else if (size == 0)
+		fuse_reply_xattr(req, (size_t)n);
+	else
+		fuse_reply_buf(req, buf, (size_t)n);
+}
+
+static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
+{
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	_cleanup_free_ char *buf = size ? malloc(size) : NULL;
+	ssize_t n = size && !buf ? -ENOMEM : fs_inode_ref(fs_of(req), ino, &ref);
+
+	if (!n) {
+		n = getxattr(fs_proc_path(ref.fd).s, name, buf, size);
+		if (n < 0)
+			n = -errno;
+	}
+	reply_value(req, n, buf, size);
+}
+
+static bool list_has_trusted(const char *list, size_t len)
+{
+	for (size_t at = 0; at < len; at += strlen(list + at) + 1) {
+		if (strncmp(list + at, XATTR_TRUSTED_PREFIX, XATTR_TRUSTED_PREFIX_LEN) == 0)
+			return true;
+	}
+	return false;
+}
+
+static size_t list_hide_trusted(char *list, size_t len)
+{
+	size_t kept = 0;
+
+	for (size_t at = 0, n; at < len; at += n) {
+		n = strlen(list + at) + 1;
+		if (strncmp(list + at, XATTR_TRUSTED_PREFIX, XATTR_TRUSTED_PREFIX_LEN) == 0)
+			continue;
+		memmove(list + kept, list + at, n);
+		kept += n;
+	}
+	return kept;
+}
+
+static void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
+{
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	_cleanup_free_ char *list = malloc(XATTR_LIST_MAX);
+	ssize_t n = !list ? -ENOMEM : fs_inode_ref(fs_of(req), ino, &ref);
+
+	if (!n) {
+		n = listxattr(fs_proc_path(ref.fd).s, list, XATTR_LIST_MAX);
+		if (n < 0)
+			n = -errno;
+	}
+	if (n > 0 && list_has_trusted(list, (size_t)n) &&
+	    !creds_caller_capable(fuse_req_ctx(req)->pid, CAP_SYS_ADMIN))
+		n = (ssize_t)list_hide_trusted(list, (size_t)n);
+	if (n > 0 && size && (size_t)n > size)
+		n = -ERANGE;
+	reply_value(req, n, list, size);
+}
+
+/*
+ * Setting an access ACL can change the mode, and clears a set-group-id bit unless the caller is in
+ * the group: the kernel has to see whose groups they are.
+ */
+static int set_acl(fuse_req_t req, int fd, const char *value, size_t size, int flags)
+{
+	struct creds_caller caller = fs_caller(req);
+	struct stat st;
+	bool as_caller;
+	int r = 0;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	as_caller = (st.st_mode & S_ISGID) != 0;
+	if (as_caller)
+		r = creds_become(&caller, true);
+	if (!r && setxattr(fs_proc_path(fd).s, ACL_ACCESS, value, size, flags) < 0)
+		r = -errno;
+	if (as_caller)
+		creds_restore();
+	return r;
+}
+
+static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
+			size_t size, int flags)
+{
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	int r = fs_inode_ref(fs_of(req), ino, &ref);
+
+	if (!r && strcmp(name, ACL_ACCESS) == 0)
+		r = set_acl(req, ref.fd, value, size, flags);
+	else if (!r && setxattr(fs_proc_path(ref.fd).s, name, value, size, flags) < 0)
+		r = -errno;
+	fuse_reply_err(req, -r);
+}
+
+static void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
+{
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	int r = fs_inode_ref(fs_of(req), ino, &ref);
+
+	if (!r && removexattr(fs_proc_path(ref.fd).s, name) < 0)
+		r = -errno;
+	fuse_reply_err(req, -r);
+}
+
+void fs_ops_xattrs(struct fuse_lowlevel_ops *ops)
+{
+	ops->getxattr = op_getxattr;
+	ops->setxattr = op_setxattr;
+	ops->listxattr = op_listxattr;
+	ops->removexattr = op_removexattr;
+}
