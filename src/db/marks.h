@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The tracked address spaces in the database: who they are, what they map, which pages are armed,
+ * marked and dirty, and the dirty sets of closed epochs. Everything but the loaders runs inside a
+ * job (db_call, db_post) and gives 0 or -errno of db.h.
+ */
+#ifndef WPFS_DB_MARKS_H
+#define WPFS_DB_MARKS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "db/db.h"
+#include "ipc/wire.h"
+#include "mm/model.h"
+
+#define DB_ID_SIZE	    40 /* boot id, lower id, with NUL */
+#define DB_NAME_SIZE	    (WPFS_NAME_MAX + 16)
+#define DB_HANDLE_SIZE	    64 /* bytes of the longest file handle */
+
+/* struct db_mm.flags: what reports say about the mm. */
+#define DB_MM_PRIVATE_MAPS  (1u << 0) /* has mapped files of the mount MAP_PRIVATE */
+#define DB_MM_MAPPED_SHARED (1u << 1) /* has mapped a file of the mount shared at some time */
+#define DB_MM_OWN_UFFDS	    (1u << 2) /* has registered userfaultfds of its own */
+#define DB_MM_FORK_CHILD    (1u << 3) /* made by fork of a tracked program */
+#define DB_MM_NO_WITNESS    (1u << 4) /* its last marks will count as dirty */
+#define DB_MM_FLAGS_ALL	    ((1u << 5) - 1)
+
+/* A row of mm. */
+struct db_mm {
+	uint64_t id;
+	uint32_t uid;
+	char name[DB_NAME_SIZE]; /* "" = unnamed */
+	enum wpfs_mm_state state;
+	pid_t pid;		  /* 0 exactly when detached */
+	uint64_t start_time;	  /* of pid: clock ticks since boot */
+	char boot_id[DB_ID_SIZE]; /* of the boot pid and start_time belong to */
+	pid_t witness_pid;	  /* 0 = none */
+	uint64_t witness_start;
+	int uffd_fd, chan_fd;	   /* in the witness's table; -1 = none */
+	char lower_id[DB_ID_SIZE]; /* the lower tmpfs it maps or mapped */
+	uint64_t epoch;		   /* number of the open epoch, 0 = none yet */
+	bool protect;		   /* arms new mappings as they are made */
+	uint32_t flags;		   /* DB_MM_* */
+	uint64_t conservative;	   /* pages called dirty without proof, so far */
+	char comm[16];
+};
+
+/* Makes or replaces the row. -EEXIST: another row has this uid and name. */
+int db_mm_put(struct db_tx *tx, const struct db_mm *mm);
+
+/* Removes the mm with all that belongs to it (mappings, sets, epochs). */
+int db_mm_delete(struct db_tx *tx, uint64_t id);
+
+/*
+ * Replaces the mappings of an mm, and its mark sets by those in vmas[].marked (of the registered
+ * ones; vmas[].owner says whose). Only chunks that differ from the stored ones are written.
+ */
+int db_vmas_replace(struct db_tx *tx, uint64_t mm, const struct mm_vma *vmas, size_t nr);
+
+enum db_set_kind { DB_SET_ARMED, DB_SET_DIRTY };
+
+/* Makes the stored set equal to *set. Only chunks that differ from the stored ones are written. */
+int db_set_put(struct db_tx *tx, enum db_set_kind kind, uint64_t mm, enum mm_owner owner,
+	       uint64_t file, const struct mm_set *set);
+
+/* Is the whole of the file protected in that mm (struct mm_file.protect)? */
+int db_mm_file_put(struct db_tx *tx, uint64_t mm, uint64_t file, bool protect);
+
+/* All sets of the file in that mm go, and its epochs. */
+int db_mm_file_delete(struct db_tx *tx, uint64_t mm, uint64_t file);
+
+/*
+ * Stores a whole model: mappings, marks, and per file armed, dirty and protect; files that the
+ * model does not have any more lose their sets. The row of the mm must be there (db_mm_put), and a
+ * row (db_file_put) for each file.
+ */
+int db_model_put(struct db_tx *tx, const struct mm *mm);
+
+/* ---- files that marks refer to -------------------------------------------------------------- */
+
+/* Makes or replaces a file's row: `handle` finds it in the lower named in meta, `path` is for
+ * people. Either may be NULL with length 0: what is stored stays. */
+int db_file_put(struct db_tx *tx, uint64_t id, const void *handle, size_t handle_len,
+		const char *path);
+
+/* The file is gone for good: all that refers to it goes, in every mm. */
+int db_file_delete(struct db_tx *tx, uint64_t id);
+
+/* ---- epochs, per mm and file --------------------------------------------------------------- */
+
+/*
+ * Epoch `number` of the file begins in that mm; numbers ascend. An epoch that was open is closed
+ * with the dirty set `last` (may be NULL: empty), kept for `wpctl dirty --epoch`. What it had armed
+ * and dirty is left to db_set_put. Times in ns since 1970.
+ */
+int db_epoch_open(struct db_tx *tx, uint64_t mm, uint64_t file, uint64_t number, int64_t now_ns,
+		  const struct mm_set *last);
+
+/* Closes the open epoch, if there is one, and begins none. */
+int db_epoch_close(struct db_tx *tx, uint64_t mm, uint64_t file, int64_t now_ns,
+		   const struct mm_set *last);
+
+/* ---- loading ----------------------------------------------------------------------------------
+ */
+
+/* A file row. `handle` and `path` are valid during the call. */
+struct db_file {
+	uint64_t id;
+	const void *handle; /* handle_len bytes */
+	size_t handle_len;  /* 0: none known */
+	const char *path;   /* "" = none known */
+};
+
+/* A callback that gives a negative value ends the load with it. NULL: not wanted. */
+struct db_marks_visitor {
+	void *ctx;
+	int (*file)(void *ctx, const struct db_file *file);
+	/* `model` is complete: mappings with marks, files with sets, id, epoch, protect_new,
+	 * own_uffds, conservative. To keep it, copy the struct and leave mm_init()'s in its place.
+	 */
+	int (*mm)(void *ctx, const struct db_mm *row, struct mm *model);
+};
+
+/* First all files, then all mms, ascending by id. -EBADMSG: a stored set is not valid. */
+int db_marks_load(struct db *db, const struct db_marks_visitor *visitor);
+
+/* The largest mm id ever used, 0 = none. */
+int db_mm_last_id(struct db *db, uint64_t *id);
+
+/* Reads one mm's row and model inside a job; *model must be mm_init()ed. -ENOENT. */
+int db_mm_get(struct db_tx *tx, uint64_t id, struct db_mm *row, struct mm *model);
+
+#endif

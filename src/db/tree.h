@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The file tree of a store: inodes, names, extended attributes. Written as a whole, in one
+ * transaction, so that after a crash the tree is that of one moment.
+ */
+#ifndef WPFS_DB_TREE_H
+#define WPFS_DB_TREE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "db/db.h"
+
+#define DB_ROOT_ID 1
+
+struct db_inode {
+	uint64_t id;			/* file id; the root directory is DB_ROOT_ID */
+	uint32_t mode, uid, gid, nlink; /* of stat(2) */
+	uint64_t rdev;
+	uint64_t size;			      /* bytes; of a symbolic link the length of target */
+	int64_t atime_ns, mtime_ns, ctime_ns; /* ns since 1970 */
+	uint64_t lower_ino;		      /* inode number in the lower tmpfs named in meta */
+	const char *target; /* of a symbolic link, target_len bytes and a NUL; else NULL */
+	size_t target_len;
+};
+
+/* A callback that gives a negative value ends the load with it. Strings and values are valid
+ * during the call; names and targets have a NUL behind their length. NULL: not wanted. */
+struct db_tree_visitor {
+	void *ctx;
+	int (*inode)(void *ctx, const struct db_inode *inode);
+	int (*dirent)(void *ctx, uint64_t parent, const char *name, size_t name_len, uint64_t id);
+	int (*xattr)(void *ctx, uint64_t id, const char *name, size_t name_len, const void *value,
+		     size_t value_len);
+};
+
+/*
+ * Gives the stored tree: first all inodes, ascending by id; then all names, breadth first from the
+ * root, so that a directory's own name comes before the names in it; then all xattrs, ascending by
+ * id. A file with several links has as many names. An empty store gives nothing.
+ */
+int db_tree_load(struct db *db, const struct db_tree_visitor *visitor);
+
+/*
+ * Replaces the stored tree by what `produce` puts with the functions below, in any order: one
+ * transaction, committed on return. A negative value of produce changes nothing and is returned.
+ * produce runs in the writer thread.
+ */
+int db_tree_replace(struct db *db, int (*produce)(struct db_tx *tx, void *ctx), void *ctx);
+
+/* The same as a part of a larger job. -ENOENT: a name without inode, or xattrs of none. */
+int db_tx_tree_replace(struct db_tx *tx, int (*produce)(struct db_tx *tx, void *ctx), void *ctx);
+
+int db_tree_put_inode(struct db_tx *tx, const struct db_inode *inode);
+int db_tree_put_dirent(struct db_tx *tx, uint64_t parent, const char *name, size_t name_len,
+		       uint64_t id);
+int db_tree_put_xattr(struct db_tx *tx, uint64_t id, const char *name, size_t name_len,
+		      const void *value, size_t value_len);
+
+#endif
