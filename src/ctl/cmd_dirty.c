@@ -1,0 +1,7 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "ctl/report.h"
+
+int cmd_dirty(const struct ctl_args *args)
+{
+	return report_show(args, WPFS_REPORT_DIRTY);
+}

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * wpctl: what every subcommand gets and gives. One thread, one command, then exit.
+ *
+ * A command says everything that goes wrong itself, in one line on stderr (ctl_say), and gives an
+ * exit status; nothing of a failed command is on stdout except, with a report that breaks off in
+ * the middle, what had come until then.
+ */
+#ifndef WPFS_CTL_CTL_H
+#define WPFS_CTL_CTL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ipc/wire.h"
+
+enum ctl_status {
+	CTL_DONE = 0,
+	CTL_FAILED = 1,
+	CTL_USAGE = 2,
+	CTL_CANNOT_EXEC = 126, /* of `run`, as env(1): found and not executable */
+	CTL_NOT_FOUND = 127,   /* of `run`: no such program */
+};
+
+/* Which options a command takes besides --json and --help. */
+#define CTL_OPT_NAME	(1u << 0)
+#define CTL_OPT_FILE	(1u << 1)
+#define CTL_OPT_RANGE	(1u << 2)
+#define CTL_OPT_EPOCH	(1u << 3)
+#define CTL_OPT_PROTECT (1u << 4)
+/* --name has to be given */
+#define CTL_NEED_NAME	(1u << 5)
+
+/* Which operands it takes: all that are named are required. */
+enum ctl_operands {
+	CTL_MNT,	  /* a mount */
+	CTL_MNT_OR_STORE, /* a mount, or a store, mounted or not */
+	CTL_MNT_PATH,	  /* a mount, and a path inside it */
+	CTL_MNT_COMMAND,  /* a mount, and a command line */
+};
+
+/* A parsed and checked command line. The strings are those of argv. */
+struct ctl_args {
+	const struct ctl_command *command;
+	bool json;
+	bool protect;
+	const char *target;	   /* MNT or STORE */
+	char **argv;		   /* CTL_MNT_COMMAND: the command line, NULL-terminated */
+	struct wpfs_select select; /* --name, --file or PATH, --range, --epoch */
+};
+
+struct ctl_command {
+	const char *name;
+	const char *synopsis; /* what stands after the name */
+	const char *summary;  /* a line */
+	const char *help;     /* paragraphs, for --help */
+	unsigned options;     /* CTL_OPT_*, CTL_NEED_* */
+	enum ctl_operands operands;
+	int (*run)(const struct ctl_args *args); /* gives an enum ctl_status */
+};
+
+/* The commands, in the order of --help; ends with one without a name. */
+extern const struct ctl_command ctl_commands[];
+
+int cmd_status(const struct ctl_args *args);
+int cmd_run(const struct ctl_args *args);
+int cmd_ps(const struct ctl_args *args);
+int cmd_marks(const struct ctl_args *args);
+int cmd_dirty(const struct ctl_args *args);
+int cmd_protect(const struct ctl_args *args);
+int cmd_unprotect(const struct ctl_args *args);
+int cmd_sync(const struct ctl_args *args);
+int cmd_forget(const struct ctl_args *args);
+int cmd_evict(const struct ctl_args *args);
+int cmd_load(const struct ctl_args *args);
+
+/*
+ * Flushes stdout, says so when that or an earlier write failed, and gives the exit status: the
+ * last call of every command that wrote something.
+ */
+int ctl_finish(void);
+
+#endif

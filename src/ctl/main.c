@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The table of subcommands, which is the one source of --help, and the command line: parsed and
+ * checked here, so that a command sees only what is well-formed.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "ctl/ctl.h"
+#include "ctl/parse.h"
+#include "ctl/say.h"
+
+const struct ctl_command ctl_commands[] = {
+	{"status", "MNT|STORE", "what a mount is and how it does",
+	 "Kind, memory, tracked programs and last commit of a mount; of a store that is not\n"
+	 "mounted, what its database holds.",
+	 0, CTL_MNT_OR_STORE, cmd_status},
+	{"run", "[--name N] [--protect] MNT -- COMMAND [ARG...]", "run a program tracked",
+	 "Sets LD_PRELOAD, WPFS_NAME, WPFS_PROTECT and WPFS_MOUNT, and becomes the program.\n"
+	 "With a name its marks outlive it and are there again at the next run of that name.\n"
+	 "--protect arms every shared mapping of a file of MNT as it is made.",
+	 CTL_OPT_NAME | CTL_OPT_PROTECT, CTL_MNT_COMMAND, cmd_run},
+	{"ps", "[--name N] MNT|STORE", "list tracked programs",
+	 "One line per address space, with its armed, marked and dirty pages.", CTL_OPT_NAME,
+	 CTL_MNT_OR_STORE, cmd_ps},
+	{"marks", "[--name N] [--file P] MNT|STORE", "list marked pages",
+	 "The pages that are protected and not written since, as runs.",
+	 CTL_OPT_NAME | CTL_OPT_FILE, CTL_MNT_OR_STORE, cmd_marks},
+	{"dirty", "[--name N] [--file P] [--epoch E] MNT|STORE", "list pages written since protect",
+	 "The pages that were armed and have been written or dropped since, as runs; with\n"
+	 "--epoch, those of a closed epoch.",
+	 CTL_OPT_NAME | CTL_OPT_FILE | CTL_OPT_EPOCH, CTL_MNT_OR_STORE, cmd_dirty},
+	{"protect", "[--name N] [--file P] [--range OFF+LEN] MNT", "protect pages: begin an epoch",
+	 "Arms the pages of live programs: all, or those of a name, a file, a range of it.",
+	 CTL_OPT_NAME | CTL_OPT_FILE | CTL_OPT_RANGE, CTL_MNT, cmd_protect},
+	{"unprotect", "[--name N] [--file P] [--range OFF+LEN] MNT", "take protection away",
+	 "Removes the marks, and the pages from what counts as armed.",
+	 CTL_OPT_NAME | CTL_OPT_FILE | CTL_OPT_RANGE, CTL_MNT, cmd_unprotect},
+	{"sync", "[--name N] MNT", "harvest and commit marks now",
+	 "Returns when the marks as they are now are in the database.", CTL_OPT_NAME, CTL_MNT,
+	 cmd_sync},
+	{"forget", "--name N MNT|STORE", "drop all that is kept of a name",
+	 "Its marks, armed pages and epochs. Not while a program of that name lives.",
+	 CTL_OPT_NAME | CTL_NEED_NAME, CTL_MNT_OR_STORE, cmd_forget},
+	{"evict", "MNT PATH", "move a file's pages out of memory",
+	 "Capped mounts only. PATH is inside the mount, with leading '/'.", 0, CTL_MNT_PATH,
+	 cmd_evict},
+	{"load", "MNT PATH", "bring a file's pages back into memory",
+	 "Capped mounts only. PATH is inside the mount, with leading '/'.", 0, CTL_MNT_PATH,
+	 cmd_load},
+	{0},
+};
+
+static const struct {
+	unsigned option; /* CTL_OPT_* or 0: every command has it */
+	struct option getopt;
+	const char *help;
+} options[] = {
+	{CTL_OPT_NAME,
+	 {"name", required_argument, NULL, 'n'},
+	 "--name N           the program of this name"},
+	{CTL_OPT_FILE,
+	 {"file", required_argument, NULL, 'f'},
+	 "--file P           this file: a path inside the mount, with leading '/'"},
+	{CTL_OPT_RANGE,
+	 {"range", required_argument, NULL, 'r'},
+	 "--range OFF+LEN    these bytes of the file, page-aligned; K, M, G, T"},
+	{CTL_OPT_EPOCH,
+	 {"epoch", required_argument, NULL, 'e'},
+	 "--epoch E          this epoch, by number"},
+	{CTL_OPT_PROTECT,
+	 {"protect", no_argument, NULL, 'p'},
+	 "--protect          arm each shared mapping as it is made"},
+	{0,
+	 {"json", no_argument, NULL, 'j'},
+	 "--json             one JSON object instead of text: wpctl(1) lists its keys"},
+	{0, {"help", no_argument, NULL, 'h'}, "--help             this text"},
+};
+#define NR_OPTIONS (sizeof(options) / sizeof(options[0]))
+
+int ctl_finish(void)
+{
+	if (fflush(stdout) || ferror(stdout)) {
+		ctl_say("cannot write the answer to stdout: %s", log_errstr(errno));
+		return CTL_FAILED;
+	}
+	return CTL_DONE;
+}
+
+static int show_overview(void)
+{
+	printf("usage: wpctl COMMAND ...\n"
+	       "Look at and control a wpfs mount: the marks of the programs that map its "
+	       "files.\n\n");
+	for (const struct ctl_command *c = ctl_commands; c->name; c++)
+		printf("  %-10s %s\n", c->name, c->summary);
+	printf("\nMNT is the mountpoint; STORE the directory given to wpfs(8).\n"
+	       "wpctl COMMAND --help tells more; wpctl(1) tells all.\n");
+	return ctl_finish();
+}
+
+static int show_help(const struct ctl_command *c)
+{
+	printf("usage: wpctl %s %s\n%s\n\n", c->name, c->synopsis, c->help);
+	for (size_t i = 0; i < NR_OPTIONS; i++) {
+		if (!options[i].option || (options[i].option & c->options))
+			printf("  %s\n", options[i].help);
+	}
+	return ctl_finish();
+}
+
+static int usage(const struct ctl_command *c, const char *what, const char *which)
+{
+	ctl_say("%s: %s%s%s%s: usage: wpctl %s %s", c->name, what, which ? " '" : "", which ?: "",
+		which ? "'" : "", c->name, c->synopsis);
+	return CTL_USAGE;
+}
+
+static int bad_value(const struct ctl_command *c, const char *option, const char *value,
+		     const char *why)
+{
+	ctl_say("%s: %s '%s' %s", c->name, option, value, why);
+	return CTL_USAGE;
+}
+
+static int set_name(struct ctl_args *args, const char *value)
+{
+	bool gives = args->command->operands == CTL_MNT_COMMAND;
+	const char *why = gives ? parse_name(value) : parse_mm_name(value);
+
+	if (why)
+		return bad_value(args->command, "name", value, why);
+	snprintf(args->select.name, sizeof(args->select.name), "%s", value);
+	args->select.set |= WPFS_SELECT_NAME;
+	return 0;
+}
+
+static int set_file(struct ctl_args *args, const char *value)
+{
+	const char *why = parse_path(value, args->select.file, sizeof(args->select.file));
+
+	if (why)
+		return bad_value(args->command, "path", value, why);
+	args->select.set |= WPFS_SELECT_FILE;
+	return 0;
+}
+
+static int set_option(struct ctl_args *args, int option, const char *value)
+{
+	const char *why = NULL;
+
+	switch (option) {
+	case 'n':
+		return set_name(args, value);
+	case 'f':
+		return set_file(args, value);
+	case 'r':
+		why = parse_range(value, &args->select.offset, &args->select.len);
+		args->select.set |= WPFS_SELECT_RANGE;
+		return why ? bad_value(args->command, "range", value, why) : 0;
+	case 'e':
+		why = parse_number(value, &args->select.epoch);
+		args->select.set |= WPFS_SELECT_EPOCH;
+		return why ? bad_value(args->command, "epoch", value, why) : 0;
+	case 'p':
+		args->protect = true;
+		return 0;
+	default:
+		args->json = true;
+		return 0;
+	}
+}
+
+/*
+ * Options up to the next operand, or all (permuting) when the command has no command line of its
+ * own. Gives 0, a ctl_status, or -1 after --help.
+ */
+static int parse_options(struct ctl_args *args, int argc, char **argv)
+{
+	const struct ctl_command *c = args->command;
+	bool stop = c->operands == CTL_MNT_COMMAND;
+	struct option list[NR_OPTIONS + 1];
+	size_t nr = 0;
+	int option, r;
+
+	memset(list, 0, sizeof(list));
+	for (size_t i = 0; i < NR_OPTIONS; i++) {
+		if (!options[i].option || (options[i].option & c->options))
+			list[nr++] = options[i].getopt;
+	}
+	opterr = 0;
+	while ((option = getopt_long(argc, argv, stop ? "+:" : ":", list, NULL)) != -1) {
+		if (option == 'h')
+			return show_help(c) ?: -1;
+		if (option == ':')
+			return usage(c, "no value after option", argv[optind - 1]);
+		if (option == '?')
+			return usage(c, "unknown option", argv[optind - 1]);
+		r = set_option(args, option, optarg);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+/* argv[0] is the command. Gives a ctl_status, or -1 after --help. */
+static int parse(struct ctl_args *args, int argc, char **argv)
+{
+	const struct ctl_command *c = args->command;
+	int r;
+
+	r = parse_options(args, argc, argv);
+	if (r)
+		return r;
+	if (optind == argc)
+		return usage(c,
+			     c->operands == CTL_MNT_OR_STORE ? "no mount or store given"
+							     : "no mount given",
+			     NULL);
+	args->target = argv[optind++];
+	if (c->operands == CTL_MNT_COMMAND) {
+		r = parse_options(args, argc, argv); /* also between MNT and -- */
+		if (r)
+			return r;
+		if (optind == argc)
+			return usage(c, "no command given", NULL);
+		args->argv = argv + optind;
+	} else if (c->operands == CTL_MNT_PATH) {
+		if (optind == argc)
+			return usage(c, "no path given", NULL);
+		r = set_file(args, argv[optind++]);
+		if (r)
+			return r;
+	}
+	if (c->operands != CTL_MNT_COMMAND && optind < argc)
+		return usage(c, "one operand too many:", argv[optind]);
+	if ((c->options & CTL_NEED_NAME) && !(args->select.set & WPFS_SELECT_NAME))
+		return usage(c, "no --name given", NULL);
+	if ((args->select.set & WPFS_SELECT_RANGE) && !(args->select.set & WPFS_SELECT_FILE))
+		return usage(c, "--range needs --file", NULL);
+	return 0;
+}
+
+static const struct ctl_command *find_command(const char *name)
+{
+	for (const struct ctl_command *c = ctl_commands; c->name; c++) {
+		if (!strcmp(c->name, name))
+			return c;
+	}
+	return NULL;
+}
+
+static int unknown_command(const char *name)
+{
+	unsigned best = 3; /* farther than two letters is no slip */
+	const char *nearest = NULL;
+
+	for (const struct ctl_command *c = ctl_commands; c->name; c++) {
+		unsigned distance = parse_distance(name, c->name);
+
+		if (distance < best && distance < strlen(c->name)) {
+			best = distance;
+			nearest = c->name;
+		}
+	}
+	if (nearest)
+		ctl_say("unknown command '%s': did you mean '%s'?", name, nearest);
+	else
+		ctl_say("unknown command '%s': wpctl --help lists them", name);
+	return CTL_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+	struct ctl_args args = {0};
+	int r;
+
+	if (argc < 2) {
+		ctl_say("no command given: wpctl --help lists them");
+		return CTL_USAGE;
+	}
+	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))
+		return show_overview();
+	if (!strcmp(argv[1], "--version")) {
+		printf("wpctl %s\n", WPFS_VERSION);
+		return ctl_finish();
+	}
+	args.command = find_command(argv[1]);
+	if (!args.command)
+		return unknown_command(argv[1]);
+	r = parse(&args, argc - 1, argv + 1);
+	if (r)
+		return r < 0 ? CTL_DONE : r;
+	return args.command->run(&args);
+}

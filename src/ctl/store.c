@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "ctl/store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "db/db.h"
+#include "db/marks.h"
+#include "db/report.h"
+
+#define STORE_DB   "wpfs.db"
+#define STORE_LOCK "lock"
+
+_Static_assert(STORE_WHY_SIZE == DB_WHY_SIZE, "one buffer serves both");
+
+int store_is(int dir_fd)
+{
+	if (faccessat(dir_fd, STORE_DB, F_OK, 0) == 0)
+		return 1;
+	return errno == ENOENT ? 0 : -errno;
+}
+
+static void db_closep(struct db **db)
+{
+	if (*db)
+		db_close(*db);
+}
+
+static int store_open(const char *path, unsigned flags, struct db **db, char *why)
+{
+	char file[PATH_MAX];
+
+	if ((size_t)snprintf(file, sizeof(file), "%s/%s", path, STORE_DB) >= sizeof(file))
+		return -ENAMETOOLONG;
+	return db_open(file, flags, db, why);
+}
+
+int store_id(const char *path, char *id, char *why)
+{
+	_cleanup_(db_closep) struct db *db = NULL;
+	int r;
+
+	r = store_open(path, DB_READONLY, &db, why);
+	return r ?: db_meta_get(db, DB_META_UUID, id, WPFS_ID_MAX);
+}
+
+/* The lock for the time of one command. An fd, -EAGAIN, or -errno. */
+static int store_lock(int dir_fd, int how)
+{
+	_cleanup_close_ int fd = openat(dir_fd, STORE_LOCK, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	if (flock(fd, how | LOCK_NB))
+		return -errno;
+	return steal_fd(&fd);
+}
+
+int store_is_locked(int dir_fd)
+{
+	_cleanup_close_ int fd = store_lock(dir_fd, LOCK_SH);
+
+	if (fd >= 0 || fd == -ENOENT)
+		return 0;
+	return fd == -EAGAIN ? 1 : fd;
+}
+
+struct relay {
+	ipc_record_fn fn;
+	void *arg;
+	unsigned stale; /* mms that the database calls live */
+};
+
+static int relay_record(void *ctx, uint32_t type, const void *body, size_t len)
+{
+	struct relay *relay = ctx;
+	struct wpfs_rec_mm mm;
+
+	if (type != WPFS_REC_MM)
+		return relay->fn(relay->arg, type, body);
+	memcpy(&mm, body, sizeof(mm));
+	if (mm.state == WPFS_MM_LIVE)
+		relay->stale++;
+	mm.state = WPFS_MM_DETACHED;
+	mm.pid = 0;
+	return relay->fn(relay->arg, type, &mm);
+}
+
+int store_report(const char *path, const struct wpfs_select *select, ipc_record_fn fn, void *arg,
+		 char *why)
+{
+	_cleanup_(db_closep) struct db *db = NULL;
+	struct relay relay = {fn, arg, 0};
+	struct db_report_query query = {
+		.kind = select->kind,
+		.all_uids = geteuid() == 0,
+		.uid = geteuid(),
+		.name = select->set & WPFS_SELECT_NAME ? select->name : NULL,
+		.path = select->set & WPFS_SELECT_FILE ? select->file : NULL,
+		.epoch = select->set & WPFS_SELECT_EPOCH ? select->epoch : 0,
+	};
+	struct wpfs_rec_note note;
+	int r;
+
+	r = store_open(path, DB_READONLY, &db, why);
+	r = r ?: db_report(db, &query, relay_record, &relay, why);
+	if (r || !relay.stale)
+		return r;
+	snprintf(note.text, sizeof(note.text),
+		 "the daemon of this store ended while %u program%s lived: shown as of the last "
+		 "harvest; mount the store to know more",
+		 relay.stale, relay.stale == 1 ? "" : "s");
+	return fn(arg, WPFS_REC_NOTE, &note);
+}
+
+/* The mms to forget, collected while the database is read. */
+struct doomed {
+	const char *name;
+	uid_t uid;
+	uint64_t *ids;
+	size_t nr;
+};
+
+static int doomed_collect(void *ctx, const struct db_mm *row, struct mm *model)
+{
+	struct doomed *doomed = ctx;
+	uint64_t *more;
+
+	if (strcmp(row->name, doomed->name) != 0 || (doomed->uid != 0 && row->uid != doomed->uid))
+		return 0;
+	more = realloc(doomed->ids, (doomed->nr + 1) * sizeof(*more));
+	if (!more)
+		return -ENOMEM;
+	doomed->ids = more;
+	doomed->ids[doomed->nr++] = row->id;
+	return 0;
+}
+
+static int doomed_delete(struct db_tx *tx, void *arg)
+{
+	struct doomed *doomed = arg;
+	int r = 0;
+
+	for (size_t i = 0; i < doomed->nr && r == 0; i++)
+		r = db_mm_delete(tx, doomed->ids[i]);
+	return r;
+}
+
+int store_forget(int dir_fd, const char *path, const char *name, char *why)
+{
+	_cleanup_close_ int lock_fd = store_lock(dir_fd, LOCK_EX);
+	_cleanup_(db_closep) struct db *db = NULL;
+	struct doomed doomed = {.name = name, .uid = geteuid()};
+	struct db_marks_visitor visitor = {.ctx = &doomed, .mm = doomed_collect};
+	int r;
+
+	if (lock_fd < 0)
+		return lock_fd;
+	r = store_open(path, 0, &db, why);
+	r = r ?: db_marks_load(db, &visitor);
+	if (!r)
+		r = doomed.nr ? db_call(db, doomed_delete, &doomed) : -ENOENT;
+	free(doomed.ids);
+	return r;
+}
