@@ -37,9 +37,10 @@ enum wpfs_op {
 	WPFS_OP_UNMAP,       /* wpfs_range -> status; the range is read-only already */
 	WPFS_OP_REMOVE,      /* wpfs_range -> status; MADV_REMOVE follows */
 	WPFS_OP_MSYNC,       /* wpfs_range -> status; data and marks of the files there are durable */
-	WPFS_OP_UFFD_PRE,    /* wpfs_uffd_range -> status; UFFDIO_REGISTER with WP follows */
-	WPFS_OP_UFFD_POST,   /* wpfs_uffd_range + the program's uffd -> status */
-	WPFS_OP_UFFD_UNREG,  /* wpfs_uffd_range -> status; UFFDIO_UNREGISTER was done */
+	WPFS_OP_UFFD_PRE,    /* wpfs_uffd_range -> status; UFFDIO_REGISTER of any mode follows */
+	WPFS_OP_UFFD_POST,   /* wpfs_uffd_range + the program's uffd -> status; mode has WP */
+	WPFS_OP_UFFD_UNREG,  /* wpfs_uffd_range -> status; UFFDIO_UNREGISTER was done, or the REGISTER
+			      * after a PRE failed */
 	WPFS_OP_UFFD_CLOSE,  /* wpfs_uffd_close -> status; before the program closes a uffd */
 	WPFS_OP_TICKET,      /* wpfs_ticket_request -> status + descriptor (capped) */
 	/* wpctl and helpers */
@@ -121,14 +122,27 @@ struct wpfs_forked_reply {
 };
 
 /*
- * What the daemon sends the witness through chan_fd (borrowed with pidfd_getfd, as the uffds are).
- * LIST is answered with one struct wpfs_witness_fds; CLOSE with nothing.
+ * uid and gid of the witness of a root program: not nobody, because any other process of that uid
+ * could ptrace the witness and through it write the program's memory. Outside of every range that
+ * is given out (systemd's UIDS-GIDS).
  */
-#define WPFS_WITNESS_FDS 64 /* uffds of fork children that a witness keeps at most */
+#define WPFS_WITNESS_UID 0x7ffe0000u
+
+/*
+ * What the daemon sends the witness through chan_fd (borrowed with pidfd_getfd, as the uffds are).
+ * LIST is answered with one struct wpfs_witness_fds, in a packet on chan_fd; the others with nothing.
+ *
+ * The witness of a native mount reads the events of its uffd and of all uffds of children that it
+ * keeps; that of a capped mount reads none: the daemon serves the faults and so reads everything.
+ */
+#define WPFS_WITNESS_FDS 64	     /* uffds of fork children that a witness keeps at most */
+#define WPFS_WITNESS_UID 0x7ffe0000u /* its uid and gid if the program had any privilege */
 
 enum wpfs_witness_op {
 	WPFS_WITNESS_LIST = 1,
 	WPFS_WITNESS_CLOSE, /* fd: a number of the last LIST; others are left alone */
+	WPFS_WITNESS_START, /* from the shim: the uffd has its API, read it from now on */
+	WPFS_WITNESS_LIFE,  /* with a descriptor: the life pipe of a daemon started again */
 };
 
 struct wpfs_witness_cmd {
