@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A harvest's bookkeeping: the mm as it was known against the mm as the kernel shows it.
+ *
+ * 1. A registered piece still at its address, same file and offset, is the same mapping: only the
+ *    daemon registers for owner wpfs, so nobody else can have put a registered one there.
+ * 2. A known registered piece that is not there any more was moved (mremap) or unmapped. A
+ *    registered piece that was not known before can only have been moved there. The two lists are
+ *    matched by file and offset, each new piece accounting for one old one. What is left of the
+ *    old list was unmapped unseen: stores since the last harvest are unknown, so dirty.
+ * 3. What every mapping says now is folded into the sticky dirty sets.
+ *
+ * All pieces are kept in arrays sorted as the VMAs are; matching 2 is quadratic in the number of
+ * pieces that moved since the last harvest, which is small.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/cleanup.h"
+#include "base/units.h"
+#include "mm/model.h"
+#include "mm/model_internal.h"
+
+/* A part of a VMA, in page offsets of its file. */
+struct piece {
+	uint64_t file, pgoff, nr;
+	size_t vma; /* index in its array */
+};
+
+struct pieces {
+	struct piece *p;
+	size_t nr, room;
+};
+
+static int pieces_add(struct pieces *list, uint64_t file, uint64_t pgoff, uint64_t nr, size_t vma)
+{
+	if (nr == 0)
+		return 0;
+	if (list->nr == list->room) {
+		size_t room = list->room ? list->room * 2 : 16;
+		struct piece *bigger = reallocarray(list->p, room, sizeof(*bigger));
+
+		if (!bigger)
+			return -ENOMEM;
+		list->p = bigger;
+		list->room = room;
+	}
+	list->p[list->nr++] = (struct piece){file, pgoff, nr, vma};
+	return 0;
+}
+
+static uint64_t max_u64(uint64_t a, uint64_t b)
+{
+	return a > b ? a : b;
+}
+
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* Would both VMAs, where they overlap, show the same page of the same file? */
+static bool vma_same_place(const struct mm_vma *a, const struct mm_vma *b)
+{
+	return a->registered && b->registered && a->file == b->file &&
+	       (a->start >> WPFS_PAGE_SHIFT) - a->pgoff == (b->start >> WPFS_PAGE_SHIFT) - b->pgoff;
+}
+
+/*
+ * Adds to *list the parts of registered VMAs of `vmas` that no VMA of `other` continues at the
+ * same address. With `adopt` (vmas is the new view) those that do continue get the owner.
+ */
+static int observe_unmatched(struct mm_vma *vmas, size_t nr, const struct mm_vma *other,
+			     size_t nr_other, bool adopt, bool *owned, struct pieces *list)
+{
+	size_t j = 0;
+
+	for (size_t i = 0; i < nr; i++) {
+		struct mm_vma *v = &vmas[i];
+		uint64_t at = v->start;
+		int r;
+
+		if (!v->registered)
+			continue;
+		while (j < nr_other && other[j].end <= v->start)
+			j++;
+		for (size_t k = j; k < nr_other && other[k].start < v->end; k++) {
+			uint64_t from = max_u64(v->start, other[k].start);
+			uint64_t to = min_u64(v->end, other[k].end);
+
+			if (!vma_same_place(v, &other[k]))
+				continue;
+			if (adopt) {
+				v->owner = other[k].owner;
+				owned[i] = true;
+			}
+			r = pieces_add(list, v->file,
+				       v->pgoff + ((at - v->start) >> WPFS_PAGE_SHIFT),
+				       (from - at) >> WPFS_PAGE_SHIFT, i);
+			if (r < 0)
+				return r;
+			at = to;
+		}
+		r = pieces_add(list, v->file, v->pgoff + ((at - v->start) >> WPFS_PAGE_SHIFT),
+			       (v->end - at) >> WPFS_PAGE_SHIFT, i);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+/*
+ * Takes from *come a part that shows pages of [pgoff, pgoff + nr) of the file; gives the part.
+ * False: there is none.
+ */
+static bool pieces_take(struct pieces *come, const struct piece *gone, struct piece *part)
+{
+	for (size_t i = 0; i < come->nr; i++) {
+		struct piece *c = &come->p[i];
+		uint64_t from = max_u64(c->pgoff, gone->pgoff);
+		uint64_t to = min_u64(c->pgoff + c->nr, gone->pgoff + gone->nr);
+		uint64_t tail;
+
+		if (c->file != gone->file || from >= to)
+			continue;
+		*part = (struct piece){c->file, from, to - from, c->vma};
+		tail = c->pgoff + c->nr - to;
+		c->nr = from - c->pgoff;
+		if (tail && pieces_add(come, part->file, to, tail, part->vma) < 0)
+			return true; /* the tail is not matched: that only makes pages dirty */
+		return true;
+	}
+	return false;
+}
+
+/* One old piece that left its address: moved to new pieces as far as they go, the rest unseen. */
+static int observe_gone(struct mm *mm, const struct mm_vma *old, struct piece gone,
+			struct pieces *come, struct mm_vma *now, bool *owned)
+{
+	struct mm_file *f = mm_file_find(mm, gone.file);
+	struct pieces rest = {0};
+	struct piece part;
+	int r = pieces_add(&rest, gone.file, gone.pgoff, gone.nr, gone.vma);
+
+	for (size_t i = 0; r == 0 && i < rest.nr; i++) {
+		struct piece *left = &rest.p[i];
+		uint64_t tail;
+
+		if (!pieces_take(come, left, &part)) {
+			if (f && old->owner == MM_WPFS)
+				r = mm_doubt(mm, f, left->pgoff, left->nr);
+			else if (f)
+				r = mm_owned_disarm(&f->own[MM_PROGRAM], left->pgoff, left->nr);
+			continue;
+		}
+		now[part.vma].owner = old->owner;
+		owned[part.vma] = true;
+		tail = left->pgoff + left->nr - (part.pgoff + part.nr);
+		r = pieces_add(&rest, gone.file, left->pgoff, part.pgoff - left->pgoff, gone.vma);
+		if (r == 0)
+			r = pieces_add(&rest, gone.file, part.pgoff + part.nr, tail, gone.vma);
+	}
+	free(rest.p);
+	return r;
+}
+
+/* Steps 1 and 2: whose are the registered mappings of the new view, and what went unseen. */
+static int observe_match(struct mm *mm, struct mm_vma *now, size_t nr)
+{
+	_cleanup_free_ bool *owned = calloc(nr + 1, sizeof(*owned));
+	struct pieces gone = {0}, come = {0};
+	int r;
+
+	if (!owned)
+		return -ENOMEM;
+	r = observe_unmatched(now, nr, mm->vmas, mm->nr_vmas, true, owned, &come);
+	if (r == 0)
+		r = observe_unmatched(mm->vmas, mm->nr_vmas, now, nr, false, NULL, &gone);
+	for (size_t i = 0; r == 0 && i < gone.nr; i++)
+		r = observe_gone(mm, &mm->vmas[gone.p[i].vma], gone.p[i], &come, now, owned);
+	/* Registered by nobody we know of: an asynchronous uffd can only be ours unless the program
+	 * has shown that it makes its own. */
+	for (size_t i = 0; i < nr; i++) {
+		if (now[i].registered && !owned[i])
+			now[i].owner = now[i].async && !mm->own_uffds ? MM_WPFS : MM_PROGRAM;
+	}
+	free(gone.p);
+	free(come.p);
+	return r;
+}
+
+/* Adds the armed pages that this mapping shows unmarked to own->dirty. */
+static int observe_fold_owned(struct mm_owned *own, const struct mm_vma *vma)
+{
+	struct mm_set unmarked, marked;
+	int r;
+
+	mm_set_init(&unmarked);
+	mm_set_init(&marked);
+	r = mm_set_or_range(&unmarked, &own->armed, vma->pgoff, mm_vma_pages(vma));
+	if (r == 0)
+		r = mm_set_shift(&marked, &vma->marked, (int64_t)vma->pgoff);
+	if (r == 0)
+		r = mm_set_andnot(&unmarked, &marked);
+	if (r == 0)
+		r = mm_set_or(&own->dirty, &unmarked);
+	mm_set_free(&unmarked);
+	mm_set_free(&marked);
+	return r;
+}
+
+/* Pages of a wholly protected file that are mapped but were never armed: written for all we know.
+ */
+static int observe_grown(struct mm *mm, struct mm_file *f, const struct mm_vma *vma)
+{
+	struct mm_owned *own = &f->own[MM_WPFS];
+	uint64_t nr = mm_vma_pages(vma);
+	struct mm_set grown;
+	int r;
+
+	if (mm_set_count_range(&own->armed, vma->pgoff, nr) == nr)
+		return 0;
+	mm_set_init(&grown);
+	r = mm_set_add_range(&grown, vma->pgoff, nr);
+	if (r == 0)
+		r = mm_set_andnot(&grown, &own->armed);
+	if (r == 0)
+		r = mm_set_or(&own->armed, &grown);
+	if (r == 0)
+		r = mm_set_or(&own->dirty, &grown);
+	if (r == 0)
+		mm->conservative += mm_set_count(&grown);
+	mm_set_free(&grown);
+	return r;
+}
+
+static int observe_fold_wpfs(struct mm *mm, struct mm_file *f, const struct mm_vma *vma)
+{
+	int r;
+
+	if (vma->sealed)
+		return 0;
+	if (f->protect) {
+		r = observe_grown(mm, f, vma);
+		if (r < 0)
+			return r;
+	}
+	if (vma->registered && vma->owner == MM_WPFS)
+		return observe_fold_owned(&f->own[MM_WPFS], vma);
+	return mm_doubt(mm, f, vma->pgoff, mm_vma_pages(vma));
+}
+
+/* What the program has marked itself is armed by it; its dirty set is made anew each time. */
+static int observe_arm_program(struct mm_file *f, const struct mm_vma *vma)
+{
+	struct mm_owned *own = &f->own[MM_PROGRAM];
+	struct mm_set marked;
+	int r;
+
+	mm_set_init(&marked);
+	r = mm_set_shift(&marked, &vma->marked, (int64_t)vma->pgoff);
+	if (r == 0)
+		r = mm_set_or(&own->armed, &marked);
+	mm_set_free(&marked);
+	if (r == 0)
+		r = mm_set_remove_range(&own->dirty, vma->pgoff, mm_vma_pages(vma));
+	return r;
+}
+
+/* Step 3. */
+static int observe_fold(struct mm *mm, const struct mm_vma *now, size_t nr)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < nr; i++) {
+		struct mm_file *f = mm_file_get(mm, now[i].file);
+
+		if (!f)
+			return -ENOMEM;
+		if (now[i].registered && now[i].owner == MM_PROGRAM)
+			r = observe_arm_program(f, &now[i]);
+		if (r == 0)
+			r = observe_fold_wpfs(mm, f, &now[i]);
+	}
+	for (size_t i = 0; r == 0 && i < nr; i++) {
+		if (now[i].registered && now[i].owner == MM_PROGRAM)
+			r = observe_fold_owned(&mm_file_find(mm, now[i].file)->own[MM_PROGRAM],
+					       &now[i]);
+	}
+	return r;
+}
+
+int mm_observe(struct mm *mm, struct mm_vma *now, size_t nr)
+{
+	int r = observe_match(mm, now, nr);
+
+	if (r == 0)
+		r = observe_fold(mm, now, nr);
+	if (r < 0) {
+		mm_vmas_free(now, nr);
+		return r;
+	}
+	mm_vmas_free(mm->vmas, mm->nr_vmas);
+	mm->vmas = now;
+	mm->nr_vmas = nr;
+	return 0;
+}

@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "uffd/maps.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sysmacros.h>
+
+#include "base/cleanup.h"
+#include "base/units.h"
+
+/* Parses the head of a maps line: "start-end rwxs offset major:minor inode". */
+static bool maps_parse_line(const char *line, struct maps_vma *vma)
+{
+	unsigned long long start, end, offset, ino;
+	unsigned major, minor;
+	char perms[5];
+
+	if (sscanf(line, "%llx-%llx %4s %llx %x:%x %llu", &start, &end, perms, &offset, &major,
+		   &minor, &ino) != 7)
+		return false;
+	*vma = (struct maps_vma){
+		.start = start,
+		.end = end,
+		.pgoff = offset >> WPFS_PAGE_SHIFT,
+		.dev = makedev(major, minor),
+		.ino = ino,
+		.prot = (perms[0] == 'r' ? PROT_READ : 0) | (perms[1] == 'w' ? PROT_WRITE : 0) |
+			(perms[2] == 'x' ? PROT_EXEC : 0),
+		.shared = perms[3] == 's',
+	};
+	return true;
+}
+
+static int maps_append(struct maps_list *list, const struct maps_vma *vma)
+{
+	if (list->nr == list->room) {
+		size_t room = list->room ? list->room * 2 : 16;
+		struct maps_vma *bigger = reallocarray(list->vmas, room, sizeof(*bigger));
+
+		if (!bigger)
+			return -ENOMEM;
+		list->vmas = bigger;
+		list->room = room;
+	}
+	list->vmas[list->nr++] = *vma;
+	return 0;
+}
+
+/* The stream of a /proc/PID file, or NULL with *err set; gone processes are always -ESRCH. */
+static FILE *maps_open(pid_t pid, const char *name, int *err)
+{
+	char path[64];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
+	f = fopen(path, "re");
+	if (!f)
+		*err = errno == ENOENT ? -ESRCH : -errno;
+	return f;
+}
+
+int maps_read(pid_t pid, const uint64_t *devs, size_t nr_devs, struct maps_list *list)
+{
+	_cleanup_fclose_ FILE *f = NULL;
+	_cleanup_free_ char *line = NULL;
+	size_t room = 0;
+	bool any = false;
+	int r = 0;
+
+	list->nr = 0;
+	f = maps_open(pid, "maps", &r);
+	if (!f)
+		return r;
+	while (getline(&line, &room, f) > 0) {
+		struct maps_vma vma;
+
+		any = true;
+		if (!maps_parse_line(line, &vma))
+			return -EIO;
+		for (size_t i = 0; i < nr_devs; i++) {
+			if (devs[i] != vma.dev)
+				continue;
+			r = maps_append(list, &vma);
+			if (r < 0)
+				return r;
+			break;
+		}
+	}
+	if (ferror(f))
+		return -EIO;
+	return any ? 0 : -ESRCH; /* a task that has let go of its mm shows an empty file */
+}
+
+bool maps_equal(const struct maps_list *a, const struct maps_list *b)
+{
+	if (a->nr != b->nr)
+		return false;
+	for (size_t i = 0; i < a->nr; i++) {
+		const struct maps_vma *x = &a->vmas[i], *y = &b->vmas[i];
+
+		if (x->start != y->start || x->end != y->end || x->pgoff != y->pgoff ||
+		    x->dev != y->dev || x->ino != y->ino || x->prot != y->prot ||
+		    x->shared != y->shared)
+			return false;
+	}
+	return true;
+}
+
+void maps_free(struct maps_list *list)
+{
+	free(list->vmas);
+	*list = (struct maps_list){0};
+}
+
+int maps_read_wp(pid_t pid, const struct maps_list *list, bool *wp)
+{
+	_cleanup_fclose_ FILE *f = NULL;
+	_cleanup_free_ char *line = NULL;
+	struct maps_vma vma;
+	size_t room = 0, i = 0;
+	bool in_vma = false;
+	int r = 0;
+
+	memset(wp, 0, list->nr * sizeof(*wp));
+	f = maps_open(pid, "smaps", &r);
+	if (!f)
+		return r;
+	while (getline(&line, &room, f) > 0) {
+		if (maps_parse_line(line, &vma)) {
+			while (i < list->nr && list->vmas[i].start < vma.start)
+				i++;
+			in_vma = i < list->nr && list->vmas[i].start == vma.start &&
+				 list->vmas[i].end == vma.end;
+		} else if (in_vma && strncmp(line, "VmFlags:", 8) == 0) {
+			wp[i] = strstr(line, " uw") != NULL;
+		}
+	}
+	return ferror(f) ? -EIO : 0;
+}

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The mappings of a process, from /proc/PID/maps (proc(5)) and, for what only smaps tells, from
+ * VmFlags. Passthrough mappings show the device and inode of the FUSE file, not of the lower one.
+ */
+#ifndef WPFS_UFFD_MAPS_H
+#define WPFS_UFFD_MAPS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct maps_vma {
+	uint64_t start, end; /* bytes */
+	uint64_t pgoff;	     /* pages */
+	uint64_t dev, ino;   /* dev as makedev(3) makes it: comparable with st_dev */
+	uint32_t prot;	     /* PROT_* */
+	bool shared;
+};
+
+struct maps_list {
+	struct maps_vma *vmas; /* ascending by start */
+	size_t nr, room;
+};
+
+/*
+ * Reads the mappings of `pid` that belong to one of the nr_devs devices. The list may be reused:
+ * its contents are replaced. 0 or -errno (-ESRCH: gone, or it has no mm any more).
+ */
+int maps_read(pid_t pid, const uint64_t *devs, size_t nr_devs, struct maps_list *list);
+
+/* Are both lists the same, entry by entry? */
+bool maps_equal(const struct maps_list *a, const struct maps_list *b);
+
+void maps_free(struct maps_list *list);
+
+/*
+ * Is each entry of `list` registered write-protect with some uffd ("uw" in VmFlags)? Fills wp[nr].
+ * Reads smaps, which walks page tables: only for mms with a synchronous uffd of their own, where
+ * PAGEMAP_SCAN cannot tell. An entry that smaps does not show identically gets false.
+ */
+int maps_read_wp(pid_t pid, const struct maps_list *list, bool *wp);
+
+#endif

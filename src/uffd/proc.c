@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "uffd/proc.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/compat.h"
+#include "base/fdio.h"
+
+int proc_identify(pid_t pid, struct proc_id *id)
+{
+	_cleanup_free_ char *text = NULL;
+	char path[64], *p;
+	int r;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	r = fdio_read_file(AT_FDCWD, path, &text, NULL);
+	if (r < 0)
+		return r == -ENOENT ? -ESRCH : r;
+	/* The name in field 2 may hold blanks and parentheses: fields are counted from the last. */
+	p = strrchr(text, ')');
+	if (!p)
+		return -EIO;
+	p += 2; /* field 3 */
+	for (int field = 3; field < 22; field++) {
+		p = strchr(p, ' ');
+		if (!p)
+			return -EIO;
+		p++;
+	}
+	id->pid = pid;
+	id->start_time = strtoull(p, NULL, 10);
+	return 0;
+}
+
+int proc_open(const struct proc_id *id)
+{
+	_cleanup_close_ int pidfd = -1;
+	struct proc_id now;
+	int r;
+
+	if (id->pid <= 0)
+		return -ESRCH;
+	pidfd = (int)syscall(SYS_pidfd_open, id->pid, 0);
+	if (pidfd < 0)
+		return -errno;
+	r = proc_identify(id->pid, &now);
+	if (r < 0)
+		return r;
+	if (now.start_time != id->start_time)
+		return -ESRCH;
+	return steal_fd(&pidfd);
+}
+
+pid_t proc_of_pidfd(int pidfd)
+{
+	_cleanup_free_ char *text = NULL;
+	char path[64], *p;
+	int r;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", pidfd);
+	r = fdio_read_file(AT_FDCWD, path, &text, NULL);
+	if (r < 0)
+		return r;
+	p = strstr(text, "\nPid:");
+	if (!p)
+		return -EBADF;
+	r = atoi(p + 5);
+	return r > 0 ? r : -ESRCH;
+}
+
+bool proc_is_dead(int pidfd)
+{
+	struct pollfd pfd = {.fd = pidfd, .events = POLLIN};
+
+	return poll(&pfd, 1, 0) == 1 && (pfd.revents & (POLLIN | POLLHUP));
+}
+
+int proc_same_mm(pid_t a, pid_t b)
+{
+	long r = syscall(SYS_kcmp, a, b, KCMP_VM, 0, 0);
+
+	return r < 0 ? -errno : r == 0;
+}
+
+int proc_comm(pid_t pid, char comm[16])
+{
+	_cleanup_free_ char *text = NULL;
+	char path[64];
+	int r;
+
+	snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+	r = fdio_read_file(AT_FDCWD, path, &text, NULL);
+	if (r < 0)
+		return r;
+	text[strcspn(text, "\n")] = '\0';
+	snprintf(comm, 16, "%s", text);
+	return 0;
+}
+
+int proc_uid(pid_t pid, uid_t *uid)
+{
+	_cleanup_free_ char *text = NULL;
+	char path[64], *p;
+	int r;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	r = fdio_read_file(AT_FDCWD, path, &text, NULL);
+	if (r < 0)
+		return r == -ENOENT ? -ESRCH : r;
+	p = strstr(text, "\nUid:");
+	if (!p)
+		return -EIO;
+	*uid = (uid_t)strtoul(p + 5, NULL, 10);
+	return 0;
+}
+
+int proc_borrow_fd(int pidfd, int fd)
+{
+	int copy = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+
+	return copy < 0 ? -errno : copy;
+}
+
+int proc_boot_id(char id[40])
+{
+	_cleanup_free_ char *text = NULL;
+	int r = fdio_read_file(AT_FDCWD, "/proc/sys/kernel/random/boot_id", &text, NULL);
+
+	if (r < 0)
+		return r;
+	text[strcspn(text, "\n")] = '\0';
+	snprintf(id, 40, "%s", text);
+	return 0;
+}

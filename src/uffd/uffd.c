@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "uffd/uffd.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/compat.h"
+
+bool uffd_is_uffd(int fd)
+{
+	char path[64], target[64];
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	n = readlink(path, target, sizeof(target) - 1);
+	if (n < 0)
+		return false;
+	target[n] = '\0';
+	return strcmp(target, "anon_inode:[userfaultfd]") == 0;
+}
+
+int uffd_init_async(int uffd, bool events)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+			    UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC,
+	};
+
+	if (events)
+		api.features |= UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP;
+	return ioctl(uffd, UFFDIO_API, &api) < 0 ? -errno : 0;
+}
+
+/* One ioctl, repeated while an event of the mm is unread. */
+static int uffd_ioctl_retry(int uffd, unsigned long op, void *arg)
+{
+	const struct timespec pause = {.tv_nsec = 200000};
+	struct timespec start, now;
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	for (;;) {
+		if (ioctl(uffd, op, arg) == 0)
+			return 0;
+		if (errno != EAGAIN && errno != EINTR)
+			return -errno;
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		if ((now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000 >
+		    UFFD_RETRY_MS)
+			return -EAGAIN;
+		nanosleep(&pause, NULL);
+	}
+}
+
+int uffd_register_wp(int uffd, uint64_t start, uint64_t end)
+{
+	struct uffdio_register reg = {
+		.range = {.start = start, .len = end - start},
+		.mode = UFFDIO_REGISTER_MODE_WP,
+	};
+
+	return uffd_ioctl_retry(uffd, UFFDIO_REGISTER, &reg);
+}
+
+int uffd_unregister(int uffd, uint64_t start, uint64_t end)
+{
+	struct uffdio_range range = {.start = start, .len = end - start};
+
+	return uffd_ioctl_retry(uffd, UFFDIO_UNREGISTER, &range);
+}
+
+int uffd_writeprotect(int uffd, uint64_t start, uint64_t end, bool on)
+{
+	struct uffdio_writeprotect wp = {
+		.range = {.start = start, .len = end - start},
+		.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
+	};
+
+	return uffd_ioctl_retry(uffd, UFFDIO_WRITEPROTECT, &wp);
+}
