@@ -4,6 +4,7 @@ Fixtures: `make_wpfs(store=True, options=[...])` gives a mounted daemon, `wpfs` 
 store "none". A test fails if it leaves a process behind, whatever it asserts itself.
 """
 
+import fcntl
 import json
 import os
 
@@ -46,7 +47,16 @@ def wpfs(make_wpfs):
 
 
 @pytest.fixture(autouse=True)
-def no_process_left():
+def machine(request):
+    """A test marked `alone` has the machine for itself: what it measures or changes is everyone's."""
+    alone = request.node.get_closest_marker("alone")
+    with open(harness.BUILD / "e2e.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_process_left(machine):
     """Runs around every other fixture: what is still our descendant at the end was forgotten."""
     before = set(proc.descendants())
     yield
