@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Files by path, id and handle, for the rooms above. Each holds what it uses only while it runs. */
+#include <sys/statvfs.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
@@ -113,4 +114,9 @@ int fs_file_open(struct fs *fs, uint64_t ino, int flags)
 uint64_t fs_ino_of_lower(const struct fs *fs, uint64_t lower_ino)
 {
 	return fs_ids_get(fs->ids, lower_ino);
+}
+
+int fs_statvfs(struct fs *fs, struct statvfs *st)
+{
+	return fstatvfs(fs->lower_fd, st) < 0 ? -errno : 0;
 }

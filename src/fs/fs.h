@@ -134,6 +134,10 @@ int fs_handle_path(struct fs *fs, const struct fs_handle *handle, char *buf, siz
 int fs_handle_open(struct fs *fs, const struct fs_handle *handle, int flags);
 int fs_file_open(struct fs *fs, uint64_t ino, int flags);
 
+/* Space and inodes of the lower tmpfs, as statvfs(3) gives them. 0 or -errno. */
+struct statvfs;
+int fs_statvfs(struct fs *fs, struct statvfs *st);
+
 /* The id of the lower file behind a descriptor or a stat of the lower tmpfs. */
 uint64_t fs_ino_of_lower(const struct fs *fs, uint64_t lower_ino);
 

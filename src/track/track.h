@@ -20,19 +20,19 @@ struct track;
 enum track_uffd_policy { TRACK_UFFD_WRITERS, TRACK_UFFD_ALL, TRACK_UFFD_GID, TRACK_UFFD_ROOT };
 
 struct track_config {
-	struct db *db;         /* borrowed until track_stop */
-	struct fs *fs;         /* borrowed until track_stop */
-	int listen_fd;         /* listening SOCK_SEQPACKET socket; taken over */
-	const char *id;        /* mount id; these four strings are copied */
-	const char *lower_id;  /* names this lower tmpfs: differs for every one ever mounted */
-	const char *store;     /* path of the store or "none" */
+	struct db *db;	      /* borrowed until track_stop */
+	struct fs *fs;	      /* borrowed until track_stop */
+	int listen_fd;	      /* listening SOCK_SEQPACKET socket; taken over */
+	const char *id;	      /* mount id; these four strings are copied */
+	const char *lower_id; /* names this lower tmpfs: differs for every one ever mounted */
+	const char *store;    /* path of the store or "none" */
 	const char *mountpoint;
-	uint64_t dev;          /* st_dev of the mount, as fstat(2) in a client gives it */
+	uint64_t dev; /* st_dev of the mount, as fstat(2) in a client gives it */
 	enum wpfs_kind kind;
 	enum track_uffd_policy uffd_policy;
 	gid_t uffd_gid;
 	unsigned harvest_s; /* seconds between harvests of live mms, 0 = only when asked */
-	bool uring;         /* FUSE over io_uring is on */
+	bool uring;	    /* FUSE over io_uring is on */
 };
 
 /* Loads what the database knows, takes back living clients, starts serving. 0 or -errno. */

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What wpctl asks. Every answer first finishes the harvests of the dead. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+#include <utlist.h>
+
+#include "base/log.h"
+#include "db/report.h"
+#include "ipc/record.h"
+#include "track/internal.h"
+
+void answer_settle(struct request *rq)
+{
+	life_sweep(rq->t);
+	request_reply(rq, 0, NULL, 0);
+}
+
+void answer_sync(struct request *rq)
+{
+	const struct wpfs_select *s = rq->body;
+	const char *name = s->set & WPFS_SELECT_NAME ? s->name : NULL;
+	struct tmm *tm;
+	bool any = false;
+	int r;
+
+	r = life_sync_all(rq->t);
+	DL_FOREACH (rq->t->tmms, tm)
+		any |= tmm_selected(tm, rq->c->peer.uid, name);
+	if (name && !any)
+		request_error(rq, -ENOENT, "no program named '%s' has mapped a file of this mount",
+			      name);
+	else if (r < 0)
+		request_error(rq, r, "not all marks could be read and stored: %s", log_errstr(r));
+	else
+		request_reply(rq, 0, NULL, 0);
+}
+
+void answer_status(struct request *rq)
+{
+	struct track *t = rq->t;
+	struct wpfs_status status = {
+		.kind = t->config.kind,
+		.pid = getpid(),
+		.passthrough = 1, /* a mount without it is refused */
+		.uring = t->config.uring,
+		.last_commit = t->last_commit,
+		.conservative = t->conservative,
+	};
+	struct statvfs space;
+	struct client *c;
+	struct tmm *tm;
+
+	life_sync_all(t);
+	status.harvests = t->harvests;
+	if (fs_statvfs(t->config.fs, &space) == 0) {
+		status.size = (uint64_t)space.f_blocks * space.f_frsize;
+		status.used = (uint64_t)(space.f_blocks - space.f_bfree) * space.f_frsize;
+		status.inodes = space.f_files;
+		status.inodes_used = space.f_files - space.f_ffree;
+	}
+	snprintf(status.store, sizeof(status.store), "%s", t->config.store);
+	snprintf(status.mountpoint, sizeof(status.mountpoint), "%s", t->config.mountpoint);
+	snprintf(status.id, sizeof(status.id), "%s", t->config.id);
+	DL_FOREACH (t->clients, c)
+		status.clients += !c->ctl && c->attached;
+	DL_FOREACH (t->tmms, tm) {
+		status.mms_live += tm->state == TMM_LIVE;
+		status.mms_detached += tm->state == TMM_DETACHED;
+	}
+	request_reply(rq, 0, &status, sizeof(status));
+}
+
+/* ---- reports ---- */
+
+static int answer_sink(void *arg, const void *body, size_t len)
+{
+	struct request *rq = arg;
+	struct wpfs_hdr hdr = {.op = WPFS_OP_RECORD, .seq = rq->hdr->seq};
+
+	return ipc_outq_send(&rq->c->out, rq->c->watch.fd, &hdr, body, len, NULL, 0);
+}
+
+static int answer_emit(void *ctx, uint32_t type, const void *body, size_t len)
+{
+	return ipc_records_add(ctx, type, body, len);
+}
+
+void answer_report(struct request *rq)
+{
+	const struct wpfs_select *s = rq->body;
+	struct db_report_query query = {
+		.kind = s->kind,
+		.all_uids = rq->c->peer.uid == 0,
+		.uid = rq->c->peer.uid,
+		.name = s->set & WPFS_SELECT_NAME ? s->name : NULL,
+		.epoch = s->set & WPFS_SELECT_EPOCH ? s->epoch : 0,
+	};
+	char why[DB_WHY_SIZE] = "";
+	struct ipc_records records;
+	struct fs_file file;
+	int r;
+
+	if (s->set & WPFS_SELECT_FILE) {
+		r = fs_file_by_path(rq->t->config.fs, s->file, &file);
+		if (r < 0) {
+			request_error(rq, r, "%s: %s", s->file, log_errstr(r));
+			return;
+		}
+		query.file = file.ino;
+	}
+	if (s->set & WPFS_SELECT_RANGE) {
+		query.offset = s->offset;
+		query.len = s->len;
+	}
+	r = life_sync_all(rq->t);
+	if (r == 0)
+		r = files_refresh(rq->t);
+	if (r < 0) {
+		request_error(rq, r, "the marks could not be read and stored: %s", log_errstr(r));
+		return;
+	}
+	ipc_records_init(&records, answer_sink, rq);
+	r = db_report(rq->t->config.db, &query, answer_emit, &records, why);
+	if (r == 0)
+		r = ipc_records_flush(&records);
+	if (r < 0)
+		request_error(rq, r, "%s", why[0] ? why : log_errstr(r));
+	else
+		request_reply(rq, 0, NULL, 0);
+}
+
+void answer_evict(struct request *rq)
+{
+	request_error(rq, -EOPNOTSUPP,
+		      "this mount is not capped: mount it with -o resident=SIZE to evict");
+}

@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Connections: who they are, one request at a time, and which handler it goes to. What a packet
+ * says about itself is checked in ipc/packet.c; who may ask what is checked here; what the values
+ * mean is each handler's business.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <utlist.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "track/internal.h"
+
+void client_accept(struct track *t)
+{
+	for (;;) {
+		struct ipc_peer peer;
+		_cleanup_close_ int fd = ipc_accept(t->listen_watch.fd, &peer);
+		struct client *c;
+
+		if (fd < 0) {
+			if (fd != -EAGAIN)
+				log_warn("track: cannot accept a client: %s", log_errstr(fd));
+			return;
+		}
+		c = calloc(1, sizeof(*c));
+		if (!c)
+			return;
+		c->watch = (struct watch){WATCH_CLIENT, fd};
+		c->peer = peer;
+		if (proc_identify(peer.pid, &c->id) < 0 ||
+		    track_watch_add(t, &c->watch, EPOLLIN) < 0) {
+			free(c); /* gone already, or of a pid namespace we do not see */
+			continue;
+		}
+		steal_fd(&fd);
+		DL_APPEND(t->clients, c);
+	}
+}
+
+void client_free(struct track *t, struct client *c)
+{
+	if (c->tmm) {
+		c->tmm->client = NULL;
+		if (c->tmm->state == TMM_NEW)
+			tmm_free(t, c->tmm);
+	}
+	ipc_outq_clear(&c->out);
+	track_watch_remove(t, &c->watch);
+	DL_DELETE(t->clients, c);
+	free(c);
+}
+
+void client_reap(struct track *t)
+{
+	struct client *c, *next;
+
+	DL_FOREACH_SAFE(t->clients, c, next)
+	{
+		if (c->closing)
+			client_free(t, c);
+	}
+}
+
+static void request_sent(struct request *rq, int r)
+{
+	struct client *c = rq->c;
+	struct epoll_event ev = {.events = EPOLLIN, .data.ptr = &c->watch};
+
+	if (r < 0) {
+		c->closing = true;
+		return;
+	}
+	if (!ipc_outq_empty(&c->out)) {
+		ev.events = EPOLLOUT; /* no further request before the answer is read */
+		epoll_ctl(rq->t->epoll_fd, EPOLL_CTL_MOD, c->watch.fd, &ev);
+	}
+}
+
+void request_reply_fds(struct request *rq, const void *body, size_t len, const int *fds, size_t n)
+{
+	request_sent(rq, ipc_reply(&rq->c->out, rq->c->watch.fd, rq->hdr, 0, body, len, fds, n));
+}
+
+void request_reply(struct request *rq, int status, const void *body, size_t len)
+{
+	request_sent(rq,
+		     ipc_reply(&rq->c->out, rq->c->watch.fd, rq->hdr, status, body, len, NULL, 0));
+}
+
+void request_error(struct request *rq, int status, const char *fmt, ...)
+{
+	char text[sizeof(((struct wpfs_error *)0)->text)];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	request_sent(rq,
+		     ipc_reply_error(&rq->c->out, rq->c->watch.fd, rq->hdr, status, "%s", text));
+}
+
+/* Who may ask: anybody, a program that said HELLO as itself, one that is attached, wpctl. */
+enum request_role { ROLE_ANY, ROLE_SHIM, ROLE_ATTACHED, ROLE_CTL };
+
+static const struct {
+	enum request_role role;
+	request_fn fn;
+} request_table[] = {
+	[WPFS_OP_HELLO] = {ROLE_ANY, attach_hello},
+	[WPFS_OP_ATTACH] = {ROLE_SHIM, attach_attach},
+	[WPFS_OP_FORKED] = {ROLE_SHIM, attach_forked},
+	[WPFS_OP_MAP] = {ROLE_ATTACHED, mapping_map},
+	[WPFS_OP_UNMAP] = {ROLE_ATTACHED, mapping_unmap},
+	[WPFS_OP_REMOVE] = {ROLE_ATTACHED, mapping_remove},
+	[WPFS_OP_MSYNC] = {ROLE_ATTACHED, mapping_msync},
+	[WPFS_OP_UFFD_PRE] = {ROLE_ATTACHED, own_pre},
+	[WPFS_OP_UFFD_POST] = {ROLE_ATTACHED, own_post},
+	[WPFS_OP_UFFD_UNREG] = {ROLE_ATTACHED, own_unreg},
+	[WPFS_OP_UFFD_CLOSE] = {ROLE_ATTACHED, own_close},
+	[WPFS_OP_STATUS] = {ROLE_CTL, answer_status},
+	[WPFS_OP_REPORT] = {ROLE_CTL, answer_report},
+	[WPFS_OP_PROTECT] = {ROLE_CTL, protect_protect},
+	[WPFS_OP_UNPROTECT] = {ROLE_CTL, protect_unprotect},
+	[WPFS_OP_SYNC] = {ROLE_CTL, answer_sync},
+	[WPFS_OP_FORGET] = {ROLE_CTL, protect_forget},
+	[WPFS_OP_EVICT] = {ROLE_CTL, answer_evict},
+	[WPFS_OP_LOAD] = {ROLE_CTL, answer_evict},
+	[WPFS_OP_SETTLE] = {ROLE_CTL, answer_settle},
+};
+
+static bool request_allowed(const struct client *c, enum request_role role)
+{
+	switch (role) {
+	case ROLE_ANY:
+		return c->cookie == 0;
+	case ROLE_SHIM:
+		return c->cookie && !c->ctl && !c->attached;
+	case ROLE_ATTACHED:
+		return c->attached && c->tmm;
+	case ROLE_CTL:
+		return c->ctl;
+	}
+	return false;
+}
+
+static void client_request(struct track *t, struct client *c, const void *packet, size_t len,
+			   struct ipc_fds *fds)
+{
+	const struct wpfs_hdr *hdr = packet;
+	struct request rq = {.t = t, .c = c, .hdr = hdr, .body = ipc_body(packet, len), .fds = fds};
+
+	if (ipc_check_request(packet, len, fds) < 0 ||
+	    hdr->op >= sizeof(request_table) / sizeof(request_table[0]) ||
+	    !request_table[hdr->op].fn) {
+		if (len >= sizeof(*hdr))
+			request_error(&rq, -EPROTO, "not a message of protocol version %d",
+				      WPFS_WIRE_VERSION);
+		c->closing = true;
+		return;
+	}
+	if (!request_allowed(c, request_table[hdr->op].role)) {
+		request_error(&rq, -EPROTO, "this message is out of turn");
+		c->closing = true;
+		return;
+	}
+	request_table[hdr->op].fn(&rq);
+}
+
+void client_event(struct track *t, struct client *c, uint32_t events)
+{
+	_Alignas(8) char packet[WPFS_WIRE_MAX];
+	_cleanup_(ipc_fds_closep) struct ipc_fds fds = IPC_FDS_INIT;
+	ssize_t n;
+
+	if (c->closing)
+		return;
+	if (events & EPOLLOUT) {
+		struct epoll_event ev = {.events = EPOLLIN, .data.ptr = &c->watch};
+		int r = ipc_outq_flush(&c->out, c->watch.fd);
+
+		if (r == -EAGAIN)
+			return;
+		if (r < 0)
+			c->closing = true;
+		else
+			epoll_ctl(t->epoll_fd, EPOLL_CTL_MOD, c->watch.fd, &ev);
+		return;
+	}
+	n = ipc_recv(c->watch.fd, packet, sizeof(packet), &fds);
+	if (n == -EAGAIN)
+		return;
+	if (n <= 0) {
+		c->closing = true;
+		return;
+	}
+	client_request(t, c, packet, (size_t)n, &fds);
+}

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The files that marks refer to, by id. A handle finds such a file after the kernel has forgotten
+ * the inode and whatever it is called by now; the database keeps handle and path for the next
+ * daemon and for people.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <utlist.h>
+
+#include "base/log.h"
+#include "db/marks.h"
+#include "track/internal.h"
+
+static struct track_file *files_find(struct track *t, uint64_t ino)
+{
+	struct track_file *file;
+
+	HASH_FIND(hh, t->files, &ino, sizeof(ino), file);
+	return file;
+}
+
+static struct track_file *files_get(struct track *t, uint64_t ino)
+{
+	struct track_file *file = files_find(t, ino);
+
+	if (file)
+		return file;
+	file = calloc(1, sizeof(*file));
+	if (!file)
+		return NULL;
+	file->ino = ino;
+	HASH_ADD(hh, t->files, ino, sizeof(file->ino), file);
+	return file;
+}
+
+static void files_drop(struct track *t, struct track_file *file)
+{
+	HASH_DEL(t->files, file);
+	free(file->path);
+	free(file);
+}
+
+void files_free(struct track *t)
+{
+	struct track_file *file, *next;
+
+	HASH_ITER (hh, t->files, file, next)
+		files_drop(t, file);
+}
+
+/* Learns the handle while the kernel knows the inode. True: `file` can be found by it. */
+static bool files_learn(struct track *t, struct track_file *file)
+{
+	struct fs_file found;
+
+	if (file->handle.len)
+		return true;
+	if (fs_file_by_ino(t->config.fs, file->ino, &found) < 0 &&
+	    (!file->path || fs_file_by_path(t->config.fs, file->path, &found) < 0 ||
+	     found.ino != file->ino))
+		return false;
+	file->handle = found.handle;
+	return true;
+}
+
+int files_load(struct track *t, const struct db_file *row, bool same_lower)
+{
+	struct track_file *file = files_get(t, row->id);
+
+	if (!file)
+		return -ENOMEM;
+	if (row->path[0]) {
+		file->path = strdup(row->path);
+		if (!file->path)
+			return -ENOMEM;
+	}
+	if (same_lower && row->handle_len == sizeof(file->handle))
+		memcpy(&file->handle, row->handle, sizeof(file->handle));
+	else
+		files_learn(t, file);
+	return 0;
+}
+
+int files_put(struct track *t, struct db_tx *tx, uint64_t ino)
+{
+	struct track_file *file = files_get(t, ino);
+	char path[WPFS_PATH_MAX];
+
+	if (!file)
+		return -ENOMEM;
+	if (!files_learn(t, file))
+		return db_file_put(tx, ino, NULL, 0, file->path);
+	if (fs_handle_path(t->config.fs, &file->handle, path, sizeof(path)) == 0 &&
+	    (!file->path || strcmp(file->path, path) != 0)) {
+		char *copy = strdup(path);
+
+		if (!copy)
+			return -ENOMEM;
+		free(file->path);
+		file->path = copy;
+	}
+	return db_file_put(tx, ino, &file->handle, sizeof(file->handle), file->path);
+}
+
+/* Does any mm map the file still? */
+static bool files_is_mapped(struct track *t, uint64_t ino)
+{
+	struct tmm *tm;
+
+	DL_FOREACH (t->tmms, tm) {
+		if (tm->state != TMM_LIVE)
+			continue;
+		for (size_t i = 0; i < tm->mm.nr_vmas; i++) {
+			if (tm->mm.vmas[i].file == ino)
+				return true;
+		}
+	}
+	return false;
+}
+
+static int files_refresh_job(struct db_tx *tx, void *arg)
+{
+	struct track *t = arg;
+	struct track_file *file, *next;
+	struct tmm *tm;
+	int r = 0;
+
+	HASH_ITER (hh, t->files, file, next) {
+		struct fs_file found;
+
+		if (r < 0)
+			break;
+		if (!file->handle.len ||
+		    fs_file_by_handle(t->config.fs, &file->handle, &found) != -ESTALE ||
+		    files_is_mapped(t, file->ino)) {
+			r = files_put(t, tx, file->ino);
+			continue;
+		}
+		/* The last link and the last mapping are gone: so are its marks. */
+		DL_FOREACH (t->tmms, tm) {
+			struct mm_file *f = mm_file_find(&tm->mm, file->ino);
+
+			if (f)
+				mm_file_remove(&tm->mm, f);
+		}
+		r = db_file_delete(tx, file->ino);
+		files_drop(t, file);
+	}
+	return r;
+}
+
+int files_refresh(struct track *t)
+{
+	return db_call(t->config.db, files_refresh_job, t);
+}

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Shared by the files of this room. Everything here belongs to the track thread, but for what
+ * track.c marks otherwise.
+ */
+#ifndef WPFS_TRACK_INTERNAL_H
+#define WPFS_TRACK_INTERNAL_H
+
+#include <pthread.h>
+
+#include "fs/fs.h"
+#include "ipc/server.h"
+#include "mm/model.h"
+#include "track/track.h"
+#include "uffd/proc.h"
+
+#define TRACK_NAME_SIZE (WPFS_NAME_MAX + 16) /* "name", "name/2", "name/PID" and NUL */
+#define TRACK_MAX_DEVS	64
+
+/* What an epoll event is about: the first member of whatever is watched. */
+enum watch_kind { WATCH_QUEUE, WATCH_TIMER, WATCH_LISTEN, WATCH_CLIENT, WATCH_PROGRAM };
+
+struct watch {
+	enum watch_kind kind;
+	int fd; /* registered with epoll while >= 0 */
+};
+
+/* A userfaultfd of the program's own, of which we hold a copy so that its marks outlive it. */
+struct own_uffd {
+	int fd;	  /* its number in the program */
+	int copy; /* never read or polled */
+	struct own_uffd *prev, *next;
+};
+
+/*
+ * A tracked mm. Moves: NEW (attached, nothing mapped, not in the database) -> LIVE (has a row)
+ * -> DETACHED (kept in the database only; this struct stays while the mount does).
+ */
+enum tmm_state { TMM_NEW, TMM_LIVE, TMM_DETACHED };
+
+struct tmm {
+	struct watch program_watch; /* pidfd of the program; readable when it has ended */
+	struct mm mm;
+	enum tmm_state state;
+	uid_t uid;
+	char name[TRACK_NAME_SIZE]; /* "" = unnamed */
+	char comm[16];
+	bool stale_row;		/* the database still calls it live */
+	bool fork_child;	/* named by its parent: kept only if it wrote something */
+	bool private_maps;	/* seen mapping files of the mount MAP_PRIVATE */
+	bool mapped_shared;	/* has mapped a file of the mount shared at some time */
+	uint64_t fork_dirty;	/* dirty pages when it was forked */
+	struct proc_id program; /* pid 0 when detached */
+	struct proc_id witness; /* pid 0: none */
+	int witness_pidfd;
+	int uffd_fd;   /* of wpfs's uffd in the witness */
+	int chan_fd;   /* of the command channel in the witness */
+	int uffd_copy; /* ours, only when there is no witness (and no event to be read) */
+	struct own_uffd *uffds;
+	struct client *client; /* may be NULL: the connection can be lost while the mm lives */
+	struct tmm *prev, *next;
+};
+
+struct client {
+	struct watch watch;
+	struct ipc_peer peer;
+	struct ipc_outq out;
+	struct proc_id id; /* of the peer when it connected */
+	uint64_t cookie;   /* 0 before HELLO */
+	bool ctl;
+	bool attached; /* tmm is set and complete */
+	bool forked;   /* its uffd came from its parent: initialised and registered */
+	bool closing;
+	uint32_t hello_flags;
+	char name[WPFS_NAME_MAX + 1];
+	struct tmm *tmm;
+	struct client *prev, *next;
+};
+
+/* A file that marks refer to. */
+struct track_file {
+	uint64_t ino;
+	struct fs_handle handle; /* len 0: not known (yet) */
+	char *path;		 /* as last seen, or NULL */
+	UT_hash_handle hh;
+};
+
+struct track {
+	struct track_config config; /* strings are copies; constant after track_start */
+	pthread_t thread;
+	int epoll_fd;
+	struct watch queue_watch, timer_watch, listen_watch;
+	pthread_mutex_t queue_lock; /* innermost: nothing is called under it */
+	struct track_call *queue;   /* guarded by queue_lock */
+	bool stop;		    /* track thread only; set by a call */
+
+	struct client *clients;
+	struct tmm *tmms;
+	struct track_file *files;      /* uthash by ino */
+	uint64_t devs[TRACK_MAX_DEVS]; /* st_dev numbers of this lower's mounts */
+	size_t nr_devs;
+	uint64_t next_mm; /* next row id */
+	char boot_id[40];
+	int devuffd;	  /* open /dev/userfaultfd, -1: none */
+	int life_pipe[2]; /* clients hold copies of [0]; [1] says that this daemon lives */
+	unsigned ticks;	  /* seconds since the last periodic harvest */
+	uint64_t harvests, conservative, last_commit;
+};
+
+/* ---- track.c ---- */
+int track_watch_add(struct track *t, struct watch *watch, uint32_t events);
+void track_watch_remove(struct track *t, struct watch *watch);
+
+/* ---- client.c ---- */
+void client_accept(struct track *t);
+void client_event(struct track *t, struct client *c, uint32_t events);
+void client_free(struct track *t, struct client *c);
+/* Frees the clients that closed during this round of events. */
+void client_reap(struct track *t);
+
+/* A request being handled: answered exactly once, by one of these. */
+struct request {
+	struct track *t;
+	struct client *c;
+	const struct wpfs_hdr *hdr;
+	const void *body;
+	struct ipc_fds *fds; /* what a handler wants to keep it steals */
+};
+
+void request_reply(struct request *rq, int status, const void *body, size_t len);
+void request_reply_fds(struct request *rq, const void *body, size_t len, const int *fds, size_t n);
+void request_error(struct request *rq, int status, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+typedef void (*request_fn)(struct request *rq);
+
+/* ---- attach.c ---- */
+void attach_hello(struct request *rq);
+void attach_attach(struct request *rq);
+void attach_forked(struct request *rq);
+
+/* ---- mapping.c ---- */
+void mapping_map(struct request *rq);
+void mapping_unmap(struct request *rq);
+void mapping_remove(struct request *rq);
+void mapping_msync(struct request *rq);
+/* [off, off + len) bytes of the file were dropped: saves what became dirty. 0 or -errno. */
+int mapping_dropped(struct track *t, uint64_t ino, uint64_t off, uint64_t len);
+
+/* ---- own.c: the program's own uffds ---- */
+void own_pre(struct request *rq);
+void own_post(struct request *rq);
+void own_unreg(struct request *rq);
+void own_close(struct request *rq);
+void own_free_all(struct tmm *tm);
+
+/* ---- tmm.c ---- */
+struct tmm *tmm_new(struct track *t);
+void tmm_free(struct track *t, struct tmm *tm);
+struct tmm *tmm_by_name(struct track *t, uid_t uid, const char *name);
+/* Is the mm one that `uid` may see and that --name `name` (NULL: any) means? */
+bool tmm_selected(const struct tmm *tm, uid_t uid, const char *name);
+/* wpfs's uffd of this mm for one operation; the caller closes it. -errno. */
+int tmm_uffd(const struct tmm *tm);
+/* A pid whose page tables are the mm's: the witness's, else the program's. 0: none. */
+pid_t tmm_pid(const struct tmm *tm);
+/* Reads the marks of a live mm into its model. 0 or -errno; -ESRCH: the mm is gone. */
+int tmm_harvest(struct track *t, struct tmm *tm);
+/* Gives a NEW mm its row and its name. 0 or -errno. */
+int tmm_enlist(struct track *t, struct tmm *tm);
+
+/* ---- life.c ---- */
+/* The program has ended or left its mm: last harvest, commit, witness let go. */
+void life_end(struct track *t, struct tmm *tm);
+/* Ends every mm whose program is dead or has another mm by now. */
+void life_sweep(struct track *t);
+/* Takes back what the database says was live when the last daemon went. */
+int life_resume(struct track *t);
+/* Harvests and commits all live mms. 0 or the first -errno. */
+int life_sync_all(struct track *t);
+/* The mount is gone: every mm ends. */
+void life_end_all(struct track *t);
+
+/* ---- arm.c ---- */
+/*
+ * Marks the pages *set (page offsets in the file) of the mapping [start, end) that shows the file
+ * from pgoff on: arm_runs with a uffd it is registered with, arm_pages with wpfs's, after
+ * registering it. The armed set must be committed before.
+ * 0; -EPERM: can never be written (nothing to protect); -EBUSY: another uffd has it.
+ */
+int arm_runs(int uffd, uint64_t start, uint64_t end, uint64_t pgoff, const struct mm_set *set);
+int arm_pages(struct track *t, struct tmm *tm, uint64_t start, uint64_t end, uint64_t pgoff,
+	      const struct mm_set *set);
+
+/* ---- files.c ---- */
+struct db_file;
+struct db_tx;
+int files_load(struct track *t, const struct db_file *row, bool same_lower);
+/* Inside a job: stores what finds the file again. */
+int files_put(struct track *t, struct db_tx *tx, uint64_t ino);
+/* Stores the present paths of all files; drops the marks of those that are gone. */
+int files_refresh(struct track *t);
+void files_free(struct track *t);
+
+/* ---- protect.c ---- */
+void protect_protect(struct request *rq);
+void protect_unprotect(struct request *rq);
+void protect_forget(struct request *rq);
+/* Opens the first epoch of a file of the mm, if none is open. */
+int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file);
+
+/* ---- answer.c ---- */
+void answer_status(struct request *rq);
+void answer_report(struct request *rq);
+void answer_sync(struct request *rq);
+void answer_settle(struct request *rq);
+void answer_evict(struct request *rq);
+
+/* ---- persist.c: the database's view ---- */
+
+/* An epoch that begins (number > 0) or only ends (0), with the dirty set that the last one had. */
+struct persist_epoch {
+	uint64_t file, number;
+	const struct mm_set *last;
+};
+
+int persist_load(struct track *t);
+/* Stores one mm with its mappings and sets, committed when it returns. */
+int persist_mm(struct track *t, struct tmm *tm);
+/* The same, and in the same commit what happens to epochs. */
+int persist_mm_epochs(struct track *t, struct tmm *tm, const struct persist_epoch *epochs,
+		      size_t nr);
+int persist_forget(struct track *t, struct tmm *tm);
+
+#endif

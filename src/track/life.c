@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * How an mm ends, and how a new daemon finds the living ones of the last.
+ *
+ * An mm ends when its program is dead or, after an exec, has another mm. The witness still holds
+ * it then: last harvest, commit, and only then the witness is let go, so that whoever sees the
+ * witness gone finds the marks in the database.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <utlist.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "track/internal.h"
+
+#define LIFE_WITNESS_MS 5000 /* a killed task that has not gone by then is stuck in the kernel */
+
+/* Kills the witness and waits until its mappings are gone: an umount may come next. */
+static void life_release_witness(struct tmm *tm)
+{
+	struct pollfd pfd = {.fd = tm->witness_pidfd, .events = POLLIN};
+
+	if (tm->witness_pidfd < 0)
+		return;
+	if (syscall(SYS_pidfd_send_signal, tm->witness_pidfd, SIGKILL, NULL, 0) == 0 &&
+	    poll(&pfd, 1, LIFE_WITNESS_MS) == 0)
+		log_warn("track: witness %d of pid %d does not die", tm->witness.pid,
+			 tm->program.pid);
+	close_fd(&tm->witness_pidfd);
+	tm->witness.pid = 0;
+}
+
+static uint64_t life_dirty(const struct mm *mm)
+{
+	struct mm_file *f, *next;
+	uint64_t dirty = 0;
+
+	HASH_ITER (hh, mm->files, f, next)
+		dirty += mm_set_count(&f->own[MM_WPFS].dirty);
+	return dirty;
+}
+
+/* Is there anything of this mm to remember after its end? */
+static bool life_worth_keeping(const struct tmm *tm)
+{
+	if (!tm->name[0])
+		return false;
+	return !tm->fork_child || life_dirty(&tm->mm) != tm->fork_dirty;
+}
+
+static void life_forget(struct track *t, struct tmm *tm)
+{
+	int r = persist_forget(t, tm);
+
+	if (r < 0)
+		log_err("track: cannot forget mm %llu: %s", (unsigned long long)tm->mm.id,
+			log_errstr(r));
+	tmm_free(t, tm);
+}
+
+void life_end(struct track *t, struct tmm *tm)
+{
+	int r;
+
+	if (tm->client) {
+		tm->client->tmm = NULL;
+		tm->client->attached = false;
+		tm->client->closing = true;
+		tm->client = NULL;
+	}
+	if (tm->state == TMM_NEW) {
+		life_release_witness(tm);
+		tmm_free(t, tm);
+		return;
+	}
+	r = tm->witness_pidfd < 0 || proc_is_dead(tm->witness_pidfd) ? -ESRCH : tmm_harvest(t, tm);
+	if (r < 0) {
+		uint64_t before = tm->mm.conservative;
+
+		log_info("track: the last marks of %s (pid %d) are not known (%s): what was armed "
+			 "counts as dirty",
+			 tm->name[0] ? tm->name : tm->comm, tm->program.pid, log_errstr(r));
+		mm_lost(&tm->mm);
+		mm_forget_vmas(&tm->mm);
+		t->conservative += tm->mm.conservative - before;
+	}
+	track_watch_remove(t, &tm->program_watch);
+	tm->state = TMM_DETACHED;
+	log_debug("track: pid %d ended", tm->program.pid);
+	if (life_worth_keeping(tm)) {
+		const int program = tm->program.pid;
+
+		tm->program.pid = 0;
+		r = persist_mm(t, tm);
+		if (r < 0)
+			log_err("track: cannot store the marks of %s: %s", tm->name, log_errstr(r));
+		tm->program.pid = program;
+	}
+	life_release_witness(tm);
+	own_free_all(tm);
+	close_fd(&tm->uffd_copy);
+	tm->program.pid = 0;
+	if (!life_worth_keeping(tm))
+		life_forget(t, tm);
+}
+
+/* Has the program gone from this mm? */
+static bool life_has_ended(const struct tmm *tm)
+{
+	if (proc_is_dead(tm->program_watch.fd))
+		return true;
+	return tm->witness_pidfd >= 0 && !proc_is_dead(tm->witness_pidfd) &&
+	       proc_same_mm(tm->program.pid, tm->witness.pid) == 0;
+}
+
+void life_sweep(struct track *t)
+{
+	struct tmm *tm, *next;
+
+	DL_FOREACH_SAFE(t->tmms, tm, next)
+	{
+		if (tm->program_watch.fd >= 0 && life_has_ended(tm))
+			life_end(t, tm);
+	}
+}
+
+int life_sync_all(struct track *t)
+{
+	struct tmm *tm;
+	int result = 0;
+
+	life_sweep(t);
+	DL_FOREACH (t->tmms, tm) {
+		int r;
+
+		if (tm->state != TMM_LIVE)
+			continue;
+		r = tmm_harvest(t, tm);
+		if (r == 0)
+			r = persist_mm(t, tm);
+		if (r < 0 && result == 0)
+			result = r;
+	}
+	return result;
+}
+
+void life_end_all(struct track *t)
+{
+	struct tmm *tm, *next;
+
+	DL_FOREACH_SAFE(t->tmms, tm, next)
+	{
+		if (tm->state == TMM_DETACHED)
+			continue;
+		/* Mapped still (a lazy umount): stores that nobody will see may follow. */
+		if (tm->state == TMM_LIVE && tmm_harvest(t, tm) == 0 && tm->mm.nr_vmas)
+			mm_lost(&tm->mm);
+		life_end(t, tm);
+	}
+}
+
+/* Takes back one mm that was live when the last daemon went. */
+static int life_resume_one(struct track *t, struct tmm *tm)
+{
+	tm->witness_pidfd = tm->witness.pid ? proc_open(&tm->witness) : -1;
+	if (tm->witness_pidfd < 0)
+		tm->witness_pidfd = -1;
+	tm->program_watch.fd = proc_open(&tm->program);
+	if (tm->program_watch.fd < 0) {
+		tm->program_watch.fd = -1;
+		life_end(t, tm); /* died meanwhile: the witness knows, or nobody */
+		return 0;
+	}
+	if (life_has_ended(tm)) {
+		life_end(t, tm);
+		return 0;
+	}
+	log_info("track: pid %d (%s) is back", tm->program.pid, tm->comm);
+	return track_watch_add(t, &tm->program_watch, EPOLLIN);
+}
+
+int life_resume(struct track *t)
+{
+	struct tmm *tm, *next;
+
+	DL_FOREACH_SAFE(t->tmms, tm, next)
+	{
+		int r = 0;
+
+		if (tm->state == TMM_LIVE)
+			r = life_resume_one(t, tm);
+		else if (tm->stale_row && tm->name[0])
+			r = persist_mm(t, tm);
+		else if (tm->stale_row)
+			life_forget(t, tm);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}

@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A tracked program maps and unmaps. MAP is answered when everything that has to be armed in the
+ * new mapping is: the shim returns from mmap() only then, so no store can come before.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sysmacros.h>
+#include <utlist.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "track/internal.h"
+
+static bool mapping_aligned(uint64_t addr, uint64_t len)
+{
+	return !((addr | len) & (WPFS_PAGE_SIZE - 1)) && len && addr + len > addr &&
+	       addr + len <= (uint64_t)1 << 56;
+}
+
+/* Says what is wrong with a MAP request, or NULL. */
+static const char *mapping_bad(const struct track *t, const struct wpfs_map *map)
+{
+	uint64_t len = (map->len + WPFS_PAGE_SIZE - 1) & ~(WPFS_PAGE_SIZE - 1);
+	bool ours = false;
+
+	for (size_t i = 0; i < t->nr_devs; i++)
+		ours |= t->devs[i] == map->dev;
+	if (!ours)
+		return "the file is not on this mount";
+	if (map->offset & (WPFS_PAGE_SIZE - 1) || len < map->len)
+		return "the range is not aligned";
+	if (!map->query && (!mapping_aligned(map->addr, len) || !mapping_aligned(map->final, len)))
+		return "the range is not aligned";
+	if (((map->offset + len) >> WPFS_PAGE_SHIFT) > MM_PGOFF_MAX)
+		return "the offset is beyond 16 TiB";
+	return NULL;
+}
+
+/*
+ * Commits that [pgoff, pgoff + nr) of a file is armed from now on, because the mm is one that has
+ * all its mappings protected. Before the first mark, never after.
+ */
+static int mapping_arm_fresh(struct track *t, struct tmm *tm, uint64_t file, uint64_t pgoff,
+			     uint64_t nr)
+{
+	struct mm_file *f = mm_file_get(&tm->mm, file);
+	uint64_t before;
+	int r;
+
+	if (!f)
+		return -ENOMEM;
+	before = mm_set_count(&f->own[MM_WPFS].armed);
+	r = mm_set_add_range(&f->own[MM_WPFS].armed, pgoff, nr);
+	if (r < 0)
+		return r;
+	if (f->protect && mm_set_count(&f->own[MM_WPFS].armed) == before)
+		return 0; /* known already: an earlier run, or another mapping */
+	f->protect = true;
+	r = protect_open_epoch(t, tm, file);
+	return r < 0 ? r : persist_mm(t, tm);
+}
+
+/* Arms what has to be and records the mapping. Gives the number of pages armed or -errno. */
+static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_map *map,
+			   struct mm_set *set, bool fresh)
+{
+	uint64_t len = (map->len + WPFS_PAGE_SIZE - 1) & ~(WPFS_PAGE_SIZE - 1);
+	struct mm_vma vma = {
+		.start = map->addr,
+		.end = map->addr + len,
+		.file = map->ino,
+		.pgoff = map->offset >> WPFS_PAGE_SHIFT,
+		.dev = map->dev,
+		.prot = map->prot & (PROT_READ | PROT_WRITE | PROT_EXEC),
+		.owner = MM_WPFS,
+	};
+	int64_t armed = 0;
+	int r = 0;
+
+	mm_set_init(&vma.marked);
+	/* What was there before was replaced without a word: its stores are unknown. */
+	r = mm_vanish(&tm->mm, map->final, map->final + len);
+	if (r == 0 && fresh)
+		r = mapping_arm_fresh(t, tm, map->ino, vma.pgoff, mm_vma_pages(&vma));
+	if (r == 0 && !mm_set_is_empty(set)) {
+		r = arm_pages(t, tm, vma.start, vma.end, vma.pgoff, set);
+		if (r == 0) {
+			vma.registered = vma.async = true;
+			armed = (int64_t)mm_set_count(set);
+			r = mm_set_shift(&vma.marked, set, -(int64_t)vma.pgoff);
+		} else {
+			/* It goes unmarked: dirty, unless it can never be written. */
+			vma.sealed = r == -EPERM;
+			if (!vma.sealed)
+				log_warn("track: cannot arm a mapping of pid %d: %s",
+					 tm->program.pid, log_errstr(r));
+			r = 0;
+		}
+	}
+	if (r == 0) {
+		/* Known by the address it will have when the program sees it. */
+		vma.start = map->final;
+		vma.end = map->final + len;
+		r = mm_map(&tm->mm, &vma);
+	} else {
+		mm_set_free(&vma.marked);
+	}
+	return r < 0 ? r : armed;
+}
+
+void mapping_map(struct request *rq)
+{
+	const struct wpfs_map *map = rq->body;
+	struct tmm *tm = rq->c->tmm;
+	struct wpfs_map_reply reply = {0};
+	const char *bad = mapping_bad(rq->t, map);
+	struct mm_file *f;
+	struct mm_set set;
+	bool fresh;
+	int64_t armed;
+	int r = 0;
+
+	if (bad) {
+		request_error(rq, -EINVAL, "cannot track a mapping of pid %d: %s", rq->c->id.pid,
+			      bad);
+		return;
+	}
+	if (tm->state == TMM_NEW)
+		r = tmm_enlist(rq->t, tm);
+	if (r < 0) {
+		request_error(rq, r, "cannot store the state of pid %d: %s", rq->c->id.pid,
+			      log_errstr(r));
+		return;
+	}
+	tm->mapped_shared = true;
+	f = mm_file_find(&tm->mm, map->ino);
+	fresh = tm->mm.protect_new || (f && f->protect);
+	mm_set_init(&set);
+	r = mm_plan_arm(&tm->mm, map->ino, MM_WPFS, fresh, map->offset >> WPFS_PAGE_SHIFT,
+			(map->len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT, &set);
+	armed = r < 0 ? r : (int64_t)mm_set_count(&set);
+	if (r == 0 && !map->query)
+		armed = mapping_new(rq->t, tm, map, &set, fresh);
+	mm_set_free(&set);
+	if (armed < 0) {
+		request_error(rq, (int)armed, "cannot arm a mapping of pid %d: %s", rq->c->id.pid,
+			      log_errstr((int)armed));
+		return;
+	}
+	reply.mm = tm->mm.id;
+	reply.armed_pages = (uint64_t)armed;
+	request_reply(rq, 0, &reply, sizeof(reply));
+}
+
+void mapping_unmap(struct request *rq)
+{
+	const struct wpfs_range *range = rq->body;
+	struct tmm *tm = rq->c->tmm;
+	int r = -EINVAL;
+
+	if (mapping_aligned(range->addr, range->len)) {
+		/* The shim has made the range read-only: no store comes after this harvest. */
+		r = tmm_harvest(rq->t, tm);
+		if (r == 0)
+			r = mm_unmap(&tm->mm, range->addr, range->addr + range->len);
+	}
+	request_reply(rq, r, NULL, 0);
+}
+
+/* Calls fn for the parts of the mm's mappings in [start, end): file, page offset, pages. */
+static int mapping_for_parts(struct tmm *tm, uint64_t start, uint64_t end,
+			     int (*fn)(void *arg, uint64_t file, uint64_t pgoff, uint64_t nr),
+			     void *arg)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
+		const struct mm_vma *vma = &tm->mm.vmas[i];
+		uint64_t from = vma->start > start ? vma->start : start;
+		uint64_t to = vma->end < end ? vma->end : end;
+
+		if (from < to)
+			r = fn(arg, vma->file,
+			       vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
+			       (to - from) >> WPFS_PAGE_SHIFT);
+	}
+	return r;
+}
+
+static uint64_t mapping_file_dirty(const struct mm_file *f)
+{
+	return mm_set_count(&f->own[MM_WPFS].dirty) + mm_set_count(&f->own[MM_PROGRAM].dirty);
+}
+
+int mapping_dropped(struct track *t, uint64_t ino, uint64_t off, uint64_t len)
+{
+	/* A page of which a byte was dropped has other contents than before. */
+	uint64_t first = off >> WPFS_PAGE_SHIFT;
+	uint64_t end = len ? (off + len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT : MM_PGOFF_MAX;
+	struct tmm *tm;
+	int result = 0;
+
+	DL_FOREACH (t->tmms, tm) {
+		struct mm_file *f = mm_file_find(&tm->mm, ino);
+		uint64_t before = f ? mapping_file_dirty(f) : 0;
+		int r;
+
+		if (!f || first >= end)
+			continue;
+		r = mm_drop(&tm->mm, ino, first, end - first);
+		/* The drop leaves the mark where it is: only this set remembers. */
+		if (r == 0 && tm->state != TMM_NEW && mapping_file_dirty(f) != before)
+			r = persist_mm(t, tm);
+		if (r < 0 && result == 0)
+			result = r;
+	}
+	if (result < 0)
+		log_err("track: cannot store what was dropped of file %llu: %s",
+			(unsigned long long)ino, log_errstr(result));
+	return result;
+}
+
+static int mapping_remove_part(void *arg, uint64_t file, uint64_t pgoff, uint64_t nr)
+{
+	return mapping_dropped(arg, file, pgoff << WPFS_PAGE_SHIFT, nr << WPFS_PAGE_SHIFT);
+}
+
+void mapping_remove(struct request *rq)
+{
+	const struct wpfs_range *range = rq->body;
+	int r = -EINVAL;
+
+	if (mapping_aligned(range->addr, range->len)) {
+		r = tmm_harvest(rq->t, rq->c->tmm);
+		if (r == 0)
+			r = mapping_for_parts(rq->c->tmm, range->addr, range->addr + range->len,
+					      mapping_remove_part, rq->t);
+	}
+	request_reply(rq, r, NULL, 0);
+}
+
+void mapping_msync(struct request *rq)
+{
+	struct tmm *tm = rq->c->tmm;
+	int r = tmm_harvest(rq->t, tm);
+
+	if (r == 0)
+		r = persist_mm(rq->t, tm);
+	request_reply(rq, r, NULL, 0);
+}

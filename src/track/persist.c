@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Tracked mms to and from the database. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <utlist.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "db/db.h"
+#include "db/marks.h"
+#include "track/internal.h"
+
+/* ---- load ---- */
+
+struct persist_loader {
+	struct track *t;
+	bool same_lower; /* the lower tmpfs of the last daemon is still there */
+};
+
+static int persist_load_file(void *ctx, const struct db_file *row)
+{
+	const struct persist_loader *l = ctx;
+
+	return files_load(l->t, row, l->same_lower);
+}
+
+static int persist_load_mm(void *ctx, const struct db_mm *row, struct mm *model)
+{
+	const struct persist_loader *l = ctx;
+	struct track *t = l->t;
+	bool same_boot = strcmp(row->boot_id, t->boot_id) == 0;
+	bool live = row->state == WPFS_MM_LIVE && l->same_lower && same_boot;
+	struct tmm *tm;
+
+	tm = tmm_new(t);
+	if (!tm)
+		return -ENOMEM;
+	tm->mm = *model;
+	mm_init(model);
+	tm->uid = row->uid;
+	snprintf(tm->name, sizeof(tm->name), "%s", row->name);
+	snprintf(tm->comm, sizeof(tm->comm), "%s", row->comm);
+	tm->private_maps = row->flags & DB_MM_PRIVATE_MAPS;
+	tm->mapped_shared = row->flags & DB_MM_MAPPED_SHARED;
+	tm->fork_child = row->flags & DB_MM_FORK_CHILD;
+	tm->mm.own_uffds = row->flags & DB_MM_OWN_UFFDS;
+	tm->state = live ? TMM_LIVE : TMM_DETACHED;
+	tm->stale_row = row->state == WPFS_MM_LIVE && !live;
+	if (!live)
+		return 0; /* after a power loss the last commit is right for the contents as stored
+			   */
+	tm->program = (struct proc_id){row->pid, row->start_time};
+	tm->witness = (struct proc_id){row->witness_pid, row->witness_start};
+	tm->uffd_fd = row->uffd_fd;
+	tm->chan_fd = row->chan_fd;
+	return 0;
+}
+
+/* The st_dev numbers of earlier mounts of this lower tmpfs: "253 254 ...". */
+static void persist_load_devs(struct track *t)
+{
+	char text[TRACK_MAX_DEVS * 21], *p = text, *end;
+
+	if (db_meta_get(t->config.db, "devs", text, sizeof(text)) < 0)
+		return;
+	while (t->nr_devs < TRACK_MAX_DEVS - 1) {
+		unsigned long long dev = strtoull(p, &end, 10);
+
+		if (end == p)
+			return;
+		t->devs[t->nr_devs++] = dev;
+		p = end;
+	}
+}
+
+static int persist_store_devs(struct track *t)
+{
+	char text[TRACK_MAX_DEVS * 21];
+	int used = 0;
+
+	for (size_t i = 0; i < t->nr_devs; i++)
+		used += snprintf(text + used, sizeof(text) - (size_t)used, "%llu ",
+				 (unsigned long long)t->devs[i]);
+	return db_meta_set(t->config.db, "devs", text);
+}
+
+int persist_load(struct track *t)
+{
+	struct persist_loader loader = {.t = t};
+	const struct db_marks_visitor visitor = {
+		.ctx = &loader, .file = persist_load_file, .mm = persist_load_mm};
+	char lower_id[DB_ID_SIZE];
+	int r;
+
+	if (db_meta_get(t->config.db, "marks_lower_id", lower_id, sizeof(lower_id)) == 0)
+		loader.same_lower = strcmp(lower_id, t->config.lower_id) == 0;
+	if (loader.same_lower)
+		persist_load_devs(t);
+	t->devs[t->nr_devs++] = t->config.dev;
+	r = db_marks_load(t->config.db, &visitor);
+	if (r == 0)
+		r = db_mm_last_id(t->config.db, &t->next_mm);
+	t->next_mm++;
+	if (r == 0)
+		r = persist_store_devs(t);
+	return r < 0 ? r : db_meta_set(t->config.db, "marks_lower_id", t->config.lower_id);
+}
+
+/* ---- store ---- */
+
+struct persist_job {
+	struct track *t;
+	struct tmm *tm;
+	const struct persist_epoch *epochs;
+	size_t nr_epochs;
+};
+
+static void persist_row(const struct track *t, const struct tmm *tm, struct db_mm *row)
+{
+	*row = (struct db_mm){
+		.id = tm->mm.id,
+		.uid = tm->uid,
+		.state = tm->state == TMM_LIVE ? WPFS_MM_LIVE : WPFS_MM_DETACHED,
+		.uffd_fd = -1,
+		.chan_fd = -1,
+		.epoch = tm->mm.epoch,
+		.protect = tm->mm.protect_new,
+		.flags = (tm->private_maps ? DB_MM_PRIVATE_MAPS : 0) |
+			 (tm->mapped_shared ? DB_MM_MAPPED_SHARED : 0) |
+			 (tm->mm.own_uffds ? DB_MM_OWN_UFFDS : 0) |
+			 (tm->fork_child ? DB_MM_FORK_CHILD : 0) |
+			 (tm->witness_pidfd < 0 ? DB_MM_NO_WITNESS : 0),
+		.conservative = tm->mm.conservative,
+	};
+	snprintf(row->name, sizeof(row->name), "%s", tm->name);
+	snprintf(row->comm, sizeof(row->comm), "%s", tm->comm);
+	snprintf(row->boot_id, sizeof(row->boot_id), "%s", t->boot_id);
+	snprintf(row->lower_id, sizeof(row->lower_id), "%s", t->config.lower_id);
+	if (tm->state != TMM_LIVE)
+		return;
+	row->pid = tm->program.pid;
+	row->start_time = tm->program.start_time;
+	if (tm->witness_pidfd < 0)
+		return;
+	row->witness_pid = tm->witness.pid;
+	row->witness_start = tm->witness.start_time;
+	row->uffd_fd = tm->uffd_fd;
+	row->chan_fd = tm->chan_fd;
+}
+
+static int persist_mm_job(struct db_tx *tx, void *arg)
+{
+	const struct persist_job *job = arg;
+	struct mm_file *f, *next;
+	struct db_mm row;
+	int r;
+
+	persist_row(job->t, job->tm, &row);
+	r = db_mm_put(tx, &row);
+	HASH_ITER (hh, job->tm->mm.files, f, next) {
+		if (r == 0)
+			r = files_put(job->t, tx, f->id);
+	}
+	if (r == 0)
+		r = db_model_put(tx, &job->tm->mm);
+	for (size_t i = 0; r == 0 && i < job->nr_epochs; i++) {
+		const struct persist_epoch *e = &job->epochs[i];
+		struct timespec now;
+
+		clock_gettime(CLOCK_REALTIME, &now);
+		if (e->number)
+			r = db_epoch_open(tx, row.id, e->file, e->number,
+					  now.tv_sec * 1000000000LL + now.tv_nsec, e->last);
+		else
+			r = db_epoch_close(tx, row.id, e->file,
+					   now.tv_sec * 1000000000LL + now.tv_nsec, e->last);
+	}
+	return r;
+}
+
+int persist_mm_epochs(struct track *t, struct tmm *tm, const struct persist_epoch *epochs,
+		      size_t nr)
+{
+	struct persist_job job = {t, tm, epochs, nr};
+	int r = db_call(t->config.db, persist_mm_job, &job);
+
+	if (r == 0)
+		t->last_commit = (uint64_t)time(NULL);
+	return r;
+}
+
+int persist_mm(struct track *t, struct tmm *tm)
+{
+	return persist_mm_epochs(t, tm, NULL, 0);
+}
+
+static int persist_forget_job(struct db_tx *tx, void *arg)
+{
+	return db_mm_delete(tx, *(uint64_t *)arg);
+}
+
+int persist_forget(struct track *t, struct tmm *tm)
+{
+	return db_call(t->config.db, persist_forget_job, &tm->mm.id);
+}

@@ -1,0 +1,453 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * protect, unprotect, forget.
+ *
+ * protect begins an epoch: per file, what is dirty by now is kept as the closed epoch's set, and
+ * everything is marked. Both happen in one atomic step per page (PAGEMAP_SCAN says of a page
+ * whether it was written and marks it), so every store falls into exactly one epoch. Around it
+ * two commits:
+ *
+ *   1. all that will be armed is armed and, for now, dirty. If the daemon dies between 1 and 2,
+ *      the epoch that was to begin counts everything as changed: too much, never too little.
+ *   2. the closed epoch's exact set, and the new epoch with nothing dirty.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <utlist.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "track/internal.h"
+#include "uffd/pagemap.h"
+#include "uffd/uffd.h"
+
+/* What a request selects, in the daemon's terms. */
+struct selection {
+	const char *name; /* NULL: any */
+	uint64_t file;	  /* 0: any */
+	bool ranged;
+	uint64_t pgoff, nr; /* pages of the file; all of it unless ranged */
+};
+
+/* Fills *sel from a checked request, or answers with the error. False: answered. */
+static bool protect_select(struct request *rq, struct selection *sel)
+{
+	const struct wpfs_select *s = rq->body;
+	struct fs_file file;
+	int r;
+
+	*sel = (struct selection){.nr = MM_PGOFF_MAX};
+	if (s->set & WPFS_SELECT_NAME)
+		sel->name = s->name;
+	if (s->set & WPFS_SELECT_FILE) {
+		r = fs_file_by_path(rq->t->config.fs, s->file, &file);
+		if (r < 0) {
+			request_error(rq, r, "%s: %s", s->file, log_errstr(r));
+			return false;
+		}
+		sel->file = file.ino;
+	}
+	if (!(s->set & WPFS_SELECT_RANGE))
+		return true;
+	if (!sel->file) {
+		request_error(rq, -EINVAL, "a range needs a file: add --file");
+		return false;
+	}
+	if ((s->offset | s->len) & (WPFS_PAGE_SIZE - 1) || s->len == 0) {
+		request_error(rq, -EINVAL, "range %llu+%llu: not whole pages of 4096 bytes",
+			      (unsigned long long)s->offset, (unsigned long long)s->len);
+		return false;
+	}
+	if (s->offset + s->len < s->offset ||
+	    s->offset + s->len > ((file.size + WPFS_PAGE_SIZE - 1) & ~(WPFS_PAGE_SIZE - 1))) {
+		request_error(rq, -ERANGE, "range %llu+%llu: outside of %s, which has %llu bytes",
+			      (unsigned long long)s->offset, (unsigned long long)s->len, s->file,
+			      (unsigned long long)file.size);
+		return false;
+	}
+	sel->ranged = true;
+	sel->pgoff = s->offset >> WPFS_PAGE_SHIFT;
+	sel->nr = s->len >> WPFS_PAGE_SHIFT;
+	return true;
+}
+
+static void protect_none(struct request *rq, const struct selection *sel)
+{
+	if (sel->name)
+		request_error(rq, -ENOENT, "no program named '%s' has mapped a file of this mount",
+			      sel->name);
+	else
+		request_error(rq, -ENOENT,
+			      "no tracked program has mapped a file of this mount: start one with "
+			      "wpctl run");
+}
+
+/* ---- protect ---- */
+
+/* One file of one mm on its way from one epoch to the next. */
+struct turn {
+	struct mm_file *f;
+	struct mm_set was_armed; /* in the epoch that closes */
+	struct mm_set was_dirty; /* exact, within the selection */
+	struct mm_set stays;	 /* dirty in the new epoch: outside of it, or could not be marked */
+};
+
+static void turns_free(struct turn *turns, size_t nr)
+{
+	for (size_t i = 0; i < nr; i++) {
+		mm_set_free(&turns[i].was_armed);
+		mm_set_free(&turns[i].was_dirty);
+		mm_set_free(&turns[i].stays);
+	}
+	free(turns);
+}
+
+/* The part of a mapping that the selection covers. False: none. */
+static bool protect_part(const struct selection *sel, const struct mm_vma *vma, uint64_t *start,
+			 uint64_t *end, uint64_t *pgoff)
+{
+	uint64_t from = vma->pgoff > sel->pgoff ? vma->pgoff : sel->pgoff;
+	uint64_t to = vma->pgoff + mm_vma_pages(vma);
+
+	if (to > sel->pgoff + sel->nr)
+		to = sel->pgoff + sel->nr;
+	if (from >= to)
+		return false;
+	*pgoff = from;
+	*start = vma->start + ((from - vma->pgoff) << WPFS_PAGE_SHIFT);
+	*end = vma->start + ((to - vma->pgoff) << WPFS_PAGE_SHIFT);
+	return true;
+}
+
+/* Step 1 for one file: remember the old epoch, arm all that is mapped, all of it dirty for now. */
+static int turn_begin(struct tmm *tm, const struct selection *sel, struct turn *turn)
+{
+	struct mm_owned *own = &turn->f->own[MM_WPFS];
+	int r = mm_set_copy(&turn->was_armed, &own->armed);
+
+	if (r == 0)
+		r = mm_set_or_range(&turn->was_dirty, &own->dirty, sel->pgoff, sel->nr);
+	if (r == 0)
+		r = mm_set_copy(&turn->stays, &own->dirty);
+	if (r == 0)
+		r = mm_set_remove_range(&turn->stays, sel->pgoff, sel->nr);
+	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
+		const struct mm_vma *vma = &tm->mm.vmas[i];
+		uint64_t start, end, pgoff;
+
+		if (vma->file == turn->f->id && !vma->sealed &&
+		    protect_part(sel, vma, &start, &end, &pgoff))
+			r = mm_set_add_range(&own->armed, pgoff, (end - start) >> WPFS_PAGE_SHIFT);
+	}
+	return r < 0 ? r : mm_set_or_range(&own->dirty, &own->armed, sel->pgoff, sel->nr);
+}
+
+/* Marks one mapping and moves what it had seen written into the old epoch. */
+static int turn_mark(struct tmm *tm, int uffd, int pagemap, const struct selection *sel,
+		     struct turn *turn, size_t vma_index)
+{
+	struct mm_vma *vma = &tm->mm.vmas[vma_index];
+	_cleanup_set_ struct mm_set written = {0};
+	uint64_t start, end, pgoff;
+	int r = 0;
+
+	if (vma->file != turn->f->id || vma->sealed ||
+	    !protect_part(sel, vma, &start, &end, &pgoff))
+		return 0;
+	if (!vma->registered || vma->owner == MM_PROGRAM) {
+		r = uffd_register_wp(uffd, vma->start, vma->end);
+		if (r == -EPERM) {
+			vma->sealed = true;
+			return 0;
+		}
+		if (r == 0) {
+			vma->registered = vma->async = true;
+			vma->owner = MM_WPFS;
+		}
+	}
+	if (r == 0)
+		r = pagemap_protect(pagemap, start, end, &written);
+	if (r < 0) {
+		/* Unmarked, so dirty from the first moment of the new epoch. */
+		log_warn("track: cannot protect a mapping of pid %d: %s", tm->program.pid,
+			 log_errstr(r));
+		return mm_set_add_range(&turn->stays, pgoff, (end - start) >> WPFS_PAGE_SHIFT);
+	}
+	r = mm_set_shift(&written, &written, (int64_t)pgoff);
+	if (r == 0)
+		r = mm_set_and(&written, &turn->was_armed);
+	return r < 0 ? r : mm_set_or(&turn->was_dirty, &written);
+}
+
+static int protect_mark_all(struct tmm *tm, const struct selection *sel, struct turn *turns,
+			    size_t nr)
+{
+	_cleanup_close_ int uffd = -1, pagemap = -1;
+
+	if (tm->state != TMM_LIVE || tm->mm.nr_vmas == 0)
+		return 0;
+	uffd = tmm_uffd(tm);
+	if (uffd < 0)
+		return uffd;
+	pagemap = pagemap_open(tmm_pid(tm));
+	if (pagemap < 0)
+		return pagemap;
+	for (size_t i = 0; i < nr; i++) {
+		for (size_t v = 0; v < tm->mm.nr_vmas; v++) {
+			int r = turn_mark(tm, uffd, pagemap, sel, &turns[i], v);
+
+			if (r < 0)
+				return r;
+		}
+	}
+	return 0;
+}
+
+/* Step 2 for one file: the new epoch has nothing dirty but what stays. */
+static int turn_end(const struct selection *sel, struct turn *turn)
+{
+	struct mm_owned *own = &turn->f->own[MM_WPFS];
+	int r = mm_set_copy(&own->dirty, &turn->stays);
+
+	if (r == 0)
+		r = mm_set_and(&own->dirty, &own->armed);
+	if (!sel->ranged)
+		turn->f->protect = true;
+	return r;
+}
+
+static int protect_commit(struct track *t, struct tmm *tm, struct turn *turns, size_t nr)
+{
+	_cleanup_free_ struct persist_epoch *epochs = calloc(nr + 1, sizeof(*epochs));
+
+	if (!epochs)
+		return -ENOMEM;
+	for (size_t i = 0; i < nr; i++)
+		epochs[i] =
+			(struct persist_epoch){turns[i].f->id, tm->mm.epoch, &turns[i].was_dirty};
+	return persist_mm_epochs(t, tm, epochs, nr);
+}
+
+/* Collects the files of the mm that the selection means: mapped, or armed before. */
+static int protect_collect(struct tmm *tm, const struct selection *sel, struct turn **turns,
+			   size_t *nr)
+{
+	struct mm_file *f, *next;
+
+	*nr = 0;
+	*turns = calloc(HASH_COUNT(tm->mm.files) + 1, sizeof(**turns));
+	if (!*turns)
+		return -ENOMEM;
+	HASH_ITER (hh, tm->mm.files, f, next) {
+		bool mapped = false;
+
+		if (sel->file && f->id != sel->file)
+			continue;
+		for (size_t i = 0; i < tm->mm.nr_vmas; i++)
+			mapped |= tm->mm.vmas[i].file == f->id;
+		if (mapped || !mm_set_is_empty(&f->own[MM_WPFS].armed))
+			(*turns)[(*nr)++] = (struct turn){.f = f};
+	}
+	return 0;
+}
+
+static int protect_mm(struct track *t, struct tmm *tm, const struct selection *sel,
+		      struct wpfs_protect_reply *reply)
+{
+	struct turn *turns = NULL;
+	size_t nr = 0;
+	int r = tm->state == TMM_LIVE ? tmm_harvest(t, tm) : 0;
+
+	if (r == 0)
+		r = protect_collect(tm, sel, &turns, &nr);
+	for (size_t i = 0; r == 0 && i < nr; i++)
+		r = turn_begin(tm, sel, &turns[i]);
+	if (r == 0 && nr) {
+		r = persist_mm(t, tm);
+		if (r == 0)
+			r = protect_mark_all(tm, sel, turns, nr);
+		for (size_t i = 0; r == 0 && i < nr; i++)
+			r = turn_end(sel, &turns[i]);
+		if (r == 0) {
+			tm->mm.epoch++;
+			r = protect_commit(t, tm, turns, nr);
+		}
+	}
+	for (size_t i = 0; r == 0 && i < nr; i++)
+		reply->pages +=
+			mm_set_count_range(&turns[i].f->own[MM_WPFS].armed, sel->pgoff, sel->nr);
+	if (r == 0 && nr) {
+		reply->mms++;
+		reply->files += nr;
+		if (tm->mm.epoch > reply->epoch)
+			reply->epoch = tm->mm.epoch;
+	}
+	turns_free(turns, nr);
+	return r;
+}
+
+int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file)
+{
+	const struct persist_epoch epoch = {.file = file, .number = tm->mm.epoch ?: 1};
+
+	tm->mm.epoch = epoch.number;
+	return persist_mm_epochs(t, tm, &epoch, 1);
+}
+
+/* ---- unprotect ---- */
+
+static int unprotect_file(struct tmm *tm, const struct selection *sel, struct mm_file *f)
+{
+	_cleanup_close_ int uffd = -1;
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
+		struct mm_vma *vma = &tm->mm.vmas[i];
+		uint64_t start, end, pgoff;
+
+		if (vma->file != f->id || !vma->registered || vma->owner != MM_WPFS ||
+		    !protect_part(sel, vma, &start, &end, &pgoff))
+			continue;
+		if (uffd < 0)
+			uffd = tmm_uffd(tm);
+		if (uffd < 0)
+			return uffd;
+		/* A part of a mapping stays registered: unregistering it would split the mapping
+		 * and make its other pages look unwatched. */
+		if (sel->ranged) {
+			r = uffd_writeprotect(uffd, start, end, false);
+			continue;
+		}
+		r = uffd_unregister(uffd, vma->start, vma->end);
+		if (r == 0) {
+			mm_set_clear(&vma->marked);
+			vma->registered = false;
+		}
+	}
+	if (r == 0)
+		r = mm_set_remove_range(&f->own[MM_WPFS].armed, sel->pgoff, sel->nr);
+	if (r == 0)
+		r = mm_set_remove_range(&f->own[MM_WPFS].dirty, sel->pgoff, sel->nr);
+	f->protect = false;
+	return r;
+}
+
+static int unprotect_mm(struct track *t, struct tmm *tm, const struct selection *sel,
+			struct wpfs_protect_reply *reply)
+{
+	struct mm_file *f, *next;
+	uint64_t files = 0;
+	int r = tm->state == TMM_LIVE ? tmm_harvest(t, tm) : 0;
+
+	HASH_ITER (hh, tm->mm.files, f, next) {
+		const struct persist_epoch epoch = {.file = f->id, .last = &f->own[MM_WPFS].dirty};
+		uint64_t pages;
+
+		if (r < 0 || (sel->file && f->id != sel->file))
+			continue;
+		pages = mm_set_count_range(&f->own[MM_WPFS].armed, sel->pgoff, sel->nr);
+		if (pages == 0 && !f->protect)
+			continue;
+		if (!sel->ranged)
+			r = persist_mm_epochs(t, tm, &epoch, 1);
+		if (r == 0)
+			r = unprotect_file(tm, sel, f);
+		reply->pages += pages;
+		files++;
+	}
+	if (r == 0 && files) {
+		r = tm->state == TMM_LIVE ? tmm_harvest(t, tm) : 0;
+		reply->mms++;
+		reply->files += files;
+	}
+	return r < 0 ? r : persist_mm(t, tm);
+}
+
+/* ---- requests ---- */
+
+typedef int (*protect_mm_fn)(struct track *t, struct tmm *tm, const struct selection *sel,
+			     struct wpfs_protect_reply *reply);
+
+static void protect_each(struct request *rq, protect_mm_fn fn)
+{
+	struct wpfs_protect_reply reply = {0};
+	struct selection sel;
+	struct tmm *tm;
+	bool any = false;
+
+	if (!protect_select(rq, &sel))
+		return;
+	life_sweep(rq->t);
+	DL_FOREACH (rq->t->tmms, tm) {
+		int r;
+
+		if (!tmm_selected(tm, rq->c->peer.uid, sel.name))
+			continue;
+		any = true;
+		r = fn(rq->t, tm, &sel, &reply);
+		if (r < 0) {
+			request_error(rq, r, "%s (pid %d): %s", tm->name[0] ? tm->name : tm->comm,
+				      tm->program.pid, log_errstr(r));
+			return;
+		}
+	}
+	if (!any)
+		protect_none(rq, &sel);
+	else
+		request_reply(rq, 0, &reply, sizeof(reply));
+}
+
+void protect_protect(struct request *rq)
+{
+	protect_each(rq, protect_mm);
+}
+
+void protect_unprotect(struct request *rq)
+{
+	protect_each(rq, unprotect_mm);
+}
+
+void protect_forget(struct request *rq)
+{
+	struct selection sel;
+	struct tmm *tm, *next;
+	bool any = false;
+
+	if (!protect_select(rq, &sel))
+		return;
+	if (!sel.name) {
+		request_error(rq, -EINVAL, "say what to forget: --name N");
+		return;
+	}
+	life_sweep(rq->t);
+	DL_FOREACH (rq->t->tmms, tm) {
+		if (!tmm_selected(tm, rq->c->peer.uid, sel.name))
+			continue;
+		any = true;
+		if (tm->state == TMM_LIVE) {
+			request_error(rq, -EBUSY, "'%s' is running (pid %d): end it first",
+				      tm->name, tm->program.pid);
+			return;
+		}
+	}
+	if (!any) {
+		request_error(rq, -ENOENT, "no marks are stored under the name '%s'", sel.name);
+		return;
+	}
+	DL_FOREACH_SAFE(rq->t->tmms, tm, next)
+	{
+		int r;
+
+		if (!tmm_selected(tm, rq->c->peer.uid, sel.name))
+			continue;
+		r = persist_forget(rq->t, tm);
+		if (r < 0) {
+			request_error(rq, r, "cannot forget '%s': %s", tm->name, log_errstr(r));
+			return;
+		}
+		tmm_free(rq->t, tm);
+	}
+	request_reply(rq, 0, NULL, 0);
+}

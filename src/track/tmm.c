@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* One tracked mm at run time: its processes, its name, its harvest. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <utlist.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "track/internal.h"
+#include "uffd/harvest.h"
+#include "uffd/uffd.h"
+
+struct tmm *tmm_new(struct track *t)
+{
+	struct tmm *tm = calloc(1, sizeof(*tm));
+
+	if (!tm)
+		return NULL;
+	mm_init(&tm->mm);
+	tm->program_watch = (struct watch){WATCH_PROGRAM, -1};
+	tm->witness_pidfd = tm->uffd_fd = tm->chan_fd = tm->uffd_copy = -1;
+	DL_APPEND(t->tmms, tm);
+	return tm;
+}
+
+void tmm_free(struct track *t, struct tmm *tm)
+{
+	if (tm->client) {
+		tm->client->tmm = NULL;
+		tm->client->attached = false;
+	}
+	track_watch_remove(t, &tm->program_watch);
+	own_free_all(tm);
+	close_fd(&tm->witness_pidfd);
+	close_fd(&tm->uffd_copy);
+	mm_free(&tm->mm);
+	DL_DELETE(t->tmms, tm);
+	free(tm);
+}
+
+struct tmm *tmm_by_name(struct track *t, uid_t uid, const char *name)
+{
+	struct tmm *tm;
+
+	DL_FOREACH (t->tmms, tm) {
+		if (tm->state != TMM_NEW && tm->uid == uid && strcmp(tm->name, name) == 0)
+			return tm;
+	}
+	return NULL;
+}
+
+bool tmm_selected(const struct tmm *tm, uid_t uid, const char *name)
+{
+	size_t len;
+
+	if (tm->state == TMM_NEW || (uid != 0 && uid != tm->uid))
+		return false;
+	if (!name)
+		return true;
+	/* "db" means db and its instances db/2 and db/PID: a backup of what db did wants them. */
+	len = strlen(name);
+	return strncmp(tm->name, name, len) == 0 && (tm->name[len] == '\0' || tm->name[len] == '/');
+}
+
+int tmm_uffd(const struct tmm *tm)
+{
+	int fd, r;
+
+	if (tm->uffd_copy >= 0) {
+		fd = fcntl(tm->uffd_copy, F_DUPFD_CLOEXEC, 0);
+		return fd < 0 ? -errno : fd;
+	}
+	if (tm->witness_pidfd < 0)
+		return -ESRCH;
+	fd = proc_borrow_fd(tm->witness_pidfd, tm->uffd_fd);
+	if (fd < 0)
+		return fd;
+	r = uffd_is_uffd(fd) ? 0 : -EBADF; /* the table is the witness's, its memory is not */
+	if (r < 0) {
+		close(fd);
+		return r;
+	}
+	return fd;
+}
+
+pid_t tmm_pid(const struct tmm *tm)
+{
+	if (tm->witness_pidfd >= 0 && !proc_is_dead(tm->witness_pidfd))
+		return tm->witness.pid;
+	if (tm->program_watch.fd >= 0 && !proc_is_dead(tm->program_watch.fd))
+		return tm->program.pid;
+	return 0;
+}
+
+/*
+ * Armed mappings that nobody registered: those that can never be written are harmless. The test
+ * is an attempt to register, which the kernel refuses with EPERM for just those; the others stay
+ * registered, without marks, so that the next harvest need not try again.
+ */
+static int tmm_seal(struct tmm *tm, struct harvest *h)
+{
+	_cleanup_close_ int uffd = -1;
+
+	for (size_t i = 0; i < h->nr; i++) {
+		struct mm_vma *vma = &h->vmas[i];
+		struct mm_file *f = mm_file_find(&tm->mm, vma->file);
+
+		if (vma->registered || !f)
+			continue;
+		if (!f->protect && mm_set_is_empty(&f->own[MM_WPFS].armed))
+			continue;
+		if (uffd < 0)
+			uffd = tmm_uffd(tm);
+		if (uffd < 0)
+			return uffd == -ESRCH ? 0 : uffd;
+		vma->sealed = uffd_register_wp(uffd, vma->start, vma->end) == -EPERM;
+	}
+	return 0;
+}
+
+int tmm_harvest(struct track *t, struct tmm *tm)
+{
+	struct harvest_request req = {
+		.pid = tmm_pid(tm),
+		.devs = t->devs,
+		.nr_devs = t->nr_devs,
+		.own_uffds = tm->mm.own_uffds,
+	};
+	uint64_t doubted = tm->mm.conservative;
+	const char *broken;
+	struct harvest h;
+	int r;
+
+	if (req.pid == 0)
+		return -ESRCH;
+	r = harvest_mm(&req, &h);
+	if (r < 0)
+		return r;
+	if (tmm_pid(tm) != req.pid) {
+		mm_vmas_free(h.vmas, h.nr); /* it died under the scan: the pid may be another's */
+		return -ESRCH;
+	}
+	r = tmm_seal(tm, &h);
+	if (r < 0) {
+		mm_vmas_free(h.vmas, h.nr);
+		return r;
+	}
+	tm->private_maps = h.private_maps;
+	tm->mapped_shared |= h.nr > 0;
+	r = mm_observe(&tm->mm, h.vmas, h.nr);
+	broken = mm_check(&tm->mm);
+	if (broken)
+		log_err("track: mm %llu: %s", (unsigned long long)tm->mm.id, broken);
+	t->harvests++;
+	t->conservative += tm->mm.conservative - doubted;
+	return r;
+}
+
+/* The first free instance of a name; a detached one of that name is free to be taken on. */
+static struct tmm *tmm_pick_name(struct track *t, struct tmm *tm, const char *name)
+{
+	for (unsigned instance = 1;; instance++) {
+		struct tmm *old;
+
+		if (instance == 1)
+			snprintf(tm->name, sizeof(tm->name), "%s", name);
+		else
+			snprintf(tm->name, sizeof(tm->name), "%s/%u", name, instance);
+		old = tmm_by_name(t, tm->uid, tm->name);
+		if (!old || old->state == TMM_DETACHED)
+			return old;
+	}
+}
+
+int tmm_enlist(struct track *t, struct tmm *tm)
+{
+	struct tmm *old = NULL;
+	int r;
+
+	/* The last run of the same name may have ended just now. */
+	life_sweep(t);
+	if (tm->client->name[0])
+		old = tmm_pick_name(t, tm, tm->client->name);
+	if (old) {
+		bool protect_new = tm->mm.protect_new;
+
+		mm_free(&tm->mm);
+		tm->mm = old->mm;
+		mm_init(&old->mm);
+		tmm_free(t, old);
+		mm_forget_vmas(&tm->mm);
+		tm->mm.protect_new = protect_new;
+		tm->mm.own_uffds = false;
+	} else {
+		tm->mm.id = t->next_mm++;
+	}
+	proc_comm(tm->program.pid, tm->comm);
+	tm->state = TMM_LIVE;
+	r = persist_mm(t, tm);
+	if (r < 0)
+		log_err("track: cannot store the mm of pid %d (%s): %s", tm->program.pid, tm->comm,
+			log_errstr(r));
+	return r;
+}
