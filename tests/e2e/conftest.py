@@ -52,7 +52,11 @@ def machine(request):
     alone = request.node.get_closest_marker("alone")
     with open(harness.BUILD / "e2e.lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        kernel_log = proc.KernelLog()
         yield
+        trouble = kernel_log.trouble()
+        kernel_log.close()
+    assert not trouble, "\n".join(["in the kernel log:", *trouble])
 
 
 @pytest.fixture(autouse=True)

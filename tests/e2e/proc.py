@@ -3,6 +3,7 @@
 
 import ctypes
 import os
+import re
 import select
 import signal
 import time
@@ -102,6 +103,38 @@ def mounts_below(path):
             if point == path or point.startswith(path + "/"):
                 found.append((point, right.split()[0]))
     return found
+
+
+class KernelLog:
+    """What the kernel says against itself from now on; nothing where its log cannot be read."""
+
+    TROUBLE = re.compile(r"\b(BUG|WARNING|Oops|Kernel panic|blocked for more than|soft lockup|"
+                         r"general protection fault)\b")
+
+    def __init__(self):
+        try:
+            self.fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+            os.lseek(self.fd, 0, os.SEEK_END)
+        except OSError:
+            self.fd = -1
+
+    def trouble(self):
+        """Lines since the last call that should not be there."""
+        found = []
+        while self.fd >= 0:
+            try:
+                line = os.read(self.fd, 8192).decode(errors="replace")
+            except BlockingIOError:
+                break
+            except BrokenPipeError:
+                continue  # some lines were overwritten before they were read
+            if self.TROUBLE.search(line):
+                found.append(line.rstrip())
+        return found
+
+    def close(self):
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 class MountWatch:
