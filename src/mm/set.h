@@ -89,9 +89,14 @@ int mm_set_shift(struct mm_set *to, const struct mm_set *from, int64_t by);
  *	while (mm_runs_next(&runs, &first, &nr))
  *		...
  */
-struct mm_runs {
+#define MM_RUNS_BATCH 256
+
+struct mm_runs { /* private to set_runs.c */
 	const struct mm_set *set;
-	uint64_t next, end; /* not walked yet: [next, end) */
+	uint64_t end;	     /* pages at or above it are not wanted; 0: the walk is over */
+	uint32_t at, filled; /* of pages[]: taken, read */
+	uint32_t pages[MM_RUNS_BATCH];
+	_Alignas(8) char iter[64];
 };
 
 void mm_runs_begin(struct mm_runs *runs, const struct mm_set *set, uint64_t first, uint64_t nr);
@@ -116,7 +121,7 @@ struct mm_chunk {
 	_Alignas(8) char bytes[MM_CHUNK_BYTES];
 };
 
-int mm_set_get_chunk(const struct mm_set *set, uint32_t index, struct mm_chunk *chunk);
+void mm_set_get_chunk(const struct mm_set *set, uint32_t index, struct mm_chunk *chunk);
 
 /*
  * Adds the pages of a chunk to the set. -EBADMSG: the bytes are not one whole, valid chunk with at
