@@ -193,7 +193,7 @@ static int parse_options(struct ctl_args *args, int argc, char **argv)
 			list[nr++] = options[i].getopt;
 	}
 	opterr = 0;
-	while ((option = getopt_long(argc, argv, stop ? "+:" : ":", list, NULL)) != -1) {
+	while ((option = getopt_long(argc, argv, stop ? "+:h" : ":h", list, NULL)) != -1) {
 		if (option == 'h')
 			return show_help(c) ?: -1;
 		if (option == ':')

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""umount.fuse.wpfs: who keeps a mount busy, and what it waits for."""
+
+import os
+import subprocess
+
+import pytest
+
+import harness
+import proc
+from harness import PAGE, UMOUNT_HELPER
+
+
+def umount(*args):
+    return subprocess.run([UMOUNT_HELPER, *map(str, args)], capture_output=True, text=True,
+                          timeout=60, check=False)
+
+
+def refused(done, *words):
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    for word in words:
+        assert word in line, line
+
+
+def mapped(wpfs, protect=True):
+    program = wpfs.spawn(harness.program("mapper"), name="db", protect=protect)
+    program.order(f"open 0 {wpfs.mnt}/f")
+    program.order(f"size 0 {64 * PAGE}")
+    program.order(f"map 0 0 0 {64 * PAGE}")
+    return program
+
+
+def test_usage(tmp_path):
+    assert umount().returncode == 2
+    assert umount("-x", "/").returncode == 2
+    refused(umount(tmp_path), str(tmp_path), "not mounted")
+    refused(umount("/proc"), "/proc", "type proc", "umount(8)")
+
+
+def test_busy_says_who(wpfs):
+    program = mapped(wpfs)
+    done = umount(wpfs.mnt)
+    refused(done, str(wpfs.mnt), "in use", f"mapper (pid {program.pid}, tracked as db)",
+            "maps its files", "has its files open")
+    assert "witness" not in done.stderr
+    program.order("close 0")
+    refused(umount(wpfs.mnt), f"(pid {program.pid}, tracked as db) maps its files:")
+    with subprocess.Popen(["cat"], cwd=wpfs.mnt, stdin=subprocess.PIPE) as other:
+        refused(umount(wpfs.mnt), f"cat (pid {other.pid}) works in it", "tracked as db")
+        other.stdin.close()
+    program.kill9()
+    wpfs.umount()
+
+
+def test_killed_a_moment_ago(make_wpfs):
+    """`kill -9 PID; umount MNT` with nothing between: the program need not even be dead yet."""
+    for _ in range(10):
+        wpfs = make_wpfs()
+        program = mapped(wpfs)
+        program.order("store 0 0 1 64")
+        program.popen.kill()
+        wpfs.umount()
+
+
+def test_mount_on_top(wpfs):
+    (wpfs.mnt / "sub").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", wpfs.mnt / "sub"], check=True, timeout=30)
+    try:
+        refused(umount(wpfs.mnt), "in use", f"{wpfs.mnt}/sub is mounted on it")
+    finally:
+        subprocess.run(["umount", wpfs.mnt / "sub"], check=True, timeout=30)
+
+
+def test_dead_mount(make_wpfs):
+    wpfs = make_wpfs()
+    wpfs.kill9()
+    assert umount(wpfs.mnt).returncode == 0
+    assert not wpfs.is_mounted()
+
+
+def test_lazy(make_wpfs):
+    wpfs = make_wpfs()
+    fd = os.open(wpfs.mnt / "f", os.O_RDWR | os.O_CREAT)
+    assert umount("-l", wpfs.mnt).returncode == 0
+    assert not wpfs.is_mounted()
+    assert not proc.is_over(wpfs.pidfd, 0), "someone still uses it"
+    os.close(fd)
+    assert proc.is_over(wpfs.pidfd, harness.SECONDS)
+    assert wpfs._reaped() == 0
+
+
+def test_returns_when_the_store_is_written(make_wpfs):
+    wpfs = make_wpfs(store=True)
+    (wpfs.mnt / "f").write_bytes(os.urandom(32 << 20))
+    done = umount("-v", wpfs.mnt)
+    assert done.returncode == 0, done.stderr
+    assert proc.is_over(wpfs.pidfd, 0), "umount returned before the daemon had ended"
+    assert wpfs._reaped() == 0
+    assert not (harness.RUN_DIR / wpfs.id).exists()
+
+
+def test_relative_path_and_slash(make_wpfs):
+    wpfs = make_wpfs()
+    done = subprocess.run([UMOUNT_HELPER, "mnt/"], cwd=wpfs.dir, capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert proc.is_over(wpfs.pidfd, harness.SECONDS)
+    assert wpfs._reaped() == 0
+
+
+@pytest.mark.parametrize("user", [65534])
+def test_only_root(wpfs, user):
+    done = subprocess.run([UMOUNT_HELPER, wpfs.mnt], user=user, capture_output=True, text=True,
+                          timeout=60, check=False)
+    refused(done, "only root can")
