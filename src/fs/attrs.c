@@ -70,6 +70,7 @@ static int set_size(struct fs *fs, uint64_t ino, int fd, off_t size, int to_set)
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
+	fs_touch(fs, ino);
 	if (kill)
 		creds_drop_fsetid();
 	r = truncate(fs_proc_path(fd).s, size) < 0 ? -errno : 0;
@@ -124,8 +125,10 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	int r = fs_inode_ref(fs, ino, &ref);
 
-	if (!r)
+	if (!r) {
 		r = set_all(fs, ino, ref.fd, attr, to_set);
+		fs_changed(fs);
+	}
 	if (r)
 		fuse_reply_err(req, -r);
 	else

@@ -49,6 +49,7 @@ static int backing_make(struct fs *fs, struct fs_inode *inode, int given)
 			log_errstr(id));
 		return id;
 	}
+	fs_touch(fs, inode->ino);
 	inode->backing_id = id;
 	atomic_store(&inode->backing_fd, fd);
 	return steal_fd(&fd);

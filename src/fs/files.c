@@ -58,14 +58,14 @@ int fs_file_by_ino(struct fs *fs, uint64_t ino, struct fs_file *file)
 
 int fs_file_by_handle(struct fs *fs, const struct fs_handle *handle, struct fs_file *file)
 {
-	_cleanup_close_ int fd = fs_handle_open_raw(fs, handle, O_PATH | O_NOFOLLOW);
+	_cleanup_close_ int fd = fs_handle_open_at(fs->lower_fd, handle, O_PATH | O_NOFOLLOW);
 
 	return fd < 0 ? fd : file_of_fd(fs, fd, file);
 }
 
 int fs_handle_path(struct fs *fs, const struct fs_handle *handle, char *buf, size_t size)
 {
-	_cleanup_close_ int fd = fs_handle_open_raw(fs, handle, O_PATH | O_NOFOLLOW);
+	_cleanup_close_ int fd = fs_handle_open_at(fs->lower_fd, handle, O_PATH | O_NOFOLLOW);
 	char path[PATH_MAX * 2];
 	struct stat st;
 	ssize_t n;
@@ -90,7 +90,7 @@ int fs_handle_path(struct fs *fs, const struct fs_handle *handle, char *buf, siz
 
 int fs_handle_open(struct fs *fs, const struct fs_handle *handle, int flags)
 {
-	return fs_handle_open_raw(fs, handle, flags);
+	return fs_handle_open_at(fs->lower_fd, handle, flags);
 }
 
 int fs_file_open(struct fs *fs, uint64_t ino, int flags)

@@ -44,7 +44,7 @@ int fs_handle_of(int fd, struct fs_handle *handle)
 	return 0;
 }
 
-int fs_handle_open_raw(struct fs *fs, const struct fs_handle *handle, int flags)
+int fs_handle_open_at(int lower_fd, const struct fs_handle *handle, int flags)
 {
 	union {
 		struct file_handle h;
@@ -55,7 +55,7 @@ int fs_handle_open_raw(struct fs *fs, const struct fs_handle *handle, int flags)
 	if (handle->len > sizeof(handle->data))
 		return -EINVAL;
 	memcpy(u.h.f_handle, handle->data, handle->len);
-	fd = open_by_handle_at(fs->lower_fd, &u.h, flags | O_CLOEXEC);
+	fd = open_by_handle_at(lower_fd, &u.h, flags | O_CLOEXEC);
 	return fd < 0 ? -errno : fd;
 }
 
@@ -215,7 +215,7 @@ int fs_inode_ref(struct fs *fs, uint64_t ino, struct fs_ref *ref)
 		*ref = (struct fs_ref){.fd = fd};
 		return 0;
 	}
-	fd = fs_handle_open_raw(fs, &inode->handle, O_PATH | O_NOFOLLOW);
+	fd = fs_handle_open_at(fs->lower_fd, &inode->handle, O_PATH | O_NOFOLLOW);
 	if (fd < 0)
 		return fd;
 	*ref = (struct fs_ref){.fd = fd, .owned = true};

@@ -116,8 +116,10 @@ static void create_name(fuse_req_t req, fuse_ino_t parent, const char *name,
 		r = create_call(dir.fd, name, what);
 		creds_restore();
 	}
-	if (!r)
+	if (!r) {
+		fs_changed(fs);
 		r = fs_entry_lookup(fs, dir.fd, name, &entry);
+	}
 	fs_reply_entry(req, r, &entry);
 }
 
@@ -149,8 +151,10 @@ static void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const cha
 		r = fs_inode_ref(fs, parent, &dir);
 	if (!r && linkat(file.fd, "", dir.fd, name, AT_EMPTY_PATH) < 0)
 		r = -errno;
-	if (!r)
+	if (!r) {
+		fs_changed(fs);
 		r = fs_entry_of_fd(fs, file.fd, &entry);
+	}
 	fs_reply_entry(req, r, &entry);
 }
 
@@ -168,8 +172,10 @@ static void remove_name(fuse_req_t req, fuse_ino_t parent, const char *name, int
 		if (victim < 0 || unlinkat(dir.fd, name, flags) < 0)
 			r = -errno;
 	}
-	if (!r)
+	if (!r) {
+		fs_changed(fs);
 		fs_inode_unlinked(fs, steal_fd(&victim));
+	}
 	fuse_reply_err(req, -r);
 }
 
@@ -205,6 +211,8 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
 		if (flags & RENAME_WHITEOUT)
 			creds_restore();
 	}
+	if (!r)
+		fs_changed(fs);
 	if (!r && victim >= 0)
 		fs_inode_unlinked(fs, steal_fd(&victim));
 	fuse_reply_err(req, -r);

@@ -75,6 +75,7 @@ static void reply_created(fuse_req_t req, int fd, struct fuse_file_info *fi)
 		fuse_reply_err(req, -r);
 		return;
 	}
+	fs_changed(fs);
 	inode = fs_inode_find(fs, entry.ino);
 	fd = fs_backing_get(fs, inode, fd, NULL);
 	if (fd < 0) {

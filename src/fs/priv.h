@@ -18,6 +18,7 @@
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdatomic.h>
+#include <unistd.h>
 #include <uthash.h>
 
 #include "fs/creds.h"
@@ -39,6 +40,12 @@ struct fs_inode {
 	_Atomic int nameless_fd; /* O_PATH, set once when the last name goes; else -1 */
 	_Atomic int backing_fd;	 /* O_RDWR, set once at the first open; else -1 */
 	int backing_id;		 /* of the kernel; valid when backing_fd is */
+};
+
+/* A file that has been open since the last flush, so that its contents may have changed. */
+struct fs_touched {
+	UT_hash_handle hh;
+	uint64_t ino;
 };
 
 #define FS_SHARDS 64
@@ -69,8 +76,13 @@ struct fs {
 	bool uring;
 	sem_t ready;
 
-	int done_fd;	   /* eventfd: the session has ended */
-	int session_error; /* written by the session thread before done_fd */
+	int done_fd;		  /* eventfd: the session has ended */
+	int session_error;	  /* written by the session thread before done_fd */
+	_Atomic uint64_t changes; /* requests that changed a name or an attribute */
+	uint64_t flushed_changes; /* of the last flush; only fs_store_flush */
+	pthread_mutex_t touched_lock;
+	struct fs_touched *touched; /* touched_lock */
+
 	pthread_rwlock_t hooks_lock;
 	const struct fs_hooks *hooks; /* hooks_lock */
 	struct fs_shard shards[FS_SHARDS];
@@ -146,8 +158,8 @@ void fs_inode_unlinked(struct fs *fs, int fd);
 /* The handle of an open file. 0 or -errno. */
 int fs_handle_of(int fd, struct fs_handle *handle);
 
-/* Opens a file by handle, O_CLOEXEC added. -ESTALE: gone. */
-int fs_handle_open_raw(struct fs *fs, const struct fs_handle *handle, int flags);
+/* Opens a file of that lower by handle, O_CLOEXEC added. -ESTALE: gone. */
+int fs_handle_open_at(int lower_fd, const struct fs_handle *handle, int flags);
 
 /* Seconds its attributes may be cached by the kernel. */
 double fs_inode_attr_timeout(struct fs_inode *inode);
@@ -162,6 +174,21 @@ double fs_inode_attr_timeout(struct fs_inode *inode);
  */
 int fs_backing_get(struct fs *fs, struct fs_inode *inode, int fd, bool *made);
 void fs_backing_close(struct fs *fs, struct fs_inode *inode);
+
+/* ---- changes.c -------------------------------------------------------------------------- */
+
+/* A request changed a name, an attribute or an xattr. */
+void fs_changed(struct fs *fs);
+
+/* The contents of `ino` may change from now on without a request. */
+void fs_touch(struct fs *fs, uint64_t ino);
+
+/*
+ * Takes the set of what was touched since the last call; files that still have a backing file are
+ * in the next one again. The caller frees it with fs_touched_free.
+ */
+struct fs_touched *fs_touched_take(struct fs *fs);
+void fs_touched_free(struct fs_touched *set);
 
 /* ---- session.c -------------------------------------------------------------------------- */
 

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The tree on disk: names and attributes in the database, contents in one sparse file for each
+ * regular file, STORE/data/<low byte of the id in hex>/<id>, page n at n*4096, zeros as holes.
+ *
+ * Order: contents are durable before the rows that tell their size are. A crash in between leaves
+ * contents newer than the tree; a data file without a row is removed by the next whole flush.
+ */
+#ifndef WPFS_FS_STORE_H
+#define WPFS_FS_STORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "db/db.h"
+#include "fs/fs.h"
+#include "fs/ids.h"
+
+/*
+ * Fills an empty lower with the stored tree and notes its ids; sets ids->base to the largest id
+ * ever given out, and reserves ids for the lower in the database, before any is given out. With
+ * `keep_root` the attributes of the root directory stay as they are. Before any FUSE thread runs.
+ * 0 or -errno, logged: -ENOSPC: the contents do not fit.
+ */
+int fs_store_load(struct db *db, int data_fd, int lower_fd, bool keep_root, struct fs_ids *ids);
+
+/* For fs_store_flush. */
+#define FS_STORE_WHOLE (1u << 0) /* look at every file, not only at those that were opened */
+#define FS_STORE_FINAL (1u << 1) /* the mount is gone: no hooks, and unused ids are given back */
+
+/*
+ * Writes what has changed. One at a time; while the mount works or after fs_wait. While it works,
+ * the hook sync_file makes the marks of a file durable between reading and writing its pages.
+ * 0 or -errno, logged; then the next flush takes up what this one did not do.
+ */
+int fs_store_flush(struct fs *fs, struct db *db, int data_fd, unsigned flags);
+
+#endif

@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "fs/store_data.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/fdio.h"
+#include "base/log.h"
+#include "base/units.h"
+
+#define WINDOW ((size_t)1 << 20)
+
+struct data_path {
+	char s[40];
+};
+
+static struct data_path data_path(uint64_t id)
+{
+	struct data_path path;
+
+	snprintf(path.s, sizeof(path.s), "%02x/%" PRIu64, (unsigned)(id & 0xff), id);
+	return path;
+}
+
+static int data_open(int data_fd, uint64_t id, int flags)
+{
+	struct data_path path = data_path(id);
+	int fd = openat(data_fd, path.s, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+	if (fd < 0 && errno == ENOENT && (flags & O_CREAT)) {
+		path.s[2] = '\0';
+		if (mkdirat(data_fd, path.s, 0700) < 0 && errno != EEXIST)
+			return -errno;
+		fd = openat(data_fd, data_path(id).s, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+	}
+	return fd < 0 ? -errno : fd;
+}
+
+/* The next offset from `off` on that is not in a hole, or `end`. */
+static uint64_t next_data(int fd, uint64_t off, uint64_t end)
+{
+	off_t at = fd < 0 ? -1 : lseek(fd, (off_t)off, SEEK_DATA);
+
+	return at < 0 || (uint64_t)at > end ? end : (uint64_t)at;
+}
+
+/* Reads len bytes; what lies behind the end of the file is zeros. */
+static int read_window(int fd, char *buf, size_t len, uint64_t off)
+{
+	size_t got = 0;
+
+	while (fd >= 0 && got < len) {
+		ssize_t n = pread(fd, buf + got, len - got, (off_t)(off + got));
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			break;
+		got += (size_t)n;
+	}
+	memset(buf + got, 0, len - got);
+	return 0;
+}
+
+int store_data_read(int data_fd, uint64_t id, int lower_fd, uint64_t size)
+{
+	_cleanup_close_ int fd = data_open(data_fd, id, O_RDONLY);
+	_cleanup_free_ char *buf = NULL;
+	int r = 0;
+
+	if (fd < 0)
+		return fd == -ENOENT ? 0 : fd; /* nothing but zeros */
+	buf = malloc(WINDOW);
+	if (!buf)
+		return -ENOMEM;
+	for (uint64_t off = next_data(fd, 0, size); !r && off < size;) {
+		off_t hole = lseek(fd, (off_t)off, SEEK_HOLE);
+		uint64_t end = hole < 0 || (uint64_t)hole > size ? size : (uint64_t)hole;
+		size_t len = end - off < WINDOW ? (size_t)(end - off) : WINDOW;
+
+		r = fdio_pread_full(fd, buf, len, (off_t)off);
+		if (!r)
+			r = fdio_pwrite_full(lower_fd, buf, len, (off_t)off);
+		off = next_data(fd, off + len, size);
+	}
+	return r;
+}
+
+static bool is_zero(const char *buf, size_t len)
+{
+	return len == 0 || (buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0);
+}
+
+struct window {
+	int fd; /* data file */
+	uint64_t off;
+	size_t len;
+	const char *now, *stored;
+};
+
+static size_t page_len(const struct window *w, size_t at)
+{
+	return w->len - at < WPFS_PAGE_SIZE ? w->len - at : WPFS_PAGE_SIZE;
+}
+
+static bool page_differs(const struct window *w, size_t at)
+{
+	return memcmp(w->now + at, w->stored + at, page_len(w, at)) != 0;
+}
+
+static bool window_differs(const struct window *w)
+{
+	return memcmp(w->now, w->stored, w->len) != 0;
+}
+
+/* Writes the run of differing pages at `at` that are all zero or all not; gives its length. */
+static ssize_t write_run(const struct window *w, size_t at)
+{
+	bool zero = is_zero(w->now + at, page_len(w, at));
+	size_t end = at;
+	int r;
+
+	while (end < w->len && page_differs(w, end) &&
+	       is_zero(w->now + end, page_len(w, end)) == zero)
+		end += page_len(w, end);
+	if (!zero)
+		r = fdio_pwrite_full(w->fd, w->now + at, end - at, (off_t)(w->off + at));
+	else
+		r = fallocate(w->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			      (off_t)(w->off + at), (off_t)(end - at)) < 0
+			    ? -errno
+			    : 0;
+	/* A file system without holes keeps the zeros. */
+	if (zero && r == -EOPNOTSUPP)
+		r = fdio_pwrite_full(w->fd, w->now + at, end - at, (off_t)(w->off + at));
+	return r ? r : (ssize_t)(end - at);
+}
+
+static int write_window(const struct window *w)
+{
+	for (size_t at = 0; at < w->len;) {
+		ssize_t n;
+
+		if (!page_differs(w, at)) {
+			at += page_len(w, at);
+			continue;
+		}
+		n = write_run(w, at);
+		if (n < 0)
+			return (int)n;
+		at += (size_t)n;
+	}
+	return 0;
+}
+
+/* One file being written. The data file is made when there is something to put into it. */
+struct writing {
+	int data_fd;
+	uint64_t id;
+	int fd; /* data file, -1: none yet */
+	store_data_before_fn before;
+	void *ctx;
+	bool *changed;
+};
+
+static int prepare(struct writing *wr)
+{
+	int r = wr->before ? wr->before(wr->ctx, wr->id) : 0;
+
+	if (!r && wr->fd < 0) {
+		wr->fd = data_open(wr->data_fd, wr->id, O_RDWR | O_CREAT);
+		r = wr->fd < 0 ? wr->fd : 0;
+	}
+	*wr->changed = true;
+	return r;
+}
+
+static int write_windows(struct writing *wr, int lower_fd, uint64_t size, char *bufs)
+{
+	uint64_t off = 0;
+
+	for (;;) {
+		struct window w = {.now = bufs, .stored = bufs + WINDOW};
+		uint64_t a = next_data(lower_fd, off, size), b = next_data(wr->fd, off, size);
+		int r;
+
+		w.off = (a < b ? a : b) & ~(WPFS_PAGE_SIZE - 1);
+		if (w.off >= size)
+			return 0;
+		w.len = size - w.off < WINDOW ? (size_t)(size - w.off) : WINDOW;
+		r = read_window(lower_fd, bufs, w.len, w.off);
+		if (!r)
+			r = read_window(wr->fd, bufs + WINDOW, w.len, w.off);
+		if (!r && window_differs(&w)) {
+			r = prepare(wr);
+			w.fd = wr->fd;
+			if (!r)
+				r = write_window(&w);
+		}
+		if (r)
+			return r;
+		off = w.off + w.len;
+		if (off >= size)
+			return 0;
+	}
+}
+
+int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
+		     store_data_before_fn before, void *ctx, bool *changed)
+{
+	struct writing wr = {
+		.data_fd = data_fd, .id = id, .before = before, .ctx = ctx, .changed = changed};
+	_cleanup_free_ char *bufs = malloc(2 * WINDOW);
+	struct stat st;
+	int r;
+
+	if (!bufs)
+		return -ENOMEM;
+	wr.fd = data_open(data_fd, id, O_RDWR);
+	if (wr.fd == -ENOENT)
+		wr.fd = -1;
+	else if (wr.fd < 0)
+		return wr.fd;
+	r = write_windows(&wr, lower_fd, size, bufs);
+	if (!r && wr.fd >= 0) {
+		if (fstat(wr.fd, &st) < 0)
+			r = -errno;
+		else if ((uint64_t)st.st_size != size) {
+			*changed = true;
+			r = ftruncate(wr.fd, (off_t)size) < 0 ? -errno : 0;
+		}
+	}
+	if (wr.fd >= 0)
+		close(wr.fd);
+	return r;
+}
+
+static int id_compare(const void *a, const void *b)
+{
+	const uint64_t *x = a, *y = b;
+
+	return (*x > *y) - (*x < *y);
+}
+
+static int prune_dir(int data_fd, const char *name, const uint64_t *keep, size_t nr)
+{
+	int fd = openat(data_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	_cleanup_dir_ DIR *dir = NULL;
+	struct dirent *de;
+
+	if (fd < 0)
+		return -errno;
+	dir = fdopendir(fd);
+	if (!dir) {
+		close(fd);
+		return -ENOMEM;
+	}
+	while ((de = readdir(dir))) {
+		char *end;
+		uint64_t id = strtoull(de->d_name, &end, 10);
+
+		/* Only what looks like ours is ours to remove. */
+		if (de->d_name[0] < '0' || de->d_name[0] > '9' || *end ||
+		    (nr && bsearch(&id, keep, nr, sizeof(id), id_compare)))
+			continue;
+		if (unlinkat(fd, de->d_name, 0) < 0 && errno != ENOENT)
+			return -errno;
+	}
+	return 0;
+}
+
+int store_data_prune(int data_fd, const uint64_t *keep, size_t nr)
+{
+	for (unsigned i = 0; i < 256; i++) {
+		char name[3];
+		int r;
+
+		snprintf(name, sizeof(name), "%02x", i);
+		r = prune_dir(data_fd, name, keep, nr);
+		if (r && r != -ENOENT)
+			return r;
+	}
+	return 0;
+}

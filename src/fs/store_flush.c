@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "fs/store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "fs/priv.h"
+#include "fs/snap.h"
+#include "fs/store_data.h"
+
+struct flush {
+	struct fs *fs;
+	int data_fd;
+	unsigned flags;
+	struct fs_touched *touched;
+	bool changed; /* data files were written and are not durable */
+};
+
+static int sync_marks(void *ctx, uint64_t ino)
+{
+	struct flush *flush = ctx;
+
+	return fs_hook_sync_file(flush->fs, ino);
+}
+
+static int flush_file(void *ctx, uint64_t ino, int path_fd, const struct stat *st)
+{
+	struct flush *flush = ctx;
+	bool final = (flush->flags & FS_STORE_FINAL) != 0;
+	_cleanup_close_ int fd = -1;
+	struct fs_touched *entry;
+	int r;
+
+	HASH_FIND(hh, flush->touched, &ino, sizeof(ino), entry);
+	if (!entry && !(flush->flags & FS_STORE_WHOLE))
+		return 0;
+	fd = open(fs_proc_path(path_fd).s, O_RDONLY | O_CLOEXEC | O_NOATIME);
+	r = fd < 0 ? -errno
+		   : store_data_write(flush->data_fd, ino, fd, (uint64_t)st->st_size,
+				      final ? NULL : sync_marks, flush, &flush->changed);
+	if (r)
+		log_err("cannot write the contents of file %" PRIu64 " to the store: %s", ino,
+			log_errstr(r));
+	return r;
+}
+
+/* The ids that were reserved and not used. A file made last tells the largest one. */
+static int give_back_ids(struct fs *fs, struct db *db)
+{
+	_cleanup_close_ int fd = openat(fs->lower_fd, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return 0; /* full: the reservation stands, which costs nothing but numbers */
+	return db_meta_set_u64(db, DB_META_ID_BASE, fs->ids->base + st.st_ino);
+}
+
+static int flush_all(struct flush *flush, struct db *db, struct snap *snap)
+{
+	struct fs *fs = flush->fs;
+	int r;
+
+	r = snap_take(snap, fs->lower_fd, fs->ids, flush_file, flush);
+	if (!r && flush->changed && syncfs(flush->data_fd) < 0)
+		r = -errno;
+	if (!r)
+		r = db_tree_replace(db, snap_produce, snap);
+	if (!r && (flush->flags & (FS_STORE_WHOLE | FS_STORE_FINAL)))
+		r = store_data_prune(flush->data_fd, snap->files, snap->nr_files);
+	if (!r && (flush->flags & FS_STORE_FINAL))
+		r = give_back_ids(fs, db);
+	return r;
+}
+
+int fs_store_flush(struct fs *fs, struct db *db, int data_fd, unsigned flags)
+{
+	struct flush flush = {.fs = fs, .data_fd = data_fd, .flags = flags};
+	uint64_t changes = atomic_load(&fs->changes);
+	struct snap snap = {.records = NULL};
+	struct fs_touched *entry, *next;
+	int r;
+
+	flush.touched = fs_touched_take(fs);
+	if (!flush.touched && changes == fs->flushed_changes && !flags)
+		return 0;
+	r = flush_all(&flush, db, &snap);
+	if (r) {
+		log_err("cannot flush to the store: %s", log_errstr(r));
+		HASH_ITER (hh, flush.touched, entry, next) {
+			fs_touch(fs, entry->ino);
+		}
+	} else {
+		fs->flushed_changes = changes;
+	}
+	snap_free(&snap);
+	fs_touched_free(flush.touched);
+	return r;
+}

@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Restores a tree. The database gives inodes first, then names breadth first, then xattrs: a file
+ * is made at its first name, linked at its others, and gets its times at the very end, since all
+ * else moves them.
+ */
+#include "fs/store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/fdio.h"
+#include "base/log.h"
+#include "db/tree.h"
+#include "fs/priv.h"
+#include "fs/store_data.h"
+
+/* Ids a mount may give out before its end; those it did not use are given back by a clean one. */
+#define IDS_RESERVED ((uint64_t)1 << 40)
+
+struct node {
+	UT_hash_handle hh;
+	uint64_t id;
+	bool made;
+	struct fs_handle handle; /* valid when made */
+	struct db_inode inode;
+	char target[]; /* NUL-terminated */
+};
+
+struct load {
+	int data_fd, lower_fd;
+	bool keep_root;
+	struct fs_ids *ids;
+	struct node *nodes;
+	uint64_t max_id;
+	int parent_fd; /* the directory whose names are being made; -1 */
+	uint64_t parent;
+};
+
+static int on_inode(void *ctx, const struct db_inode *inode)
+{
+	struct load *load = ctx;
+	struct node *node = calloc(1, sizeof(*node) + inode->target_len + 1);
+
+	if (!node)
+		return -ENOMEM;
+	node->id = inode->id;
+	node->inode = *inode;
+	if (inode->target_len)
+		memcpy(node->target, inode->target, inode->target_len);
+	if (inode->id > load->max_id)
+		load->max_id = inode->id;
+	HASH_ADD(hh, load->nodes, id, sizeof(node->id), node);
+	return 0;
+}
+
+static struct node *node_find(struct load *load, uint64_t id)
+{
+	struct node *node;
+
+	HASH_FIND(hh, load->nodes, &id, sizeof(id), node);
+	return node;
+}
+
+/* Notes a file that exists now, under its id. */
+static int node_made(struct load *load, struct node *node, int fd)
+{
+	struct stat st;
+	int r;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	r = fs_handle_of(fd, &node->handle);
+	node->made = r == 0;
+	return r || node->id == FS_ROOT_ID ? r : fs_ids_add(load->ids, st.st_ino, node->id);
+}
+
+/* Owner before mode: a chown clears suid bits. */
+static int set_attrs(int fd, const struct db_inode *inode)
+{
+	if (fchownat(fd, "", inode->uid, inode->gid, AT_EMPTY_PATH) < 0)
+		return -errno;
+	if (!S_ISLNK(inode->mode) && chmod(fs_proc_path(fd).s, inode->mode & 07777) < 0)
+		return -errno;
+	return 0;
+}
+
+static int make_file(struct load *load, int dir_fd, const char *name, const struct node *node)
+{
+	_cleanup_close_ int fd =
+		openat(dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+	if (fd < 0)
+		return -errno;
+	if (ftruncate(fd, (off_t)node->inode.size) < 0)
+		return -errno;
+	return store_data_read(load->data_fd, node->id, fd, node->inode.size);
+}
+
+static int make_name(struct load *load, int dir_fd, const char *name, const struct node *node)
+{
+	int r;
+
+	switch (node->inode.mode & S_IFMT) {
+	case S_IFREG:
+		return make_file(load, dir_fd, name, node);
+	case S_IFDIR:
+		r = mkdirat(dir_fd, name, 0700);
+		break;
+	case S_IFLNK:
+		r = symlinkat(node->target, dir_fd, name);
+		break;
+	default:
+		r = mknodat(dir_fd, name, (node->inode.mode & S_IFMT) | 0600, node->inode.rdev);
+		break;
+	}
+	return r < 0 ? -errno : 0;
+}
+
+static int make_node(struct load *load, int dir_fd, const char *name, struct node *node)
+{
+	_cleanup_close_ int fd = -1;
+	int r = make_name(load, dir_fd, name, node);
+
+	if (r)
+		return r;
+	fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	r = set_attrs(fd, &node->inode);
+	return r ? r : node_made(load, node, fd);
+}
+
+static int link_node(struct load *load, int dir_fd, const char *name, const struct node *node)
+{
+	_cleanup_close_ int fd =
+		fs_handle_open_at(load->lower_fd, &node->handle, O_PATH | O_NOFOLLOW);
+
+	if (fd < 0)
+		return fd;
+	return linkat(fd, "", dir_fd, name, AT_EMPTY_PATH) < 0 ? -errno : 0;
+}
+
+static int open_parent(struct load *load, uint64_t parent)
+{
+	struct node *node;
+
+	if (load->parent_fd >= 0 && load->parent == parent)
+		return 0;
+	node = node_find(load, parent);
+	if (!node || !node->made)
+		return -EUCLEAN;
+	close_fd(&load->parent_fd);
+	load->parent_fd = fs_handle_open_at(load->lower_fd, &node->handle, O_RDONLY | O_DIRECTORY);
+	load->parent = parent;
+	return load->parent_fd < 0 ? load->parent_fd : 0;
+}
+
+static int on_dirent(void *ctx, uint64_t parent, const char *name, size_t len, uint64_t id)
+{
+	struct load *load = ctx;
+	struct node *node = node_find(load, id);
+	int r;
+
+	/* The database says what is in it; the name is used in system calls only as one component.
+	 */
+	if (!node || !len || strlen(name) != len || strchr(name, '/') || strcmp(name, ".") == 0 ||
+	    strcmp(name, "..") == 0)
+		return -EUCLEAN;
+	r = open_parent(load, parent);
+	if (!r)
+		r = node->made ? link_node(load, load->parent_fd, name, node)
+			       : make_node(load, load->parent_fd, name, node);
+	if (r)
+		log_err("cannot restore '%s' (file %" PRIu64 "): %s", name, id,
+			r == -ENOSPC ? "no space: mount with a larger size= or nr_inodes="
+				     : log_errstr(r));
+	return r;
+}
+
+static int on_xattr(void *ctx, uint64_t id, const char *name, size_t name_len, const void *value,
+		    size_t value_len)
+{
+	struct load *load = ctx;
+	struct node *node = node_find(load, id);
+	_cleanup_close_ int fd = -1;
+	int r = 0;
+
+	if (!node || !node->made)
+		return -EUCLEAN;
+	fd = fs_handle_open_at(load->lower_fd, &node->handle, O_PATH | O_NOFOLLOW);
+	if (fd < 0)
+		return fd;
+	if (setxattr(fs_proc_path(fd).s, name, value, value_len, 0) < 0) {
+		r = -errno;
+		log_err("cannot restore attribute %s of file %" PRIu64 ": %s", name, id,
+			log_errstr(r));
+	}
+	return r;
+}
+
+static struct timespec from_ns(int64_t ns)
+{
+	struct timespec ts = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+
+	if (ts.tv_nsec < 0) {
+		ts.tv_nsec += 1000000000;
+		ts.tv_sec--;
+	}
+	return ts;
+}
+
+static int set_times(struct load *load)
+{
+	struct node *node, *next;
+
+	HASH_ITER (hh, load->nodes, node, next) {
+		struct timespec times[2] = {from_ns(node->inode.atime_ns),
+					    from_ns(node->inode.mtime_ns)};
+		_cleanup_close_ int fd = -1;
+
+		if (!node->made)
+			continue; /* has no name any more */
+		fd = fs_handle_open_at(load->lower_fd, &node->handle, O_PATH | O_NOFOLLOW);
+		if (fd < 0)
+			return fd;
+		if (utimensat(fd, "", times, AT_EMPTY_PATH) < 0)
+			return -errno;
+	}
+	return 0;
+}
+
+/* The root exists already; the stored one, if there is one, gives it its attributes. */
+static int on_inode_root_last(void *ctx, const struct db_inode *inode)
+{
+	struct load *load = ctx;
+	int r = on_inode(ctx, inode);
+
+	if (r || inode->id != FS_ROOT_ID)
+		return r;
+	if (!load->keep_root) {
+		if (fchown(load->lower_fd, inode->uid, inode->gid) < 0 ||
+		    fchmod(load->lower_fd, inode->mode & 07777) < 0)
+			return -errno;
+	}
+	return node_made(load, node_find(load, FS_ROOT_ID), load->lower_fd);
+}
+
+static void load_free(struct load *load)
+{
+	struct node *node, *next;
+
+	close_fd(&load->parent_fd);
+	HASH_ITER (hh, load->nodes, node, next) {
+		HASH_DEL(load->nodes, node);
+		free(node);
+	}
+}
+
+/* Nothing that was ever given out may come again, so the reservation is durable first. */
+static int reserve_ids(struct db *db, struct load *load)
+{
+	uint64_t base = 0;
+	int r = db_meta_get_u64(db, DB_META_ID_BASE, &base);
+
+	if (r && r != -ENODATA)
+		return r;
+	load->ids->base = base > load->max_id ? base : load->max_id;
+	return db_meta_set_u64(db, DB_META_ID_BASE, load->ids->base + IDS_RESERVED);
+}
+
+int fs_store_load(struct db *db, int data_fd, int lower_fd, bool keep_root, struct fs_ids *ids)
+{
+	struct load load = {.data_fd = data_fd,
+			    .lower_fd = lower_fd,
+			    .keep_root = keep_root,
+			    .ids = ids,
+			    .parent_fd = -1};
+	const struct db_tree_visitor visitor = {
+		.ctx = &load, .inode = on_inode_root_last, .dirent = on_dirent, .xattr = on_xattr};
+	int r;
+
+	r = db_tree_load(db, &visitor);
+	if (!r)
+		r = set_times(&load);
+	if (!r)
+		r = reserve_ids(db, &load);
+	if (r)
+		log_err("cannot restore the tree of the store: %s", log_errstr(r));
+	load_free(&load);
+	return r;
+}

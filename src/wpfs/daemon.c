@@ -1,0 +1,422 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The order of a start, each step undone in reverse: names and locks, database, lower, socket,
+ * mount, tracking, FUSE threads. Requests are answered only when tracking listens to them: a punch
+ * in between would be missed. The daemon never opens, stats or maps anything on its own mount: it
+ * would wait for itself.
+ */
+#include "wpfs/daemon.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "base/cleanup.h"
+#include "base/fdio.h"
+#include "base/log.h"
+#include "db/db.h"
+#include "fs/fs.h"
+#include "fs/store.h"
+#include "ipc/server.h"
+#include "track/track.h"
+#include "wpfs/mountpoint.h"
+#include "wpfs/mounts.h"
+#include "wpfs/needs.h"
+#include "wpfs/rundir.h"
+#include "wpfs/storedir.h"
+
+struct daemon {
+	const struct options *options;
+	char mountpoint[PATH_MAX];
+	bool has_store, dead_mount;
+	char id[WPFS_ID_MAX];
+	struct storedir store;
+	struct rundir run;
+	struct db *db;
+	int listen_fd;
+	struct fs *fs;
+	bool mounted;
+	struct mounts_entry mount; /* valid when mounted */
+	struct track *track;
+	struct fs_hooks hooks;
+};
+
+static void on_dropped(void *ctx, uint64_t ino, uint64_t off, uint64_t len)
+{
+	track_dropped(ctx, ino, off, len);
+}
+
+static void on_settle(void *ctx)
+{
+	track_settle(ctx);
+}
+
+static int on_sync_file(void *ctx, uint64_t ino)
+{
+	return track_sync_file(ctx, ino);
+}
+
+/* Backing files are descriptors: one for every file that is in use. */
+static void raise_limits(void)
+{
+	struct rlimit limit = {.rlim_cur = 1048576, .rlim_max = 1048576};
+
+	if (setrlimit(RLIMIT_NOFILE, &limit) == 0)
+		return;
+	getrlimit(RLIMIT_NOFILE, &limit);
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static int open_database(struct daemon *d, const char *dir, unsigned flags)
+{
+	char path[PATH_MAX + 16], why[DB_WHY_SIZE] = "";
+	int r;
+
+	snprintf(path, sizeof(path), "%s/wpfs.db", dir);
+	r = db_open(path, flags, &d->db, why);
+	if (r)
+		log_err("cannot open the database %s: %s", path, why[0] ? why : log_errstr(r));
+	return r;
+}
+
+/* The id of a store, made with it. */
+static int store_id(struct daemon *d)
+{
+	_cleanup_free_ char *uuid = NULL;
+	int r = db_meta_get(d->db, DB_META_UUID, d->id, sizeof(d->id));
+
+	if (r != -ENODATA)
+		return r;
+	r = fdio_read_file(AT_FDCWD, "/proc/sys/kernel/random/uuid", &uuid, NULL);
+	if (r)
+		return r;
+	uuid[strcspn(uuid, "\n")] = '\0';
+	snprintf(d->id, sizeof(d->id), "%s", uuid);
+	return db_meta_set(d->db, DB_META_UUID, d->id);
+}
+
+/* From the database's text to a path component. */
+static bool id_is_valid(const char *id)
+{
+	return id[0] && strspn(id, "0123456789abcdef-") == strlen(id);
+}
+
+static int open_run(struct daemon *d)
+{
+	struct lockfile_holder holder;
+	int r = rundir_open(d->id, d->mountpoint, &d->run, &holder);
+
+	if (r == -EBUSY)
+		log_err("the mountpoint %s is in use by wpfs with pid %d: unmount it first",
+			d->mountpoint, holder.pid);
+	return r;
+}
+
+static int open_store(struct daemon *d)
+{
+	int r = storedir_open(d->options->store, d->mountpoint, &d->store);
+
+	if (!r)
+		r = open_database(d, d->store.path, 0);
+	if (r)
+		return r;
+	r = store_id(d);
+	if (!r && !id_is_valid(d->id))
+		r = -EUCLEAN;
+	if (r)
+		log_err("cannot read the id of the store %s: %s", d->store.path, log_errstr(r));
+	return r ? r : open_run(d);
+}
+
+static int open_volatile(struct daemon *d)
+{
+	XXH128_hash_t hash = XXH3_128bits(d->mountpoint, strlen(d->mountpoint));
+	char private_path[PATH_MAX];
+	int r;
+
+	snprintf(d->id, sizeof(d->id), "%016" PRIx64 "%016" PRIx64, (uint64_t)hash.high64,
+		 (uint64_t)hash.low64);
+	r = open_run(d);
+	if (r)
+		return r;
+	rundir_private_path(&d->run, "", private_path, sizeof(private_path));
+	return open_database(d, private_path, DB_VOLATILE);
+}
+
+static int open_lower(struct daemon *d)
+{
+	int r = rundir_lower_open(&d->run, d->options->lower);
+
+	if (r || d->run.adopted)
+		return r;
+	if (d->has_store)
+		r = fs_store_load(d->db, d->store.data_fd, d->run.lower_fd,
+				  d->options->has_root_attrs, &d->run.ids);
+	if (!r)
+		r = rundir_lower_complete(&d->run);
+	if (!r) {
+		r = db_meta_set(d->db, DB_META_LOWER_ID, d->run.lower_id);
+		if (r)
+			log_err("cannot write to the database: %s", log_errstr(r));
+	}
+	return r;
+}
+
+static int open_socket(struct daemon *d)
+{
+	char path[sizeof(d->run.path) + 8];
+
+	snprintf(path, sizeof(path), "%s/sock", d->run.path);
+	d->listen_fd = ipc_listen(path);
+	if (d->listen_fd < 0)
+		log_err("cannot listen on %s: %s", path, log_errstr(d->listen_fd));
+	return d->listen_fd < 0 ? d->listen_fd : 0;
+}
+
+static int mount_fuse(struct daemon *d)
+{
+	const struct fs_config config = {
+		.lower_fd = d->run.lower_fd,
+		.ids = &d->run.ids,
+		.id = d->id,
+		.kind = WPFS_KIND_NATIVE,
+		.uring = d->options->uring,
+		.debug = d->options->debug,
+	};
+	const char *what = "prepare";
+	int r = fs_new(&config, &d->fs);
+
+	if (!r && d->dead_mount && umount2(d->mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW) < 0) {
+		what = "detach the dead mount";
+		r = -errno;
+	} else if (!r) {
+		r = fs_mount(d->fs, d->options->store, d->mountpoint, d->options->mount_flags,
+			     &what);
+		d->mounted = r == 0;
+	}
+	if (!r) {
+		what = "find the mount";
+		r = mounts_find(d->mountpoint, &d->mount);
+	}
+	if (r)
+		log_err("cannot mount on %s: %s: %s", d->mountpoint, what, log_errstr(r));
+	return r;
+}
+
+static int start_tracking(struct daemon *d)
+{
+	const struct options *o = d->options;
+	const struct track_config config = {
+		.db = d->db,
+		.fs = d->fs,
+		.listen_fd = d->listen_fd,
+		.id = d->id,
+		.lower_id = d->run.lower_id,
+		.store = d->has_store ? d->store.path : "none",
+		.mountpoint = d->mountpoint,
+		.dev = d->mount.dev,
+		.kind = WPFS_KIND_NATIVE,
+		.uffd_policy = o->uffd_policy,
+		.uffd_gid = o->uffd_gid,
+		.harvest_s = o->harvest_s,
+		.uring = o->uring,
+	};
+	int r;
+
+	d->listen_fd = -1; /* taken over */
+	r = track_start(&config, &d->track);
+	if (r) {
+		log_err("cannot start tracking: %s", log_errstr(r));
+		return r;
+	}
+	d->hooks = (struct fs_hooks){.ctx = d->track,
+				     .dropped = on_dropped,
+				     .settle = on_settle,
+				     .sync_file = on_sync_file};
+	fs_set_hooks(d->fs, &d->hooks);
+	return 0;
+}
+
+static int serve(struct daemon *d)
+{
+	int r = fs_serve(d->fs);
+
+	if (r == -EOPNOTSUPP)
+		log_err("cannot mount on %s: the kernel has no FUSE passthrough: use Linux 6.9 or "
+			"newer "
+			"with CONFIG_FUSE_PASSTHROUGH",
+			d->mountpoint);
+	else if (r)
+		log_err("cannot serve %s: %s", d->mountpoint, log_errstr(r));
+	else if (d->options->uring && !fs_uring(d->fs))
+		log_warn("FUSE over io_uring is not in use: it needs Linux 6.14 and "
+			 "/sys/module/fuse/parameters/enable_uring set to Y");
+	return r;
+}
+
+static int start(struct daemon *d)
+{
+	int r;
+
+	r = mountpoint_resolve(d->options->mountpoint, d->mountpoint);
+	if (!r)
+		r = mountpoint_check(d->mountpoint, &d->dead_mount);
+	if (!r)
+		r = needs_check();
+	if (!r)
+		r = d->has_store ? open_store(d) : open_volatile(d);
+	if (!r)
+		r = open_lower(d);
+	if (!r)
+		r = open_socket(d);
+	if (!r)
+		r = mount_fuse(d);
+	if (!r)
+		r = start_tracking(d);
+	if (!r)
+		r = serve(d);
+	return r;
+}
+
+static void flush(struct daemon *d, unsigned flags)
+{
+	if (d->has_store)
+		fs_store_flush(d->fs, d->db, d->store.data_fd, flags);
+}
+
+/* SIGTERM and SIGINT unmount, as umount(8) would; in use it stays, and says so. */
+static void try_unmount(struct daemon *d)
+{
+	track_settle(d->track);
+	if (umount2(d->mountpoint, UMOUNT_NOFOLLOW) < 0)
+		log_warn("cannot unmount %s: %s: end what uses it (see fuser -vm %s), then send "
+			 "the signal again",
+			 d->mountpoint, log_errstr(errno), d->mountpoint);
+}
+
+static int flush_timer(unsigned seconds)
+{
+	const struct itimerspec every = {.it_interval = {.tv_sec = seconds},
+					 .it_value = {.tv_sec = seconds}};
+	int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+
+	if (fd >= 0)
+		timerfd_settime(fd, 0, &every, NULL);
+	return fd;
+}
+
+/* Waits for the end of the mount; signals and the flush timer on the way. */
+static void serve_until_unmounted(struct daemon *d, int signal_fd)
+{
+	_cleanup_close_ int timer = -1;
+	unsigned whole = d->run.adopted ? FS_STORE_WHOLE : 0;
+	struct pollfd fds[3];
+
+	if (d->has_store && d->options->flush_s)
+		timer = flush_timer(d->options->flush_s);
+	fds[0] = (struct pollfd){.fd = fs_wait_fd(d->fs), .events = POLLIN};
+	fds[1] = (struct pollfd){.fd = signal_fd, .events = POLLIN};
+	fds[2] = (struct pollfd){.fd = timer, .events = POLLIN};
+	for (;;) {
+		struct signalfd_siginfo info;
+		uint64_t ticks;
+
+		if (poll(fds, 3, -1) < 0)
+			continue;
+		if (fds[0].revents)
+			return;
+		if (fds[1].revents && read(signal_fd, &info, sizeof(info)) == sizeof(info) &&
+		    info.ssi_signo != SIGHUP)
+			try_unmount(d);
+		if (fds[2].revents && read(timer, &ticks, sizeof(ticks)) == sizeof(ticks)) {
+			flush(d, whole);
+			whole = 0;
+		}
+	}
+}
+
+/* What is mounted on the mountpoint is ours and dead, when the connection was aborted. */
+static void unmount_rest(struct daemon *d)
+{
+	struct mounts_entry entry;
+
+	if (d->mounted && mounts_find(d->mountpoint, &entry) == 0 && entry.dev == d->mount.dev)
+		umount2(d->mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW);
+	d->mounted = false;
+}
+
+/* Undoes what start() did, as far as it came. */
+static void stop(struct daemon *d, bool served)
+{
+	unmount_rest(d);
+	if (d->fs)
+		fs_wait(d->fs);
+	if (d->fs)
+		fs_set_hooks(d->fs, NULL);
+	if (d->track)
+		track_stop(d->track);
+	if (served)
+		flush(d, FS_STORE_FINAL | (d->run.adopted ? FS_STORE_WHOLE : 0));
+	if (d->fs)
+		fs_free(d->fs);
+	if (d->db)
+		db_close(d->db);
+	if (d->listen_fd >= 0)
+		close(d->listen_fd);
+}
+
+static int signals_block(void)
+{
+	sigset_t set;
+	int fd;
+
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	if (pthread_sigmask(SIG_BLOCK, &set, NULL) != 0)
+		return -EINVAL;
+	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	return fd < 0 ? -errno : fd;
+}
+
+int daemon_run(const struct options *options, void (*ready)(void *ctx), void *ctx)
+{
+	struct daemon d = {.options = options,
+			   .has_store = strcmp(options->store, "none") != 0,
+			   .store = STOREDIR_INIT,
+			   .run = RUNDIR_INIT,
+			   .listen_fd = -1};
+	_cleanup_close_ int signal_fd = signals_block();
+	int r;
+
+	umask(0);
+	raise_limits();
+	r = signal_fd < 0 ? signal_fd : start(&d);
+	if (!r) {
+		ready(ctx);
+		serve_until_unmounted(&d, signal_fd);
+	}
+	stop(&d, r == 0);
+	/* A lower that was taken over from a killed daemon holds data that nothing else has. */
+	if (r && d.run.adopted)
+		rundir_close(&d.run);
+	else if (d.run.lock_fd >= 0)
+		rundir_remove(&d.run);
+	storedir_close(&d.store);
+	return r;
+}

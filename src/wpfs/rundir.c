@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "wpfs/rundir.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/fdio.h"
+#include "base/log.h"
+#include "ipc/wire.h"
+#include "wpfs/mounts.h"
+
+static const char *const private_files[] = {
+	"wpfs.db", "wpfs.db-wal", "wpfs.db-shm", "ids", "ids.new", "lower_id", "lower_id.new",
+};
+
+const char *rundir_private_path(const struct rundir *rd, const char *name, char *buf, size_t size)
+{
+	snprintf(buf, size, "%s/private/%s", rd->path, name);
+	return buf;
+}
+
+static int make_dir(const char *path, mode_t mode)
+{
+	return mkdir(path, mode) < 0 && errno != EEXIST ? -errno : 0;
+}
+
+static int open_dirs(struct rundir *rd)
+{
+	char private_path[PATH_MAX];
+	int r;
+
+	rundir_private_path(rd, "", private_path, sizeof(private_path));
+	r = make_dir(WPFS_RUN_DIR, 0755);
+	if (!r)
+		r = make_dir(rd->path, 0755);
+	if (!r)
+		r = make_dir(private_path, 0700);
+	if (r)
+		return r;
+	rd->private_fd = open(private_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	return rd->private_fd < 0 ? -errno : 0;
+}
+
+int rundir_open(const char *id, const char *mountpoint, struct rundir *rd,
+		struct lockfile_holder *holder)
+{
+	int r, tries = 0;
+
+	snprintf(rd->path, sizeof(rd->path), "%s/%s", WPFS_RUN_DIR, id);
+	/* ENOENT: a daemon that is just finishing has removed what we made or opened; again. */
+	do {
+		close_fd(&rd->private_fd);
+		r = open_dirs(rd);
+		if (!r)
+			r = lockfile_take(rd->private_fd, "lock", mountpoint, holder);
+	} while (r == -ENOENT && ++tries < 100);
+	if (r < 0) {
+		close_fd(&rd->private_fd);
+		if (r != -EBUSY)
+			log_err("cannot make the run directory %s: %s", rd->path, log_errstr(r));
+		return r;
+	}
+	rd->lock_fd = r;
+	return 0;
+}
+
+static int lower_id_read(struct rundir *rd)
+{
+	_cleanup_free_ char *text = NULL;
+	int r = fdio_read_file(rd->private_fd, "lower_id", &text, NULL);
+
+	if (r)
+		return r;
+	text[strcspn(text, "\n")] = '\0';
+	if (!text[0] || strlen(text) >= sizeof(rd->lower_id))
+		return -EBADMSG;
+	snprintf(rd->lower_id, sizeof(rd->lower_id), "%s", text);
+	return 0;
+}
+
+static int lower_id_make(struct rundir *rd)
+{
+	_cleanup_close_ int fd = -1;
+	uint64_t random[2];
+
+	if (getrandom(random, sizeof(random), 0) != (ssize_t)sizeof(random))
+		return -errno;
+	snprintf(rd->lower_id, sizeof(rd->lower_id), "%016" PRIx64 "%016" PRIx64, random[0],
+		 random[1]);
+	fd = openat(rd->private_fd, "lower_id.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0 || dprintf(fd, "%s\n", rd->lower_id) < 0 ||
+	    renameat(rd->private_fd, "lower_id.new", rd->private_fd, "lower_id") < 0)
+		return -errno;
+	return 0;
+}
+
+static int lower_open_root(struct rundir *rd)
+{
+	rd->lower_fd = openat(rd->private_fd, "lower", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return rd->lower_fd < 0 ? -errno : 0;
+}
+
+static int lower_adopt(struct rundir *rd, const char *path, const char *options)
+{
+	struct mounts_entry entry;
+	int r;
+
+	r = mounts_find(path, &entry);
+	if (!r && strcmp(entry.fstype, "tmpfs") != 0)
+		r = -ENOENT;
+	if (!r)
+		r = lower_id_read(rd);
+	if (!r)
+		r = fs_ids_load(&rd->ids, rd->private_fd, "ids");
+	if (!r)
+		r = lower_open_root(rd);
+	if (r)
+		return r;
+	if (options[0] && mount(NULL, path, NULL, MS_REMOUNT, options) < 0)
+		log_warn("the mount options '%s' are not in effect: %s", options,
+			 log_errstr(errno));
+	rd->adopted = true;
+	return 0;
+}
+
+static int lower_mount(struct rundir *rd, const char *path, const char *options)
+{
+	char all[512];
+	int r;
+
+	/* One that was left half restored goes. */
+	while (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) == 0)
+		;
+	unlinkat(rd->private_fd, "ids", 0);
+	r = lower_id_make(rd);
+	if (r)
+		return r;
+	if (mkdirat(rd->private_fd, "lower", 0700) < 0 && errno != EEXIST)
+		return -errno;
+	snprintf(all, sizeof(all), "inode64%s%s", options[0] ? "," : "", options);
+	if (mount("wpfs", path, "tmpfs", 0, all) < 0)
+		return -errno;
+	/* What is mounted or unmounted elsewhere must not follow. */
+	if (mount(NULL, path, NULL, MS_PRIVATE, NULL) < 0)
+		return -errno;
+	return lower_open_root(rd);
+}
+
+int rundir_lower_open(struct rundir *rd, const char *options)
+{
+	char path[PATH_MAX];
+	int r;
+
+	rundir_private_path(rd, "lower", path, sizeof(path));
+	if (lower_adopt(rd, path, options) == 0)
+		return 0;
+	fs_ids_clear(&rd->ids);
+	r = lower_mount(rd, path, options);
+	if (r)
+		log_err("cannot mount a tmpfs with '%s' on %s: %s", options, path, log_errstr(r));
+	return r;
+}
+
+int rundir_lower_complete(struct rundir *rd)
+{
+	int r;
+
+	fs_ids_sort(&rd->ids);
+	r = fs_ids_save(&rd->ids, rd->private_fd, "ids");
+	if (r)
+		log_err("cannot write %s/private/ids: %s", rd->path, log_errstr(r));
+	return r;
+}
+
+static void remove_logged(int dirfd, const char *name, int flags, const char *where)
+{
+	if (unlinkat(dirfd, name, flags) < 0 && errno != ENOENT && errno != ENOTEMPTY)
+		log_warn("cannot remove %s/%s: %s", where, name, log_errstr(errno));
+}
+
+void rundir_remove(struct rundir *rd)
+{
+	_cleanup_close_ int run = -1, dir = -1;
+	char path[PATH_MAX];
+
+	close_fd(&rd->lower_fd);
+	rundir_private_path(rd, "lower", path, sizeof(path));
+	/* Detached, since programs may still map files that no mount shows any more. */
+	while (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) == 0)
+		;
+	dir = openat(rd->private_fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	run = openat(dir, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	remove_logged(dir, "sock", 0, rd->path);
+	remove_logged(rd->private_fd, "lower", AT_REMOVEDIR, rd->path);
+	for (size_t i = 0; i < sizeof(private_files) / sizeof(private_files[0]); i++)
+		remove_logged(rd->private_fd, private_files[i], 0, rd->path);
+	remove_logged(rd->private_fd, "lock", 0, rd->path);
+	remove_logged(dir, "private", AT_REMOVEDIR, rd->path);
+	remove_logged(run, strrchr(rd->path, '/') + 1, AT_REMOVEDIR, WPFS_RUN_DIR);
+	rundir_close(rd);
+}
+
+void rundir_close(struct rundir *rd)
+{
+	close_fd(&rd->lower_fd);
+	close_fd(&rd->private_fd);
+	close_fd(&rd->lock_fd);
+	fs_ids_clear(&rd->ids);
+}

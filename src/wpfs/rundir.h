@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * /run/wpfs/<id>/: what of a mount outlives its daemon. Open to all: the socket. In private/
+ * (0700):
+ *
+ *   lock      who serves the mount
+ *   lower/    the tmpfs that holds tree and contents
+ *   lower_id  its name; differs for every tmpfs ever mounted
+ *   ids       its file ids; written when the tree is complete, so that a half restored one is known
+ *   wpfs.db   the database, when there is no store
+ */
+#ifndef WPFS_WPFS_RUNDIR_H
+#define WPFS_WPFS_RUNDIR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "fs/ids.h"
+#include "wpfs/lockfile.h"
+
+#define RUNDIR_LOWER_ID_SIZE 40
+
+struct rundir {
+	char path[128]; /* constant after rundir_open, like all but lower */
+	int private_fd;
+	int lock_fd;
+	int lower_fd; /* root of the lower, O_RDONLY; -1: not mounted by us */
+	char lower_id[RUNDIR_LOWER_ID_SIZE];
+	bool adopted; /* the lower was there, complete */
+	struct fs_ids ids;
+};
+
+#define RUNDIR_INIT                                                                                \
+	{                                                                                          \
+		.private_fd = -1, .lock_fd = -1, .lower_fd = -1                                    \
+	}
+
+/* Makes and locks it. -EBUSY with *holder, as lockfile_take; other errors are logged. */
+int rundir_open(const char *id, const char *mountpoint, struct rundir *rd,
+		struct lockfile_holder *holder);
+
+/*
+ * Adopts the lower of a daemon that was killed, its ids with it, or mounts a new one. `options`
+ * are those of tmpfs; they are set on an adopted one too. 0 or -errno, logged.
+ */
+int rundir_lower_open(struct rundir *rd, const char *options);
+
+/* A new lower is complete: rd->ids are saved. 0 or -errno, logged. */
+int rundir_lower_complete(struct rundir *rd);
+
+/* "PATH/private/NAME", valid while *rd is, in a buffer of the caller. */
+const char *rundir_private_path(const struct rundir *rd, const char *name, char *buf, size_t size);
+
+/* Removes everything, the lower too, and lets the lock go. What fails is logged. */
+void rundir_remove(struct rundir *rd);
+
+/* Lets go without removing: a later daemon finds it as after a crash. */
+void rundir_close(struct rundir *rd);
+
+#endif
