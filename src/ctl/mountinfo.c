@@ -19,7 +19,7 @@ static int unescape(const char *text, size_t len, char *buf, size_t size)
 	for (size_t i = 0; i < len; i++) {
 		char c = text[i];
 
-		if (c == '\\' && i + 3 < len) {
+		if (c == '\\' && len - i > 3 && strspn(text + i + 1, "01234567") >= 3) {
 			c = (char)((text[i + 1] - '0') << 6 | (text[i + 2] - '0') << 3 |
 				   (text[i + 3] - '0'));
 			i += 3;

@@ -35,7 +35,8 @@ static const char *call_words(int err)
 		return "its daemon does not answer: look at its log";
 	case -EPIPE:
 	case -ECONNRESET:
-		return "its daemon ended meanwhile: start it again with wpfs STORE MNT";
+		return "the connection to its daemon broke: look whether it still runs; was the "
+		       "answer too long, ask for one --name or --file";
 	case -EPROTO:
 		return "its daemon is of another version: use the wpctl that came with it";
 	default:
