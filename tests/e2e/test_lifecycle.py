@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Mount, unmount, mount again: what is there afterwards, and what is not."""
+
+import os
+import subprocess
+
+import harness
+import proc
+
+TEXT = b"some text\n" * 1000
+
+
+def test_unmount_leaves_nothing(wpfs):
+    (wpfs.mnt / "f").write_bytes(TEXT)
+    assert (wpfs.mnt / "f").read_bytes() == TEXT
+    wpfs.umount()
+    assert os.listdir(wpfs.mnt) == []
+
+
+def test_nothing_is_kept_without_a_store(wpfs):
+    (wpfs.mnt / "f").write_bytes(TEXT)
+    wpfs.umount()
+    wpfs.restart()
+    assert os.listdir(wpfs.mnt) == []
+
+
+def test_store_keeps_names_sizes_and_contents(make_wpfs):
+    wpfs = make_wpfs(store=True)
+    (wpfs.mnt / "d").mkdir(mode=0o750)
+    (wpfs.mnt / "d/f").write_bytes(TEXT)
+    (wpfs.mnt / "d/empty").touch(mode=0o600)
+    os.link(wpfs.mnt / "d/f", wpfs.mnt / "link")
+    os.symlink("d/f", wpfs.mnt / "sym")
+    with open(wpfs.mnt / "sparse", "wb") as sparse:
+        sparse.truncate(1 << 30)
+        os.pwrite(sparse.fileno(), b"far", (1 << 30) - 3)
+    os.utime(wpfs.mnt / "d/f", ns=(10**18 + 1, 10**18 + 2))
+    before = {name: os.lstat(wpfs.mnt / name)
+              for name in ("d", "d/f", "d/empty", "link", "sym", "sparse")}
+
+    wpfs.umount()
+    wpfs.restart()
+
+    assert sorted(os.listdir(wpfs.mnt)) == ["d", "link", "sparse", "sym"]
+    for name, old in before.items():
+        new = os.lstat(wpfs.mnt / name)
+        for field in ("st_mode", "st_ino", "st_nlink", "st_uid", "st_gid", "st_size",
+                      "st_mtime_ns"):
+            assert getattr(new, field) == getattr(old, field), f"{field} of {name}"
+    assert (wpfs.mnt / "d/f").read_bytes() == TEXT
+    assert (wpfs.mnt / "link").read_bytes() == TEXT
+    assert os.readlink(wpfs.mnt / "sym") == "d/f"
+    with open(wpfs.mnt / "sparse", "rb") as sparse:
+        assert os.pread(sparse.fileno(), 4, (1 << 30) - 4) == b"\0far"
+    assert os.stat(wpfs.mnt / "sparse").st_blocks * 512 < 1 << 20
+
+
+def test_a_second_mount_sees_what_the_first_removed(make_wpfs):
+    wpfs = make_wpfs(store=True)
+    (wpfs.mnt / "a").write_bytes(TEXT)
+    (wpfs.mnt / "b").write_bytes(TEXT)
+    wpfs.umount()
+    wpfs.restart()
+    (wpfs.mnt / "a").unlink()
+    (wpfs.mnt / "b").write_bytes(b"short")
+    wpfs.umount()
+    wpfs.restart()
+    assert os.listdir(wpfs.mnt) == ["b"]
+    assert (wpfs.mnt / "b").read_bytes() == b"short"
+
+
+def test_daemon_killed_and_started_again(make_wpfs):
+    wpfs = make_wpfs(store=True)
+    (wpfs.mnt / "f").write_bytes(TEXT)
+    wpfs.kill9()
+    wpfs.restart()
+    assert (wpfs.mnt / "f").read_bytes() == TEXT
+
+
+def test_two_mounts_side_by_side(make_wpfs):
+    one, two = make_wpfs(), make_wpfs()
+    (one.mnt / "f").write_bytes(b"1")
+    assert one.id != two.id
+    assert os.listdir(two.mnt) == []
+    two.umount()
+    assert (one.mnt / "f").read_bytes() == b"1"
+
+
+def test_background_daemon_is_ready_when_the_command_returns(make_wpfs):
+    wpfs = make_wpfs(start=False)
+    done = wpfs.command(harness.WPFS, "none", wpfs.mnt)
+    assert done.returncode == 0, done.stderr
+    (wpfs.mnt / "f").write_bytes(TEXT)
+    wpfs.id = wpfs.read_id()
+    pid = wpfs.wpctl_json("status")["pid"]
+    pidfd = os.pidfd_open(pid)
+    subprocess.run(["umount", wpfs.mnt], check=True, timeout=harness.SECONDS)
+    assert proc.is_over(pidfd, harness.SECONDS)
+    os.close(pidfd)
+    assert not (harness.RUN_DIR / wpfs.id).exists()
