@@ -7,10 +7,10 @@
  * travel as SCM_RIGHTS of the same packet, in the order the body names them.
  *
  * Dialogue: a client sends a request and reads until the reply with the same seq; one request is
- * outstanding at a time on a connection. The first request is HELLO. Report ops answer with any number
- * of RECORD packets, then the reply. A packet of the wrong length, version or op gets a reply with
- * status -EPROTO and the connection is closed. status is 0 or -errno; with a negative status the
- * body of a reply is absent or a struct wpfs_error with a text for people.
+ * outstanding at a time on a connection. The first request is HELLO. Report ops answer with any
+ * number of RECORD packets, then the reply. A packet of the wrong length, version or op gets a
+ * reply with status -EPROTO and the connection is closed. status is 0 or -errno; with a negative
+ * status the body of a reply is absent or a struct wpfs_error with a text for people.
  *
  * The server believes nothing: identity is SO_PEERCRED, a pidfd is compared with kcmp(2), a
  * descriptor is looked at before use, an address is only ever used on the peer's own mm.
@@ -22,37 +22,37 @@
 
 #include "wpfs.h"
 
-#define WPFS_RUN_DIR      "/run/wpfs"
+#define WPFS_RUN_DIR	  "/run/wpfs"
 #define WPFS_WIRE_VERSION 1
-#define WPFS_WIRE_MAX     65536 /* bytes of the longest packet */
-#define WPFS_PATH_MAX     4096  /* a path inside the mount, with its NUL */
+#define WPFS_WIRE_MAX	  65536 /* bytes of the longest packet */
+#define WPFS_PATH_MAX	  4096	/* a path inside the mount, with its NUL */
 
 enum wpfs_op {
 	/* any client */
 	WPFS_OP_HELLO = 1, /* wpfs_hello -> wpfs_hello_reply [+ devuffd, life] */
 	/* the shim */
 	WPFS_OP_ATTACH = 16, /* wpfs_attach + uffd, witness pidfd, chan -> wpfs_attach_reply */
-	WPFS_OP_FORKED,      /* wpfs_forked -> wpfs_forked_reply [+ uffd]; before ATTACH, in a child */
-	WPFS_OP_MAP,         /* wpfs_map -> wpfs_map_reply */
-	WPFS_OP_UNMAP,       /* wpfs_range -> status; the range is read-only already */
-	WPFS_OP_REMOVE,      /* wpfs_range -> status; MADV_REMOVE follows */
-	WPFS_OP_MSYNC,       /* wpfs_range -> status; data and marks of the files there are durable */
-	WPFS_OP_UFFD_PRE,    /* wpfs_uffd_range -> status; UFFDIO_REGISTER of any mode follows */
-	WPFS_OP_UFFD_POST,   /* wpfs_uffd_range + the program's uffd -> status; mode has WP */
-	WPFS_OP_UFFD_UNREG,  /* wpfs_uffd_range -> status; UFFDIO_UNREGISTER was done, or the REGISTER
-			      * after a PRE failed */
-	WPFS_OP_UFFD_CLOSE,  /* wpfs_uffd_close -> status; before the program closes a uffd */
-	WPFS_OP_TICKET,      /* wpfs_ticket_request -> status + descriptor (capped) */
+	WPFS_OP_FORKED,	  /* wpfs_forked -> wpfs_forked_reply [+ uffd]; before ATTACH, in a child */
+	WPFS_OP_MAP,	  /* wpfs_map -> wpfs_map_reply */
+	WPFS_OP_UNMAP,	  /* wpfs_range -> status; the range is read-only already */
+	WPFS_OP_REMOVE,	  /* wpfs_range -> status; MADV_REMOVE follows */
+	WPFS_OP_MSYNC,	  /* wpfs_range -> status; data and marks of the files there are durable */
+	WPFS_OP_UFFD_PRE, /* wpfs_uffd_range -> status; UFFDIO_REGISTER of any mode follows */
+	WPFS_OP_UFFD_POST,  /* wpfs_uffd_range + the program's uffd -> status; mode has WP */
+	WPFS_OP_UFFD_UNREG, /* wpfs_uffd_range -> status; UFFDIO_UNREGISTER was done, or the
+			     * REGISTER after a PRE failed */
+	WPFS_OP_UFFD_CLOSE, /* wpfs_uffd_close -> status; before the program closes a uffd */
+	WPFS_OP_TICKET,	    /* wpfs_ticket_request -> status + descriptor (capped) */
 	/* wpctl and helpers */
 	WPFS_OP_STATUS = 64, /* no body -> wpfs_status */
-	WPFS_OP_REPORT,      /* wpfs_report -> RECORDs, status */
+	WPFS_OP_REPORT,	     /* wpfs_report -> RECORDs, status */
 	WPFS_OP_PROTECT,     /* wpfs_select -> wpfs_protect_reply */
 	WPFS_OP_UNPROTECT,   /* wpfs_select -> wpfs_protect_reply */
-	WPFS_OP_SYNC,        /* wpfs_select -> status */
-	WPFS_OP_FORGET,      /* wpfs_select -> status */
-	WPFS_OP_EVICT,       /* wpfs_select -> wpfs_evict_reply (capped) */
-	WPFS_OP_LOAD,        /* wpfs_select -> wpfs_evict_reply (capped) */
-	WPFS_OP_SETTLE,      /* no body -> status, when the harvests of the dead are done */
+	WPFS_OP_SYNC,	     /* wpfs_select -> status */
+	WPFS_OP_FORGET,	     /* wpfs_select -> status */
+	WPFS_OP_EVICT,	     /* wpfs_select -> wpfs_evict_reply (capped) */
+	WPFS_OP_LOAD,	     /* wpfs_select -> wpfs_evict_reply (capped) */
+	WPFS_OP_SETTLE,	     /* no body -> status, when the harvests of the dead are done */
 	/* the server */
 	WPFS_OP_REPLY = 128,
 	WPFS_OP_RECORD,
@@ -72,7 +72,7 @@ struct wpfs_error {
 };
 
 #define WPFS_HELLO_PROTECT (1u << 0) /* arm every shared mapping as it is made */
-#define WPFS_HELLO_CTL     (1u << 1) /* not a tracked program: only the ops of wpctl */
+#define WPFS_HELLO_CTL	   (1u << 1) /* not a tracked program: only the ops of wpctl */
 
 struct wpfs_hello {
 	uint32_t flags;
@@ -86,7 +86,7 @@ struct wpfs_hello {
  */
 struct wpfs_hello_reply {
 	uint64_t cookie; /* names this client to FORKED of a child; random, secret */
-	uint32_t kind;   /* enum wpfs_kind */
+	uint32_t kind;	 /* enum wpfs_kind */
 	uint32_t nr_fds; /* 2, or 0: no devuffd for this uid (-o uffd=), do not attach */
 };
 
@@ -117,7 +117,8 @@ struct wpfs_forked {
 };
 
 struct wpfs_forked_reply {
-	uint32_t nr_fds; /* 1: the child's uffd, already registered and with its API done; 0: none */
+	uint32_t
+		nr_fds; /* 1: the child's uffd, already registered and with its API done; 0: none */
 	uint32_t reserved;
 };
 
@@ -130,7 +131,8 @@ struct wpfs_forked_reply {
 
 /*
  * What the daemon sends the witness through chan_fd (borrowed with pidfd_getfd, as the uffds are).
- * LIST is answered with one struct wpfs_witness_fds, in a packet on chan_fd; the others with nothing.
+ * LIST is answered with one struct wpfs_witness_fds, in a packet on chan_fd; the others with
+ * nothing.
  *
  * The witness of a native mount reads the events of its uffd and of all uffds of children that it
  * keeps; that of a capped mount reads none: the daemon serves the faults and so reads everything.
@@ -156,12 +158,12 @@ struct wpfs_witness_fds {
 };
 
 struct wpfs_map {
-	uint64_t addr, len; /* bytes; where it is mapped now */
-	uint64_t final;     /* where the shim will move it with mremap, or addr */
-	uint64_t offset;    /* bytes in the file */
-	uint64_t dev, ino;  /* of fstat(2) */
+	uint64_t addr, len;   /* bytes; where it is mapped now */
+	uint64_t final;	      /* where the shim will move it with mremap, or addr */
+	uint64_t offset;      /* bytes in the file */
+	uint64_t dev, ino;    /* of fstat(2) */
 	uint32_t prot, flags; /* of mmap(2), as the program asked */
-	uint32_t query;     /* 1: nothing is mapped yet, only say whether it would be armed */
+	uint32_t query;	      /* 1: nothing is mapped yet, only say whether it would be armed */
 	uint32_t reserved;
 };
 
@@ -181,8 +183,8 @@ struct wpfs_ticket_request {
 
 struct wpfs_uffd_range {
 	uint64_t addr, len; /* bytes */
-	uint64_t mode;      /* UFFDIO_REGISTER_MODE_* */
-	int32_t fd;         /* the uffd's number in the program */
+	uint64_t mode;	    /* UFFDIO_REGISTER_MODE_* */
+	int32_t fd;	    /* the uffd's number in the program */
 	uint32_t reserved;
 };
 
@@ -200,8 +202,8 @@ enum wpfs_report_kind { WPFS_REPORT_PS = 1, WPFS_REPORT_MARKS, WPFS_REPORT_DIRTY
 
 /* What a wpctl command is about. */
 struct wpfs_select {
-	uint32_t set;  /* WPFS_SELECT_*: which of these the user gave */
-	uint32_t kind; /* enum wpfs_report_kind, for REPORT */
+	uint32_t set;	      /* WPFS_SELECT_*: which of these the user gave */
+	uint32_t kind;	      /* enum wpfs_report_kind, for REPORT */
 	uint64_t offset, len; /* bytes in the file, page-aligned */
 	uint64_t epoch;
 	char name[WPFS_NAME_MAX + 16];
@@ -225,19 +227,20 @@ struct wpfs_status {
 	int32_t pid; /* of the daemon */
 	uint32_t passthrough, uring;
 	uint64_t size, used, inodes, inodes_used; /* of the lower tmpfs: bytes, bytes, counts */
-	uint64_t resident, spilled;               /* capped: bytes */
-	uint64_t faults, refaults, evictions;     /* capped: counts */
+	uint64_t resident, spilled;		  /* capped: bytes */
+	uint64_t faults, refaults, evictions;	  /* capped: counts */
 	uint64_t clients, mms_live, mms_detached;
 	uint64_t last_commit; /* seconds since the epoch, 0 = never */
-	uint64_t harvests, conservative; /* counts: harvests; pages called dirty for want of proof */
+	uint64_t harvests,
+		conservative; /* counts: harvests; pages called dirty for want of proof */
 };
 
 /* RECORD bodies: a packet holds a run of records, each a wpfs_rec and its body, 8-byte aligned. */
 enum wpfs_rec_type {
 	WPFS_REC_MM = 1, /* wpfs_rec_mm; then its MAPs and NOTEs */
-	WPFS_REC_MAP,    /* wpfs_rec_map; then its RUNs */
-	WPFS_REC_RUN,    /* wpfs_rec_run */
-	WPFS_REC_NOTE,   /* wpfs_rec_note: a line for people, about the mm before it or all */
+	WPFS_REC_MAP,	 /* wpfs_rec_map; then its RUNs */
+	WPFS_REC_RUN,	 /* wpfs_rec_run */
+	WPFS_REC_NOTE,	 /* wpfs_rec_note: a line for people, about the mm before it or all */
 };
 
 struct wpfs_rec {
@@ -246,7 +249,7 @@ struct wpfs_rec {
 };
 
 enum wpfs_mm_state {
-	WPFS_MM_LIVE = 1,  /* its page tables are the truth */
+	WPFS_MM_LIVE = 1,     /* its page tables are the truth */
 	WPFS_MM_DETACHED = 2, /* the database is */
 };
 
@@ -269,12 +272,12 @@ struct wpfs_rec_mm {
 
 struct wpfs_rec_map {
 	uint64_t start, end; /* addresses; 0, 0: not mapped now (parked by file and offset) */
-	uint64_t pgoff;      /* page of the file at start */
+	uint64_t pgoff;	     /* page of the file at start */
 	uint64_t pages;
 	uint64_t armed, marked, dirty; /* pages */
-	uint64_t file; /* file id */
-	uint32_t owner; /* enum wpfs_owner */
-	char path[WPFS_PATH_MAX + 4]; /* inside the mount; the record is cut after its NUL */
+	uint64_t file;		       /* file id */
+	uint32_t owner;		       /* enum wpfs_owner */
+	char path[WPFS_PATH_MAX + 4];  /* inside the mount; the record is cut after its NUL */
 };
 
 /* A run of marked (marks) or dirty (dirty) pages of the map before it. */
