@@ -34,6 +34,7 @@ static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 		reply_attr(req, ino, ref.fd);
 }
 
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
 static void op_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct fuse_file_info *fi)
 {
 	struct fs *fs = fs_of(req);
@@ -52,6 +53,7 @@ static void op_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct
 	stx.stx_ino = fs_ids_get(fs->ids, stx.stx_ino);
 	fuse_reply_statx(req, 0, &stx, fs_inode_attr_timeout(inode));
 }
+#endif
 
 static int set_owner(int fd, const struct stat *attr, int to_set)
 {
@@ -152,6 +154,8 @@ void fs_ops_attrs(struct fuse_lowlevel_ops *ops)
 {
 	ops->getattr = op_getattr;
 	ops->setattr = op_setattr;
-	ops->statx = op_statx;
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
+	ops->statx = op_statx; /* libfuse 3.17 has none: then the kernel asks getattr */
+#endif
 	ops->statfs = op_statfs;
 }

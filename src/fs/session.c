@@ -18,6 +18,10 @@
 /* A thread may sleep in a hook (a harvest, a commit); the others must go on answering. */
 #define FUSE_THREADS 32
 
+#ifndef FUSE_CAP_OVER_IO_URING
+#define FUSE_CAP_OVER_IO_URING 0 /* libfuse 3.17: no kernel is ever found to have it */
+#endif
+
 static bool want(struct fuse_conn_info *conn, uint64_t flag)
 {
 	return fuse_set_feature_flag(conn, flag);
@@ -97,7 +101,7 @@ int fs_new(const struct fs_config *config, struct fs **out)
 	fs->lower_fd = config->lower_fd;
 	fs->ids = config->ids;
 	fs->kind = config->kind;
-	fs->uring_wanted = config->uring;
+	fs->uring_wanted = config->uring && FUSE_CAP_OVER_IO_URING;
 	fs->debug = config->debug;
 	fs->dev_fd = -1;
 	snprintf(fs->id, sizeof(fs->id), "%s", config->id);
