@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The shim's own, libc-free end of ipc/wire.h. Callers hold the shim's lock. */
+#ifndef WPFS_PRELOAD_CLIENT_H
+#define WPFS_PRELOAD_CLIENT_H
+
+#include "preload/shim.h"
+
+#define CLIENT_FDS 2 /* descriptors per packet at most, either way */
+
+struct client_call {
+	enum wpfs_op op;
+	const void *body;
+	size_t body_len;
+	const int *send_fds;
+	size_t nr_send_fds;
+	unsigned timeout_s; /* of the answer */
+
+	/* filled in */
+	int status;
+	void *reply;	     /* in: where its body goes when status >= 0; may be NULL */
+	size_t reply_len;    /* in: its exact length */
+	int fds[CLIENT_FDS]; /* received, the caller's; -1 where there is none */
+};
+
+/*
+ * Connects to the daemon of the mount with this id: a socket with a high number, close-on-exec,
+ * whose peer is root. The descriptor or -errno.
+ */
+int client_connect(const char *id);
+
+/*
+ * Sends the request and waits for its reply. 0 or -errno: -ETIMEDOUT = it hangs; -EPIPE = it is
+ * gone; -EPROTO = it talks nonsense. On an error fds are all -1; close the socket.
+ */
+int client_call(int sock, uint32_t seq, struct client_call *call);
+
+/* Is `sock` still the socket it was (a program may close any number and open it anew)? */
+bool client_sock_ours(const struct mount *mount, int sock);
+
+#endif

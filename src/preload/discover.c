@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Cheapest question first, and a foreign FUSE file system is asked nothing until the kernel's mount
+ * table calls it fuse.wpfs. Anybody can mount one that says so: what it answers is only an id, and
+ * the id only names a socket below /run/wpfs that root must hold.
+ *
+ * The cache is read without the lock: one word holds a dev and what it is.
+ */
+#include "preload/discover.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/statfs.h>
+
+#include "preload/attach.h"
+
+#ifndef FUSE_SUPER_MAGIC
+#define FUSE_SUPER_MAGIC 0x65735546
+#endif
+
+#define CACHE_SIZE  32
+#define CACHE_OTHER 1 /* low byte: 0 = free, 1 = not wpfs, 2 + i = mount i */
+#define CACHE_MOUNT 2
+
+static _Atomic uint64_t cache[CACHE_SIZE];
+
+int discover_cached(uint64_t dev)
+{
+	for (int i = 0; i < CACHE_SIZE; i++) {
+		uint64_t word = atomic_load_explicit(&cache[i], memory_order_relaxed);
+		unsigned what = word & 0xff;
+
+		if (!what)
+			break;
+		if (word >> 8 == dev)
+			return what == CACHE_OTHER ? DISCOVER_OTHER : (int)what - CACHE_MOUNT;
+	}
+	return DISCOVER_UNKNOWN;
+}
+
+bool discover_is_wpfs(uint64_t dev)
+{
+	return discover_cached(dev) >= 0;
+}
+
+/* When it is full, what is not wpfs makes room: forgetting that costs a question, no more. */
+static void cache_put(uint64_t dev, unsigned what)
+{
+	static unsigned next; /* guarded by the shim's lock */
+
+	for (int i = 0; i < CACHE_SIZE; i++) {
+		if ((atomic_load(&cache[i]) & 0xff) == 0) {
+			atomic_store(&cache[i], dev << 8 | what);
+			return;
+		}
+	}
+	for (int i = 0; i < CACHE_SIZE; i++) {
+		unsigned slot = next++ % CACHE_SIZE;
+
+		if ((atomic_load(&cache[slot]) & 0xff) == CACHE_OTHER) {
+			atomic_store(&cache[slot], dev << 8 | what);
+			return;
+		}
+	}
+}
+
+void discover_add(uint64_t dev, int mount)
+{
+	if (discover_cached(dev) < 0)
+		cache_put(dev, CACHE_MOUNT + (unsigned)mount);
+}
+
+/* A line of /proc/self/mountinfo, seen one character at a time: lines may be of any length. */
+struct mountinfo_line {
+	unsigned field;	    /* counted by spaces, 0 = mount id */
+	bool optional_over; /* the "-" was seen: the next field is the type */
+	bool type_next;
+	char word[24]; /* the current field, cut */
+	unsigned word_len;
+	bool dev_matches;
+};
+
+static void word_done(struct mountinfo_line *line, const char *dev_text, bool *found)
+{
+	line->word[line->word_len] = '\0';
+	if (line->field == 2)
+		line->dev_matches = text_equal(line->word, dev_text);
+	if (line->type_next) {
+		*found |= line->dev_matches && text_equal(line->word, "fuse.wpfs");
+		line->type_next = false;
+	}
+	if (line->field >= 6 && !line->optional_over && text_equal(line->word, "-"))
+		line->optional_over = line->type_next = true;
+	line->field++;
+	line->word_len = 0;
+}
+
+static size_t put_number(char *to, unsigned number)
+{
+	char digits[12];
+	size_t len = 0, i = 0;
+
+	do {
+		digits[len++] = (char)('0' + number % 10);
+		number /= 10;
+	} while (number);
+	while (len)
+		to[i++] = digits[--len];
+	return i;
+}
+
+/* Does the mount table call the file system with this st_dev fuse.wpfs? */
+static bool mount_table_says_wpfs(uint64_t dev)
+{
+	unsigned major = (unsigned)(dev >> 8 & 0xfff) | (unsigned)(dev >> 32 & ~0xfffull);
+	unsigned minor = (unsigned)(dev & 0xff) | (unsigned)(dev >> 12 & ~0xffull);
+	struct mountinfo_line line = {0};
+	bool found = false;
+	char dev_text[32], buf[1024];
+	size_t at;
+	int fd;
+
+	at = put_number(dev_text, major);
+	dev_text[at++] = ':';
+	at += put_number(dev_text + at, minor);
+	dev_text[at] = '\0';
+
+	fd = (int)raw(openat, AT_FDCWD, "/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	for (;;) {
+		long n = raw(read, fd, buf, sizeof(buf));
+
+		if (n == -EINTR)
+			continue;
+		if (n <= 0 || found)
+			break;
+		for (long i = 0; i < n; i++) {
+			if (buf[i] == ' ' || buf[i] == '\n')
+				word_done(&line, dev_text, &found);
+			else if (line.word_len + 1 < sizeof(line.word))
+				line.word[line.word_len++] = buf[i];
+			if (buf[i] == '\n')
+				line = (struct mountinfo_line){0};
+		}
+	}
+	raw(close, fd);
+	return found;
+}
+
+int discover_fd(int fd, uint64_t dev)
+{
+	struct wpfs_mount_info info = {0};
+	int known = discover_cached(dev), mount;
+	struct statfs fs;
+
+	if (known != DISCOVER_UNKNOWN)
+		return known;
+	if (raw(fstatfs, fd, &fs) != 0)
+		return DISCOVER_UNKNOWN;
+	if (fs.f_type != FUSE_SUPER_MAGIC || !mount_table_says_wpfs(dev)) {
+		cache_put(dev, CACHE_OTHER);
+		return DISCOVER_OTHER;
+	}
+	/* Its daemon may be away just now: not an answer for ever. */
+	if (raw(ioctl, fd, WPFS_IOC_MOUNT_INFO, &info) != 0)
+		return DISCOVER_UNKNOWN;
+	info.id[sizeof(info.id) - 1] = '\0';
+	if (info.version != 1 || !mount_id_valid(info.id)) {
+		cache_put(dev, CACHE_OTHER);
+		return DISCOVER_OTHER;
+	}
+	mount = mount_find(info.id);
+	if (mount < 0) {
+		shim_say("this program maps files of too many wpfs mounts: not tracked on mount ",
+			 info.id, "");
+		cache_put(dev, CACHE_OTHER);
+		return DISCOVER_OTHER;
+	}
+	cache_put(dev, CACHE_MOUNT + (unsigned)mount);
+	return mount;
+}

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Is this file on a wpfs mount, and on which? Asked once for each st_dev. */
+#ifndef WPFS_PRELOAD_DISCOVER_H
+#define WPFS_PRELOAD_DISCOVER_H
+
+#include "preload/shim.h"
+
+#define DISCOVER_UNKNOWN (-1) /* not asked yet */
+#define DISCOVER_OTHER	 (-2) /* not wpfs */
+
+/* Index of the mount, or one of the above. No lock. */
+int discover_cached(uint64_t dev);
+
+/* The same, asking when it is not known; `fd` is an open file with that st_dev. Under the lock. */
+int discover_fd(int fd, uint64_t dev);
+
+/* Mappings of `dev` belong to this mount too (the lower files of a capped one). Under the lock. */
+void discover_add(uint64_t dev, int mount);
+
+/* Is `dev` one that mappings of wpfs files have? No lock, no libc: for the witness. */
+bool discover_is_wpfs(uint64_t dev);
+
+#endif

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A program that closes all descriptors but its own must not lose its daemon, and must see what it
+ * would see without the shim: to it the socket's number is not open. When it puts something else on
+ * that number, the socket moves out of its way.
+ */
+#include "preload/fds.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+
+#include "preload/attach.h"
+#include "preload/client.h"
+
+#define UFFDS_MAX 64 /* more are not watched: the daemon then finds out by looking */
+
+_Atomic uint32_t fds_watched;
+
+static struct {
+	_Atomic int fd; /* -1: a free slot */
+	uint32_t mount; /* guarded by the lock */
+} uffds[UFFDS_MAX];
+static _Atomic uint32_t uffds_used; /* slots that were ever used */
+
+void fds_changed(void)
+{
+	uint32_t nr = 0;
+
+	for (int i = 0; i < SHIM_MOUNTS; i++)
+		nr += atomic_load(&shim.mounts[i].sock) >= 0;
+	for (uint32_t i = 0; i < atomic_load(&uffds_used); i++)
+		nr += atomic_load(&uffds[i].fd) >= 0;
+	atomic_store(&fds_watched, nr);
+}
+
+bool fds_hit(unsigned first, unsigned last)
+{
+	for (int i = 0; i < SHIM_MOUNTS; i++) {
+		int sock = atomic_load_explicit(&shim.mounts[i].sock, memory_order_relaxed);
+
+		if (sock >= 0 && (unsigned)sock >= first && (unsigned)sock <= last)
+			return true;
+	}
+	for (uint32_t i = 0; i < atomic_load(&uffds_used); i++) {
+		int fd = atomic_load_explicit(&uffds[i].fd, memory_order_relaxed);
+
+		if (fd >= 0 && (unsigned)fd >= first && (unsigned)fd <= last)
+			return true;
+	}
+	return false;
+}
+
+void fds_add_uffd(int fd, uint32_t mount)
+{
+	uint32_t used = atomic_load(&uffds_used), slot;
+
+	for (slot = 0; slot < used; slot++) {
+		int known = atomic_load(&uffds[slot].fd);
+
+		if (known == fd && uffds[slot].mount == mount)
+			return;
+		if (known < 0)
+			break;
+	}
+	if (slot == UFFDS_MAX)
+		return;
+	uffds[slot].mount = mount;
+	atomic_store(&uffds[slot].fd, fd);
+	if (slot == used)
+		atomic_store(&uffds_used, used + 1);
+	fds_changed();
+}
+
+void fds_forget_uffds(void)
+{
+	for (uint32_t i = 0; i < atomic_load(&uffds_used); i++)
+		atomic_store(&uffds[i].fd, -1);
+	fds_changed();
+}
+
+/* The program is about to close its uffds in [first, last]: the daemon's copies go first. */
+static void uffds_close(unsigned first, unsigned last)
+{
+	for (uint32_t i = 0; i < atomic_load(&uffds_used); i++) {
+		int fd = atomic_load(&uffds[i].fd), status;
+		struct wpfs_uffd_close body = {.fd = fd};
+
+		if (fd < 0 || (unsigned)fd < first || (unsigned)fd > last)
+			continue;
+		mount_call(&shim.mounts[uffds[i].mount], WPFS_OP_UFFD_CLOSE, &body, sizeof(body),
+			   NULL, &status, NULL, 0, NULL);
+		atomic_store(&uffds[i].fd, -1);
+	}
+	fds_changed();
+}
+
+/* The mount whose live socket has this number, or NULL. */
+static struct mount *socket_at(unsigned fd)
+{
+	for (int i = 0; i < SHIM_MOUNTS; i++) {
+		struct mount *mount = &shim.mounts[i];
+
+		if (atomic_load(&mount->sock) == (int)fd && client_sock_ours(mount, (int)fd))
+			return mount;
+	}
+	return NULL;
+}
+
+long fds_close(int fd)
+{
+	struct shim_guard guard;
+	long ret = -EBADF;
+
+	if (fd < 0 || !fds_hit((unsigned)fd, (unsigned)fd) || !shim_lock(&guard))
+		return raw(close, fd);
+	if (!socket_at((unsigned)fd)) {
+		uffds_close((unsigned)fd, (unsigned)fd);
+		ret = raw(close, fd);
+	}
+	shim_unlock(&guard);
+	return ret;
+}
+
+static long real_dup3(int old, int fd, int flags, bool is_dup2)
+{
+#ifdef SYS_dup2
+	if (is_dup2)
+		return raw(dup2, old, fd);
+#else
+	/* dup3 refuses old == fd, dup2 allows it. */
+	if (is_dup2 && old == fd)
+		return raw_failed(raw(fcntl, old, F_GETFD)) ? -EBADF : fd;
+#endif
+	return raw(dup3, old, fd, flags);
+}
+
+static bool is_uffd(int fd, uint32_t *mount)
+{
+	for (uint32_t i = 0; i < atomic_load(&uffds_used); i++) {
+		if (atomic_load(&uffds[i].fd) == fd) {
+			*mount = uffds[i].mount;
+			return true;
+		}
+	}
+	return false;
+}
+
+long fds_dup3(int old, int fd, int flags, bool is_dup2)
+{
+	struct shim_guard guard;
+	struct mount *mount;
+	uint32_t of_mount;
+	long ret;
+
+	if (old < 0 || fd < 0 || old == fd || raw_failed(raw(fcntl, old, F_GETFD)) ||
+	    !(fds_hit((unsigned)fd, (unsigned)fd) || fds_hit((unsigned)old, (unsigned)old)) ||
+	    !shim_lock(&guard))
+		return real_dup3(old, fd, flags, is_dup2);
+	mount = socket_at((unsigned)fd);
+	if (mount) {
+		/* Where it is now will be closed by the call; without a copy the next need
+		 * connects. */
+		atomic_store(&mount->sock, (int)raw(fcntl, fd, F_DUPFD_CLOEXEC, fd + 1));
+		if (atomic_load(&mount->sock) < 0)
+			atomic_store(&mount->sock, -1);
+	}
+	uffds_close((unsigned)fd, (unsigned)fd);
+	ret = real_dup3(old, fd, flags, is_dup2);
+	if (ret >= 0 && is_uffd(old, &of_mount))
+		fds_add_uffd(fd, of_mount);
+	fds_changed();
+	shim_unlock(&guard);
+	return ret;
+}
+
+/* Lowest of our sockets in [first, last], or -1. */
+static int lowest_socket(unsigned first, unsigned last)
+{
+	int lowest = -1;
+
+	for (int i = 0; i < SHIM_MOUNTS; i++) {
+		int sock = atomic_load(&shim.mounts[i].sock);
+
+		if (sock >= 0 && (unsigned)sock >= first && (unsigned)sock <= last &&
+		    socket_at((unsigned)sock) && (lowest < 0 || sock < lowest))
+			lowest = sock;
+	}
+	return lowest;
+}
+
+long fds_close_range(unsigned first, unsigned last, unsigned flags)
+{
+	struct shim_guard guard;
+	long ret = 0;
+	int sock;
+
+	/* Ours are close-on-exec already; with UNSHARE the descriptors stay open elsewhere. */
+	if (first > last || flags || !fds_hit(first, last) || !shim_lock(&guard))
+		return raw(close_range, first, last, flags);
+	uffds_close(first, last);
+	while (ret == 0 && (sock = lowest_socket(first, last)) >= 0) {
+		if ((unsigned)sock > first)
+			ret = raw(close_range, first, sock - 1, 0);
+		first = (unsigned)sock + 1;
+		if (first > last)
+			break;
+	}
+	if (ret == 0 && first <= last)
+		ret = raw(close_range, first, last, 0);
+	shim_unlock(&guard);
+	return ret;
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * fork() happens with the lock held, so that the child's copy of the state is whole and no
+ * descriptor of an attach in progress is copied: a copy of wpfs's uffd that nobody reads would make
+ * the next fork wait for ever. Another handler of fork may call a hook meanwhile; the lock refuses
+ * it.
+ *
+ * A child made by a raw clone, and a vfork child, is told by its pid: shim_lock() refuses both.
+ */
+#include "preload/shim.h"
+
+#include <pthread.h>
+
+#include "preload/attach.h"
+#include "preload/fds.h"
+#include "preload/ranges.h"
+
+static struct shim_guard guard; /* of the thread that forks; it holds the lock */
+static bool held;		/* guarded by the lock */
+
+static void before(void)
+{
+	struct shim_guard mine;
+
+	if (!shim_lock(&mine))
+		return;
+	guard = mine;
+	held = true;
+}
+
+/* Only the process whose state this is took the lock: the child of a raw clone may fork too. */
+static void after_in_parent(void)
+{
+	struct shim_guard mine = guard;
+
+	if (!held || (int)raw(getpid) != shim.pid)
+		return;
+	held = false;
+	shim_unlock(&mine);
+}
+
+static void after_in_child(void)
+{
+	struct shim_guard mine = guard;
+
+	if (!held)
+		return;
+	held = false;
+	shim_adopt();
+	fds_forget_uffds();
+	for (uint32_t i = 0; i < SHIM_MOUNTS; i++)
+		mount_forked(&shim.mounts[i], ranges_of_mount(i));
+	shim_unlock(&mine);
+}
+
+void fork_watch(void)
+{
+	pthread_atfork(before, after_in_parent, after_in_child);
+}

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The functions that stand in front of libc's: errno, and the way past everything for a call that
+ * does not concern wpfs. They are system calls themselves, as libc's are; close and msync stay
+ * cancellation points at their start.
+ */
+#undef _FILE_OFFSET_BITS /* or <sys/mman.h> would give mmap the name mmap64 */
+
+#include <errno.h>
+#include <linux/mman.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/compat.h"
+#include "preload/fds.h"
+#include "preload/map.h"
+#include "preload/ranges.h"
+#include "preload/uffd.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+#ifndef MAP_TYPE
+#define MAP_TYPE 0x0f
+#endif
+
+static long result(long ret)
+{
+	if (unlikely(raw_failed(ret))) {
+		errno = (int)-ret;
+		return -1;
+	}
+	return ret;
+}
+
+static void *map(void *addr, size_t len, int prot, int flags, int fd, off_t off)
+{
+	int type = flags & MAP_TYPE;
+	long ret;
+
+	if ((type == MAP_SHARED || type == MAP_SHARED_VALIDATE) && !(flags & MAP_ANONYMOUS))
+		ret = map_shared((uint64_t)addr, len, prot, flags, fd, (uint64_t)off);
+	else if (unlikely((flags & MAP_FIXED) && ranges_any()))
+		ret = map_over((uint64_t)addr, len, prot, flags, fd, (uint64_t)off);
+	else
+		ret = raw(mmap, addr, len, prot, flags, fd, off);
+	return (void *)result(ret);
+}
+
+EXPORT void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
+{
+	return map(addr, len, prot, flags, fd, off);
+}
+
+EXPORT void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off64_t off)
+{
+	return map(addr, len, prot, flags, fd, off);
+}
+
+EXPORT int munmap(void *addr, size_t len)
+{
+	if (likely(!ranges_any()))
+		return (int)result(raw(munmap, addr, len));
+	return (int)result(map_unmap((uint64_t)addr, len));
+}
+
+EXPORT void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
+{
+	void *new_addr = NULL;
+	va_list ap;
+
+	if (flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) {
+		va_start(ap, flags);
+		new_addr = va_arg(ap, void *);
+		va_end(ap);
+	}
+	if (likely(!ranges_any()))
+		return (void *)result(raw(mremap, old, old_len, new_len, flags, new_addr));
+	return (void *)result(
+		map_remap((uint64_t)old, old_len, new_len, flags, (uint64_t)new_addr));
+}
+
+EXPORT int madvise(void *addr, size_t len, int advice)
+{
+	if (unlikely(advice == MADV_REMOVE && ranges_any()))
+		return (int)result(map_remove((uint64_t)addr, len));
+	return (int)result(raw(madvise, addr, len, advice));
+}
+
+EXPORT int msync(void *addr, size_t len, int flags)
+{
+	pthread_testcancel();
+	if (unlikely((flags & MS_SYNC) && ranges_any()))
+		return (int)result(map_msync((uint64_t)addr, len, flags));
+	return (int)result(raw(msync, addr, len, flags));
+}
+
+EXPORT int ioctl(int fd, unsigned long request, ...)
+{
+	va_list ap;
+	void *arg;
+
+	va_start(ap, request);
+	arg = va_arg(ap, void *);
+	va_end(ap);
+	if (unlikely(ranges_any())) {
+		/* The kernel's requests have 32 bits; programs pass them as int, sign-extended. */
+		if ((uint32_t)request == (uint32_t)UFFDIO_REGISTER)
+			return (int)result(uffd_register(fd, arg));
+		if ((uint32_t)request == (uint32_t)UFFDIO_UNREGISTER)
+			return (int)result(uffd_unregister(fd, arg));
+	}
+	return (int)result(raw(ioctl, fd, request, arg));
+}
+
+EXPORT int close(int fd)
+{
+	pthread_testcancel();
+	return (int)result(unlikely(fds_any()) ? fds_close(fd) : raw(close, fd));
+}
+
+EXPORT int dup2(int old, int fd)
+{
+	return (int)result(fds_dup3(old, fd, 0, true));
+}
+
+EXPORT int dup3(int old, int fd, int flags)
+{
+	return (int)result(fds_dup3(old, fd, flags, false));
+}
+
+EXPORT int close_range(unsigned first, unsigned last, int flags)
+{
+	long ret = unlikely(fds_any()) ? fds_close_range(first, last, (unsigned)flags)
+				       : raw(close_range, first, last, flags);
+
+	return (int)result(ret);
+}
+
+EXPORT void closefrom(int first)
+{
+	unsigned from = first < 0 ? 0 : (unsigned)first;
+	long max;
+
+	if (fds_close_range(from, ~0U, 0) == 0)
+		return;
+	/* Where close_range(2) is forbidden: one by one, as far as numbers may go. */
+	max = sysconf(_SC_OPEN_MAX);
+	for (long fd = from; fd < max; fd++)
+		fds_close((int)fd);
+}

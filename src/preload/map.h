@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The hooks of the memory calls, when they may concern wpfs. Arguments are those of the system
+ * calls, results the kernel's: an address or 0, or -errno. errno stays as it is.
+ */
+#ifndef WPFS_PRELOAD_MAP_H
+#define WPFS_PRELOAD_MAP_H
+
+#include "preload/shim.h"
+
+/* MAP_SHARED of a file. */
+long map_shared(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off);
+
+/* Any other mapping with MAP_FIXED: it may replace a wpfs mapping. */
+long map_over(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off);
+
+long map_unmap(uint64_t addr, uint64_t len);
+long map_remap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint64_t new_addr);
+
+/* madvise(MADV_REMOVE), msync(MS_SYNC). */
+long map_remove(uint64_t addr, uint64_t len);
+long map_msync(uint64_t addr, uint64_t len, int flags);
+
+#endif

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Which addresses are mapped to wpfs files, as far as the hooks have seen: it only decides whether
+ * the daemon is asked. The daemon itself reads /proc/PID/maps. Addresses and lengths in bytes,
+ * multiples of the page size.
+ */
+#ifndef WPFS_PRELOAD_RANGES_H
+#define WPFS_PRELOAD_RANGES_H
+
+#include "preload/shim.h"
+
+struct range {
+	uint64_t start, end;
+	uint64_t offset; /* in the file, at start */
+	uint64_t dev, ino;
+	uint32_t mount;	      /* index */
+	uint32_t prot, flags; /* of its mmap(2) */
+	uint32_t reserved;
+};
+
+/* Number of ranges; 0 lets every hook go straight to the kernel. */
+extern _Atomic uint32_t ranges_count;
+
+static inline bool ranges_any(void)
+{
+	return atomic_load_explicit(&ranges_count, memory_order_relaxed) != 0;
+}
+
+/* Is any of [addr, addr + len) in a range? No lock; may say yes for a moment when it is no more. */
+bool ranges_overlap(uint64_t addr, uint64_t len);
+
+/* The rest is under the shim's lock. */
+
+/* Adds a range, in place of what was known there. A full table forgets it: conservative. */
+void ranges_add(const struct range *range);
+
+/* Forgets [addr, addr + len). */
+void ranges_cut(uint64_t addr, uint64_t len);
+
+/*
+ * The lowest piece at or above `from` of what is known inside [from, end), clipped to it; false:
+ * none.
+ */
+bool ranges_next(uint64_t from, uint64_t end, struct range *piece);
+
+/* Is any mapping of this mount known? */
+bool ranges_of_mount(uint32_t mount);
+
+#endif

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The kernel lets one userfaultfd at a time have a mapping. What the program sees is what it would
+ * see on tmpfs: wpfs's own registration makes room before, for every mode; only a registration with
+ * write-protection has marks that the daemon wants a copy of the descriptor for.
+ */
+#include "preload/uffd.h"
+
+#include <errno.h>
+#include <sys/uio.h>
+
+#include "base/compat.h"
+#include "preload/attach.h"
+#include "preload/fds.h"
+#include "preload/ranges.h"
+
+/* Reads the program's memory without the risk of a fault: a bad pointer is the kernel's to refuse.
+ */
+static bool peek(const void *from, void *to, size_t len)
+{
+	struct iovec local = {.iov_base = to, .iov_len = len};
+	struct iovec remote = {.iov_base = (void *)from, .iov_len = len};
+	long self = raw(getpid);
+
+	return raw(process_vm_readv, self, &local, 1, &remote, 1, 0) == (long)len;
+}
+
+/* Tells every mount that has mappings in [addr, addr + len) once; `with_fd`: and gives it the uffd.
+ */
+static void tell_mounts(enum wpfs_op op, const struct uffdio_range *range, uint64_t mode, int fd,
+			bool with_fd)
+{
+	struct wpfs_uffd_range body = {
+		.addr = range->start, .len = range->len, .mode = mode, .fd = fd};
+	uint64_t at = range->start, end = range->start + range->len;
+	unsigned told = 0;
+	struct range piece;
+
+	for (; at < end && ranges_next(at, end, &piece); at = piece.end) {
+		struct mount *mount = &shim.mounts[piece.mount];
+		int status = 0;
+
+		if (told & 1u << piece.mount)
+			continue;
+		told |= 1u << piece.mount;
+		if (mount_call(mount, op, &body, sizeof(body), with_fd ? &fd : NULL, &status, NULL,
+			       0, NULL) == 0 &&
+		    status >= 0 && with_fd)
+			fds_add_uffd(fd, piece.mount);
+	}
+}
+
+static bool concerns_us(const struct uffdio_range *range)
+{
+	return range->start + range->len > range->start && ranges_overlap(range->start, range->len);
+}
+
+long uffd_register(int fd, void *arg)
+{
+	struct uffdio_register reg;
+	struct shim_guard guard;
+	long ret;
+
+	if (!peek(arg, &reg, sizeof(reg)) || !concerns_us(&reg.range) || !shim_lock(&guard))
+		return raw(ioctl, fd, UFFDIO_REGISTER, arg);
+	tell_mounts(WPFS_OP_UFFD_PRE, &reg.range, reg.mode, fd, false);
+	ret = raw(ioctl, fd, UFFDIO_REGISTER, arg);
+	if (ret != 0)
+		tell_mounts(WPFS_OP_UFFD_UNREG, &reg.range, 0, fd, false);
+	else if (reg.mode & UFFDIO_REGISTER_MODE_WP)
+		tell_mounts(WPFS_OP_UFFD_POST, &reg.range, reg.mode, fd, true);
+	shim_unlock(&guard);
+	return ret;
+}
+
+long uffd_unregister(int fd, void *arg)
+{
+	struct uffdio_range range;
+	struct shim_guard guard;
+	long ret;
+
+	if (!peek(arg, &range, sizeof(range)) || !concerns_us(&range) || !shim_lock(&guard))
+		return raw(ioctl, fd, UFFDIO_UNREGISTER, arg);
+	ret = raw(ioctl, fd, UFFDIO_UNREGISTER, arg);
+	if (ret == 0)
+		tell_mounts(WPFS_OP_UFFD_UNREG, &range, 0, fd, false);
+	shim_unlock(&guard);
+	return ret;
+}

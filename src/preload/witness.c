@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Starting the witness, seen from the program. It begins with a shared descriptor table, so that it
+ * finds the descriptors it is to keep, and leaves that table itself.
+ *
+ * Not CLONE_VFORK (the program would wait without bound), not CLONE_FS (its working directory would
+ * be the program's), not CLONE_SIGHAND (a handler of the program would run in it), and no exit
+ * signal: wait(2) without __WCLONE does not see it.
+ */
+#include "preload/witness.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <linux/sched.h>
+#include <linux/time_types.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+
+#include "preload/raw.h"
+
+#define STACK_BYTES  (64 * 1024)
+#define GUARD_BYTES  4096
+#define START_WAIT_S 5
+
+static void witness_main(void *arg)
+{
+	struct witness_boot *boot = arg;
+	uint32_t starting = WITNESS_STARTING;
+	int err = witness_give_up_power(boot);
+
+	if (atomic_compare_exchange_strong(&boot->state, &starting,
+					   err ? WITNESS_FAILED : WITNESS_READY))
+		raw(futex, &boot->state, FUTEX_WAKE_PRIVATE, 1);
+	else
+		err = -ECANCELED;
+	if (!err)
+		witness_loop(boot);
+	raw(exit_group, 0);
+	__builtin_trap();
+}
+
+/* Gives the stack's mapping, guard page lowest, not copied by fork. */
+static long stack_map(void)
+{
+	long stack = raw(mmap, NULL, STACK_BYTES, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+	long err;
+
+	if (raw_failed(stack))
+		return stack;
+	err = raw(mprotect, stack, GUARD_BYTES, PROT_NONE);
+	if (!err)
+		err = raw(madvise, stack, STACK_BYTES, MADV_DONTFORK);
+	if (err) {
+		raw(munmap, stack, STACK_BYTES);
+		return err;
+	}
+	return stack;
+}
+
+/* True when the witness is ready; a witness that takes too long is told so and must go. */
+static bool wait_ready(struct witness_boot *boot)
+{
+	struct __kernel_timespec wait = {.tv_sec = START_WAIT_S};
+	uint32_t starting = WITNESS_STARTING;
+
+	while (atomic_load(&boot->state) == WITNESS_STARTING) {
+		/* A witness that dies here (a tight RLIMIT, the OOM killer) wakes nobody. */
+		if (raw(futex, &boot->state, FUTEX_WAIT_PRIVATE, WITNESS_STARTING, &wait) ==
+		    -ETIMEDOUT)
+			break;
+	}
+	atomic_compare_exchange_strong(&boot->state, &starting, WITNESS_ABANDONED);
+	return atomic_load(&boot->state) == WITNESS_READY;
+}
+
+int witness_start(const struct witness_args *args, int *pidfd)
+{
+	unsigned long flags = CLONE_VM | CLONE_FILES | CLONE_UNTRACED | CLONE_PIDFD;
+	struct witness_boot *boot;
+	long stack = stack_map();
+	int program, pid;
+
+	if (raw_failed(stack))
+		return (int)stack;
+	program = (int)raw(getpid);
+	program = (int)raw(pidfd_open, program, 0);
+	if (program < 0) {
+		raw(munmap, stack, STACK_BYTES);
+		return program;
+	}
+	boot = (struct witness_boot *)(stack + STACK_BYTES - 256);
+	_Static_assert(sizeof(struct witness_boot) <= 256, "fits the top of the stack");
+	*boot = (struct witness_boot){
+		.uffd = args->uffd,
+		.chan = args->chan[0],
+		.chan_peer = args->chan[1],
+		.life = args->life,
+		.program = program,
+		.maps = -1,
+		.started = args->started,
+		.reads_events = args->reads_events,
+		.stack = (uint64_t)stack,
+		.stack_len = STACK_BYTES,
+	};
+	*pidfd = -1;
+	pid = (int)raw_clone(flags, boot, pidfd, witness_main, boot);
+	if (pid < 0) {
+		raw(close, program);
+		raw(munmap, stack, STACK_BYTES);
+		return pid;
+	}
+	if (!wait_ready(boot)) {
+		/* Its stack stays mapped: it may not be dead yet. */
+		raw(pidfd_send_signal, *pidfd, SIGKILL, NULL, 0);
+		raw(wait4, pid, NULL, WNOHANG | __WCLONE, NULL);
+		raw(close, *pidfd);
+		*pidfd = -1;
+		pid = -ECHILD;
+	}
+	raw(close, program);
+	return pid;
+}

@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * After the program's death its page tables of wpfs mappings are all that is wanted: everything
+ * else (its memory, its executable, attached SysV segments, files of other mounts) would be pinned
+ * until the daemon is done. /proc/self/maps is read to its end while what it names goes away; the
+ * kernel continues by address.
+ */
+#include "preload/witness.h"
+
+#include <errno.h>
+
+#include "preload/discover.h"
+#include "preload/raw.h"
+
+extern const char __ehdr_start[] __attribute__((visibility("hidden")));
+extern const char _end[] __attribute__((visibility("hidden")));
+
+struct span {
+	uint64_t start, end;
+};
+
+/* Unmaps the span but for the kept ones, which may overlap it in any way. */
+static void unmap_around(struct span span, const struct span *keep, unsigned nr_keep)
+{
+	if (nr_keep == 0) {
+		if (span.start < span.end)
+			raw(munmap, span.start, span.end - span.start);
+		return;
+	}
+	if (keep->end <= span.start || keep->start >= span.end) {
+		unmap_around(span, keep + 1, nr_keep - 1);
+		return;
+	}
+	if (span.start < keep->start)
+		unmap_around((struct span){span.start, keep->start}, keep + 1, nr_keep - 1);
+	if (keep->end < span.end)
+		unmap_around((struct span){keep->end, span.end}, keep + 1, nr_keep - 1);
+}
+
+/* start-end perms offset major:minor inode path */
+enum field {
+	FIELD_START,
+	FIELD_END,
+	FIELD_PERMS,
+	FIELD_OFFSET,
+	FIELD_MAJOR,
+	FIELD_MINOR,
+	FIELD_PATH
+};
+
+struct line {
+	enum field field;
+	uint64_t number;
+	struct span span;
+	uint64_t major, minor;
+	bool kernels; /* [vdso], [vvar], [vsyscall] */
+	char before;  /* the character before this one */
+};
+
+static void number_done(struct line *line)
+{
+	switch (line->field) {
+	case FIELD_START:
+		line->span.start = line->number;
+		break;
+	case FIELD_END:
+		line->span.end = line->number;
+		break;
+	case FIELD_MAJOR:
+		line->major = line->number;
+		break;
+	case FIELD_MINOR:
+		line->minor = line->number;
+		break;
+	default:
+		break;
+	}
+	line->number = 0;
+	if (line->field < FIELD_PATH)
+		line->field++;
+}
+
+static void line_char(struct line *line, char c)
+{
+	if (line->field == FIELD_PATH) {
+		if (line->before == '[' && c == 'v')
+			line->kernels = true;
+	} else if (c == '-' && line->field == FIELD_START) {
+		number_done(line);
+	} else if (c == ':' || c == ' ') {
+		number_done(line);
+	} else if (c >= '0' && c <= '9') {
+		line->number = line->number << 4 | (uint64_t)(c - '0');
+	} else if (c >= 'a' && c <= 'f') {
+		line->number = line->number << 4 | (uint64_t)(c - 'a' + 10);
+	}
+	line->before = c;
+}
+
+/* As st_dev has it. */
+static uint64_t line_dev(const struct line *line)
+{
+	return (line->minor & 0xff) | (line->major & 0xfff) << 8 | (line->minor & ~0xffull) << 12 |
+	       (line->major & ~0xfffull) << 32;
+}
+
+void witness_unmap_rest(const struct witness_boot *boot)
+{
+	const struct span keep[] = {
+		{boot->stack, boot->stack + boot->stack_len},
+		{(uint64_t)__ehdr_start & ~4095ull, ((uint64_t)_end + 4095) & ~4095ull},
+	};
+	struct line line = {0};
+	char buf[2048];
+
+	for (;;) {
+		long n = raw(read, boot->maps, buf, sizeof(buf));
+
+		if (n == -EINTR)
+			continue;
+		if (n <= 0)
+			return;
+		for (long i = 0; i < n; i++) {
+			if (buf[i] != '\n') {
+				line_char(&line, buf[i]);
+				continue;
+			}
+			if (!line.kernels && !discover_is_wpfs(line_dev(&line)))
+				unmap_around(line.span, keep, sizeof(keep) / sizeof(keep[0]));
+			line = (struct line){0};
+		}
+	}
+}
