@@ -52,10 +52,10 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
 	out.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
 	out.buf[0].fd = fd;
 	out.buf[0].pos = off;
-	if (fi->kill_suidgid)
+	if (fs_kills_suid(fi))
 		creds_drop_fsetid();
 	n = fuse_buf_copy(&out, in, 0);
-	if (fi->kill_suidgid)
+	if (fs_kills_suid(fi))
 		creds_take_fsetid();
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);

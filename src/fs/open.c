@@ -52,7 +52,7 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	if (made)
 		fuse_lowlevel_notify_inval_inode(fs->session, ino, -1, 0);
 	if (!r && (fi->flags & O_TRUNC))
-		r = open_truncate(fs, ino, fd, fi->kill_suidgid);
+		r = open_truncate(fs, ino, fd, fs_kills_suid(fi));
 	if (r) {
 		fuse_reply_err(req, -r);
 		return;

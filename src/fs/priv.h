@@ -223,4 +223,14 @@ static inline void fs_stat_show(const struct fs *fs, struct stat *st)
 	st->st_ino = fs_ids_get(fs->ids, st->st_ino);
 }
 
+/* Does the kernel ask that this write or truncating open clears suid and sgid bits? */
+static inline bool fs_kills_suid(const struct fuse_file_info *fi)
+{
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
+	return fi->kill_suidgid;
+#else
+	return true; /* not passed on: as if it always did, which is the safe side */
+#endif
+}
+
 #endif
