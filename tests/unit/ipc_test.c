@@ -414,7 +414,7 @@ static void *serve(void *arg)
 	int fd = ipc_accept(listen_fd, &peer);
 
 	if (fd < 0 || peer.pid != getpid() || peer.uid != getuid() || peer.gid != getgid())
-		return "wrong peer";
+		return (void *)"wrong peer";
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
 	for (;;) {
 		const struct wpfs_hdr *req = (const void *)buf;
@@ -429,7 +429,7 @@ static void *serve(void *arg)
 		if (n == 0)
 			break;
 		if (n < 0 || ipc_check_request(buf, (size_t)n, &fds))
-			return "bad request";
+			return (void *)"bad request";
 		switch (req->op) {
 		case WPFS_OP_HELLO:
 			ipc_reply(&q, fd, req, 0, &hello, sizeof(hello), NULL, 0);
