@@ -3,11 +3,13 @@
  * A harvest's bookkeeping: the mm as it was known against the mm as the kernel shows it.
  *
  * 1. A registered piece still at its address, same file and offset, is the same mapping: only the
- *    daemon registers for owner wpfs, so nobody else can have put a registered one there.
+ *    daemon registers for owner wpfs, always asynchronously, so nobody else can have put such a
+ *    one there.
  * 2. A known registered piece that is not there any more was moved (mremap) or unmapped. A
  *    registered piece that was not known before can only have been moved there. The two lists are
- *    matched by file and offset, each new piece accounting for one old one. What is left of the
- *    old list was unmapped unseen: stores since the last harvest are unknown, so dirty.
+ *    matched by file and offset, each new piece accounting for one old one: for that which it
+ *    shows most of, as a move takes a mapping whole. What is left of the old list was unmapped
+ *    unseen: stores since the last harvest are unknown, so dirty.
  * 3. What every mapping says now is folded into the sticky dirty sets.
  *
  * All pieces are kept in arrays sorted as the VMAs are; matching 2 is quadratic in the number of
@@ -61,19 +63,29 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-/* Would both VMAs, where they overlap, show the same page of the same file? */
-static bool vma_same_place(const struct mm_vma *a, const struct mm_vma *b)
+/* How it is known whose a mapping of the new view is. */
+enum claim { CLAIM_NONE, CLAIM_MOVED, CLAIM_SURE };
+
+/* Can the uffd of the old VMA be the one of the new? */
+static bool vma_same_uffd(const struct mm_vma *old, const struct mm_vma *now)
 {
-	return a->registered && b->registered && a->file == b->file &&
-	       (a->start >> WPFS_PAGE_SHIFT) - a->pgoff == (b->start >> WPFS_PAGE_SHIFT) - b->pgoff;
+	return old->registered && now->registered && (old->owner != MM_WPFS || now->async);
+}
+
+/* Are both, where they overlap, the same mapping? */
+static bool vma_continues(const struct mm_vma *old, const struct mm_vma *now)
+{
+	return vma_same_uffd(old, now) && old->file == now->file &&
+	       (old->start >> WPFS_PAGE_SHIFT) - old->pgoff ==
+		       (now->start >> WPFS_PAGE_SHIFT) - now->pgoff;
 }
 
 /*
  * Adds to *list the parts of registered VMAs of `vmas` that no VMA of `other` continues at the
- * same address. With `adopt` (vmas is the new view) those that do continue get the owner.
+ * same address. With `claims` vmas is the new view, and those that do continue get the owner.
  */
 static int observe_unmatched(struct mm_vma *vmas, size_t nr, const struct mm_vma *other,
-			     size_t nr_other, bool adopt, bool *owned, struct pieces *list)
+			     size_t nr_other, unsigned char *claims, struct pieces *list)
 {
 	size_t j = 0;
 
@@ -90,11 +102,11 @@ static int observe_unmatched(struct mm_vma *vmas, size_t nr, const struct mm_vma
 			uint64_t from = max_u64(v->start, other[k].start);
 			uint64_t to = min_u64(v->end, other[k].end);
 
-			if (!vma_same_place(v, &other[k]))
+			if (claims ? !vma_continues(&other[k], v) : !vma_continues(v, &other[k]))
 				continue;
-			if (adopt) {
+			if (claims) {
 				v->owner = other[k].owner;
-				owned[i] = true;
+				claims[i] = CLAIM_SURE;
 			}
 			r = pieces_add(list, v->file,
 				       v->pgoff + ((at - v->start) >> WPFS_PAGE_SHIFT),
@@ -111,56 +123,93 @@ static int observe_unmatched(struct mm_vma *vmas, size_t nr, const struct mm_vma
 	return 0;
 }
 
-/*
- * Takes from *come a part that shows pages of [pgoff, pgoff + nr) of the file; gives the part.
- * False: there is none.
- */
-static bool pieces_take(struct pieces *come, const struct piece *gone, struct piece *part)
-{
-	for (size_t i = 0; i < come->nr; i++) {
-		struct piece *c = &come->p[i];
-		uint64_t from = max_u64(c->pgoff, gone->pgoff);
-		uint64_t to = min_u64(c->pgoff + c->nr, gone->pgoff + gone->nr);
-		uint64_t tail;
+/* A harvest under way. */
+struct observation {
+	struct mm *mm;
+	struct mm_vma *now;
+	unsigned char *claims; /* enum claim of each in `now` */
+	struct pieces come;    /* not known before at their address */
+};
 
-		if (c->file != gone->file || from >= to)
-			continue;
-		*part = (struct piece){c->file, from, to - from, c->vma};
-		tail = c->pgoff + c->nr - to;
-		c->nr = from - c->pgoff;
-		if (tail && pieces_add(come, part->file, to, tail, part->vma) < 0)
-			return true; /* the tail is not matched: that only makes pages dirty */
-		return true;
+/* How many pages of the old piece the new one can stand for. */
+static uint64_t observe_overlap(const struct observation *ob, const struct mm_vma *old,
+				const struct piece *gone, const struct piece *come)
+{
+	const struct mm_vma *now = &ob->now[come->vma];
+	uint64_t from = max_u64(come->pgoff, gone->pgoff);
+	uint64_t to = min_u64(come->pgoff + come->nr, gone->pgoff + gone->nr);
+
+	if (come->file != gone->file || from >= to || !vma_same_uffd(old, now))
+		return 0;
+	/* A VMA has one uffd: what was not moved to it tells whose it is. */
+	if (ob->claims[come->vma] == CLAIM_SURE && now->owner != old->owner)
+		return 0;
+	return to - from;
+}
+
+/*
+ * Takes from the new pieces the part that shows most pages of an old one; gives the part. False:
+ * there is none.
+ */
+static bool observe_take(struct observation *ob, const struct mm_vma *old, const struct piece *gone,
+			 struct piece *part)
+{
+	struct piece *best = NULL;
+	uint64_t most = 0, from, end;
+
+	for (size_t i = 0; i < ob->come.nr; i++) {
+		uint64_t nr = observe_overlap(ob, old, gone, &ob->come.p[i]);
+
+		if (nr > most) {
+			most = nr;
+			best = &ob->come.p[i];
+		}
 	}
-	return false;
+	if (!best)
+		return false;
+	from = max_u64(best->pgoff, gone->pgoff);
+	end = best->pgoff + best->nr;
+	*part = (struct piece){best->file, from, most, best->vma};
+	best->nr = from - best->pgoff;
+	/* Without memory the tail is not matched, which only makes pages dirty. */
+	(void)pieces_add(&ob->come, part->file, from + most, end - from - most, part->vma);
+	return true;
+}
+
+/* The new VMA got pages of an old one. Of both owners: then nothing of it is believed for wpfs. */
+static void observe_claim(struct observation *ob, size_t vma, enum mm_owner owner)
+{
+	if (ob->claims[vma] == CLAIM_NONE)
+		ob->claims[vma] = CLAIM_MOVED;
+	else if (ob->now[vma].owner != owner)
+		owner = MM_PROGRAM;
+	ob->now[vma].owner = owner;
 }
 
 /* One old piece that left its address: moved to new pieces as far as they go, the rest unseen. */
-static int observe_gone(struct mm *mm, const struct mm_vma *old, struct piece gone,
-			struct pieces *come, struct mm_vma *now, bool *owned)
+static int observe_gone(struct observation *ob, const struct mm_vma *old, struct piece gone)
 {
-	struct mm_file *f = mm_file_find(mm, gone.file);
+	struct mm_file *f = mm_file_find(ob->mm, gone.file);
 	struct pieces rest = {0};
 	struct piece part;
 	int r = pieces_add(&rest, gone.file, gone.pgoff, gone.nr, gone.vma);
 
 	for (size_t i = 0; r == 0 && i < rest.nr; i++) {
-		struct piece *left = &rest.p[i];
-		uint64_t tail;
+		struct piece left = rest.p[i];
 
-		if (!pieces_take(come, left, &part)) {
-			if (f && old->owner == MM_WPFS)
-				r = mm_doubt(mm, f, left->pgoff, left->nr);
-			else if (f)
-				r = mm_owned_disarm(&f->own[MM_PROGRAM], left->pgoff, left->nr);
-			continue;
+		if (observe_take(ob, old, &left, &part)) {
+			uint64_t end = part.pgoff + part.nr;
+
+			observe_claim(ob, part.vma, old->owner);
+			r = pieces_add(&rest, left.file, left.pgoff, part.pgoff - left.pgoff, 0);
+			if (r == 0)
+				r = pieces_add(&rest, left.file, end, left.pgoff + left.nr - end,
+					       0);
+		} else if (f && old->owner == MM_WPFS) {
+			r = mm_doubt(ob->mm, f, left.pgoff, left.nr);
+		} else if (f) {
+			r = mm_owned_disarm(&f->own[MM_PROGRAM], left.pgoff, left.nr);
 		}
-		now[part.vma].owner = old->owner;
-		owned[part.vma] = true;
-		tail = left->pgoff + left->nr - (part.pgoff + part.nr);
-		r = pieces_add(&rest, gone.file, left->pgoff, part.pgoff - left->pgoff, gone.vma);
-		if (r == 0)
-			r = pieces_add(&rest, gone.file, part.pgoff + part.nr, tail, gone.vma);
 	}
 	free(rest.p);
 	return r;
@@ -169,25 +218,26 @@ static int observe_gone(struct mm *mm, const struct mm_vma *old, struct piece go
 /* Steps 1 and 2: whose are the registered mappings of the new view, and what went unseen. */
 static int observe_match(struct mm *mm, struct mm_vma *now, size_t nr)
 {
-	_cleanup_free_ bool *owned = calloc(nr + 1, sizeof(*owned));
-	struct pieces gone = {0}, come = {0};
+	_cleanup_free_ unsigned char *claims = calloc(nr + 1, sizeof(*claims));
+	struct observation ob = {.mm = mm, .now = now, .claims = claims};
+	struct pieces gone = {0};
 	int r;
 
-	if (!owned)
+	if (!claims)
 		return -ENOMEM;
-	r = observe_unmatched(now, nr, mm->vmas, mm->nr_vmas, true, owned, &come);
+	r = observe_unmatched(now, nr, mm->vmas, mm->nr_vmas, claims, &ob.come);
 	if (r == 0)
-		r = observe_unmatched(mm->vmas, mm->nr_vmas, now, nr, false, NULL, &gone);
+		r = observe_unmatched(mm->vmas, mm->nr_vmas, now, nr, NULL, &gone);
 	for (size_t i = 0; r == 0 && i < gone.nr; i++)
-		r = observe_gone(mm, &mm->vmas[gone.p[i].vma], gone.p[i], &come, now, owned);
+		r = observe_gone(&ob, &mm->vmas[gone.p[i].vma], gone.p[i]);
 	/* Registered by nobody we know of: an asynchronous uffd can only be ours unless the program
 	 * has shown that it makes its own. */
 	for (size_t i = 0; i < nr; i++) {
-		if (now[i].registered && !owned[i])
+		if (now[i].registered && claims[i] == CLAIM_NONE)
 			now[i].owner = now[i].async && !mm->own_uffds ? MM_WPFS : MM_PROGRAM;
 	}
 	free(gone.p);
-	free(come.p);
+	free(ob.come.p);
 	return r;
 }
 
