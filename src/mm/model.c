@@ -262,6 +262,9 @@ int mm_map(struct mm *mm, struct mm_vma *vma)
 	memmove(&bigger[i + 1], &bigger[i], (mm->nr_vmas - i) * sizeof(*bigger));
 	bigger[i] = *vma;
 	mm->nr_vmas++;
+	/* Now: it may be gone again before a harvest sees it. */
+	if (!vma->registered && !vma->sealed)
+		return mm_doubt(mm, mm_file_find(mm, vma->file), vma->pgoff, mm_vma_pages(vma));
 	return 0;
 }
 

@@ -96,7 +96,8 @@ int mm_observe(struct mm *mm, struct mm_vma *now, size_t nr);
 
 /*
  * A new mapping that the kernel shows at vma->start; `marked` must be initialised and is taken
- * over. Whatever the mm knew at those addresses was replaced unseen. 0 or -ENOMEM.
+ * over. Whatever the mm knew at those addresses was replaced unseen. If it is neither registered
+ * nor sealed, what is armed of its pages is dirty from now on. 0 or -ENOMEM.
  */
 int mm_map(struct mm *mm, struct mm_vma *vma);
 
