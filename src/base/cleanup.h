@@ -37,10 +37,10 @@ static inline void cleanup_closedirp(DIR **d)
 		closedir(*d);
 }
 
-#define _cleanup_free_   _cleanup_(cleanup_freep)
-#define _cleanup_close_  _cleanup_(cleanup_closep)
+#define _cleanup_free_	 _cleanup_(cleanup_freep)
+#define _cleanup_close_	 _cleanup_(cleanup_closep)
 #define _cleanup_fclose_ _cleanup_(cleanup_fclosep)
-#define _cleanup_dir_    _cleanup_(cleanup_closedirp)
+#define _cleanup_dir_	 _cleanup_(cleanup_closedirp)
 
 /* Transfers ownership out of a cleanup variable. */
 #define steal_ptr(p)                                                                               \

@@ -26,22 +26,22 @@
 #define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1)
 #endif
 #ifndef USERFAULTFD_IOC_NEW
-#define USERFAULTFD_IOC     0xAA
+#define USERFAULTFD_IOC	    0xAA
 #define USERFAULTFD_IOC_NEW _IO(USERFAULTFD_IOC, 0x00)
 #endif
 
 /* PAGEMAP_SCAN: Linux 6.7, Documentation/admin-guide/mm/pagemap.rst */
 #ifndef PAGEMAP_SCAN
-#define PAGEMAP_SCAN         _IOWR('f', 16, struct pm_scan_arg)
-#define PAGE_IS_WPALLOWED    (1 << 0)
-#define PAGE_IS_WRITTEN      (1 << 1)
-#define PAGE_IS_FILE         (1 << 2)
-#define PAGE_IS_PRESENT      (1 << 3)
-#define PAGE_IS_SWAPPED      (1 << 4)
-#define PAGE_IS_PFNZERO      (1 << 5)
-#define PAGE_IS_HUGE         (1 << 6)
-#define PAGE_IS_SOFT_DIRTY   (1 << 7)
-#define PM_SCAN_WP_MATCHING  (1 << 0)
+#define PAGEMAP_SCAN	      _IOWR('f', 16, struct pm_scan_arg)
+#define PAGE_IS_WPALLOWED     (1 << 0)
+#define PAGE_IS_WRITTEN	      (1 << 1)
+#define PAGE_IS_FILE	      (1 << 2)
+#define PAGE_IS_PRESENT	      (1 << 3)
+#define PAGE_IS_SWAPPED	      (1 << 4)
+#define PAGE_IS_PFNZERO	      (1 << 5)
+#define PAGE_IS_HUGE	      (1 << 6)
+#define PAGE_IS_SOFT_DIRTY    (1 << 7)
+#define PM_SCAN_WP_MATCHING   (1 << 0)
 #define PM_SCAN_CHECK_WPASYNC (1 << 1)
 
 struct page_region {
@@ -56,8 +56,8 @@ struct pm_scan_arg {
 	__u64 start;
 	__u64 end;
 	__u64 walk_end; /* out: where the walk stopped */
-	__u64 vec;      /* struct page_region[] */
-	__u64 vec_len;  /* entries */
+	__u64 vec;	/* struct page_region[] */
+	__u64 vec_len;	/* entries */
 	__u64 max_pages;
 	__u64 category_inverted;
 	__u64 category_mask;

@@ -8,7 +8,7 @@
 
 /* wpfs runs on 4 KiB pages only: wpfs_main refuses any other base page size at start. */
 #define WPFS_PAGE_SHIFT 12
-#define WPFS_PAGE_SIZE  ((uint64_t)1 << WPFS_PAGE_SHIFT)
+#define WPFS_PAGE_SIZE	((uint64_t)1 << WPFS_PAGE_SHIFT)
 
 /*
  * Parses a size: a decimal number with an optional suffix K, M, G, T (powers of 1024, either
