@@ -97,7 +97,7 @@ struct wpfs_hello_reply {
  * chan_fd is the end of a seqpacket socketpair whose other end the witness reads.
  *
  * nr_fds 0, nothing with it: attached before, to a daemon that is gone; the witness and its numbers
- * are as they were. -ENOENT: this daemon knows of none; the client goes on untracked.
+ * are as they were. A negative status: this daemon knows of none; the client goes on untracked.
  */
 struct wpfs_attach {
 	uint32_t nr_fds;

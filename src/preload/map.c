@@ -260,6 +260,11 @@ static long map_tracked(struct request *r)
 	int ticket_fd = -1;
 	long ret;
 
+	if (shim.bad_name)
+		shim_say("WPFS_NAME is not 1-64 of A-Z a-z 0-9 . _ -: this program has no name, "
+			 "its marks end with it",
+			 "", "");
+	shim.bad_name = false;
 	if (mount_ready(mount) != 0)
 		return shim.require ? -ECONNREFUSED : fixed_plain(r);
 	if (mount->kind == WPFS_KIND_CAPPED) {

@@ -88,12 +88,9 @@ static void init_locked(void)
 	}
 	name = env_get("WPFS_NAME");
 	if (name && *name) {
-		if (name_valid(name))
+		shim.bad_name = !name_valid(name);
+		if (!shim.bad_name)
 			text_copy(shim.name, name, sizeof(shim.name));
-		else
-			shim_say("WPFS_NAME is not 1-64 of A-Z a-z 0-9 . _ -: this program has no "
-				 "name, its marks end with it",
-				 "", "");
 	}
 	mount_id = env_get("WPFS_MOUNT");
 	if (mount_id && mount_id_valid(mount_id))
@@ -173,19 +170,24 @@ void shim_say_mount(struct mount *mount, const char *text)
 
 /*
  * Under `wpctl run` the mount is known: attach before the program can install a seccomp filter that
- * would forbid it, or drop what it takes.
+ * would forbid it, or drop what it takes. If that fails nothing is said: most processes of a tree
+ * never map a file of the mount, and the first mapping tries again.
  */
 __attribute__((constructor)) static void shim_start(void)
 {
 	struct shim_guard guard;
+	struct mount *mount;
+	int index;
 
 	if (!shim_lock(&guard))
 		return;
-	if (shim.mount_id[0]) {
-		int index = mount_find(shim.mount_id);
-
-		if (index >= 0)
-			mount_ready(&shim.mounts[index]);
+	index = shim.mount_id[0] ? mount_find(shim.mount_id) : -1;
+	if (index >= 0) {
+		mount = &shim.mounts[index];
+		mount->said = true;
+		if (mount_ready(mount) != 0)
+			mount->state = MOUNT_KNOWN;
+		mount->said = false;
 	}
 	shim_unlock(&guard);
 }

@@ -28,7 +28,10 @@
 #define likely(x)      __builtin_expect(!!(x), 1)
 #define unlikely(x)    __builtin_expect(!!(x), 0)
 
-/* NONE -> KNOWN -> ATTACHED -> UNTRACKED; KNOWN -> UNTRACKED; in a fork child any -> KNOWN. */
+/*
+ * NONE -> KNOWN -> ATTACHED -> UNTRACKED; KNOWN -> UNTRACKED. In a fork child ATTACHED -> KNOWN, or
+ * it stays so when the child attached as well.
+ */
 enum mount_state {
 	MOUNT_NONE = 0,
 	MOUNT_KNOWN,	 /* its id is known; attached at the first need */
@@ -54,6 +57,7 @@ struct mount {
 struct shim {
 	/* constant after shim_init */
 	bool protect, quiet, require;
+	bool bad_name; /* WPFS_NAME is no name; said at the first mapping, then false */
 	char name[WPFS_NAME_MAX + 8];
 	char mount_id[WPFS_ID_MAX]; /* WPFS_MOUNT, "" = not given */
 	uint64_t stderr_dev, stderr_ino;
