@@ -7,9 +7,11 @@
  *    one there.
  * 2. A known registered piece that is not there any more was moved (mremap) or unmapped. A
  *    registered piece that was not known before can only have been moved there. The two lists are
- *    matched by file and offset, each new piece accounting for one old one: for that which it
- *    shows most of, as a move takes a mapping whole. What is left of the old list was unmapped
- *    unseen: stores since the last harvest are unknown, so dirty.
+ *    matched by file, offset and kind of uffd, each new piece accounting for one old one. What is
+ *    left of the old list was unmapped unseen: stores since the last harvest are unknown, so
+ *    dirty. If the program has an asynchronous uffd of its own, a piece of its that left can be
+ *    any of those that look like ours: they count as the program's, until the next protect
+ *    registers them and so finds out.
  * 3. What every mapping says now is folded into the sticky dirty sets.
  *
  * All pieces are kept in arrays sorted as the VMAs are; matching 2 is quadratic in the number of
@@ -63,10 +65,7 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-/* How it is known whose a mapping of the new view is. */
-enum claim { CLAIM_NONE, CLAIM_MOVED, CLAIM_SURE };
-
-/* Can the uffd of the old VMA be the one of the new? */
+/* Can a registration of the old VMA be that of the new? wpfs's own is always asynchronous. */
 static bool vma_same_uffd(const struct mm_vma *old, const struct mm_vma *now)
 {
 	return old->registered && now->registered && (old->owner != MM_WPFS || now->async);
@@ -82,10 +81,10 @@ static bool vma_continues(const struct mm_vma *old, const struct mm_vma *now)
 
 /*
  * Adds to *list the parts of registered VMAs of `vmas` that no VMA of `other` continues at the
- * same address. With `claims` vmas is the new view, and those that do continue get the owner.
+ * same address. With `owned` vmas is the new view, and those that do continue get the owner.
  */
 static int observe_unmatched(struct mm_vma *vmas, size_t nr, const struct mm_vma *other,
-			     size_t nr_other, unsigned char *claims, struct pieces *list)
+			     size_t nr_other, bool *owned, struct pieces *list)
 {
 	size_t j = 0;
 
@@ -102,11 +101,11 @@ static int observe_unmatched(struct mm_vma *vmas, size_t nr, const struct mm_vma
 			uint64_t from = max_u64(v->start, other[k].start);
 			uint64_t to = min_u64(v->end, other[k].end);
 
-			if (claims ? !vma_continues(&other[k], v) : !vma_continues(v, &other[k]))
+			if (owned ? !vma_continues(&other[k], v) : !vma_continues(v, &other[k]))
 				continue;
-			if (claims) {
+			if (owned) {
 				v->owner = other[k].owner;
-				claims[i] = CLAIM_SURE;
+				owned[i] = true;
 			}
 			r = pieces_add(list, v->file,
 				       v->pgoff + ((at - v->start) >> WPFS_PAGE_SHIFT),
@@ -127,63 +126,33 @@ static int observe_unmatched(struct mm_vma *vmas, size_t nr, const struct mm_vma
 struct observation {
 	struct mm *mm;
 	struct mm_vma *now;
-	unsigned char *claims; /* enum claim of each in `now` */
-	struct pieces come;    /* not known before at their address */
+	size_t nr;
+	bool *owned;	    /* of each in `now`: its owner is known */
+	struct pieces come; /* not known before at their address */
 };
 
-/* How many pages of the old piece the new one can stand for. */
-static uint64_t observe_overlap(const struct observation *ob, const struct mm_vma *old,
-				const struct piece *gone, const struct piece *come)
-{
-	const struct mm_vma *now = &ob->now[come->vma];
-	uint64_t from = max_u64(come->pgoff, gone->pgoff);
-	uint64_t to = min_u64(come->pgoff + come->nr, gone->pgoff + gone->nr);
-
-	if (come->file != gone->file || from >= to || !vma_same_uffd(old, now))
-		return 0;
-	/* A VMA has one uffd: what was not moved to it tells whose it is. */
-	if (ob->claims[come->vma] == CLAIM_SURE && now->owner != old->owner)
-		return 0;
-	return to - from;
-}
-
 /*
- * Takes from the new pieces the part that shows most pages of an old one; gives the part. False:
- * there is none.
+ * Takes from the new pieces a part that shows pages of an old one; gives the part. False: there is
+ * none.
  */
 static bool observe_take(struct observation *ob, const struct mm_vma *old, const struct piece *gone,
 			 struct piece *part)
 {
-	struct piece *best = NULL;
-	uint64_t most = 0, from, end;
-
 	for (size_t i = 0; i < ob->come.nr; i++) {
-		uint64_t nr = observe_overlap(ob, old, gone, &ob->come.p[i]);
+		struct piece *c = &ob->come.p[i];
+		uint64_t from = max_u64(c->pgoff, gone->pgoff);
+		uint64_t end = c->pgoff + c->nr;
+		uint64_t to = min_u64(end, gone->pgoff + gone->nr);
 
-		if (nr > most) {
-			most = nr;
-			best = &ob->come.p[i];
-		}
+		if (c->file != gone->file || from >= to || ob->now[c->vma].async != old->async)
+			continue;
+		*part = (struct piece){c->file, from, to - from, c->vma};
+		c->nr = from - c->pgoff;
+		/* Without memory the tail is not matched, which only makes pages dirty. */
+		(void)pieces_add(&ob->come, part->file, to, end - to, part->vma);
+		return true;
 	}
-	if (!best)
-		return false;
-	from = max_u64(best->pgoff, gone->pgoff);
-	end = best->pgoff + best->nr;
-	*part = (struct piece){best->file, from, most, best->vma};
-	best->nr = from - best->pgoff;
-	/* Without memory the tail is not matched, which only makes pages dirty. */
-	(void)pieces_add(&ob->come, part->file, from + most, end - from - most, part->vma);
-	return true;
-}
-
-/* The new VMA got pages of an old one. Of both owners: then nothing of it is believed for wpfs. */
-static void observe_claim(struct observation *ob, size_t vma, enum mm_owner owner)
-{
-	if (ob->claims[vma] == CLAIM_NONE)
-		ob->claims[vma] = CLAIM_MOVED;
-	else if (ob->now[vma].owner != owner)
-		owner = MM_PROGRAM;
-	ob->now[vma].owner = owner;
+	return false;
 }
 
 /* One old piece that left its address: moved to new pieces as far as they go, the rest unseen. */
@@ -200,7 +169,9 @@ static int observe_gone(struct observation *ob, const struct mm_vma *old, struct
 		if (observe_take(ob, old, &left, &part)) {
 			uint64_t end = part.pgoff + part.nr;
 
-			observe_claim(ob, part.vma, old->owner);
+			if (!ob->owned[part.vma])
+				ob->now[part.vma].owner = old->owner;
+			ob->owned[part.vma] = true;
 			r = pieces_add(&rest, left.file, left.pgoff, part.pgoff - left.pgoff, 0);
 			if (r == 0)
 				r = pieces_add(&rest, left.file, end, left.pgoff + left.nr - end,
@@ -215,25 +186,44 @@ static int observe_gone(struct observation *ob, const struct mm_vma *old, struct
 	return r;
 }
 
+/* An old piece of the program's that looks like ours left its address: it may be any of these. */
+static void observe_gone_alike(struct observation *ob, const struct mm_vma *old,
+			       const struct piece *gone)
+{
+	if (old->owner != MM_PROGRAM || !old->async)
+		return;
+	for (size_t i = 0; i < ob->nr; i++) {
+		struct mm_vma *v = &ob->now[i];
+
+		if (v->async && v->file == gone->file && v->pgoff < gone->pgoff + gone->nr &&
+		    gone->pgoff < v->pgoff + mm_vma_pages(v)) {
+			v->owner = MM_PROGRAM;
+			ob->owned[i] = true;
+		}
+	}
+}
+
 /* Steps 1 and 2: whose are the registered mappings of the new view, and what went unseen. */
 static int observe_match(struct mm *mm, struct mm_vma *now, size_t nr)
 {
-	_cleanup_free_ unsigned char *claims = calloc(nr + 1, sizeof(*claims));
-	struct observation ob = {.mm = mm, .now = now, .claims = claims};
+	_cleanup_free_ bool *owned = calloc(nr + 1, sizeof(*owned));
+	struct observation ob = {.mm = mm, .now = now, .nr = nr, .owned = owned};
 	struct pieces gone = {0};
 	int r;
 
-	if (!claims)
+	if (!owned)
 		return -ENOMEM;
-	r = observe_unmatched(now, nr, mm->vmas, mm->nr_vmas, claims, &ob.come);
+	r = observe_unmatched(now, nr, mm->vmas, mm->nr_vmas, owned, &ob.come);
 	if (r == 0)
 		r = observe_unmatched(mm->vmas, mm->nr_vmas, now, nr, NULL, &gone);
+	for (size_t i = 0; r == 0 && i < gone.nr; i++)
+		observe_gone_alike(&ob, &mm->vmas[gone.p[i].vma], &gone.p[i]);
 	for (size_t i = 0; r == 0 && i < gone.nr; i++)
 		r = observe_gone(&ob, &mm->vmas[gone.p[i].vma], gone.p[i]);
 	/* Registered by nobody we know of: an asynchronous uffd can only be ours unless the program
 	 * has shown that it makes its own. */
 	for (size_t i = 0; i < nr; i++) {
-		if (now[i].registered && claims[i] == CLAIM_NONE)
+		if (now[i].registered && !owned[i])
 			now[i].owner = now[i].async && !mm->own_uffds ? MM_WPFS : MM_PROGRAM;
 	}
 	free(gone.p);
