@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * O_DIRECT, because a page that left memory must not come back as page cache of the store. A file
+ * system that refuses it at open or at the first transfer is used through its cache.
+ *
+ * The file opened last is kept open: faults and evictions come in bursts for one file.
+ */
+#include "spill/store.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/cleanup.h"
+#include "base/units.h"
+
+#define PIECE_PAGES ((uint64_t)64) /* 256 KiB: long enough for a disk, short enough to overlap */
+
+struct spill_store {
+	int dir_fd;
+	struct spill_io *io;
+	pthread_mutex_t lock; /* what follows, and held while the open file is used */
+	uint64_t open_id;
+	int open_fd; /* -1: none */
+	bool direct; /* not refused so far */
+};
+
+struct store_path {
+	char s[40];
+};
+
+static struct store_path store_path(uint64_t id)
+{
+	struct store_path path;
+
+	snprintf(path.s, sizeof(path.s), "%02x/%" PRIu64, (unsigned)(id & 0xff), id);
+	return path;
+}
+
+int spill_store_open(int dir_fd, enum spill_path want, struct spill_store **out)
+{
+	struct spill_store *store = calloc(1, sizeof(*store));
+	int r;
+
+	if (!store)
+		return -ENOMEM;
+	store->dir_fd = dir_fd;
+	store->open_fd = -1;
+	store->direct = true;
+	pthread_mutex_init(&store->lock, NULL);
+	r = spill_io_new(want, &store->io);
+	if (r < 0) {
+		spill_store_close(store);
+		return r;
+	}
+	*out = store;
+	return 0;
+}
+
+void spill_store_close(struct spill_store *store)
+{
+	if (!store)
+		return;
+	close_fd(&store->open_fd);
+	spill_io_free(store->io);
+	pthread_mutex_destroy(&store->lock);
+	free(store);
+}
+
+struct spill_io *spill_store_io(struct spill_store *store)
+{
+	return store->io;
+}
+
+static int store_openat(struct spill_store *store, uint64_t id, int flags)
+{
+	int fd = openat(store->dir_fd, store_path(id).s, flags, 0600);
+	char dir[3];
+
+	if (fd < 0 && errno == ENOENT && (flags & O_CREAT)) {
+		snprintf(dir, sizeof(dir), "%02x", (unsigned)(id & 0xff));
+		if (mkdirat(store->dir_fd, dir, 0700) < 0 && errno != EEXIST)
+			return -errno;
+		fd = openat(store->dir_fd, store_path(id).s, flags, 0600);
+	}
+	return fd < 0 ? -errno : fd;
+}
+
+/* Makes open_fd the file's. */
+static int store_switch(struct spill_store *store, uint64_t id, bool create)
+{
+	const int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | (create ? O_CREAT : 0);
+	int fd;
+
+	if (store->open_fd >= 0 && store->open_id == id)
+		return 0;
+	close_fd(&store->open_fd);
+	fd = store_openat(store, id, flags | (store->direct ? O_DIRECT : 0));
+	if (fd == -EINVAL && store->direct) {
+		store->direct = false;
+		fd = store_openat(store, id, flags);
+	}
+	if (fd < 0)
+		return fd;
+	store->open_fd = fd;
+	store->open_id = id;
+	return 0;
+}
+
+/* Cuts the runs into pieces. NULL: out of memory. */
+static struct spill_seg *store_pieces(const struct spill_run *runs, size_t nr, size_t *nr_segs)
+{
+	struct spill_seg *segs;
+	size_t n = 0;
+
+	for (size_t i = 0; i < nr; i++)
+		n += (runs[i].nr + PIECE_PAGES - 1) / PIECE_PAGES;
+	segs = calloc(n + 1, sizeof(*segs));
+	*nr_segs = n;
+	n = 0;
+	for (size_t i = 0; segs && i < nr; i++) {
+		for (uint64_t at = 0; at < runs[i].nr; at += PIECE_PAGES) {
+			uint64_t pages =
+				runs[i].nr - at < PIECE_PAGES ? runs[i].nr - at : PIECE_PAGES;
+
+			segs[n++] = (struct spill_seg){
+				.buf = (char *)runs[i].buf + (at << WPFS_PAGE_SHIFT),
+				.off = (runs[i].first + at) << WPFS_PAGE_SHIFT,
+				.len = (uint32_t)(pages << WPFS_PAGE_SHIFT),
+			};
+		}
+	}
+	return segs;
+}
+
+static int store_run(struct spill_store *store, uint64_t id, bool write,
+		     const struct spill_run *runs, size_t nr)
+{
+	size_t nr_segs;
+	_cleanup_free_ struct spill_seg *segs = store_pieces(runs, nr, &nr_segs);
+	int (*run)(struct spill_io *, int, const struct spill_seg *, size_t) =
+		write ? spill_io_write : spill_io_read;
+	int r;
+
+	if (!segs)
+		return -ENOMEM;
+	pthread_mutex_lock(&store->lock);
+	r = store_switch(store, id, write);
+	if (r == 0)
+		r = run(store->io, store->open_fd, segs, nr_segs);
+	if (r == -EINVAL && store->direct) {
+		store->direct = false;
+		close_fd(&store->open_fd);
+		r = store_switch(store, id, write);
+		if (r == 0)
+			r = run(store->io, store->open_fd, segs, nr_segs);
+	}
+	pthread_mutex_unlock(&store->lock);
+	return r;
+}
+
+int spill_store_write(struct spill_store *store, uint64_t id, const struct spill_run *runs,
+		      size_t nr)
+{
+	return store_run(store, id, true, runs, nr);
+}
+
+int spill_store_read(struct spill_store *store, uint64_t id, const struct spill_run *runs,
+		     size_t nr)
+{
+	return store_run(store, id, false, runs, nr);
+}
+
+int spill_store_remove(struct spill_store *store, uint64_t id)
+{
+	int r;
+
+	pthread_mutex_lock(&store->lock);
+	if (store->open_id == id)
+		close_fd(&store->open_fd);
+	r = unlinkat(store->dir_fd, store_path(id).s, 0) < 0 && errno != ENOENT ? -errno : 0;
+	pthread_mutex_unlock(&store->lock);
+	return r;
+}
+
+static int store_wipe_dir(int dir_fd, const char *name)
+{
+	int fd = openat(dir_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	_cleanup_dir_ DIR *dir = NULL;
+	struct dirent *de;
+
+	if (fd < 0)
+		return errno == ENOENT ? 0 : -errno;
+	dir = fdopendir(fd);
+	if (!dir) {
+		close(fd);
+		return -ENOMEM;
+	}
+	while ((de = readdir(dir))) {
+		/* Only what looks like ours is ours to remove. */
+		if (de->d_name[0] && de->d_name[strspn(de->d_name, "0123456789")] == '\0' &&
+		    unlinkat(fd, de->d_name, 0) < 0 && errno != ENOENT)
+			return -errno;
+	}
+	return 0;
+}
+
+int spill_store_wipe(struct spill_store *store)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&store->lock);
+	close_fd(&store->open_fd);
+	for (unsigned i = 0; i < 256 && r == 0; i++) {
+		char name[3];
+
+		snprintf(name, sizeof(name), "%02x", i);
+		r = store_wipe_dir(store->dir_fd, name);
+	}
+	pthread_mutex_unlock(&store->lock);
+	return r;
+}
+
+bool spill_is_zero(const void *page, size_t len)
+{
+	const uint64_t *p = page;
+
+	for (size_t i = 0; i < len / 8; i += 8) {
+		if (p[i] | p[i + 1] | p[i + 2] | p[i + 3] | p[i + 4] | p[i + 5] | p[i + 6] |
+		    p[i + 7])
+			return false;
+	}
+	return true;
+}

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Page contents on disk: STORE/spill/<low byte of the file id in hex>/<id>, page n at n*4096.
+ *
+ * The files mean nothing without the spilled bits of the same lower tmpfs (spill/bits.h): after a
+ * crash of the machine those are gone and a new daemon removes the files. So nothing here is ever
+ * synced.
+ *
+ * Any thread; one file is used by one thread at a time.
+ */
+#ifndef WPFS_SPILL_STORE_H
+#define WPFS_SPILL_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "spill/io.h"
+
+struct spill_store;
+
+/* `dir_fd` is the directory, borrowed for ever. 0 or -errno. */
+int spill_store_open(int dir_fd, enum spill_path want, struct spill_store **store);
+void spill_store_close(struct spill_store *store);
+
+/* The engine below, for its path and its counts. */
+struct spill_io *spill_store_io(struct spill_store *store);
+
+/* Pages [first, first + nr) of one file, in a buffer aligned to the page size. */
+struct spill_run {
+	uint64_t first, nr;
+	void *buf;
+};
+
+/*
+ * Writes or reads pages of file `id`; the file is made at its first write. 0 or -errno: -EIO,
+ * -ENOSPC, ... A page that was never written reads as -ENODATA or as zeros: ask the bits first.
+ */
+int spill_store_write(struct spill_store *store, uint64_t id, const struct spill_run *runs,
+		      size_t nr);
+int spill_store_read(struct spill_store *store, uint64_t id, const struct spill_run *runs,
+		     size_t nr);
+
+/* The file is not needed any more. 0 or -errno; it not being there is no error. */
+int spill_store_remove(struct spill_store *store, uint64_t id);
+
+/* Removes all files: what is there is of another lower. 0 or -errno. */
+int spill_store_wipe(struct spill_store *store);
+
+/* True if all bytes are zero. `len` is a multiple of 64, `page` aligned to 8. */
+bool spill_is_zero(const void *page, size_t len);
+
+#endif

@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The page store on both of its ways, the spilled bits, and every row of the fault table. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/units.h"
+#include "spill/bits.h"
+#include "spill/fault.h"
+#include "spill/store.h"
+
+#define PAGES 512
+
+static char dir_path[64];
+static int dir_fd = -1;
+
+static int dir_setup(void **state)
+{
+	strcpy(dir_path, "/var/tmp/wpfs-spill-XXXXXX");
+	if (!mkdtemp(dir_path))
+		return -1;
+	dir_fd = open(dir_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return dir_fd < 0 ? -1 : 0;
+}
+
+static int dir_teardown(void **state)
+{
+	char cmd[128];
+
+	spill_io_test_fail = NULL;
+	close(dir_fd);
+	snprintf(cmd, sizeof(cmd), "rm -rf '%s'", dir_path);
+	return system(cmd) == 0 ? 0 : -1;
+}
+
+static char *pages_new(unsigned seed)
+{
+	char *pages = mmap(NULL, PAGES * WPFS_PAGE_SIZE, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_ptr_not_equal(pages, MAP_FAILED);
+	for (size_t i = 0; seed && i < PAGES * WPFS_PAGE_SIZE; i++)
+		pages[i] = (char)((seed = seed * 1103515245 + 12345) >> 16);
+	return pages;
+}
+
+/* Writes scattered runs, reads them back in another order, and sees which way it went. */
+static void store_round(enum spill_path want)
+{
+	const struct spill_run out[] = {{3, 200, NULL}, {1000, 1, NULL}, {70000, 65, NULL}};
+	struct spill_run runs[3];
+	struct spill_store *store;
+	struct spill_io_counts counts;
+	char *wrote = pages_new(7), *got = pages_new(0);
+	struct stat st;
+
+	assert_int_equal(spill_store_open(dir_fd, want, &store), 0);
+	assert_int_equal(spill_io_path(spill_store_io(store)), want);
+	memcpy(runs, out, sizeof(runs));
+	runs[0].buf = wrote;
+	runs[1].buf = wrote + 200 * WPFS_PAGE_SIZE;
+	runs[2].buf = wrote + 201 * WPFS_PAGE_SIZE;
+	assert_int_equal(spill_store_write(store, 0x1234, runs, 3), 0);
+	runs[2] = (struct spill_run){3, 200, got};
+	runs[1].buf = got + 200 * WPFS_PAGE_SIZE;
+	runs[0] = (struct spill_run){70000, 65, got + 201 * WPFS_PAGE_SIZE};
+	assert_int_equal(spill_store_read(store, 0x1234, runs, 3), 0);
+	assert_memory_equal(wrote, got, 266 * WPFS_PAGE_SIZE);
+
+	counts = spill_io_counts(spill_store_io(store));
+	if (want == SPILL_PATH_URING) {
+		assert_true(counts.uring >= 7 + 7);
+		assert_int_equal(counts.sync, 0);
+	} else {
+		assert_true(counts.sync >= 7 + 7);
+		assert_int_equal(counts.uring, 0);
+	}
+	assert_int_equal(fstatat(dir_fd, "34/4660", &st, 0), 0);
+	assert_true(st.st_blocks * 512 <= 300 * (long)WPFS_PAGE_SIZE); /* sparse */
+	assert_int_equal(spill_store_remove(store, 0x1234), 0);
+	assert_int_equal(spill_store_remove(store, 0x1234), 0);
+	assert_int_equal(fstatat(dir_fd, "34/4660", &st, 0), -1);
+	assert_int_equal(spill_store_read(store, 0x1234, runs, 3), -ENOENT);
+	spill_store_close(store);
+	munmap(wrote, PAGES * WPFS_PAGE_SIZE);
+	munmap(got, PAGES * WPFS_PAGE_SIZE);
+}
+
+static void test_store_uring(void **state)
+{
+	store_round(SPILL_PATH_URING);
+}
+
+static void test_store_sync(void **state)
+{
+	store_round(SPILL_PATH_SYNC);
+}
+
+/* A kernel that refuses io_uring, as a container's seccomp filter does, with the given errno. */
+static void refuse_uring(int err)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)err),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog prog = {sizeof(code) / sizeof(code[0]), code};
+
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog);
+}
+
+static void test_io_refused(void **state)
+{
+	const int errs[] = {ENOSYS, EPERM};
+
+	for (size_t i = 0; i < 2; i++) {
+		pid_t pid = fork();
+		int status;
+
+		if (pid == 0) {
+			struct spill_io *io = NULL;
+
+			refuse_uring(errs[i]);
+			if (spill_io_new(SPILL_PATH_URING, &io) != 0)
+				_exit(1);
+			_exit(spill_io_path(io) == SPILL_PATH_SYNC ? 0 : 2);
+		}
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_int_equal(status, 0);
+	}
+}
+
+static uint64_t fail_off;
+static int fail_with;
+
+static int fail_at(bool write, uint64_t off)
+{
+	return off == fail_off ? fail_with : 0;
+}
+
+/* An error in the middle is reported as it is; the store goes on working. */
+static void store_fails(enum spill_path want)
+{
+	struct spill_store *store;
+	char *pages = pages_new(3);
+	struct spill_run run = {0, PAGES, pages};
+
+	assert_int_equal(spill_store_open(dir_fd, want, &store), 0);
+	spill_io_test_fail = fail_at;
+	fail_off = 256 * WPFS_PAGE_SIZE;
+	fail_with = -ENOSPC;
+	assert_int_equal(spill_store_write(store, 5, &run, 1), -ENOSPC);
+	fail_with = 0;
+	assert_int_equal(spill_store_write(store, 5, &run, 1), 0);
+	fail_with = -EIO;
+	assert_int_equal(spill_store_read(store, 5, &run, 1), -EIO);
+	spill_io_test_fail = NULL;
+	/* Behind the end: a page that was never stored is not silently zeros. */
+	run.first = 100000;
+	assert_int_equal(spill_store_read(store, 5, &run, 1), -ENODATA);
+	run.first = 0;
+	assert_int_equal(spill_store_read(store, 5, &run, 1), 0);
+	spill_store_close(store);
+	munmap(pages, PAGES * WPFS_PAGE_SIZE);
+}
+
+static void test_store_fails(void **state)
+{
+	store_fails(SPILL_PATH_URING);
+	store_fails(SPILL_PATH_SYNC);
+}
+
+/* A real error of the kernel, not of the seam. */
+static void test_io_kernel_error(void **state)
+{
+	for (int want = SPILL_PATH_URING; want <= SPILL_PATH_SYNC; want++) {
+		struct spill_io *io;
+		char *pages = pages_new(9);
+		int fd = openat(dir_fd, "ro", O_CREAT | O_RDONLY | O_CLOEXEC, 0600);
+		struct spill_seg seg = {pages, 0, 4096};
+
+		assert_int_equal(spill_io_new((enum spill_path)want, &io), 0);
+		assert_int_equal(spill_io_write(io, fd, &seg, 1), -EBADF);
+		spill_io_free(io);
+		close(fd);
+		munmap(pages, PAGES * WPFS_PAGE_SIZE);
+	}
+}
+
+static void test_store_wipe(void **state)
+{
+	struct spill_store *store;
+	char *pages = pages_new(1);
+	struct spill_run run = {0, 1, pages};
+
+	assert_int_equal(spill_store_open(dir_fd, SPILL_PATH_URING, &store), 0);
+	for (uint64_t id = 1; id < 600; id += 7)
+		assert_int_equal(spill_store_write(store, id, &run, 1), 0);
+	assert_int_equal(spill_store_wipe(store), 0);
+	for (uint64_t id = 1; id < 600; id += 7)
+		assert_int_equal(spill_store_read(store, id, &run, 1), -ENOENT);
+	spill_store_close(store);
+	munmap(pages, PAGES * WPFS_PAGE_SIZE);
+}
+
+static void test_bits(void **state)
+{
+	struct spill_bits bits;
+	uint64_t n = 0;
+
+	assert_int_equal(spill_bits_open(&bits, dir_fd, "b", false), -ENOENT);
+	assert_int_equal(spill_bits_open(&bits, dir_fd, "b", true), 0);
+	assert_false(spill_bits_test(&bits, 0));
+	assert_true(spill_bits_next(&bits, 0) == UINT64_MAX);
+	assert_int_equal(spill_bits_reserve(&bits, 100), 0);
+	spill_bits_set(&bits, 0);
+	spill_bits_set(&bits, 63);
+	spill_bits_set(&bits, 64);
+	spill_bits_set(&bits, 64);
+	/* Growing keeps what is there; the mapping may move. */
+	assert_int_equal(spill_bits_reserve(&bits, 5000000), 0);
+	spill_bits_set(&bits, 4999999);
+	assert_int_equal(bits.count, 4);
+	assert_true(spill_bits_next(&bits, 1) == 63);
+	assert_true(spill_bits_next(&bits, 65) == 4999999);
+	assert_true(spill_bits_next(&bits, 5000000) == UINT64_MAX);
+	spill_bits_close(&bits);
+
+	/* What a killed daemon left is what the next one finds. */
+	assert_int_equal(spill_bits_open(&bits, dir_fd, "b", false), 0);
+	assert_int_equal(bits.count, 4);
+	spill_bits_clear_range(&bits, 63, 2);
+	assert_int_equal(bits.count, 2);
+	for (uint64_t p = spill_bits_next(&bits, 0); p != UINT64_MAX;
+	     p = spill_bits_next(&bits, p + 1))
+		n++;
+	assert_int_equal(n, 2);
+	spill_bits_clear_range(&bits, 0, UINT64_MAX);
+	assert_int_equal(bits.count, 0);
+	spill_bits_close(&bits);
+}
+
+static void test_zero(void **state)
+{
+	char *page = pages_new(0);
+
+	assert_true(spill_is_zero(page, WPFS_PAGE_SIZE));
+	for (size_t i = 0; i < WPFS_PAGE_SIZE; i += 61) {
+		page[i] = 1;
+		assert_false(spill_is_zero(page, WPFS_PAGE_SIZE));
+		page[i] = 0;
+	}
+	page[WPFS_PAGE_SIZE - 1] = (char)0x80;
+	assert_false(spill_is_zero(page, WPFS_PAGE_SIZE));
+	munmap(page, PAGES * WPFS_PAGE_SIZE);
+}
+
+static void test_fault_table(void **state)
+{
+	static const struct {
+		enum fault_kind kind;
+		enum fault_residency residency;
+		enum fault_action action;
+	} rows[] = {
+		{FAULT_MISSING, FAULT_RESIDENT, FAULT_WAKE},
+		{FAULT_MISSING, FAULT_ABSENT, FAULT_ZERO},
+		{FAULT_MISSING, FAULT_SPILLED, FAULT_LOAD},
+		{FAULT_WP, FAULT_RESIDENT, FAULT_UNPROTECT},
+		{FAULT_WP, FAULT_ABSENT, FAULT_WAKE},
+		{FAULT_WP, FAULT_SPILLED, FAULT_WAKE},
+	};
+
+	assert_int_equal(sizeof(rows) / sizeof(rows[0]), FAULT_NR_KINDS * FAULT_NR_RESIDENCIES);
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		assert_int_equal(fault_decide(rows[i].kind, rows[i].residency, false),
+				 rows[i].action);
+		/* Nothing at all is done to a page under a fence. */
+		assert_int_equal(fault_decide(rows[i].kind, rows[i].residency, true), FAULT_HOLD);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_store_uring),
+		cmocka_unit_test(test_store_sync),
+		cmocka_unit_test(test_io_refused),
+		cmocka_unit_test(test_store_fails),
+		cmocka_unit_test(test_io_kernel_error),
+		cmocka_unit_test(test_store_wipe),
+		cmocka_unit_test(test_bits),
+		cmocka_unit_test(test_zero),
+		cmocka_unit_test(test_fault_table),
+	};
+
+	return cmocka_run_group_tests(tests, dir_setup, dir_teardown);
+}
