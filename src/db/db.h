@@ -19,7 +19,8 @@
 struct db;
 struct db_tx; /* a connection inside a transaction: valid only within a job */
 
-#define DB_VOLATILE (1u << 0) /* nothing survives a power loss: no fsync (PRAGMA synchronous=OFF)  \
+#define DB_VOLATILE                                                                                \
+	(1u << 0)	      /* nothing survives a power loss: no fsync (PRAGMA synchronous=OFF)  \
 			       */
 #define DB_READONLY (1u << 1) /* of an unmounted store: no writer, nothing is made or migrated */
 

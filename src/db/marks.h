@@ -91,6 +91,8 @@ int db_file_delete(struct db_tx *tx, uint64_t id);
 
 /* ---- epochs, per mm and file --------------------------------------------------------------- */
 
+#define DB_EPOCHS_KEPT 64 /* closed ones per mm and file; older ones are dropped */
+
 /*
  * Epoch `number` of the file begins in that mm; numbers ascend. An epoch that was open is closed
  * with the dirty set `last` (may be NULL: empty), kept for `wpctl dirty --epoch`. What it had armed
@@ -124,7 +126,8 @@ struct db_marks_visitor {
 	int (*mm)(void *ctx, const struct db_mm *row, struct mm *model);
 };
 
-/* First all files, then all mms, ascending by id. -EBADMSG: a stored set is not valid. */
+/* First all files, then all mms, ascending by id. -EBADMSG: a stored set is not valid; -EUCLEAN:
+ * mappings overlap. */
 int db_marks_load(struct db *db, const struct db_marks_visitor *visitor);
 
 /* The largest mm id ever used, 0 = none. */

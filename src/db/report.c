@@ -1,0 +1,490 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Reports: which mms and files a query means, the records about them, and the notes that say what
+ * numbers alone would not.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/units.h"
+#include "db/chunks.h"
+#include "db/db_internal.h"
+#include "db/marks.h"
+#include "db/report_file.h"
+#include "db/tree.h"
+
+struct report {
+	const struct db_report_query *q;
+	bool unmounted;	    /* the stored tree is the truth about names */
+	uint64_t file;	    /* only this one; 0: any */
+	uint64_t first, nr; /* pages of files */
+	db_report_emit emit;
+	void *ctx;
+	char *why;
+	unsigned mms;	 /* emitted */
+	bool epoch_seen; /* the epoch asked for exists */
+};
+
+static int report_fail(struct report *rp, int error, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+static int report_fail(struct report *rp, int error, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	if (rp->why)
+		vsnprintf(rp->why, DB_WHY_SIZE, fmt, ap);
+	va_end(ap);
+	return error;
+}
+
+static int note(struct report *rp, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+static int note(struct report *rp, const char *fmt, ...)
+{
+	struct wpfs_rec_note n = {.text = ""};
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(n.text, sizeof(n.text), fmt, ap);
+	va_end(ap);
+	return rp->emit(rp->ctx, WPFS_REC_NOTE, &n, sizeof(n));
+}
+
+/* ---- names of files ---- */
+
+/* Climbs from a file to the root and writes the path backwards. -ENODATA: not in the tree. */
+static int path_by_tree(struct db_tx *tx, uint64_t id, char *path, size_t size)
+{
+	char buf[WPFS_PATH_MAX];
+	size_t at = sizeof(buf) - 1;
+
+	buf[at] = '\0';
+	while (id != DB_ROOT_ID) {
+		sqlite3_stmt *st;
+		size_t len;
+		int r = sql_query(tx, &st, "SELECT parent, name FROM dirent WHERE id = ?1 LIMIT 1",
+				  "i", (int64_t)id);
+
+		if (r == 0)
+			r = sql_step(tx, st);
+		if (r <= 0)
+			return r < 0 ? r : -ENODATA;
+		id = (uint64_t)sqlite3_column_int64(st, 0);
+		len = (size_t)sqlite3_column_bytes(st, 1);
+		if (len == 0 || len + 1 > at) {
+			sql_reset(st);
+			return -ENODATA; /* too long, or rows that form a loop */
+		}
+		at -= len;
+		memcpy(buf + at, sqlite3_column_blob(st, 1), len);
+		buf[--at] = '/';
+		sql_reset(st);
+	}
+	snprintf(path, size, "%s", buf + at);
+	return 0;
+}
+
+static int path_by_file(struct db_tx *tx, uint64_t id, char *path, size_t size)
+{
+	sqlite3_stmt *st;
+	int r = sql_query(tx, &st, "SELECT path FROM file WHERE id = ?1 AND path <> ''", "i",
+			  (int64_t)id);
+
+	if (r == 0)
+		r = sql_step(tx, st);
+	if (r <= 0)
+		return r < 0 ? r : -ENODATA;
+	snprintf(path, size, "%s", sql_text(st, 0));
+	sql_reset(st);
+	return 0;
+}
+
+static int file_path(struct db_tx *tx, const struct report *rp, struct report_file *rf)
+{
+	int r = -ENODATA;
+
+	if (rp->unmounted)
+		r = path_by_tree(tx, rf->id, rf->path, sizeof(rf->path));
+	if (r == -ENODATA)
+		r = path_by_file(tx, rf->id, rf->path, sizeof(rf->path));
+	if (r == -ENODATA) {
+		snprintf(rf->path, sizeof(rf->path), "(no name, file %llu)",
+			 (unsigned long long)rf->id);
+		r = 0;
+	}
+	return r;
+}
+
+/* Walks a path down the stored tree. -ENODATA: not there. */
+static int file_by_tree(struct db_tx *tx, const char *path, uint64_t *id)
+{
+	int64_t at = DB_ROOT_ID;
+
+	for (;;) {
+		size_t len;
+		int r;
+
+		path += strspn(path, "/");
+		len = strcspn(path, "/");
+		if (len == 0)
+			break;
+		r = sql_get_i64(tx, &at, "SELECT id FROM dirent WHERE parent = ?1 AND name = ?2",
+				"ib", at, path, len);
+		if (r < 0)
+			return r;
+		path += len;
+	}
+	*id = (uint64_t)at;
+	return 0;
+}
+
+static int find_file(struct db_tx *tx, struct report *rp)
+{
+	const struct db_report_query *q = rp->q;
+	int64_t id;
+	int r;
+
+	rp->file = q->file;
+	if (q->file || !q->path)
+		return 0;
+	r = file_by_tree(tx, q->path, &rp->file);
+	if (r == -ENODATA) {
+		r = sql_get_i64(tx, &id, "SELECT max(id) FROM file WHERE path = ?1", "t", q->path);
+		if (r == 0)
+			rp->file = (uint64_t)id;
+	}
+	return r == -ENODATA ? report_fail(rp, -ENOENT, "%.200s: no such file", q->path) : r;
+}
+
+/* ---- one mm ---- */
+
+/* What a query shows of an mm. */
+struct view {
+	const struct db_mm *row;
+	const struct mm *mm;
+	struct report_file *files;
+	size_t nr;
+	struct wpfs_rec_mm rec;
+};
+
+static void view_free(struct view *view)
+{
+	for (size_t i = 0; i < view->nr; i++)
+		report_file_free(&view->files[i]);
+	free(view->files);
+}
+
+static int view_add_file(struct db_tx *tx, const struct report *rp, struct view *view,
+			 const struct mm_file *f)
+{
+	struct report_file *rf = &view->files[view->nr++];
+	int64_t armed, dirty, marked;
+	int r = report_file_fill(rf, view->mm, f, rp->first, rp->nr);
+
+	if (r == 0)
+		r = file_path(tx, rp, rf);
+	if (r < 0)
+		return r;
+	armed = report_file_count(rf, REPORT_ARMED);
+	dirty = report_file_count(rf, REPORT_DIRTY);
+	marked = report_file_count(rf, REPORT_MARKED);
+	if (armed < 0 || dirty < 0 || marked < 0)
+		return -ENOMEM;
+	view->rec.armed += (uint64_t)armed;
+	view->rec.dirty += (uint64_t)dirty;
+	view->rec.marked += (uint64_t)marked;
+	view->rec.files += armed > 0 || rf->mapped;
+	return 0;
+}
+
+static int compare_paths(const void *a, const void *b)
+{
+	const struct report_file *x = a, *y = b;
+	int order = strcmp(x->path, y->path);
+
+	return order ? order : (x->id > y->id) - (x->id < y->id);
+}
+
+static int view_fill(struct db_tx *tx, const struct report *rp, struct view *view)
+{
+	const struct mm_file *f;
+	int r = 0;
+
+	view->rec = (struct wpfs_rec_mm){
+		.id = view->row->id,
+		.uid = view->row->uid,
+		.pid = view->row->pid,
+		.state = view->row->state,
+		.epoch = rp->q->epoch ? rp->q->epoch : view->row->epoch,
+	};
+	_Static_assert(sizeof(view->rec.name) == sizeof(view->row->name), "same layout");
+	memcpy(view->rec.name, view->row->name, sizeof(view->rec.name));
+	memcpy(view->rec.comm, view->row->comm, sizeof(view->rec.comm));
+	view->files = calloc(HASH_COUNT(view->mm->files) + 1, sizeof(*view->files));
+	if (!view->files)
+		return -ENOMEM;
+	for (f = view->mm->files; r == 0 && f; f = f->hh.next) {
+		if (rp->file == 0 || rp->file == f->id)
+			r = view_add_file(tx, rp, view, f);
+	}
+	if (r == 0)
+		qsort(view->files, view->nr, sizeof(*view->files), compare_paths);
+	return r;
+}
+
+static bool view_is_mapped(const struct view *view)
+{
+	for (size_t i = 0; i < view->nr; i++) {
+		if (view->files[i].mapped)
+			return true;
+	}
+	return false;
+}
+
+static bool view_has_program(const struct view *view)
+{
+	for (size_t i = 0; i < view->nr; i++) {
+		if (!mm_set_is_empty(&view->files[i].own[MM_PROGRAM].armed))
+			return true;
+	}
+	return false;
+}
+
+static int emit_notes(struct report *rp, const struct view *view)
+{
+	const struct db_mm *row = view->row;
+	bool live = row->state == WPFS_MM_LIVE;
+	int r = 0;
+
+	if (view->rec.armed == 0 && view_is_mapped(view))
+		r = note(rp, "nothing armed: `wpctl protect`, or run it with --protect");
+	else if (view->rec.armed == 0 && live)
+		r = note(rp,
+			 "nothing mapped shared now: only shared mappings of files are tracked");
+	else if (view->rec.armed == 0)
+		r = note(rp, "nothing was armed when it ended");
+	if (r == 0 && row->flags & DB_MM_PRIVATE_MAPS)
+		r = note(rp, "maps files MAP_PRIVATE: stores to such a mapping stay its own and "
+			     "are not tracked");
+	if (r == 0 && view_has_program(view))
+		r = note(rp, "own userfaultfd: its dirty pages are a lower bound");
+	if (r == 0 && row->conservative && rp->q->kind != WPFS_REPORT_MARKS)
+		r = note(rp, "%llu pages were counted as dirty for want of proof",
+			 (unsigned long long)row->conservative);
+	if (r == 0 && live && row->flags & DB_MM_NO_WITNESS)
+		r = note(rp, "no witness: if it is killed, what was armed counts as dirty");
+	if (r == 0 && live && row->name[0] == '\0')
+		r = note(rp, "no name: its marks end with it");
+	return r;
+}
+
+static int emit_view(struct report *rp, const struct view *view)
+{
+	int r;
+
+	if (rp->q->kind != WPFS_REPORT_PS && view->nr == 0 && rp->file)
+		return 0; /* asked about one file, and this mm has nothing to do with it */
+	rp->mms++;
+	r = rp->emit(rp->ctx, WPFS_REC_MM, &view->rec, sizeof(view->rec));
+	for (size_t i = 0; r == 0 && rp->q->kind != WPFS_REPORT_PS && i < view->nr; i++)
+		r = report_file_emit(&view->files[i], view->mm, rp->q->kind, rp->first, rp->nr,
+				     rp->emit, rp->ctx);
+	return r ? r : emit_notes(rp, view);
+}
+
+/* ---- a closed epoch ---- */
+
+/* 1: that epoch of the file is closed, 0: open, -ENODATA: there is none. */
+static int epoch_is_closed(struct db_tx *tx, uint64_t mm, uint64_t file, uint64_t number)
+{
+	int64_t closed;
+	int r = sql_get_i64(tx, &closed,
+			    "SELECT closed_ns IS NOT NULL FROM epoch"
+			    " WHERE mm = ?1 AND file = ?2 AND number = ?3",
+			    "iii", (int64_t)mm, (int64_t)file, (int64_t)number);
+
+	return r < 0 ? r : (int)closed;
+}
+
+/* Puts the pages that the epoch ended with in the place of today's. Files without it are empty. */
+static int view_turn_back(struct db_tx *tx, struct report *rp, struct view *view)
+{
+	view->rec.files = 0;
+	view->rec.armed = view->rec.dirty = view->rec.marked = 0;
+	for (size_t i = 0; i < view->nr; i++) {
+		struct report_file *rf = &view->files[i];
+		const struct chunk_key key = {CHUNKS_EPOCH, view->row->id, rf->id, rp->q->epoch};
+		int r = epoch_is_closed(tx, view->row->id, rf->id, rp->q->epoch);
+
+		if (r == 0) { /* it is the open one of this file */
+			rp->epoch_seen = true;
+		} else {
+			rp->epoch_seen |= r > 0;
+			report_file_free(rf);
+			if (r > 0)
+				r = chunks_get(tx, &key, &rf->own[MM_WPFS].dirty);
+			if (r == 0)
+				r = mm_set_keep_range(&rf->own[MM_WPFS].dirty, rp->first, rp->nr);
+		}
+		if (r < 0 && r != -ENODATA)
+			return r;
+		view->rec.dirty += mm_set_count(&rf->own[MM_WPFS].dirty);
+		view->rec.files += !mm_set_is_empty(&rf->own[MM_WPFS].dirty);
+	}
+	view->rec.armed = view->rec.dirty;
+	return 0;
+}
+
+static int emit_turned_back(struct report *rp, const struct view *view)
+{
+	int r;
+
+	if (view->rec.dirty == 0)
+		return 0;
+	rp->mms++;
+	r = rp->emit(rp->ctx, WPFS_REC_MM, &view->rec, sizeof(view->rec));
+	for (size_t i = 0; r == 0 && i < view->nr; i++) {
+		const struct report_file *rf = &view->files[i];
+		const struct mm_set *dirty = &rf->own[MM_WPFS].dirty;
+		struct wpfs_rec_map map = {.dirty = mm_set_count(dirty)};
+
+		map.armed = map.dirty;
+		if (map.dirty)
+			r = report_parked_emit(rf, MM_WPFS, dirty, &map, rp->emit, rp->ctx);
+	}
+	return r ? r
+		 : note(rp, "epoch %llu: only its dirty pages are kept, by file and offset",
+			(unsigned long long)rp->q->epoch);
+}
+
+/* ---- all ---- */
+
+static int report_mm(struct db_tx *tx, struct report *rp, uint64_t id)
+{
+	struct view view = {NULL};
+	struct db_mm row;
+	struct mm model;
+	int r;
+
+	mm_init(&model);
+	r = db_mm_get(tx, id, &row, &model);
+	view.row = &row;
+	view.mm = &model;
+	if (r == 0)
+		r = view_fill(tx, rp, &view);
+	if (r == 0 && rp->q->epoch && rp->q->kind == WPFS_REPORT_DIRTY) {
+		r = view_turn_back(tx, rp, &view);
+		if (r == 0)
+			r = emit_turned_back(rp, &view);
+	} else if (r == 0) {
+		r = emit_view(rp, &view);
+	}
+	view_free(&view);
+	mm_free(&model);
+	return r;
+}
+
+/* Nothing was shown: why? */
+static int report_nothing(struct db_tx *tx, struct report *rp)
+{
+	const struct db_report_query *q = rp->q;
+	int64_t known;
+	int r;
+
+	if (q->name) {
+		r = sql_get_i64(tx, &known,
+				"SELECT count(*) FROM mm WHERE name = ?1 AND (?2 OR uid = ?3)",
+				"tii", q->name, (int64_t)q->all_uids, (int64_t)q->uid);
+		if (r < 0)
+			return r;
+		if (known == 0)
+			return report_fail(
+				rp, -ENOENT,
+				"no program named '%.80s' has mapped a file of this mount",
+				q->name);
+	}
+	if (q->epoch && q->kind == WPFS_REPORT_DIRTY && !rp->epoch_seen)
+		return report_fail(rp, -ENOENT, "no epoch %llu is kept",
+				   (unsigned long long)q->epoch);
+	if (rp->epoch_seen)
+		return note(rp, "nothing was written in epoch %llu", (unsigned long long)q->epoch);
+	if (rp->file)
+		return note(rp, "no tracked program has mapped this file shared");
+	return note(rp, "no program that is attached has mapped a file of this mount shared: start "
+			"it with `wpctl run`");
+}
+
+static int report_job(struct db_tx *tx, void *arg)
+{
+	struct report *rp = arg;
+	const struct db_report_query *q = rp->q;
+	int64_t id = 0;
+	int r = find_file(tx, rp);
+
+	while (r == 0) {
+		r = sql_get_i64(tx, &id,
+				"SELECT min(id) FROM mm WHERE id > ?1 AND (?2 OR uid = ?3)"
+				" AND (?4 IS NULL OR name = ?4)",
+				"iiit", id, (int64_t)q->all_uids, (int64_t)q->uid, q->name);
+		if (r == 0)
+			r = report_mm(tx, rp, (uint64_t)id);
+	}
+	if (r != -ENODATA)
+		return r;
+	return rp->mms ? 0 : report_nothing(tx, rp);
+}
+
+int db_report(struct db *db, const struct db_report_query *query, db_report_emit emit, void *ctx,
+	      char *why)
+{
+	struct report rp = {
+		.q = query,
+		.unmounted = !db->writer,
+		.nr = MM_SET_MAX,
+		.emit = emit,
+		.ctx = ctx,
+		.why = why,
+	};
+
+	if (query->len) {
+		rp.first = query->offset >> WPFS_PAGE_SHIFT;
+		rp.nr = ((query->offset + query->len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT) -
+			rp.first;
+	}
+	if (why)
+		why[0] = '\0';
+	return db_read(db, report_job, &rp);
+}
+
+struct counts {
+	int64_t live, detached;
+};
+
+static int count_job(struct db_tx *tx, void *arg)
+{
+	struct counts *counts = arg;
+	int r = sql_get_i64(tx, &counts->live, "SELECT count(*) FROM mm WHERE state = 1", "");
+
+	if (r == 0)
+		r = sql_get_i64(tx, &counts->detached, "SELECT count(*) FROM mm WHERE state = 2",
+				"");
+	return r;
+}
+
+int db_count_mms(struct db *db, uint64_t *live, uint64_t *detached)
+{
+	struct counts counts;
+	int r = db_read(db, count_job, &counts);
+
+	if (r == 0) {
+		*live = (uint64_t)counts.live;
+		*detached = (uint64_t)counts.detached;
+	}
+	return r;
+}

@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The stored tree. The rows come from disk and are believed no further than their columns' types:
+ * what would be dangerous as a name is refused here.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "db/sql.h"
+#include "db/tree.h"
+
+#define NAME_BYTES   255
+#define TARGET_BYTES 4095
+
+/* ---- load ---- */
+
+static const char SELECT_INODES[] = "SELECT id, mode, uid, gid, nlink, rdev, size, atime_ns, "
+				    "mtime_ns, ctime_ns, lower_ino, target"
+				    " FROM inode ORDER BY id";
+
+/* Breadth first. UNION, not UNION ALL: ends even if the rows form a loop. */
+static const char SELECT_DIRENTS[] =
+	"WITH RECURSIVE walk (parent, name, id) AS ("
+	" SELECT parent, name, id FROM dirent WHERE parent = 1"
+	" UNION"
+	" SELECT d.parent, d.name, d.id FROM walk JOIN dirent AS d ON d.parent = walk.id)"
+	" SELECT parent, name, id FROM walk";
+
+static const char SELECT_XATTRS[] = "SELECT id, name, value FROM xattr ORDER BY id, name";
+
+static bool name_is_safe(const char *name, size_t len)
+{
+	return len >= 1 && len <= NAME_BYTES && !memchr(name, '/', len) && !memchr(name, 0, len) &&
+	       !(name[0] == '.' && (len == 1 || (len == 2 && name[1] == '.')));
+}
+
+static int load_inode(const struct db_tree_visitor *v, sqlite3_stmt *st)
+{
+	struct db_inode inode = {
+		.id = (uint64_t)sqlite3_column_int64(st, 0),
+		.mode = (uint32_t)sqlite3_column_int64(st, 1),
+		.uid = (uint32_t)sqlite3_column_int64(st, 2),
+		.gid = (uint32_t)sqlite3_column_int64(st, 3),
+		.nlink = (uint32_t)sqlite3_column_int64(st, 4),
+		.rdev = (uint64_t)sqlite3_column_int64(st, 5),
+		.size = (uint64_t)sqlite3_column_int64(st, 6),
+		.atime_ns = sqlite3_column_int64(st, 7),
+		.mtime_ns = sqlite3_column_int64(st, 8),
+		.ctime_ns = sqlite3_column_int64(st, 9),
+		.lower_ino = (uint64_t)sqlite3_column_int64(st, 10),
+	};
+
+	if (S_ISLNK(inode.mode)) {
+		inode.target = sql_text(st, 11); /* of a blob: its bytes and a NUL */
+		inode.target_len = (size_t)sqlite3_column_bytes(st, 11);
+		if (inode.target_len == 0 || inode.target_len > TARGET_BYTES ||
+		    strlen(inode.target) != inode.target_len)
+			return -EUCLEAN;
+	}
+	return v->inode(v->ctx, &inode);
+}
+
+static int load_dirent(const struct db_tree_visitor *v, sqlite3_stmt *st)
+{
+	const char *name = sql_text(st, 1);
+	size_t len = (size_t)sqlite3_column_bytes(st, 1);
+
+	if (!name_is_safe(name, len))
+		return -EUCLEAN;
+	return v->dirent(v->ctx, (uint64_t)sqlite3_column_int64(st, 0), name, len,
+			 (uint64_t)sqlite3_column_int64(st, 2));
+}
+
+static int load_xattr(const struct db_tree_visitor *v, sqlite3_stmt *st)
+{
+	const char *name = sql_text(st, 1);
+	size_t len = (size_t)sqlite3_column_bytes(st, 1);
+	const void *value = sqlite3_column_blob(st, 2);
+	size_t value_len = (size_t)sqlite3_column_bytes(st, 2);
+
+	if (len == 0 || len > NAME_BYTES || strlen(name) != len)
+		return -EUCLEAN;
+	return v->xattr(v->ctx, (uint64_t)sqlite3_column_int64(st, 0), name, len,
+			value ? value : "", value_len);
+}
+
+static int load_rows(struct db_tx *tx, const char *text, const struct db_tree_visitor *v,
+		     int (*row)(const struct db_tree_visitor *v, sqlite3_stmt *st))
+{
+	sqlite3_stmt *st;
+	int r = sql_query(tx, &st, text, "");
+
+	if (r < 0)
+		return r;
+	while ((r = sql_step(tx, st)) > 0) {
+		r = row(v, st);
+		if (r < 0) {
+			sql_reset(st);
+			return r;
+		}
+	}
+	return r;
+}
+
+static int load_job(struct db_tx *tx, void *arg)
+{
+	const struct db_tree_visitor *v = arg;
+	int r = 0;
+
+	if (v->inode)
+		r = load_rows(tx, SELECT_INODES, v, load_inode);
+	if (r == 0 && v->dirent)
+		r = load_rows(tx, SELECT_DIRENTS, v, load_dirent);
+	if (r == 0 && v->xattr)
+		r = load_rows(tx, SELECT_XATTRS, v, load_xattr);
+	return r;
+}
+
+int db_tree_load(struct db *db, const struct db_tree_visitor *visitor)
+{
+	return db_read(db, load_job, (void *)visitor);
+}
+
+/* ---- replace ---- */
+
+struct replace {
+	int (*produce)(struct db_tx *tx, void *ctx);
+	void *ctx;
+};
+
+int db_tx_tree_replace(struct db_tx *tx, int (*produce)(struct db_tx *tx, void *ctx), void *ctx)
+{
+	int r = sql_exec(tx, "DELETE FROM xattr", "");
+
+	if (r == 0)
+		r = sql_exec(tx, "DELETE FROM dirent", "");
+	if (r == 0)
+		r = sql_exec(tx, "DELETE FROM inode", "");
+	return r < 0 ? r : produce(tx, ctx);
+}
+
+static int replace_job(struct db_tx *tx, void *arg)
+{
+	struct replace *replace = arg;
+
+	return db_tx_tree_replace(tx, replace->produce, replace->ctx);
+}
+
+int db_tree_replace(struct db *db, int (*produce)(struct db_tx *tx, void *ctx), void *ctx)
+{
+	struct replace replace = {produce, ctx};
+
+	return db_call(db, replace_job, &replace);
+}
+
+int db_tree_put_inode(struct db_tx *tx, const struct db_inode *i)
+{
+	if (!i->target)
+		return sql_exec(tx,
+				"INSERT INTO inode VALUES"
+				" (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, NULL)",
+				"iiiiiiiiiii", (int64_t)i->id, (int64_t)i->mode, (int64_t)i->uid,
+				(int64_t)i->gid, (int64_t)i->nlink, (int64_t)i->rdev,
+				(int64_t)i->size, i->atime_ns, i->mtime_ns, i->ctime_ns,
+				(int64_t)i->lower_ino);
+	return sql_exec(tx,
+			"INSERT INTO inode VALUES"
+			" (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+			"iiiiiiiiiiib", (int64_t)i->id, (int64_t)i->mode, (int64_t)i->uid,
+			(int64_t)i->gid, (int64_t)i->nlink, (int64_t)i->rdev, (int64_t)i->size,
+			i->atime_ns, i->mtime_ns, i->ctime_ns, (int64_t)i->lower_ino, i->target,
+			i->target_len);
+}
+
+int db_tree_put_dirent(struct db_tx *tx, uint64_t parent, const char *name, size_t name_len,
+		       uint64_t id)
+{
+	return sql_exec(tx, "INSERT INTO dirent VALUES (?1, ?2, ?3)", "ibi", (int64_t)parent, name,
+			name_len, (int64_t)id);
+}
+
+int db_tree_put_xattr(struct db_tx *tx, uint64_t id, const char *name, size_t name_len,
+		      const void *value, size_t value_len)
+{
+	return sql_exec(tx, "INSERT INTO xattr VALUES (?1, ?2, ?3)", "ibb", (int64_t)id, name,
+			name_len, value, value_len);
+}

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Group commit: while one transaction is being committed jobs pile up, and all of them are the next
+ * transaction. A lone caller waits for one commit, many share one, and there is nothing to tune.
+ *
+ * Each job has a savepoint. Two things undo more than one job: a commit that fails, and SQLite
+ * rolling back by itself (disk full, I/O error); the jobs concerned all get that error, those not
+ * begun yet get a transaction of their own.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <utlist.h>
+
+#include "base/log.h"
+#include "db/writer.h"
+
+struct job {
+	db_job_fn fn;
+	void *arg;
+	void (*free_fn)(void *arg);
+	bool posted; /* on the heap, nobody waits */
+	bool done;   /* guarded by writer.lock */
+	int result;  /* writer thread until done */
+	struct job *prev, *next;
+};
+
+struct writer {
+	pthread_t thread;
+	pthread_mutex_t lock; /* innermost: nothing is called under it */
+	pthread_cond_t more;  /* queue or stop changed */
+	pthread_cond_t done;  /* some jobs are done */
+	struct job *queue;    /* guarded by lock */
+	bool stop;	      /* guarded by lock */
+	int post_error;	      /* guarded by lock: first failure since the last flush */
+	struct db_tx tx;      /* writer thread */
+};
+
+static int job_run(struct db_tx *tx, struct job *job)
+{
+	int unresolved = 0, high, r;
+
+	r = sql_exec(tx, "SAVEPOINT job", "");
+	if (r < 0)
+		return r;
+	r = job->fn(tx, job->arg);
+	/* deferred foreign keys would only fail at the commit, and take the others with them */
+	if (r >= 0 &&
+	    sqlite3_db_status(tx->sql, SQLITE_DBSTATUS_DEFERRED_FKS, &unresolved, &high, 0) == 0 &&
+	    unresolved)
+		r = -ENOENT;
+	if (sqlite3_get_autocommit(tx->sql))
+		return r < 0 ? r : -EIO; /* rolled back by SQLite */
+	if (r < 0 && sql_exec(tx, "ROLLBACK TO job", "") < 0)
+		sql_exec_text(tx, "ROLLBACK");
+	else if (sql_exec(tx, "RELEASE job", "") < 0)
+		sql_exec_text(tx, "ROLLBACK");
+	return r < 0 ? r : 0;
+}
+
+static void jobs_fail(struct job *first, struct job *end, int error)
+{
+	for (struct job *job = first; job != end; job = job->next) {
+		if (job->result == 0)
+			job->result = error;
+	}
+}
+
+/* Does jobs from `first` on in one transaction; gives the first that is not done. */
+static struct job *group_run(struct db_tx *tx, struct job *first)
+{
+	struct job *job;
+	int r = sql_exec_text(tx, "BEGIN IMMEDIATE");
+
+	if (r < 0) {
+		jobs_fail(first, NULL, r);
+		return NULL;
+	}
+	for (job = first; job; job = job->next) {
+		job->result = job_run(tx, job);
+		if (sqlite3_get_autocommit(tx->sql)) {
+			r = job->result < 0 ? job->result : -EIO;
+			jobs_fail(first, job->next, r);
+			return job->next;
+		}
+	}
+	r = sql_commit(tx);
+	if (r < 0) {
+		if (!sqlite3_get_autocommit(tx->sql))
+			sql_exec_text(tx, "ROLLBACK");
+		jobs_fail(first, NULL, r);
+	}
+	return NULL;
+}
+
+/* Tells those who wait, frees what nobody waits for. */
+static void group_finish(struct writer *w, struct job *jobs)
+{
+	struct job *job, *next, *posted = NULL;
+
+	pthread_mutex_lock(&w->lock);
+	DL_FOREACH_SAFE(jobs, job, next)
+	{
+		if (job->posted) {
+			DL_DELETE(jobs, job);
+			DL_APPEND(posted, job);
+			if (job->result < 0 && w->post_error == 0)
+				w->post_error = job->result;
+		} else {
+			job->done = true; /* its caller frees it from now on */
+		}
+	}
+	pthread_cond_broadcast(&w->done);
+	pthread_mutex_unlock(&w->lock);
+	DL_FOREACH_SAFE(posted, job, next)
+	{
+		if (job->free_fn)
+			job->free_fn(job->arg);
+		free(job);
+	}
+}
+
+static void *writer_main(void *arg)
+{
+	struct writer *w = arg;
+	struct job *jobs;
+
+	pthread_mutex_lock(&w->lock);
+	for (;;) {
+		while (!w->queue && !w->stop)
+			pthread_cond_wait(&w->more, &w->lock);
+		if (!w->queue)
+			break;
+		jobs = w->queue;
+		w->queue = NULL;
+		pthread_mutex_unlock(&w->lock);
+		for (struct job *rest = jobs; rest;)
+			rest = group_run(&w->tx, rest);
+		group_finish(w, jobs);
+		pthread_mutex_lock(&w->lock);
+	}
+	pthread_mutex_unlock(&w->lock);
+	return NULL;
+}
+
+int writer_start(struct db_tx *tx, struct writer **writer)
+{
+	struct writer *w = calloc(1, sizeof(*w));
+	int r;
+
+	if (!w) {
+		sql_close(tx);
+		return -ENOMEM;
+	}
+	w->tx = *tx;
+	pthread_mutex_init(&w->lock, NULL);
+	pthread_cond_init(&w->more, NULL);
+	pthread_cond_init(&w->done, NULL);
+	r = -pthread_create(&w->thread, NULL, writer_main, w);
+	if (r < 0) {
+		sql_close(&w->tx);
+		free(w);
+		return r;
+	}
+	pthread_setname_np(w->thread, "wpfs-db");
+	*writer = w;
+	return 0;
+}
+
+static void job_queue(struct writer *w, struct job *job)
+{
+	assert(!pthread_equal(pthread_self(), w->thread));
+	pthread_mutex_lock(&w->lock);
+	DL_APPEND(w->queue, job);
+	pthread_cond_signal(&w->more);
+	pthread_mutex_unlock(&w->lock);
+}
+
+int writer_call(struct writer *w, db_job_fn fn, void *arg)
+{
+	struct job job = {.fn = fn, .arg = arg};
+
+	job_queue(w, &job);
+	pthread_mutex_lock(&w->lock);
+	while (!job.done)
+		pthread_cond_wait(&w->done, &w->lock);
+	pthread_mutex_unlock(&w->lock);
+	return job.result;
+}
+
+int writer_post(struct writer *w, db_job_fn fn, void *arg, void (*free_fn)(void *arg))
+{
+	struct job *job = calloc(1, sizeof(*job));
+
+	if (!job)
+		return -ENOMEM;
+	*job = (struct job){.fn = fn, .arg = arg, .free_fn = free_fn, .posted = true};
+	job_queue(w, job);
+	return 0;
+}
+
+static int job_nothing(struct db_tx *tx, void *arg)
+{
+	return 0;
+}
+
+int writer_flush(struct writer *w)
+{
+	int r = writer_call(w, job_nothing, NULL), posted;
+
+	pthread_mutex_lock(&w->lock);
+	posted = w->post_error;
+	w->post_error = 0;
+	pthread_mutex_unlock(&w->lock);
+	return posted < 0 ? posted : r;
+}
+
+void writer_stop(struct writer *w)
+{
+	pthread_mutex_lock(&w->lock);
+	w->stop = true;
+	pthread_cond_signal(&w->more);
+	pthread_mutex_unlock(&w->lock);
+	pthread_join(w->thread, NULL);
+	if (sql_exec_text(&w->tx, "PRAGMA wal_checkpoint(TRUNCATE)") < 0)
+		log_debug("database: no checkpoint at the end; the log is kept");
+	sql_close(&w->tx);
+	pthread_mutex_destroy(&w->lock);
+	pthread_cond_destroy(&w->more);
+	pthread_cond_destroy(&w->done);
+	free(w);
+}
