@@ -138,7 +138,9 @@ static int open_store(struct daemon *d)
 		r = -EUCLEAN;
 	if (r)
 		log_err("cannot read the id of the store %s: %s", d->store.path, log_errstr(r));
-	return r ? r : open_run(d);
+	if (!r)
+		r = open_run(d);
+	return r ? r : rundir_lower_open(&d->run, d->options->lower);
 }
 
 static int open_volatile(struct daemon *d)
@@ -150,18 +152,21 @@ static int open_volatile(struct daemon *d)
 	snprintf(d->id, sizeof(d->id), "%016" PRIx64 "%016" PRIx64, (uint64_t)hash.high64,
 		 (uint64_t)hash.low64);
 	r = open_run(d);
+	if (!r)
+		r = rundir_lower_open(&d->run, d->options->lower);
 	if (r)
 		return r;
 	rundir_private_path(&d->run, "", private_path, sizeof(private_path));
 	return open_database(d, private_path, DB_VOLATILE);
 }
 
-static int open_lower(struct daemon *d)
+/* Restores the tree into a lower that is new. */
+static int fill_lower(struct daemon *d)
 {
-	int r = rundir_lower_open(&d->run, d->options->lower);
+	int r = 0;
 
-	if (r || d->run.adopted)
-		return r;
+	if (d->run.adopted)
+		return 0;
 	if (d->has_store)
 		r = fs_store_load(d->db, d->store.data_fd, d->run.lower_fd,
 				  d->options->has_root_attrs, &d->run.ids);
@@ -271,15 +276,15 @@ static int start(struct daemon *d)
 {
 	int r;
 
-	r = mountpoint_resolve(d->options->mountpoint, d->mountpoint);
+	r = needs_check();
+	if (!r)
+		r = mountpoint_resolve(d->options->mountpoint, d->mountpoint);
 	if (!r)
 		r = mountpoint_check(d->mountpoint, &d->dead_mount);
 	if (!r)
-		r = needs_check();
-	if (!r)
 		r = d->has_store ? open_store(d) : open_volatile(d);
 	if (!r)
-		r = open_lower(d);
+		r = fill_lower(d);
 	if (!r)
 		r = open_socket(d);
 	if (!r)

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -67,7 +67,7 @@ static int check_empty(const char *path)
 int mountpoint_check(const char *path, bool *dead)
 {
 	struct mounts_entry entry;
-	struct stat st;
+	struct statfs st;
 	int r = mounts_find(path, &entry);
 
 	*dead = false;
@@ -77,7 +77,8 @@ int mountpoint_check(const char *path, bool *dead)
 		log_err("cannot read the mount table: %s", log_errstr(r));
 		return r;
 	}
-	if (strcmp(entry.fstype, "fuse.wpfs") == 0 && stat(path, &st) < 0 && errno == ENOTCONN) {
+	/* Not stat(2), which the kernel answers from its cache. */
+	if (strcmp(entry.fstype, "fuse.wpfs") == 0 && statfs(path, &st) < 0 && errno == ENOTCONN) {
 		*dead = true;
 		return 0;
 	}

@@ -241,7 +241,7 @@ static const struct need {
 	bool optional;
 	const char *fix;
 } needs[] = {
-	{"root", need_root, false,
+	{"root privilege", need_root, false,
 	 "run wpfs as root, with CAP_SYS_ADMIN, CAP_SYS_PTRACE and the file capabilities"},
 	{"4 KiB pages", need_page_size, false, "use a kernel with a base page size of 4096 bytes"},
 	{"/dev/fuse", need_dev_fuse, false, "run `modprobe fuse` (kernel option CONFIG_FUSE_FS)"},
@@ -292,7 +292,7 @@ int needs_check(void)
 		int r = needs[i].optional ? 0 : needs[i].check();
 
 		if (r) {
-			log_err("cannot mount: this system has no %s (%s): %s", needs[i].name,
+			log_err("cannot mount: %s is missing (%s): %s", needs[i].name,
 				log_errstr(r), needs[i].fix);
 			return r;
 		}

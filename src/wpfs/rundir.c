@@ -137,10 +137,11 @@ static int lower_mount(struct rundir *rd, const char *path, const char *options)
 	char all[512];
 	int r;
 
-	/* One that was left half restored goes. */
+	/* One that was left half restored goes, and what a /run that outlived a boot still has. */
 	while (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) == 0)
 		;
-	unlinkat(rd->private_fd, "ids", 0);
+	for (size_t i = 0; i < sizeof(private_files) / sizeof(private_files[0]); i++)
+		unlinkat(rd->private_fd, private_files[i], 0);
 	r = lower_id_make(rd);
 	if (r)
 		return r;
