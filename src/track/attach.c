@@ -113,7 +113,7 @@ static void attach_again(struct request *rq)
 
 	life_sweep(rq->t);
 	DL_FOREACH (rq->t->tmms, tm) {
-		if (tm->state != TMM_LIVE || tm->program.pid != c->id.pid ||
+		if (tm->state == TMM_DETACHED || tm->program.pid != c->id.pid ||
 		    tm->program.start_time != c->id.start_time)
 			continue;
 		if (tm->client) {

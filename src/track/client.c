@@ -45,11 +45,8 @@ void client_accept(struct track *t)
 
 void client_free(struct track *t, struct client *c)
 {
-	if (c->tmm) {
-		c->tmm->client = NULL;
-		if (c->tmm->state == TMM_NEW)
-			tmm_free(t, c->tmm);
-	}
+	if (c->tmm)
+		c->tmm->client = NULL; /* the mm lives until its program ends */
 	ipc_outq_clear(&c->out);
 	track_watch_remove(t, &c->watch);
 	DL_DELETE(t->clients, c);

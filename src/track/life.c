@@ -115,7 +115,10 @@ static bool life_has_ended(const struct tmm *tm)
 {
 	if (proc_is_dead(tm->program_watch.fd))
 		return true;
-	return tm->witness_pidfd >= 0 && !proc_is_dead(tm->witness_pidfd) &&
+	/* Without a witness nothing tells an exec but the end of the connection. */
+	if (tm->witness_pidfd < 0)
+		return tm->client == NULL;
+	return !proc_is_dead(tm->witness_pidfd) &&
 	       proc_same_mm(tm->program.pid, tm->witness.pid) == 0;
 }
 
