@@ -3,7 +3,7 @@
  * The cost of the first write to a protected page, by every way there is, in one process and
  * interleaved: each round visits all ways, so that noise of the machine falls on all alike.
  *
- *	bench-marks WPFS_FILE TMPFS_FILE MIB ROUNDS PROTECT_COMMAND
+ *	bench-marks WPFS_FILE TMPFS_DIR MIB ROUNDS PROTECT_COMMAND
  *
  * Runs under `wpctl run --name N`; PROTECT_COMMAND is run through sh(1) to have the mapping of
  * WPFS_FILE armed. Prints one line per way and round: "way round ns_per_page".
@@ -130,37 +130,45 @@ static void on_segv(int sig, siginfo_t *info, void *ctx)
 int main(int argc, char **argv)
 {
 	const struct sigaction segv = {.sa_sigaction = on_segv, .sa_flags = SA_SIGINFO};
-	char *wpfs, *async, *sync, *prot, *plain;
+	enum { PLAIN, ASYNC, WPFS, SYNC, PROT, WAYS };
+	static const char *const name[WAYS] = {
+		[PLAIN] = "plain",    [ASYNC] = "raw-async",	[WPFS] = "wpfs",
+		[SYNC] = "sync-uffd", [PROT] = "mprotect-segv",
+	};
+	char *map[WAYS];
 	int async_fd, sync_fd;
 	pthread_t thread;
 
 	if (argc != 6) {
-		fprintf(stderr, "usage: bench-marks WPFS_FILE TMPFS_FILE MIB ROUNDS PROTECT\n");
+		fprintf(stderr, "usage: bench-marks WPFS_FILE TMPFS_DIR MIB ROUNDS PROTECT\n");
 		return 2;
 	}
 	bench_pages = strtoul(argv[3], NULL, 10) * 256;
-	wpfs = map_file(argv[1]);
-	plain = map_file(argv[2]);
-	async = map_file(argv[2]);
-	sync = map_file(argv[2]);
-	prot = map_file(argv[2]);
-	async_fd = raw_uffd(async, UFFD_FEATURE_WP_ASYNC);
-	sync_fd = raw_uffd(sync, 0);
+	for (int way = 0; way < WAYS; way++) {
+		char path[4096];
+
+		/* A file for each: pages that another way has just written are warm in the cache.
+		 */
+		snprintf(path, sizeof(path), "%s/%s", argv[2], name[way]);
+		map[way] = map_file(way == WPFS ? argv[1] : path);
+	}
+	async_fd = raw_uffd(map[ASYNC], UFFD_FEATURE_WP_ASYNC);
+	sync_fd = raw_uffd(map[SYNC], 0);
 	sigaction(SIGSEGV, &segv, NULL);
 	if (pthread_create(&thread, NULL, serve_sync, &sync_fd))
 		die("pthread_create");
 
 	for (int round = 0; round < atoi(argv[4]); round++) {
-		printf("plain %d %.1f\n", round, write_all(plain));
-		raw_protect(async_fd, async);
-		printf("raw-async %d %.1f\n", round, write_all(async));
 		if (system(argv[5]) != 0)
 			die("the protect command failed");
-		printf("wpfs %d %.1f\n", round, write_all(wpfs));
-		raw_protect(sync_fd, sync);
-		printf("sync-uffd %d %.1f\n", round, write_all(sync));
-		mprotect(prot, bench_pages * PAGE, PROT_READ);
-		printf("mprotect-segv %d %.1f\n", round, write_all(prot));
+		raw_protect(async_fd, map[ASYNC]);
+		raw_protect(sync_fd, map[SYNC]);
+		mprotect(map[PROT], bench_pages * PAGE, PROT_READ);
+		for (int i = 0; i < WAYS; i++) {
+			int way = (i + round) % WAYS; /* nobody always comes first */
+
+			printf("%s %d %.1f\n", name[way], round, write_all(map[way]));
+		}
 	}
 	fflush(stdout);
 	_exit(0); /* the server thread never ends by itself */
