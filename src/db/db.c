@@ -115,8 +115,8 @@ void db_close(struct db *db)
 {
 	struct db_tx *tx, *next;
 
-	LL_FOREACH_SAFE(db->idle, tx, next)
-	{
+	for (tx = db->idle; tx; tx = next) {
+		next = tx->next;
 		sql_close(tx);
 		free(tx);
 	}

@@ -94,31 +94,30 @@ static struct job *group_run(struct db_tx *tx, struct job *first)
 	return NULL;
 }
 
-/* Tells those who wait, frees what nobody waits for. */
+/* Frees what nobody waits for, then tells those who wait. */
 static void group_finish(struct writer *w, struct job *jobs)
 {
-	struct job *job, *next, *posted = NULL;
+	struct job *job, *next;
+	int error = 0;
 
-	pthread_mutex_lock(&w->lock);
-	DL_FOREACH_SAFE(jobs, job, next)
-	{
-		if (job->posted) {
-			DL_DELETE(jobs, job);
-			DL_APPEND(posted, job);
-			if (job->result < 0 && w->post_error == 0)
-				w->post_error = job->result;
-		} else {
-			job->done = true; /* its caller frees it from now on */
-		}
-	}
-	pthread_cond_broadcast(&w->done);
-	pthread_mutex_unlock(&w->lock);
-	DL_FOREACH_SAFE(posted, job, next)
-	{
+	for (job = jobs; job; job = next) {
+		next = job->next;
+		if (!job->posted)
+			continue;
+		DL_DELETE(jobs, job);
+		if (error == 0)
+			error = job->result;
 		if (job->free_fn)
 			job->free_fn(job->arg);
 		free(job);
 	}
+	pthread_mutex_lock(&w->lock);
+	if (w->post_error == 0)
+		w->post_error = error;
+	for (job = jobs; job; job = job->next)
+		job->done = true; /* its caller frees it once the lock is free */
+	pthread_cond_broadcast(&w->done);
+	pthread_mutex_unlock(&w->lock);
 }
 
 static void *writer_main(void *arg)
