@@ -75,29 +75,35 @@ int store_is_locked(int dir_fd)
 struct relay {
 	ipc_record_fn fn;
 	void *arg;
-	unsigned stale; /* mms that the database calls live */
 };
 
 static int relay_record(void *ctx, uint32_t type, const void *body, size_t len)
 {
+	static const struct wpfs_rec_note stale = {
+		"the daemon of this store ended while it lived: shown as of its last harvest; "
+		"mount the store to know more"};
 	struct relay *relay = ctx;
 	struct wpfs_rec_mm mm;
+	bool live;
+	int r;
 
 	if (type != WPFS_REC_MM)
 		return relay->fn(relay->arg, type, body);
 	memcpy(&mm, body, sizeof(mm));
-	if (mm.state == WPFS_MM_LIVE)
-		relay->stale++;
+	live = mm.state == WPFS_MM_LIVE;
 	mm.state = WPFS_MM_DETACHED;
 	mm.pid = 0;
-	return relay->fn(relay->arg, type, &mm);
+	r = relay->fn(relay->arg, type, &mm);
+	if (r || !live)
+		return r;
+	return relay->fn(relay->arg, WPFS_REC_NOTE, &stale);
 }
 
 int store_report(const char *path, const struct wpfs_select *select, ipc_record_fn fn, void *arg,
 		 char *why)
 {
 	_cleanup_(db_closep) struct db *db = NULL;
-	struct relay relay = {fn, arg, 0};
+	struct relay relay = {fn, arg};
 	struct db_report_query query = {
 		.kind = select->kind,
 		.all_uids = geteuid() == 0,
@@ -106,18 +112,10 @@ int store_report(const char *path, const struct wpfs_select *select, ipc_record_
 		.path = select->set & WPFS_SELECT_FILE ? select->file : NULL,
 		.epoch = select->set & WPFS_SELECT_EPOCH ? select->epoch : 0,
 	};
-	struct wpfs_rec_note note;
 	int r;
 
 	r = store_open(path, DB_READONLY, &db, why);
-	r = r ?: db_report(db, &query, relay_record, &relay, why);
-	if (r || !relay.stale)
-		return r;
-	snprintf(note.text, sizeof(note.text),
-		 "the daemon of this store ended while %u program%s lived: shown as of the last "
-		 "harvest; mount the store to know more",
-		 relay.stale, relay.stale == 1 ? "" : "s");
-	return fn(arg, WPFS_REC_NOTE, &note);
+	return r ?: db_report(db, &query, relay_record, &relay, why);
 }
 
 /* The mms to forget, collected while the database is read. */

@@ -144,10 +144,10 @@ class Wpfs:
                 [*argv, self.store, str(self.mnt)], env=env, cwd="/", stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True)
         self.pidfd = os.pidfd_open(self.daemon.pid)
-        mounted = watch.wait(self.is_mounted, SECONDS, self.pidfd)
+        mounted = watch.wait(self.answers, SECONDS, self.pidfd)
         watch.close()
         assert mounted, f"wpfs did not mount: {self.read_log()}"
-        self.id = self.read_id()  # waits for the daemon's first answer
+        self.id = self.read_id()
         assert (RUN_DIR / self.id / "sock").is_socket(), "mounted, and no socket"
         return self
 
@@ -157,6 +157,13 @@ class Wpfs:
 
     def is_mounted(self):
         return any(kind == "fuse.wpfs" for _, kind in proc.mounts_below(self.mnt))
+
+    def answers(self):
+        """Is a living wpfs mounted? What a killed one left gives ENOTCONN, the directory ENOTTY."""
+        try:
+            return bool(self.read_id())
+        except OSError:
+            return False
 
     def read_id(self):
         fd = os.open(self.mnt, os.O_RDONLY | os.O_DIRECTORY)

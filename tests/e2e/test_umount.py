@@ -111,6 +111,7 @@ def test_relative_path_and_slash(make_wpfs):
 
 @pytest.mark.parametrize("user", [65534])
 def test_only_root(wpfs, user):
+    os.chmod(wpfs.dir, 0o755)
     done = subprocess.run([UMOUNT_HELPER, wpfs.mnt], user=user, capture_output=True, text=True,
                           timeout=60, check=False)
     refused(done, "only root can")
