@@ -72,6 +72,35 @@ struct pm_scan_arg {
 _Static_assert(sizeof(struct pm_scan_arg) == 96, "PAGEMAP_SCAN ABI");
 _Static_assert(sizeof(struct page_region) == 24, "PAGEMAP_SCAN ABI");
 
+/* PROCMAP_QUERY: Linux 6.11 */
+#ifndef PROCMAP_QUERY
+#define PROCMAP_QUERY                _IOWR('f', 17, struct procmap_query)
+#define PROCMAP_QUERY_VMA_READABLE   0x01
+#define PROCMAP_QUERY_VMA_WRITABLE   0x02
+#define PROCMAP_QUERY_VMA_EXECUTABLE 0x04
+#define PROCMAP_QUERY_VMA_SHARED     0x08
+
+struct procmap_query {
+	__u64 size; /* of this struct */
+	__u64 query_flags;
+	__u64 query_addr;
+	__u64 vma_start; /* out, up to inode and dev */
+	__u64 vma_end;
+	__u64 vma_flags;
+	__u64 vma_page_size;
+	__u64 vma_offset; /* bytes */
+	__u64 inode;
+	__u32 dev_major;
+	__u32 dev_minor;
+	__u32 vma_name_size; /* in: 0 = no name wanted */
+	__u32 build_id_size;
+	__u64 vma_name_addr;
+	__u64 build_id_addr;
+};
+#endif
+
+_Static_assert(sizeof(struct procmap_query) == 104, "PROCMAP_QUERY ABI");
+
 /* FUSE passthrough: Linux 6.9 */
 #ifndef FUSE_DEV_IOC_BACKING_OPEN
 #define FUSE_DEV_IOC_BACKING_OPEN  _IOW(229, 1, struct fuse_backing_map)

@@ -13,20 +13,21 @@
 #define WORD_PAGES 64
 #define GRAIN	   (8 * WPFS_PAGE_SIZE) /* pages whose bits fill a page of the file */
 
+/* `bytes` is the length of the file: its head and whole pages of bits. */
 static int bits_map(struct spill_bits *bits, uint64_t bytes)
 {
-	void *words = MAP_FAILED;
+	uint64_t mapped = SPILL_BITS_HEAD + bits->pages / 8;
+	void *head;
 
-	if (bytes == 0)
-		return 0;
-	if (bits->words)
-		words = mremap(bits->words, bits->pages / 8, bytes, MREMAP_MAYMOVE);
+	if (bits->head)
+		head = mremap(bits->head, mapped, bytes, MREMAP_MAYMOVE);
 	else
-		words = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, bits->fd, 0);
-	if (words == MAP_FAILED)
+		head = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, bits->fd, 0);
+	if (head == MAP_FAILED)
 		return -errno;
-	bits->words = words;
-	bits->pages = bytes * 8;
+	bits->head = head;
+	bits->words = (uint64_t *)((char *)head + SPILL_BITS_HEAD);
+	bits->pages = (bytes - SPILL_BITS_HEAD) * 8;
 	return 0;
 }
 
@@ -41,6 +42,10 @@ int spill_bits_open(struct spill_bits *bits, int dir_fd, const char *name, bool 
 	if (bits->fd < 0)
 		return -errno;
 	r = fstat(bits->fd, &st) < 0 ? -errno : 0;
+	if (r == 0 && st.st_size < SPILL_BITS_HEAD) {
+		st.st_size = SPILL_BITS_HEAD;
+		r = fallocate(bits->fd, 0, 0, SPILL_BITS_HEAD) < 0 ? -errno : 0;
+	}
 	if (r == 0)
 		r = bits_map(bits, (uint64_t)st.st_size & ~(WPFS_PAGE_SIZE - 1));
 	if (r < 0) {
@@ -54,15 +59,15 @@ int spill_bits_open(struct spill_bits *bits, int dir_fd, const char *name, bool 
 
 void spill_bits_close(struct spill_bits *bits)
 {
-	if (bits->words)
-		munmap(bits->words, bits->pages / 8);
+	if (bits->head)
+		munmap(bits->head, SPILL_BITS_HEAD + bits->pages / 8);
 	close_fd(&bits->fd);
 	*bits = (struct spill_bits)SPILL_BITS_INIT;
 }
 
 int spill_bits_reserve(struct spill_bits *bits, uint64_t pages)
 {
-	uint64_t bytes = (pages + GRAIN - 1) / GRAIN * WPFS_PAGE_SIZE;
+	uint64_t bytes = SPILL_BITS_HEAD + (pages + GRAIN - 1) / GRAIN * WPFS_PAGE_SIZE;
 
 	if (pages <= bits->pages)
 		return 0;

@@ -10,10 +10,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define SPILL_BITS_HEAD 4096
+
 struct spill_bits {
 	int fd;		 /* -1: closed */
-	uint64_t *words; /* mapped */
-	uint64_t pages;	 /* there is room for; a multiple of 64 * 512 */
+	void *head;	 /* the first SPILL_BITS_HEAD bytes of the file, the owner's; mapped */
+	uint64_t *words; /* mapped behind it */
+	uint64_t pages;	 /* there is room for; a multiple of 32768 */
 	uint64_t count;	 /* of bits that are set */
 };
 

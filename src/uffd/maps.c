@@ -6,10 +6,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/sysmacros.h>
 
 #include "base/cleanup.h"
+#include "base/compat.h"
 #include "base/units.h"
 
 /* Parses the head of a maps line: "start-end rwxs offset major:minor inode". */
@@ -47,6 +49,58 @@ static int maps_append(struct maps_list *list, const struct maps_vma *vma)
 		list->room = room;
 	}
 	list->vmas[list->nr++] = *vma;
+	return 0;
+}
+
+int maps_open_fd(pid_t pid)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return errno == ENOENT ? -ESRCH : -errno;
+	return fd;
+}
+
+/* Without PROCMAP_QUERY. */
+static int maps_at_by_reading(int maps_fd, uint64_t addr, struct maps_vma *vma)
+{
+	_cleanup_fclose_ FILE *f = NULL;
+	_cleanup_free_ char *line = NULL;
+	char path[64];
+	size_t room = 0;
+
+	/* Its own file offset: two threads may ask at once. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", maps_fd);
+	f = fopen(path, "re");
+	if (!f)
+		return -errno;
+	while (getline(&line, &room, f) > 0) {
+		if (maps_parse_line(line, vma) && vma->start <= addr && addr < vma->end)
+			return 0;
+	}
+	return ferror(f) ? -EIO : -ENOENT;
+}
+
+int maps_at(int maps_fd, uint64_t addr, struct maps_vma *vma)
+{
+	struct procmap_query q = {.size = sizeof(q), .query_addr = addr};
+
+	if (ioctl(maps_fd, PROCMAP_QUERY, &q) < 0)
+		return errno == ENOTTY ? maps_at_by_reading(maps_fd, addr, vma) : -errno;
+	*vma = (struct maps_vma){
+		.start = q.vma_start,
+		.end = q.vma_end,
+		.pgoff = q.vma_offset >> WPFS_PAGE_SHIFT,
+		.dev = makedev(q.dev_major, q.dev_minor),
+		.ino = q.inode,
+		.prot = (q.vma_flags & PROCMAP_QUERY_VMA_READABLE ? PROT_READ : 0) |
+			(q.vma_flags & PROCMAP_QUERY_VMA_WRITABLE ? PROT_WRITE : 0) |
+			(q.vma_flags & PROCMAP_QUERY_VMA_EXECUTABLE ? PROT_EXEC : 0),
+		.shared = q.vma_flags & PROCMAP_QUERY_VMA_SHARED,
+	};
 	return 0;
 }
 

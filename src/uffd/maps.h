@@ -35,6 +35,15 @@ bool maps_equal(const struct maps_list *a, const struct maps_list *b);
 
 void maps_free(struct maps_list *list);
 
+/* Opens /proc/PID/maps; it stays bound to the mm the process has now. -errno. */
+int maps_open_fd(pid_t pid);
+
+/*
+ * The mapping at `addr`, by such a descriptor (PROCMAP_QUERY of Linux 6.11, else by reading all).
+ * Any thread. 0 or -errno: -ENOENT: nothing is mapped there; -ESRCH: the mm is gone.
+ */
+int maps_at(int maps_fd, uint64_t addr, struct maps_vma *vma);
+
 /*
  * Is each entry of `list` registered write-protect with some uffd ("uw" in VmFlags)? Fills wp[nr].
  * Reads smaps, which walks page tables: only for mms with a synchronous uffd of their own, where

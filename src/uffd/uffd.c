@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/compat.h"
+#include "base/units.h"
 
 bool uffd_is_uffd(int fd)
 {
@@ -36,6 +37,18 @@ int uffd_init_async(int uffd, bool events)
 	return ioctl(uffd, UFFDIO_API, &api) < 0 ? -errno : 0;
 }
 
+int uffd_init_sync(int uffd)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_MISSING_SHMEM |
+			    UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED |
+			    UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP,
+	};
+
+	return ioctl(uffd, UFFDIO_API, &api) < 0 ? -errno : 0;
+}
+
 /* One ioctl, repeated while an event of the mm is unread. */
 static int uffd_ioctl_retry(int uffd, unsigned long op, void *arg)
 {
@@ -56,14 +69,25 @@ static int uffd_ioctl_retry(int uffd, unsigned long op, void *arg)
 	}
 }
 
-int uffd_register_wp(int uffd, uint64_t start, uint64_t end)
+static int uffd_register(int uffd, uint64_t start, uint64_t end, uint64_t mode)
 {
 	struct uffdio_register reg = {
 		.range = {.start = start, .len = end - start},
-		.mode = UFFDIO_REGISTER_MODE_WP,
+		.mode = mode,
 	};
 
 	return uffd_ioctl_retry(uffd, UFFDIO_REGISTER, &reg);
+}
+
+int uffd_register_wp(int uffd, uint64_t start, uint64_t end)
+{
+	return uffd_register(uffd, start, end, UFFDIO_REGISTER_MODE_WP);
+}
+
+int uffd_register_missing(int uffd, uint64_t start, uint64_t end)
+{
+	return uffd_register(uffd, start, end,
+			     UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MISSING);
 }
 
 int uffd_unregister(int uffd, uint64_t start, uint64_t end)
@@ -81,4 +105,28 @@ int uffd_writeprotect(int uffd, uint64_t start, uint64_t end, bool on)
 	};
 
 	return uffd_ioctl_retry(uffd, UFFDIO_WRITEPROTECT, &wp);
+}
+
+int uffd_writeprotect_once(int uffd, uint64_t start, uint64_t end, bool on)
+{
+	struct uffdio_writeprotect wp = {
+		.range = {.start = start, .len = end - start},
+		.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
+	};
+
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &wp) < 0 ? -errno : 0;
+}
+
+int uffd_wake(int uffd, uint64_t start, uint64_t end)
+{
+	struct uffdio_range range = {.start = start, .len = end - start};
+
+	return ioctl(uffd, UFFDIO_WAKE, &range) < 0 ? -errno : 0;
+}
+
+int uffd_wake_all(int uffd)
+{
+	/* All user addresses with four levels of page tables; the kernel gives no others unasked.
+	 */
+	return uffd_wake(uffd, 1 << 16, ((uint64_t)1 << 47) - WPFS_PAGE_SIZE);
 }

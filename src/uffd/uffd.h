@@ -30,10 +30,22 @@ bool uffd_is_uffd(int fd);
 int uffd_init_async(int uffd, bool events);
 
 /*
+ * UFFDIO_API of wpfs's own uffd on a capped mount, where the daemon serves it: write-protect and
+ * missing faults are messages, and so are forks and mremaps. Errors as above.
+ */
+int uffd_init_sync(int uffd);
+
+/*
  * Registers [start, end) write-protect. -EBUSY: another uffd has it; -EPERM: the mapping can never
  * be written (no VM_MAYWRITE); -ENOMEM/-EINVAL: nothing or something else is mapped there.
  */
 int uffd_register_wp(int uffd, uint64_t start, uint64_t end);
+
+/*
+ * The same, and faults of missing pages too: synchronous uffds only. A range registered so must not
+ * be registered with the function above again, which would take that off.
+ */
+int uffd_register_missing(int uffd, uint64_t start, uint64_t end);
 
 /* Unregisters [start, end): the kernel clears the marks there. */
 int uffd_unregister(int uffd, uint64_t start, uint64_t end);
@@ -43,5 +55,16 @@ int uffd_unregister(int uffd, uint64_t start, uint64_t end);
  * registered. -ENOENT: it is not.
  */
 int uffd_writeprotect(int uffd, uint64_t start, uint64_t end, bool on);
+
+/* The same, tried once: -EAGAIN at once while an event of the mm is unread, and nothing was done.
+ */
+int uffd_writeprotect_once(int uffd, uint64_t start, uint64_t end, bool on);
+
+/* Has every thread that waits for a fault in [start, end) try again. */
+int uffd_wake(int uffd, uint64_t start, uint64_t end);
+
+/* The same for the whole mm: for who takes a uffd over and does not know which messages were read.
+ */
+int uffd_wake_all(int uffd);
 
 #endif
