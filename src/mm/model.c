@@ -202,6 +202,8 @@ static int mm_cut(struct mm *mm, uint64_t start, uint64_t end, size_t *first, si
 
 static void mm_remove_vmas(struct mm *mm, size_t first, size_t last)
 {
+	if (first == last)
+		return;
 	for (size_t i = first; i < last; i++)
 		mm_set_free(&mm->vmas[i].marked);
 	memmove(&mm->vmas[first], &mm->vmas[last], (mm->nr_vmas - last) * sizeof(*mm->vmas));
