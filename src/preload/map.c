@@ -62,6 +62,16 @@ static void retire(uint64_t addr, uint64_t len)
 	}
 }
 
+/* The call that [addr, addr + len) was retired for has failed: it is as it was. */
+static void reinstate(uint64_t addr, uint64_t len)
+{
+	uint64_t end = addr + len;
+	struct range piece;
+
+	for (; addr < end && ranges_next(addr, end, &piece); addr = piece.end)
+		raw(mprotect, piece.start, piece.end - piece.start, piece.prot);
+}
+
 /* Tells the daemon of [at, at + len), which will be at `final`. 0, or -errno: it is not tracked. */
 static int tell(const struct request *r, uint64_t at, uint64_t final, bool query, uint64_t *armed)
 {
@@ -87,6 +97,34 @@ static int tell(const struct request *r, uint64_t at, uint64_t final, bool query
 		return status;
 	*armed = reply.armed_pages;
 	return 0;
+}
+
+static void range_request(const struct range *range, struct request *r)
+{
+	*r = (struct request){
+		.addr = range->start,
+		.len = range->end - range->start,
+		.prot = (int)range->prot,
+		.flags = (int)range->flags & ~MAP_ANY_FIXED,
+		.off = range->offset,
+		.dev = range->dev,
+		.ino = range->ino,
+		.mount = range->mount,
+	};
+}
+
+/* After all the call failed for which a span was retired: as it was, as far as is known. */
+static void bring_back(uint64_t addr, uint64_t len)
+{
+	uint64_t end = addr + len, armed;
+	struct range piece;
+	struct request r;
+
+	for (; addr < end && ranges_next(addr, end, &piece); addr = piece.end) {
+		range_request(&piece, &r);
+		tell(&r, piece.start, piece.start, false, &armed);
+		raw(mprotect, piece.start, r.len, piece.prot);
+	}
 }
 
 static void remember(const struct request *r, uint64_t at)
@@ -198,10 +236,11 @@ static long fixed_armed(const struct request *r)
 			raw(munmap, r->addr, r->len);
 		return at;
 	}
+	/* Before the daemon hears of what comes, or what goes would count as gone unseen. */
+	if (!no_replace)
+		retire(r->addr, page_align_up(r->len));
 	err = tell(r, (uint64_t)at, r->addr, false, &armed);
 	if (!err) {
-		if (!no_replace)
-			retire(r->addr, page_align_up(r->len));
 		err = raw(mremap, at, page_align_up(r->len), page_align_up(r->len),
 			  MREMAP_MAYMOVE | MREMAP_FIXED, r->addr);
 	}
@@ -209,7 +248,10 @@ static long fixed_armed(const struct request *r)
 		raw(munmap, at, r->len);
 		if (no_replace)
 			raw(munmap, r->addr, r->len);
-		return shim.require ? -ECONNREFUSED : plain_map(r);
+		if (!shim.require)
+			return plain_map(r);
+		reinstate(r->addr, page_align_up(r->len));
+		return -ECONNREFUSED;
 	}
 	remember(r, r->addr);
 	raw(mprotect, r->addr, r->len, r->prot);
@@ -350,7 +392,9 @@ long map_unmap(uint64_t addr, uint64_t len)
 		return raw(munmap, addr, len);
 	retire(addr, page_align_up(len));
 	ret = raw(munmap, addr, len);
-	if (!ret)
+	if (ret)
+		bring_back(addr, page_align_up(len));
+	else
 		ranges_cut(addr, page_align_up(len));
 	shim_unlock(&guard);
 	return ret;
@@ -359,18 +403,13 @@ long map_unmap(uint64_t addr, uint64_t len)
 /* [start, start + len) of what `from` was is new: grown, or a second mapping of the same. */
 static void remap_grown(const struct range *from, uint64_t offset, uint64_t start, uint64_t len)
 {
-	struct request r = {
-		.addr = start,
-		.len = len,
-		.prot = (int)from->prot,
-		.flags = (int)from->flags & ~MAP_ANY_FIXED,
-		.off = offset,
-		.dev = from->dev,
-		.ino = from->ino,
-		.mount = from->mount,
-	};
+	struct request r;
 	uint64_t armed;
 
+	range_request(from, &r);
+	r.addr = start;
+	r.len = len;
+	r.off = offset;
 	if (tell(&r, start, start, false, &armed) == 0)
 		remember(&r, start);
 }
@@ -395,10 +434,28 @@ static void remap_done(const struct range *piece, uint64_t old, uint64_t old_len
 		remap_grown(piece, piece->offset + kept, at + kept, new_len - kept);
 }
 
+/* Would mremap(2) refuse these for themselves? What it replaces must then stay as it is. */
+static bool remap_valid(uint64_t old, uint64_t old_len, uint64_t new_len, int flags,
+			uint64_t new_addr)
+{
+	bool fixed = flags & MREMAP_FIXED, keep = flags & MREMAP_DONTUNMAP;
+	uint64_t span = page_align_up(old_len);
+
+	if (flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP) ||
+	    ((fixed || keep) && !(flags & MREMAP_MAYMOVE)) || (keep && old_len != new_len) ||
+	    !span_valid(old, span ? span : SHIM_PAGE_SIZE) || !span_valid(old, new_len))
+		return false;
+	if (!fixed)
+		return true;
+	return span_valid(new_addr, new_len) &&
+	       (old + span <= new_addr || new_addr + page_align_up(new_len) <= old) &&
+	       raw(msync, old, span, MS_ASYNC) == 0; /* ENOMEM: not mapped */
+}
+
 long map_remap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint64_t new_addr)
 {
 	uint64_t old_span = page_align_up(old_len), new_span = page_align_up(new_len);
-	bool fixed = flags & MREMAP_FIXED, known;
+	bool fixed = flags & MREMAP_FIXED, known, valid;
 	struct shim_guard guard;
 	struct range piece;
 	long ret;
@@ -409,18 +466,22 @@ long map_remap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint
 		return raw(mremap, old, old_len, new_len, flags, new_addr);
 	known = ranges_next(old, old + (old_span ? old_span : SHIM_PAGE_SIZE), &piece) &&
 		piece.start == old;
-	if (span_valid(old, old_span ? old_span : SHIM_PAGE_SIZE) && new_len > 0) {
-		if (fixed && span_valid(new_addr, new_len))
-			retire(new_addr, new_span);
-		if (known && old_span > new_span)
-			retire(old + new_span, old_span - new_span);
-	}
+	valid = remap_valid(old, old_len, new_len, flags, new_addr);
+	if (valid && fixed)
+		retire(new_addr, new_span);
+	if (valid && known && old_span > new_span)
+		retire(old + new_span, old_span - new_span);
 	ret = raw(mremap, old, old_len, new_len, flags, new_addr);
 	if (!raw_failed(ret)) {
 		if (known)
 			remap_done(&piece, old, old_span, new_span, flags, (uint64_t)ret);
 		else
 			ranges_cut((uint64_t)ret, new_span);
+	} else if (valid) {
+		if (fixed)
+			bring_back(new_addr, new_span);
+		if (known && old_span > new_span)
+			bring_back(old + new_span, old_span - new_span);
 	}
 	shim_unlock(&guard);
 	return ret;
