@@ -1,25 +1,36 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* clang-format off */
 /*
  * An ordinary program that maps files, taking orders one line at a time on stdin and answering each
  * with one line: "ok [VALUE]" or "err ENAME". It knows nothing of wpfs. F and M are numbers of its
  * own for open files and mappings; offsets and lengths in bytes, PAGE and COUNT in pages of M.
  *
- *   open F PATH           O_RDWR|O_CREAT            map M F OFF LEN [ro] [private] [at=ADDR] ->
- * ADDR size F BYTES          ftruncate                 unmap M [PAGE COUNT] punch F OFF LEN
- * fallocate                 move M            mremap elsewhere -> ADDR pwrite F OFF LEN BYTE store
- * M PAGE BYTE [COUNT] fsync F               close F                   load M PAGE -> BYTE advise M
- * PAGE COUNT dontneed|remove|pageout|populate_write      msync M prot M PAGE COUNT r|rw|none fork
- * IN OUT -> PID: the child takes orders exec PATH [ARG...]    exit STATUS from fifo IN, answers in
- * OUT
+ *   open F PATH            O_RDWR|O_CREAT         map M F OFF LEN [ro] [private] [at=ADDR] -> ADDR
+ *   size F BYTES           ftruncate              unmap M [PAGE COUNT]
+ *   punch F OFF LEN        fallocate              rawunmap M [PAGE COUNT]    syscall(2)
+ *   pwrite F OFF LEN BYTE                         move M         mremap elsewhere -> ADDR
+ *   fsync F                                       store M PAGE BYTE [COUNT]
+ *   close F                                       load M PAGE -> BYTE
+ *   fork IN OUT -> PID     the child takes        advise M PAGE COUNT
+ *                          orders from fifo IN,     dontneed|remove|pageout|populate_write
+ *                          answers in OUT         msync M
+ *   exec PATH [ARG...]     exit STATUS            prot M PAGE COUNT r|rw|none
+ *   seccomp                no new processes, sockets or userfaultfds from now on
  */
+/* clang-format on */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define PAGE	  4096ul
@@ -137,6 +148,16 @@ static long do_unmap(const struct order *o)
 	return result(munmap(maps[slot].addr, maps[slot].len));
 }
 
+/* As a program does that makes its system calls itself: no function of libc is called. */
+static long do_rawunmap(const struct order *o)
+{
+	size_t slot = number(o, 1) % SLOTS;
+
+	if (o->words > 2)
+		return result(syscall(SYS_munmap, page_at(o, 1, 2), number(o, 3) * PAGE));
+	return result(syscall(SYS_munmap, maps[slot].addr, maps[slot].len));
+}
+
 static long do_move(const struct order *o)
 {
 	size_t slot = number(o, 1) % SLOTS, len = maps[slot].len;
@@ -210,6 +231,30 @@ static long do_fork(const struct order *o)
 	return result(pid);
 }
 
+#define DENY(nr)                                                                                   \
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (nr), 0, 1),                                           \
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM)
+
+static long do_seccomp(const struct order *o)
+{
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		DENY(SYS_clone),
+		DENY(SYS_clone3),
+		DENY(SYS_socket),
+		DENY(SYS_connect),
+		DENY(SYS_userfaultfd),
+		DENY(SYS_pidfd_open),
+		DENY(SYS_prctl),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = {sizeof(filter) / sizeof(filter[0]), filter};
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+		return -errno;
+	return result(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
+}
+
 static long do_exec(const struct order *o)
 {
 	execv(o->word[1], &((struct order *)o)->word[1]);
@@ -226,12 +271,13 @@ static const struct {
 	int words; /* at least, with the verb */
 	long (*run)(const struct order *o);
 } verbs[] = {
-	{"open", 3, do_open},	{"size", 3, do_size},	  {"punch", 4, do_punch},
-	{"close", 2, do_close}, {"pwrite", 5, do_pwrite}, {"fsync", 2, do_fsync},
-	{"map", 5, do_map},	{"unmap", 2, do_unmap},	  {"move", 2, do_move},
-	{"store", 4, do_store}, {"load", 3, do_load},	  {"advise", 5, do_advise},
-	{"prot", 5, do_prot},	{"msync", 2, do_msync},	  {"fork", 3, do_fork},
-	{"exec", 2, do_exec},	{"exit", 2, do_exit},
+	{"open", 3, do_open},	    {"size", 3, do_size},     {"punch", 4, do_punch},
+	{"close", 2, do_close},	    {"pwrite", 5, do_pwrite}, {"fsync", 2, do_fsync},
+	{"map", 5, do_map},	    {"unmap", 2, do_unmap},   {"move", 2, do_move},
+	{"store", 4, do_store},	    {"load", 3, do_load},     {"advise", 5, do_advise},
+	{"prot", 5, do_prot},	    {"msync", 2, do_msync},   {"fork", 3, do_fork},
+	{"exec", 2, do_exec},	    {"exit", 2, do_exit},     {"rawunmap", 2, do_rawunmap},
+	{"seccomp", 1, do_seccomp},
 };
 
 static long obey(const struct order *o)

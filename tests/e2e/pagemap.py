@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Page table entries of another process, as /proc/PID/pagemap shows them (see the kernel's pagemap.rst)."""
+
+import os
+import struct
+
+PAGE = 4096
+PRESENT = 1 << 63
+SWAPPED = 1 << 62  # also the marker that keeps the mark of a page that is not there
+MARKED = 1 << 57
+
+
+def entries(pid, addr, count):
+    """The entries of `count` pages from `addr` on, with their frame numbers."""
+    fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY)
+    try:
+        data = os.pread(fd, count * 8, addr // PAGE * 8)
+    finally:
+        os.close(fd)
+    return struct.unpack(f"{len(data) // 8}Q", data)
+
+
+def marked(pid, addr, count):
+    """Indices of the pages whose entry carries the uffd-wp bit."""
+    return {i for i, entry in enumerate(entries(pid, addr, count)) if entry & MARKED}
+
+
+def is_there(entry):
+    return bool(entry & PRESENT)

@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a mark is bound to, and what it survives: the rules about the life of a mark, one by one."""
+
+import pytest
+
+import harness
+import pagemap
+import report
+import swap
+from harness import PAGE
+from mapper import ALL, PAGES, Child, killed, mapped
+
+# ---- one bit per page, mm and address
+
+
+def test_two_processes_have_marks_of_their_own(wpfs):
+    one, two = mapped(wpfs, "one"), mapped(wpfs, "two")
+    one.order("store 0 3 1")
+    two.order("store 0 5 2 2")
+    assert one.order("load 0 5") == 2, "they do not map the same file"
+    assert report.dirty(wpfs, "one") == {3}
+    assert report.dirty(wpfs, "two") == {5, 6}
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "one")
+    assert report.dirty(wpfs, "one") == set()
+    assert report.dirty(wpfs, "two") == {5, 6}
+    one.order("store 0 5 3")
+    assert killed(wpfs, one, "one") == {5}
+    assert killed(wpfs, two, "two") == {5, 6}
+
+
+def test_mapped_twice_a_store_through_either_is_seen(wpfs):
+    program = mapped(wpfs)
+    program.order(f"map 1 0 {16 * PAGE} {16 * PAGE}")  # pages 16 to 31 once more
+    program.order("store 0 2 1")
+    program.order("store 0 17 1")
+    program.order("store 1 3 1")
+    expected = {2, 17, 19}
+    assert report.dirty(wpfs, "t") == expected
+    program.order("unmap 1")
+    assert report.dirty(wpfs, "t") == expected, "the written mapping went, and with it the page"
+    program.order("unmap 0")
+    assert report.dirty(wpfs, "t") == expected
+    assert killed(wpfs, program) == expected
+
+
+def test_two_mappings_of_which_one_is_older_than_the_protection(wpfs):
+    program = mapped(wpfs, protect=False)
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order(f"map 1 0 0 {PAGES * PAGE}")
+    assert report.dirty(wpfs, "t") == set()
+    program.order("store 1 9 1")
+    assert report.dirty(wpfs, "t") == {9}
+
+
+def test_never_armed_is_not_dirty(wpfs):
+    program = mapped(wpfs, protect=False)
+    program.order("store 0 0 1 8")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t", "--file", "/f", "--range",
+               f"{16 * PAGE}+{16 * PAGE}")
+    program.order("store 0 12 1 8")
+    assert report.dirty(wpfs, "t") == {16, 17, 18, 19}
+    assert report.marked(wpfs, "t") == set(range(20, 32))
+
+
+def test_a_read_only_mapping_makes_nothing_dirty(wpfs):
+    program = mapped(wpfs)
+    program.order(f"map 1 0 0 {PAGES * PAGE} ro")
+    assert program.order("load 1 7") == 0
+    program.order("store 0 1 1")
+    program.order("unmap 1")
+    assert report.dirty(wpfs, "t") == {1}
+    program.order(f"map 2 0 0 {PAGES * PAGE} ro")
+    program.order("prot 2 7 1 rw")
+    program.order("store 2 7 1")
+    assert report.dirty(wpfs, "t") == {1, 7}
+
+
+# ---- what leaves a mark where it is
+
+
+def test_dontneed(wpfs):
+    program = mapped(wpfs)
+    program.order("store 0 0 1 8")
+    program.order("load 0 20")
+    program.order(f"advise 0 0 {PAGES} dontneed")
+    assert report.dirty(wpfs, "t") == set(range(8))
+    assert report.marked(wpfs, "t") == ALL - set(range(8))
+    program.order("store 0 20 1")
+    assert program.order("load 0 3") == 1, "the contents stay"
+    assert report.dirty(wpfs, "t") == set(range(8)) | {20}
+
+
+def test_mprotect(wpfs):
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    program.order(f"prot 0 0 {PAGES} r")
+    assert program.order("load 0 2") == 0
+    assert report.dirty(wpfs, "t") == {1}
+    program.order("prot 0 8 8 none")
+    program.order(f"prot 0 0 {PAGES} rw")
+    assert report.marked(wpfs, "t") == ALL - {1}
+    program.order("store 0 2 1")
+    program.order("store 0 9 1")
+    assert report.dirty(wpfs, "t") == {1, 2, 9}
+
+
+def dropped(wpfs, program, drop):
+    """Pages 8 to 15 are dropped: contents other than at the protection, so dirty, and marked."""
+    program.order("store 0 8 1 4")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 0 1 1")
+    drop()
+    assert program.order("load 0 8") == 0, "it was not dropped"
+    expected = {1} | set(range(8, 16))
+    assert report.dirty(wpfs, "t") == expected
+    assert pagemap.marked(program.pid, program.addr, PAGES) == ALL - {1}, "a drop took a mark"
+    program.order("store 0 9 1")
+    program.order("store 0 30 1")
+    assert report.dirty(wpfs, "t") == expected | {30}
+    assert killed(wpfs, program) == expected | {30}
+    again = mapped(wpfs, protect=False)
+    assert report.dirty(wpfs, "t") == expected | {30}, "the next run forgot it"
+    assert again.order("load 0 9") == 1
+
+
+def test_punch(wpfs):
+    program = mapped(wpfs)
+    dropped(wpfs, program, lambda: program.order(f"punch 0 {8 * PAGE} {8 * PAGE}"))
+
+
+def test_punch_by_another_process(wpfs):
+    program = mapped(wpfs)
+
+    def punch():
+        other = wpfs.spawn_bare(harness.program("mapper"))
+        other.order(f"open 0 {wpfs.mnt}/f")
+        other.order(f"punch 0 {8 * PAGE} {8 * PAGE}")
+
+    dropped(wpfs, program, punch)
+
+
+def test_madv_remove(wpfs):
+    program = mapped(wpfs)
+    dropped(wpfs, program, lambda: program.order("advise 0 8 8 remove"))
+
+
+def test_truncate_and_extend(wpfs):
+    program = mapped(wpfs)
+    program.order("store 0 60 7")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 0 1 1")
+    program.order(f"size 0 {40 * PAGE + 100}")
+    program.order(f"size 0 {PAGES * PAGE}")
+    assert program.order("load 0 60") == 0
+    # Of page 40 only a part was dropped: it has other contents all the same.
+    expected = {1} | set(range(40, PAGES))
+    assert report.dirty(wpfs, "t") == expected
+    assert pagemap.marked(program.pid, program.addr, PAGES) == ALL - {1}
+    program.order("store 0 39 1")
+    program.order("store 0 50 1")
+    assert killed(wpfs, program) == expected | {39}
+
+
+def test_populate_write_clears_as_the_kernel_does(wpfs):
+    program = mapped(wpfs)
+    program.order("advise 0 4 4 populate_write")
+    assert report.dirty(wpfs, "t") == {4, 5, 6, 7}
+
+
+def test_a_file_that_grows(wpfs):
+    """Marks beyond the end of the file wait for it; a mapping may be larger than its file."""
+    program = wpfs.spawn(harness.program("mapper"), name="t", protect=True)
+    program.order(f"open 0 {wpfs.mnt}/f")
+    program.order(f"size 0 {8 * PAGE}")
+    program.order(f"map 0 0 0 {PAGES * PAGE}")
+    program.order("store 0 1 1")
+    program.order(f"size 0 {PAGES * PAGE}")
+    program.order("store 0 40 1")
+    assert report.dirty(wpfs, "t") == {1, 40}
+
+
+@pytest.mark.alone
+def test_swap(wpfs, tmp_path_factory):
+    """MADV_PAGEOUT to a real swap area and back."""
+    pages = 1024
+    program = mapped(wpfs, pages=pages)
+    program.order(f"store 0 0 1 {pages}")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 0 100 2 50")
+    written = set(range(100, 150))
+    with swap.area(64 << 20) as area:
+        program.order(f"advise 0 0 {pages} pageout")
+        out = swap.pages_of(program.pid, program.addr)
+        assert out > pages / 2, f"only {out} pages were swapped out to {area.name}"
+        assert report.dirty(wpfs, "t") == written
+        assert pagemap.marked(program.pid, program.addr, pages) == set(range(pages)) - written
+        assert program.order("load 0 200") == 1
+        assert program.order("load 0 120") == 2
+        assert report.dirty(wpfs, "t") == written, "reading a page back lost its mark"
+        program.order("store 0 200 3")
+        program.order("store 0 300 3")
+        written |= {200, 300}
+        assert report.dirty(wpfs, "t") == written
+        program.order(f"advise 0 0 {pages} pageout")
+        assert killed(wpfs, program) == written
+    again = mapped(wpfs, protect=False, pages=pages)
+    assert again.order("load 0 300") == 3
+    assert report.dirty(wpfs, "t") == written
+    assert report.marked(wpfs, "t") == set(range(pages)) - written
+
+
+# ---- neighbours
+
+
+@pytest.mark.parametrize("zapped", [True, False])
+def test_a_read_changes_no_neighbour(wpfs, zapped):
+    """One page amid 64 resident ones, every third written since the protection."""
+    program = mapped(wpfs, pages=65)
+    program.order("store 0 0 1 65")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    written = {page for page in range(65) if page % 3 == 0} - {32}
+    for page in written:
+        program.order(f"store 0 {page} 2")
+    for page in set(range(65)) - {32}:
+        program.order(f"load 0 {page}")
+    if zapped:
+        program.order("advise 0 32 1 dontneed")
+    before = pagemap.entries(program.pid, program.addr, 65)
+    assert all(pagemap.is_there(entry) for i, entry in enumerate(before) if i != 32)
+    assert pagemap.is_there(before[32]) == (not zapped)
+    assert program.order("load 0 32") == 1
+    after = pagemap.entries(program.pid, program.addr, 65)
+    assert after[:32] + after[33:] == before[:32] + before[33:]
+    assert pagemap.is_there(after[32]) and after[32] & pagemap.MARKED
+    assert report.dirty(wpfs, "t") == written
+
+
+def test_a_read_faults_no_neighbour_in(wpfs):
+    """No fault-around: nothing but the page that was read is mapped, marked or not."""
+    program = mapped(wpfs)
+    program.order(f"store 0 0 1 {PAGES}")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 0 0 2 20")
+    program.order(f"advise 0 0 {PAGES} dontneed")
+    for page in (10, 40):
+        before = pagemap.entries(program.pid, program.addr, PAGES)
+        program.order(f"load 0 {page}")
+        after = pagemap.entries(program.pid, program.addr, PAGES)
+        assert after[:page] + after[page + 1:] == before[:page] + before[page + 1:]
+    assert report.dirty(wpfs, "t") == set(range(20))
+
+
+# ---- mappings that come and go
+
+
+def test_map_fixed_over_a_tracked_range(wpfs):
+    program = mapped(wpfs)
+    program.order("store 0 10 1")
+    program.order("store 0 20 1")
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"size 1 {PAGES * PAGE}")
+    program.order(f"map 1 1 0 {16 * PAGE} at={program.addr + 8 * PAGE}")  # over pages 8 to 23
+    program.order("store 1 0 1")
+    program.order("store 0 30 1")
+    assert report.dirty(wpfs, "t") == {10, 20, 30}
+    assert report.dirty(wpfs, "t", "/g") == {0}
+    assert report.marked(wpfs, "t", "/g") == set(range(1, 16))
+    program.kill9()
+    assert report.dirty(wpfs, "t") == {10, 20, 30}
+    assert report.dirty(wpfs, "t", "/g") == {0}
+
+
+def test_map_fixed_of_another_file_system_over_a_tracked_range(wpfs):
+    (wpfs.dir / "elsewhere").write_bytes(bytes(PAGES * PAGE))
+    program = mapped(wpfs)
+    program.order("store 0 10 1")
+    program.order(f"open 1 {wpfs.dir}/elsewhere")
+    program.order(f"map 1 1 0 {16 * PAGE} at={program.addr + 8 * PAGE}")
+    program.order("store 1 3 1")
+    assert report.dirty(wpfs, "t") == {10}
+    program.order("store 0 30 1")
+    assert killed(wpfs, program) == {10, 30}
+
+
+@pytest.mark.parametrize("protect", [True, False])
+def test_map_fixed_has_no_unarmed_window(wpfs, protect):
+    """A thread stores where the mapping appears, all the while: what landed in the file is dirty."""
+    pages = 16384
+    if not protect:
+        mapped(wpfs, pages=pages).kill9()  # all of it armed under this name, nothing written
+    program = wpfs.spawn(harness.program("fixed"), wpfs.mnt / "f", pages, name="t", protect=protect)
+    assert program.read() == "ok"
+    assert program.ask("go") == "ok"
+    contents = (wpfs.mnt / "f").read_bytes()
+    landed = {page for page in range(pages) if contents[page * PAGE]}
+    assert 0 < len(landed) <= pages * 3 // 8, "the mapping did not appear amid the stores"
+    assert report.dirty(wpfs, "t") == landed
+    assert report.marked(wpfs, "t") == set(range(pages)) - landed
+    assert killed(wpfs, program) == landed
+
+
+def test_partial_munmap(wpfs):
+    program = mapped(wpfs)
+    program.order("store 0 10 1")
+    program.order("store 0 30 1")
+    program.order("unmap 0 8 8")
+    assert report.dirty(wpfs, "t") == {10, 30}
+    assert report.marked(wpfs, "t") == ALL - {10, 30}, "parked, and not forgotten"
+    assert pagemap.marked(program.pid, program.addr, PAGES) == ALL - set(range(8, 16)) - {30}
+    program.order("store 0 7 1")
+    program.order("store 0 16 1")
+    assert report.dirty(wpfs, "t") == {7, 10, 16, 30}
+    # What was parked is armed again where the same run maps it again.
+    again = program.order(f"map 1 0 {8 * PAGE} {8 * PAGE}")
+    assert report.marked(wpfs, "t") == ALL - {7, 10, 16, 30}
+    assert pagemap.marked(program.pid, again, 8) == {0, 1, 3, 4, 5, 6, 7}
+    program.order("store 1 3 1")
+    assert killed(wpfs, program) == {7, 10, 11, 16, 30}
+
+
+def test_a_raw_munmap_is_conservative(wpfs):
+    program = mapped(wpfs)
+    program.order("store 0 30 1")
+    program.order("rawunmap 0 8 8")
+    assert report.dirty(wpfs, "t") == {30} | set(range(8, 16))
+    program.order("store 0 40 1")
+    program.order("rawunmap 0 0 8")
+    program.order("rawunmap 0 16 48")
+    assert killed(wpfs, program) == ALL
+
+
+def test_a_raw_munmap_that_something_else_replaced(wpfs):
+    """libc's allocator may put its own memory there: its stores are nobody's business."""
+    (wpfs.dir / "elsewhere").write_bytes(bytes(PAGES * PAGE))
+    program = mapped(wpfs)
+    program.order("rawunmap 0 8 8")
+    program.order(f"open 1 {wpfs.dir}/elsewhere")
+    program.order(f"map 1 1 0 {8 * PAGE} private at={program.addr + 8 * PAGE}")
+    program.order("store 1 0 1 8")
+    assert report.dirty(wpfs, "t") == set(range(8, 16))
+    assert report.marked(wpfs, "t") == ALL - set(range(8, 16))
+
+
+# ---- mremap and fork (with the daemon killed: test_daemon_death.py)
+
+
+def test_mremap_moves_the_marks(wpfs):
+    program = mapped(wpfs)
+    program.order("store 0 3 1")
+    for page in (4, 5, 6):
+        addr = program.order("move 0")
+        assert addr != program.addr
+        program.addr = addr
+        assert pagemap.marked(program.pid, addr, PAGES) == ALL - set(range(3, page))
+        program.order(f"store 0 {page} 1")
+        assert report.dirty(wpfs, "t") == set(range(3, page + 1))
+    assert report.marked(wpfs, "t") == ALL - {3, 4, 5, 6}
+    assert killed(wpfs, program) == {3, 4, 5, 6}
+
+
+def test_fork(wpfs):
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    child = Child(wpfs, program)
+    name = f"t/{child.pid}"
+    assert pagemap.marked(child.pid, program.addr, PAGES) == ALL - {1}
+    child.order("store 0 2 1")
+    program.order("store 0 3 1")
+    assert report.dirty(wpfs, "t") == {1, 3}
+    assert report.dirty(wpfs, name) == {1, 2}
+    grandchild = Child(wpfs, child)
+    grandchild.order("store 0 4 1")
+    child.order("store 0 5 1")
+    assert report.dirty(wpfs, f"t/{grandchild.pid}") == {1, 2, 4}
+    assert report.dirty(wpfs, name) == {1, 2, 5}
+    program.kill9()
+    child.order("move 0")
+    child.order("store 0 6 1")
+    assert report.dirty(wpfs, name) == {1, 2, 5, 6}
+    assert report.dirty(wpfs, "t") == {1, 3}
+    for one in (grandchild, child):
+        one.end()
+    assert report.dirty(wpfs, name) == {1, 2, 5, 6}
+    assert report.dirty(wpfs, f"t/{grandchild.pid}") == {1, 2, 4}
