@@ -46,6 +46,14 @@ static int mm_row_get(struct db_tx *tx, uint64_t id, struct db_mm *m)
 		.flags = (uint32_t)sqlite3_column_int64(st, 13) & DB_MM_FLAGS_ALL,
 		.conservative = (uint64_t)sqlite3_column_int64(st, 14),
 	};
+	/* what says neither is detached: nobody is to be signalled or borrowed from by its numbers
+	 */
+	if (m->state != WPFS_MM_LIVE || m->pid <= 0) {
+		m->state = WPFS_MM_DETACHED;
+		m->pid = 0;
+	}
+	if (m->witness_pid <= 0)
+		m->witness_pid = 0;
 	text_copy(m->name, sizeof(m->name), st, 1);
 	text_copy(m->boot_id, sizeof(m->boot_id), st, 5);
 	text_copy(m->lower_id, sizeof(m->lower_id), st, 10);

@@ -454,8 +454,9 @@ int db_report(struct db *db, const struct db_report_query *query, db_report_emit
 
 	if (query->len) {
 		rp.first = query->offset >> WPFS_PAGE_SHIFT;
-		rp.nr = ((query->offset + query->len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT) -
-			rp.first;
+		if (query->len <= UINT64_MAX - query->offset)
+			rp.nr = ((query->offset + query->len - 1) >> WPFS_PAGE_SHIFT) + 1 -
+				rp.first;
 	}
 	if (why)
 		why[0] = '\0';
