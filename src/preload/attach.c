@@ -21,10 +21,6 @@
 #include "preload/fds.h"
 #include "preload/witness.h"
 
-#define TIMEOUT_HELLO_S 10
-#define TIMEOUT_S	30  /* arming and harvesting take milliseconds per GiB */
-#define TIMEOUT_MSYNC_S 600 /* as long as the disk takes */
-
 /* Descriptors of an attach in progress; all closed at its end, whoever has them by then. */
 struct attach_fds {
 	int devuffd, life, uffd, chan[2], witness;
@@ -124,7 +120,6 @@ static int say_hello(struct mount *mount, struct attach_fds *fds)
 		.op = WPFS_OP_HELLO,
 		.body = &hello,
 		.body_len = sizeof(hello),
-		.timeout_s = TIMEOUT_HELLO_S,
 		.reply = &reply,
 		.reply_len = sizeof(reply),
 	};
@@ -157,7 +152,6 @@ static int send_attach(struct mount *mount, const int *fds, unsigned nr_fds)
 		.body_len = sizeof(attach),
 		.send_fds = fds,
 		.nr_send_fds = nr_fds,
-		.timeout_s = TIMEOUT_S,
 		.reply = &reply,
 		.reply_len = sizeof(reply),
 	};
@@ -337,7 +331,7 @@ int mount_call(struct mount *mount, enum wpfs_op op, const void *body, size_t bo
 		.body_len = body_len,
 		.send_fds = send_fd,
 		.nr_send_fds = send_fd ? 1 : 0,
-		.timeout_s = op == WPFS_OP_MSYNC ? TIMEOUT_MSYNC_S : TIMEOUT_S,
+		.patient = op == WPFS_OP_MSYNC,
 		.reply = reply,
 		.reply_len = reply_len,
 	};
@@ -375,7 +369,6 @@ static int fork_attach(struct mount *mount, struct attach_fds *fds)
 		.op = WPFS_OP_FORKED,
 		.body = &forked,
 		.body_len = sizeof(forked),
-		.timeout_s = TIMEOUT_S,
 		.reply = &reply,
 		.reply_len = sizeof(reply),
 	};

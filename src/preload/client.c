@@ -55,6 +55,8 @@ int client_connect(const char *id)
 	sock = move_high(sock);
 	err = set_timeout(sock, SO_SNDTIMEO, CONNECT_TIMEOUT_S);
 	if (!err)
+		err = set_timeout(sock, SO_RCVTIMEO, CLIENT_TIMEOUT_S);
+	if (!err)
 		err = raw(connect, sock, &addr, sizeof(addr));
 	if (!err)
 		err = raw(getsockopt, sock, SOL_SOCKET, SO_PEERCRED, &peer, &peer_len);
@@ -179,10 +181,15 @@ int client_call(int sock, uint32_t seq, struct client_call *call)
 
 	for (int i = 0; i < CLIENT_FDS; i++)
 		call->fds[i] = -1;
-	err = set_timeout(sock, SO_RCVTIMEO, call->timeout_s);
+	/* Not at every call: a program's seccomp filter may not know setsockopt(2). */
+	if (call->patient)
+		set_timeout(sock, SO_RCVTIMEO, CLIENT_PATIENCE_S);
+	err = call_send(sock, seq, call);
 	if (!err)
-		err = call_send(sock, seq, call);
-	return err ? err : call_receive(sock, seq, call);
+		err = call_receive(sock, seq, call);
+	if (call->patient)
+		set_timeout(sock, SO_RCVTIMEO, CLIENT_TIMEOUT_S);
+	return err;
 }
 
 bool client_sock_ours(const struct mount *mount, int sock)

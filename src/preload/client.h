@@ -5,7 +5,9 @@
 
 #include "preload/shim.h"
 
-#define CLIENT_FDS 2 /* descriptors per packet at most, either way */
+#define CLIENT_FDS	  2   /* descriptors per packet at most, either way */
+#define CLIENT_TIMEOUT_S  30  /* arming and harvesting take milliseconds per GiB */
+#define CLIENT_PATIENCE_S 600 /* what the disk may take */
 
 struct client_call {
 	enum wpfs_op op;
@@ -13,7 +15,7 @@ struct client_call {
 	size_t body_len;
 	const int *send_fds;
 	size_t nr_send_fds;
-	unsigned timeout_s; /* of the answer */
+	bool patient; /* the answer comes after a disk's */
 
 	/* filled in */
 	int status;

@@ -44,6 +44,15 @@ bool discover_is_wpfs(uint64_t dev)
 	return discover_cached(dev) >= 0;
 }
 
+bool discover_any_wpfs(void)
+{
+	for (int i = 0; i < CACHE_SIZE; i++) {
+		if ((atomic_load_explicit(&cache[i], memory_order_relaxed) & 0xff) >= CACHE_MOUNT)
+			return true;
+	}
+	return false;
+}
+
 /* When it is full, what is not wpfs makes room: forgetting that costs a question, no more. */
 static void cache_put(uint64_t dev, unsigned what)
 {

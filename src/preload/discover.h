@@ -20,4 +20,7 @@ void discover_add(uint64_t dev, int mount);
 /* Is `dev` one that mappings of wpfs files have? No lock, no libc: for the witness. */
 bool discover_is_wpfs(uint64_t dev);
 
+/* Has any such dev been seen in this mm? Likewise. */
+bool discover_any_wpfs(void);
+
 #endif

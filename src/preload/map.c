@@ -125,17 +125,16 @@ static long fixed_armed(const struct mapping *r)
 	if (!no_replace)
 		mapping_retire(r->addr, page_align_up(r->len));
 	err = mapping_tell(r, (uint64_t)at, r->addr, false, &armed);
-	if (!err) {
+	if (!err)
 		err = raw(mremap, at, page_align_up(r->len), page_align_up(r->len),
 			  MREMAP_MAYMOVE | MREMAP_FIXED, r->addr);
-	}
 	if (raw_failed(err)) {
 		raw(munmap, at, r->len);
 		if (no_replace)
 			raw(munmap, r->addr, r->len);
 		if (!shim.require)
 			return plain_map(r);
-		reinstate(r->addr, page_align_up(r->len));
+		mapping_bring_back(r->addr, page_align_up(r->len));
 		return -ECONNREFUSED;
 	}
 	mapping_remember(r, r->addr);

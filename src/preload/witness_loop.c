@@ -15,6 +15,7 @@
 #include <sys/uio.h>
 
 #include "base/compat.h"
+#include "preload/discover.h"
 #include "preload/raw.h"
 
 #define ALONE_S 60 /* without program and daemon */
@@ -142,6 +143,8 @@ static unsigned fill(const struct witness *w, struct pollfd *polled)
 static void program_died(struct witness *w)
 {
 	w->program_dead = true;
+	if (!discover_any_wpfs())
+		raw(exit_group, 0); /* it never mapped a file of a mount: nothing to witness */
 	witness_unmap_rest(w->boot);
 }
 

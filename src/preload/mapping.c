@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A mapping that goes away is made read-only and harvested first, so that no store falls between
+ * the last look and its end. What could make the program's call itself fail is tried before that;
+ * what fails all the same is put right again.
+ */
+#include "preload/mapping.h"
+
+#include <linux/mman.h>
+
+#include "preload/attach.h"
+
+bool mapping_span_valid(uint64_t addr, uint64_t len)
+{
+	uint64_t end = addr + page_align_up(len);
+
+	return len > 0 && page_align_up(len) >= len && end > addr &&
+	       (addr & (SHIM_PAGE_SIZE - 1)) == 0;
+}
+
+void mapping_of_range(const struct range *range, struct mapping *r)
+{
+	*r = (struct mapping){
+		.addr = range->start,
+		.len = range->end - range->start,
+		.prot = (int)range->prot,
+		.flags = (int)range->flags & ~MAP_ANY_FIXED,
+		.off = range->offset,
+		.dev = range->dev,
+		.ino = range->ino,
+		.mount = range->mount,
+	};
+}
+
+int mapping_tell(const struct mapping *r, uint64_t at, uint64_t final, bool query, uint64_t *armed)
+{
+	struct wpfs_map body = {
+		.addr = at,
+		.len = page_align_up(r->len),
+		.final = final,
+		.offset = r->off,
+		.dev = r->dev,
+		.ino = r->ino,
+		.prot = (uint32_t)r->prot,
+		.flags = (uint32_t)r->flags,
+		.query = query,
+	};
+	struct wpfs_map_reply reply = {0};
+	int status, err;
+
+	err = mount_call(&shim.mounts[r->mount], WPFS_OP_MAP, &body, sizeof(body), NULL, &status,
+			 &reply, sizeof(reply), NULL);
+	if (err)
+		return err;
+	if (status < 0)
+		return status;
+	*armed = reply.armed_pages;
+	return 0;
+}
+
+void mapping_remember(const struct mapping *r, uint64_t at)
+{
+	struct range range = {
+		.start = at,
+		.end = at + page_align_up(r->len),
+		.offset = r->off,
+		.dev = r->dev,
+		.ino = r->ino,
+		.mount = r->mount,
+		.prot = (uint32_t)r->prot,
+		.flags = (uint32_t)r->flags,
+	};
+
+	ranges_add(&range);
+}
+
+void mapping_retire(uint64_t addr, uint64_t len)
+{
+	uint64_t end = addr + len;
+	struct range piece;
+
+	while (addr < end && ranges_next(addr, end, &piece)) {
+		struct wpfs_range body = {.addr = piece.start, .len = piece.end - piece.start};
+		struct mount *mount = &shim.mounts[piece.mount];
+		int status;
+
+		if (mount_ready(mount) == 0 && raw(mprotect, body.addr, body.len, PROT_READ) == 0)
+			mount_call(mount, WPFS_OP_UNMAP, &body, sizeof(body), NULL, &status, NULL,
+				   0, NULL);
+		addr = piece.end;
+	}
+}
+
+void mapping_bring_back(uint64_t addr, uint64_t len)
+{
+	uint64_t end = addr + len, armed;
+	struct range piece;
+	struct mapping r;
+
+	for (; addr < end && ranges_next(addr, end, &piece); addr = piece.end) {
+		mapping_of_range(&piece, &r);
+		mapping_tell(&r, piece.start, piece.start, false, &armed);
+		raw(mprotect, piece.start, r.len, piece.prot);
+	}
+}

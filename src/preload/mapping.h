@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What the daemon is told of a mapping of a wpfs file, and what the shim itself keeps of it. All
+ * under the shim's lock; addresses and lengths in bytes.
+ */
+#ifndef WPFS_PRELOAD_MAPPING_H
+#define WPFS_PRELOAD_MAPPING_H
+
+#include "preload/ranges.h"
+#include "preload/shim.h"
+
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+#define MAP_ANY_FIXED (MAP_FIXED | MAP_FIXED_NOREPLACE)
+
+/* One mmap(2) call. */
+struct mapping {
+	uint64_t addr, len;
+	int prot, flags, fd;
+	uint64_t off;
+	uint64_t dev, ino; /* of the program's descriptor */
+	uint32_t mount;	   /* index */
+};
+
+/* Would munmap(2) take these? */
+bool mapping_span_valid(uint64_t addr, uint64_t len);
+
+/* The call that would make this range. */
+void mapping_of_range(const struct range *range, struct mapping *r);
+
+/*
+ * Tells the daemon of a mapping at `at` that will be at `final`; it is armed when this returns, and
+ * *armed says how many pages of it. query: nothing is mapped, only how many would be. 0, or -errno:
+ * it is not tracked.
+ */
+int mapping_tell(const struct mapping *r, uint64_t at, uint64_t final, bool query, uint64_t *armed);
+
+/* It is at `at`, and tracked. */
+void mapping_remember(const struct mapping *r, uint64_t at);
+
+/*
+ * What is known in [addr, addr + len) becomes read-only and is harvested. A piece for which that
+ * fails is left as it is: its end is like one behind the shim's back.
+ */
+void mapping_retire(uint64_t addr, uint64_t len);
+
+/* After all the call failed for which a span was retired: as it was, as far as is known. */
+void mapping_bring_back(uint64_t addr, uint64_t len);
+
+#endif

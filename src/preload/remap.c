@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Mappings that change: moved, grown, shrunk; emptied; made durable. Marks move with an mremap by
+ * themselves, the witness reads its event; the shim only keeps its own notes right, tells of what
+ * is new, and ends what goes away.
+ */
+#include "preload/map.h"
+
+#include <errno.h>
+#include <linux/mman.h>
+
+#include "preload/attach.h"
+#include "preload/mapping.h"
+
+/* [start, start + len) of what `from` was is new: grown, or a second mapping of the same. */
+static void remap_grown(const struct range *from, uint64_t offset, uint64_t start, uint64_t len)
+{
+	struct mapping r;
+	uint64_t armed;
+
+	mapping_of_range(from, &r);
+	r.addr = start;
+	r.len = len;
+	r.off = offset;
+	if (mapping_tell(&r, start, start, false, &armed) == 0)
+		mapping_remember(&r, start);
+}
+
+/* The table after a remap that went well; `piece` is what is known at `old`, one mapping. */
+static void remap_done(const struct range *piece, uint64_t old, uint64_t old_len, uint64_t new_len,
+		       int flags, uint64_t at)
+{
+	uint64_t kept = old_len < new_len ? old_len : new_len;
+
+	if (old_len > 0 && !(flags & MREMAP_DONTUNMAP))
+		ranges_cut(old, old_len);
+	ranges_cut(at, new_len);
+	if (kept > 0) {
+		struct range moved = *piece;
+
+		moved.start = at;
+		moved.end = at + kept;
+		ranges_add(&moved);
+	}
+	if (new_len > kept)
+		remap_grown(piece, piece->offset + kept, at + kept, new_len - kept);
+}
+
+/* Would mremap(2) refuse these for themselves? What it replaces must then stay as it is. */
+static bool remap_valid(uint64_t old, uint64_t old_len, uint64_t new_len, int flags,
+			uint64_t new_addr)
+{
+	bool fixed = flags & MREMAP_FIXED, keep = flags & MREMAP_DONTUNMAP;
+	uint64_t span = page_align_up(old_len);
+
+	if (flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP) ||
+	    ((fixed || keep) && !(flags & MREMAP_MAYMOVE)) || (keep && old_len != new_len) ||
+	    !mapping_span_valid(old, span ? span : SHIM_PAGE_SIZE) ||
+	    !mapping_span_valid(old, new_len))
+		return false;
+	if (!fixed)
+		return true;
+	return mapping_span_valid(new_addr, new_len) &&
+	       (old + span <= new_addr || new_addr + page_align_up(new_len) <= old) &&
+	       raw(msync, old, span, MS_ASYNC) == 0; /* ENOMEM: not mapped */
+}
+
+long map_remap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint64_t new_addr)
+{
+	uint64_t old_span = page_align_up(old_len), new_span = page_align_up(new_len);
+	bool fixed = flags & MREMAP_FIXED, known, valid;
+	struct shim_guard guard;
+	struct range piece;
+	long ret;
+
+	if (!(ranges_overlap(old, old_span ? old_span : SHIM_PAGE_SIZE) ||
+	      (fixed && ranges_overlap(new_addr, new_span))) ||
+	    !shim_lock(&guard))
+		return raw(mremap, old, old_len, new_len, flags, new_addr);
+	known = ranges_next(old, old + (old_span ? old_span : SHIM_PAGE_SIZE), &piece) &&
+		piece.start == old;
+	valid = remap_valid(old, old_len, new_len, flags, new_addr);
+	if (valid && fixed)
+		mapping_retire(new_addr, new_span);
+	if (valid && known && old_span > new_span)
+		mapping_retire(old + new_span, old_span - new_span);
+	ret = raw(mremap, old, old_len, new_len, flags, new_addr);
+	if (!raw_failed(ret)) {
+		if (known)
+			remap_done(&piece, old, old_span, new_span, flags, (uint64_t)ret);
+		else
+			ranges_cut((uint64_t)ret, new_span);
+	} else if (valid) {
+		if (fixed)
+			mapping_bring_back(new_addr, new_span);
+		if (known && old_span > new_span)
+			mapping_bring_back(old + new_span, old_span - new_span);
+	}
+	shim_unlock(&guard);
+	return ret;
+}
+
+/* Tells each mount with a mapping in [addr, addr + len). 0, or the first -errno. */
+static int tell_pieces(enum wpfs_op op, uint64_t addr, uint64_t len)
+{
+	uint64_t end = addr + len;
+	struct range piece;
+	int first = 0;
+
+	while (addr < end && ranges_next(addr, end, &piece)) {
+		struct wpfs_range body = {.addr = piece.start, .len = piece.end - piece.start};
+		int status = 0;
+		int err = mount_call(&shim.mounts[piece.mount], op, &body, sizeof(body), NULL,
+				     &status, NULL, 0, NULL);
+
+		if (!first)
+			first = err ? err : status < 0 ? status : 0;
+		addr = piece.end;
+	}
+	return first;
+}
+
+long map_remove(uint64_t addr, uint64_t len)
+{
+	struct shim_guard guard;
+	long ret;
+
+	if (!mapping_span_valid(addr, len) || !ranges_overlap(addr, page_align_up(len)) ||
+	    !shim_lock(&guard))
+		return raw(madvise, addr, len, MADV_REMOVE);
+	tell_pieces(WPFS_OP_REMOVE, addr, page_align_up(len));
+	ret = raw(madvise, addr, len, MADV_REMOVE);
+	shim_unlock(&guard);
+	return ret;
+}
+
+long map_msync(uint64_t addr, uint64_t len, int flags)
+{
+	long ret = raw(msync, addr, len, flags);
+	struct shim_guard guard;
+
+	if (ret || !mapping_span_valid(addr, len) || !ranges_overlap(addr, page_align_up(len)) ||
+	    !shim_lock(&guard))
+		return ret;
+	/* Whoever asks for durable must not be told so when it is not. */
+	if (tell_pieces(WPFS_OP_MSYNC, addr, page_align_up(len)) != 0)
+		ret = -EIO;
+	shim_unlock(&guard);
+	return ret;
+}

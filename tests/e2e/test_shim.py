@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The preloaded library: a program sees what it would see without it, whatever it does to its memory
+and descriptors, and whatever the other end of the socket is.
+"""
+
+import os
+import socket
+import struct
+import subprocess
+import threading
+import uuid
+
+import pytest
+
+import harness
+
+PAGE = harness.PAGE
+HDR = struct.Struct("=IHHIi")
+HELLO_REPLY = struct.Struct("=QII")
+OP_HELLO, OP_REPLY = 1, 128
+
+
+def preload(**more):
+    return {"LD_PRELOAD": str(harness.SHIM), **more}
+
+
+def bare_output(wpfs):
+    """What the battery of calls prints on tmpfs, without the shim."""
+    path = f"/dev/shm/wpfs-{uuid.uuid4()}"
+    try:
+        done = wpfs.command(harness.program("shimcalls"), path)
+    finally:
+        os.unlink(path)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("how", ["protected", "tracked", "preloaded", "no daemon"])
+def test_calls_behave_as_without_the_shim(wpfs, how):
+    expected = bare_output(wpfs)
+    if how == "no daemon":
+        target = f"/dev/shm/wpfs-{uuid.uuid4()}"
+        done = wpfs.command(harness.program("shimcalls"), target, env=preload(WPFS_MOUNT="0-0"))
+        os.unlink(target)
+    elif how == "preloaded":
+        done = wpfs.command(harness.program("shimcalls"), wpfs.mnt / "f", env=preload())
+    else:
+        done = wpfs.run(harness.program("shimcalls"), wpfs.mnt / "f", name="s",
+                        protect=how == "protected")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == expected
+    assert done.stderr == ""
+
+
+def test_without_a_daemon_one_line_says_so(wpfs):
+    """Its mount is there and nobody answers: the program runs, and says it once."""
+    prog = wpfs.spawn_bare(harness.program("mapper"), env=preload())
+    prog.order(f"open 0 {wpfs.mnt}/f")
+    prog.order(f"size 0 {4 * PAGE}")
+    sock = harness.RUN_DIR / wpfs.id / "sock"
+    sock.rename(f"{sock}.away")
+    prog.order(f"map 0 0 0 {4 * PAGE}")
+    prog.order(f"map 1 0 0 {4 * PAGE}")
+    prog.order("store 0 1 7")
+    lines = prog.stderr().splitlines()
+    assert lines == [f"wpfs: mount {wpfs.id}: its daemon is not running: this program is not tracked"]
+    os.rename(f"{sock}.away", sock)
+    prog.order(f"map 2 0 0 {4 * PAGE}")  # asked again: tracked now
+    assert [mm["pid"] for mm in wpfs.wpctl_json("ps")["mms"]] == [prog.pid]
+    prog.send("exit 0")
+    prog.wait()
+
+
+def test_quiet_and_require(wpfs):
+    sock = harness.RUN_DIR / wpfs.id / "sock"
+    sock.rename(f"{sock}.away")
+    for extra, answer in (({"WPFS_QUIET": "1"}, "ok"),
+                          ({"WPFS_QUIET": "1", "WPFS_REQUIRE": "1"}, "err ECONNREFUSED")):
+        prog = wpfs.spawn_bare(harness.program("mapper"), env=preload(**extra))
+        prog.order(f"open 0 {wpfs.mnt}/f")
+        prog.order(f"size 0 {4 * PAGE}")
+        assert prog.ask(f"map 0 0 0 {4 * PAGE}").startswith(answer)
+        assert prog.stderr() == ""
+        prog.send("exit 0")
+        prog.wait()
+    os.rename(f"{sock}.away", sock)
+
+
+def test_a_name_that_is_none(wpfs):
+    prog = wpfs.spawn_bare(harness.program("mapper"), env=preload(WPFS_NAME="a/b"))
+    prog.order(f"open 0 {wpfs.mnt}/f")
+    prog.order(f"size 0 {PAGE}")
+    assert prog.stderr() == ""
+    prog.order(f"map 0 0 0 {PAGE}")
+    prog.order(f"map 1 0 0 {PAGE}")
+    assert prog.stderr().count("WPFS_NAME is not 1-64 of") == 1
+    assert [mm["name"] for mm in wpfs.wpctl_json("ps")["mms"]] == [""]
+
+
+def test_mapped_before_main(wpfs):
+    """From the constructor of another library, and from a thread of it."""
+    done = wpfs.run(harness.program("earlymap"), wpfs.mnt / "f", name="early", protect=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "before main: ok\nin a thread: ok\n"
+    mms = wpfs.wpctl_json("dirty", "--name", "early")["mms"]
+    runs = [(run["pgoff"], run["pages"]) for mm in mms for one in mm["maps"] for run in one["runs"]]
+    assert sorted(runs) == [(0, 2)]
+
+
+def test_under_a_seccomp_filter_it_is_not_tried(wpfs):
+    """The filter kills for anything that attaching needs: the program lives, and says a line."""
+    done = wpfs.command(harness.program("confined"), wpfs.mnt / "f", env=preload())
+    assert done.returncode == 0, done.stderr
+    assert "a seccomp filter is installed already" in done.stderr
+    assert done.stdout == "ok\n"
+    # Attached at start, it is tracked.
+    done = wpfs.run(harness.program("confined"), wpfs.mnt / "f", name="c", protect=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "ok\n"
+    assert [mm["dirty"] for mm in wpfs.wpctl_json("dirty", "--name", "c")["mms"]] == [1]
+
+
+# -- at the other end of the socket is something else
+
+
+class FakeDaemon:
+    """Listens where a daemon of mount `id` would, and does with each connection what `serve` does."""
+
+    def __init__(self, serve):
+        self.id = str(uuid.uuid4())
+        self.dir = harness.RUN_DIR / self.id
+        self.dir.mkdir(parents=True)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(str(self.dir / "sock"))
+        self.listener.listen()
+        self.requests = []
+        self.thread = threading.Thread(target=self._run, args=(serve,))
+        self.thread.start()
+
+    def _run(self, serve):
+        conn, _ = self.listener.accept()
+        with conn:
+            request = conn.recv(65536)
+            self.requests.append(request)
+            serve(conn, HDR.unpack_from(request))
+            conn.settimeout(harness.SECONDS)
+            try:
+                while request := conn.recv(65536):
+                    self.requests.append(request)
+            except ConnectionResetError:
+                pass
+
+    def close(self):
+        self.thread.join(harness.SECONDS)
+        self.listener.close()
+        (self.dir / "sock").unlink()
+        self.dir.rmdir()
+
+
+def reply(conn, seq, body=b"", status=0, op=OP_REPLY, version=1, length=None, fds=()):
+    size = HDR.size + len(body) if length is None else length
+    socket.send_fds(conn, [HDR.pack(size, version, op, seq, status) + body], list(fds))
+
+
+def null_fds(count):
+    return [os.open("/dev/null", os.O_RDONLY) for _ in range(count)]
+
+
+ABUSE = {
+    "closes at once": lambda conn, hdr: None,
+    "empty packet": lambda conn, hdr: conn.send(b"\0"),
+    "wrong version": lambda conn, hdr: reply(conn, hdr[3], bytes(16), version=9),
+    "wrong seq": lambda conn, hdr: reply(conn, hdr[3] + 1, bytes(16)),
+    "wrong op": lambda conn, hdr: reply(conn, hdr[3], bytes(16), op=OP_HELLO),
+    "wrong length": lambda conn, hdr: reply(conn, hdr[3], bytes(16), length=99),
+    "short body": lambda conn, hdr: reply(conn, hdr[3], bytes(8)),
+    "long body": lambda conn, hdr: reply(conn, hdr[3], bytes(2000)),
+    "huge": lambda conn, hdr: conn.send(b"\xff" * 60000),
+    "error": lambda conn, hdr: reply(conn, hdr[3], status=-12),
+    "no descriptors": lambda conn, hdr: reply(conn, hdr[3], HELLO_REPLY.pack(1, 0, 2)),
+    "one descriptor": lambda conn, hdr: reply(conn, hdr[3], HELLO_REPLY.pack(1, 0, 2),
+                                              fds=null_fds(1)),
+    "not a uffd": lambda conn, hdr: reply(conn, hdr[3], HELLO_REPLY.pack(1, 0, 2),
+                                          fds=null_fds(2)),
+    "flood of descriptors": lambda conn, hdr: reply(conn, hdr[3], HELLO_REPLY.pack(1, 0, 2),
+                                                    fds=null_fds(100)),
+}
+
+
+@pytest.mark.parametrize("abuse", ABUSE)
+def test_a_daemon_that_talks_nonsense(abuse, tmp_path):
+    """The program is not tracked; it runs to its end and has no descriptor more than before."""
+    fake = FakeDaemon(ABUSE[abuse])
+    try:
+        done = subprocess.run(
+            ["/bin/sh", "-c", "ls /proc/self/fd | wc -l"], capture_output=True, text=True,
+            timeout=harness.SECONDS, check=False, close_fds=True,
+            env={"LD_PRELOAD": str(harness.SHIM), "WPFS_MOUNT": fake.id, "PATH": os.environ["PATH"]})
+    finally:
+        fake.close()
+    plain = subprocess.run(["/bin/sh", "-c", "ls /proc/self/fd | wc -l"], capture_output=True,
+                           text=True, timeout=harness.SECONDS, check=True, close_fds=True)
+    assert done.returncode == 0
+    assert done.stdout == plain.stdout
+    assert done.stderr == ""
+    assert len(fake.requests[0]) == HDR.size + 80
+
+
+def test_a_socket_that_is_not_roots_is_left_alone():
+    """Whoever listens there, the shim says nothing to him."""
+    run = harness.RUN_DIR / str(uuid.uuid4())
+    run.mkdir(parents=True)
+    os.chown(run, 65534, 65534)
+    script = ("import os, socket, sys\n"
+              "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+              f"s.bind('{run}/sock'); os.chmod('{run}/sock', 0o666); s.listen()\n"
+              "print('ready', flush=True)\n"
+              "c, _ = s.accept()\n"
+              "print(len(c.recv(65536)), flush=True)\n")
+    other = subprocess.Popen(["/usr/bin/python3", "-c", script], user=65534, group=65534,
+                             extra_groups=[], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "ready\n"
+        done = subprocess.run(["/bin/true"], timeout=harness.SECONDS, check=False,
+                              capture_output=True, text=True,
+                              env={"LD_PRELOAD": str(harness.SHIM), "WPFS_MOUNT": run.name})
+        assert done.returncode == 0
+        assert other.stdout.readline() == "0\n"
+        assert other.wait(harness.SECONDS) == 0
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+        (run / "sock").unlink(missing_ok=True)
+        run.rmdir()
