@@ -548,6 +548,30 @@ static void test_tree(void **state)
 	db_close(db);
 }
 
+static int job_orphan(struct db_tx *tx, void *arg)
+{
+	return db_tx_tree_replace(tx, produce_orphan, arg);
+}
+
+/* A name without inode is only noticed at the end of its job; others must not pay for it. */
+static void test_orphan(void **state)
+{
+	struct db *db = open_ok(0);
+	struct gate gate;
+
+	gate_shut(db, &gate);
+	assert_int_equal(db_post(db, job_insert, (void *)"before", NULL), 0);
+	assert_int_equal(db_post(db, job_orphan, NULL, NULL), 0);
+	assert_int_equal(db_post(db, job_insert, (void *)"after", NULL), 0);
+	sem_post(&gate.go);
+	assert_int_equal(db_flush(db), -ENOENT);
+	assert_true(has(db, "before") && has(db, "after"));
+	seen[0] = '\0';
+	assert_int_equal(db_tree_load(db, &visitor), 0);
+	assert_string_equal(seen, "");
+	db_close(db);
+}
+
 /* Names that would lead out of the tree, written by somebody who does not care for constraints. */
 static void test_hostile_tree(void **state)
 {
@@ -584,10 +608,11 @@ static void test_hostile_tree(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(test_meta),       TEST(test_refused), TEST(test_corrupt),
-		TEST(test_migrations), TEST(test_group),   TEST(test_commit_fails),
-		TEST(test_full),       TEST(test_threads), TEST(test_killed),
-		TEST(test_read_only),  TEST(test_tree),	   TEST(test_hostile_tree),
+		TEST(test_meta),	 TEST(test_refused), TEST(test_corrupt),
+		TEST(test_migrations),	 TEST(test_group),   TEST(test_commit_fails),
+		TEST(test_full),	 TEST(test_threads), TEST(test_killed),
+		TEST(test_read_only),	 TEST(test_tree),    TEST(test_orphan),
+		TEST(test_hostile_tree),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
