@@ -8,6 +8,8 @@ import json
 import mmap
 import os
 import re
+import select
+import signal
 import sqlite3
 import struct
 import subprocess
@@ -93,21 +95,27 @@ def test_a_mapping_is_shared_memory(wpfs):
     assert register_write_protect(path) == 0
 
 
-def test_no_request_for_reads_and_writes(make_wpfs):
-    wpfs = make_wpfs(start=False)
-    wpfs.options = []
-    wpfs.start()
-    fd = os.open(wpfs.mnt / "f", os.O_RDWR | os.O_CREAT)
-    try:
-        os.kill(wpfs.pid, 19)  # SIGSTOP: what needs the daemon waits for ever
+def test_no_request_for_reads_writes_and_stores(wpfs):
+    """A stopped daemon is in nobody's way. (Its own process: what hangs there is only killed.)"""
+    path = wpfs.mnt / "f"
+    path.write_bytes(bytes(65536))
+    code = """if True:
+        import mmap, os, signal, sys
+        fd = os.open(sys.argv[1], os.O_RDWR)
+        mapping = mmap.mmap(fd, 65536)
+        os.kill(int(sys.argv[2]), signal.SIGSTOP)
         os.pwrite(fd, b"x" * 100000, 0)
         assert os.pread(fd, 3, 99998) == b"xx"
-        with mmap.mmap(fd, 65536) as mapping:
-            mapping[5] = 1
-            assert os.pread(fd, 1, 5) == b"\1"
+        mapping[5] = 1
+        assert os.pread(fd, 1, 5) == bytes([1])
+        print("done", flush=True)
+        """
+    program = wpfs.spawn_bare(sys.executable, "-c", code, path, wpfs.pid)
+    try:
+        ready, _, _ = select.select([program.popen.stdout], [], [], harness.SECONDS)
     finally:
-        os.kill(wpfs.pid, 18)
-        os.close(fd)
+        os.kill(wpfs.pid, signal.SIGCONT)
+    assert ready and program.read() == "done", program.stderr()
 
 
 def tree(top):
