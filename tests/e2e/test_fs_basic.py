@@ -103,6 +103,7 @@ def test_no_request_for_reads_writes_and_stores(wpfs):
         import mmap, os, signal, sys
         fd = os.open(sys.argv[1], os.O_RDWR)
         mapping = mmap.mmap(fd, 65536)
+        os.pwrite(fd, b"x", 0)  # the first after an fstat asks for security.capability
         os.kill(int(sys.argv[2]), signal.SIGSTOP)
         os.pwrite(fd, b"x" * 100000, 0)
         assert os.pread(fd, 3, 99998) == b"xx"
