@@ -105,16 +105,21 @@ static void *track_main(void *arg)
 		bool queue = false;
 		int n = epoll_wait(t->epoll_fd, ev, 64, -1);
 
-		/* Deaths first: an answer given in this round must know of them. */
+		/* Deaths first: an answer given in this round must know of them. The watch goes
+		 * with its mm. */
 		for (int i = 0; i < n; i++) {
 			struct watch *w = ev[i].data.ptr;
 
-			if (w->kind == WATCH_PROGRAM)
-				life_end(t, (struct tmm *)w);
+			if (w->kind != WATCH_PROGRAM)
+				continue;
+			life_end(t, (struct tmm *)w);
+			ev[i].data.ptr = NULL;
 		}
 		for (int i = 0; i < n; i++) {
 			struct watch *w = ev[i].data.ptr;
 
+			if (!w)
+				continue;
 			switch (w->kind) {
 			case WATCH_QUEUE:
 				queue = true;
