@@ -8,7 +8,7 @@
  * Ranges are given as first page and number of pages; what lies at or above MM_SET_MAX is cut off.
  * Functions that return int give 0 or -ENOMEM, and on -ENOMEM the set is as it was. CRoaring tells
  * us about a failed allocation of a bitmap only; when malloc fails for one of its containers the
- * process ends, which loses no mark (docs/ARCHITECTURE.md: a daemon that dies).
+ * process ends as by a kill, which it has to survive anyway.
  */
 #ifndef WPFS_MM_SET_H
 #define WPFS_MM_SET_H

@@ -422,8 +422,17 @@ static void test_refused(void **state)
 						 0,    1,    0, 0xff, 0xff, 1, 0};
 	static const unsigned char full[] = {0x3b, 0x30, 0, 0, 1, 0,	0,   0xff,
 					     0xff, 1,	 0, 0, 0, 0xff, 0xff};
+	static const unsigned char overlap[] = {0x3b, 0x30, 0, 0, 1, 0, 0, 19, 0, 2,
+						0,    0,    0, 9, 0, 5, 0, 9,  0};
+	static const unsigned char adjacent[] = {0x3b, 0x30, 0, 0, 1, 0,  0, 19, 0, 2,
+						 0,    0,    0, 9, 0, 10, 0, 9,	 0};
+	static const unsigned char miscounted[] = {0x3b, 0x30, 0, 0, 1, 0, 0, 19,
+						   0,	 1,    0, 0, 0, 9, 0};
 	struct mm_set set = {NULL};
 
+	assert_false(offer(overlap, sizeof(overlap)));
+	assert_false(offer(adjacent, sizeof(adjacent)));
+	assert_false(offer(miscounted, sizeof(miscounted)));
 	assert_false(offer(unsorted, sizeof(unsorted)));
 	assert_false(offer(key_3, sizeof(key_3)));
 	assert_false(offer(past_end, sizeof(past_end)));
