@@ -56,6 +56,12 @@ static int note(struct report *rp, const char *fmt, ...)
 	return rp->emit(rp->ctx, WPFS_REC_NOTE, &n, sizeof(n));
 }
 
+/*
+ * Parameter n means the mm of that name and its instances: name/2 and name/PID. What a fork child
+ * wrote is changed for a backup as much as what its parent wrote.
+ */
+#define NAME_IS(n) "(name = ?" #n " OR substr(name, 1, length(?" #n ") + 1) = ?" #n " || '/')"
+
 /* ---- names of files ---- */
 
 /* Climbs from a file to the root and writes the path backwards. -ENODATA: not in the tree. */
@@ -399,7 +405,7 @@ static int report_nothing(struct db_tx *tx, struct report *rp)
 
 	if (q->name) {
 		r = sql_get_i64(tx, &known,
-				"SELECT count(*) FROM mm WHERE name = ?1 AND (?2 OR uid = ?3)",
+				"SELECT count(*) FROM mm WHERE " NAME_IS(1) " AND (?2 OR uid = ?3)",
 				"tii", q->name, (int64_t)q->all_uids, (int64_t)q->uid);
 		if (r < 0)
 			return r;
@@ -430,7 +436,7 @@ static int report_job(struct db_tx *tx, void *arg)
 	while (r == 0) {
 		r = sql_get_i64(tx, &id,
 				"SELECT min(id) FROM mm WHERE id > ?1 AND (?2 OR uid = ?3)"
-				" AND (?4 IS NULL OR name = ?4)",
+				" AND (?4 IS NULL OR " NAME_IS(4) ")",
 				"iiit", id, (int64_t)q->all_uids, (int64_t)q->uid, q->name);
 		if (r == 0)
 			r = report_mm(tx, rp, (uint64_t)id);

@@ -17,7 +17,7 @@ struct db_report_query {
 	enum wpfs_report_kind kind;
 	bool all_uids;
 	uint32_t uid;	      /* unless all_uids: only mms of this user */
-	const char *name;     /* NULL: any */
+	const char *name;     /* with its instances name/2, name/PID; NULL: any */
 	uint64_t file;	      /* file id; 0: see path */
 	const char *path;     /* inside the mount, with leading '/'; NULL: any file */
 	uint64_t offset, len; /* bytes in the file, only these; len 0: no limit */
