@@ -42,7 +42,11 @@ static int backing_make(struct fs *fs, struct fs_inode *inode, int given)
 	creds_drop_fsetid();
 	if (fd < 0)
 		fd = backing_open(fs, inode);
-	id = fd < 0 ? fd : backing_register(fs, fd);
+	/* On a capped mount it is the one struct file that is used and handed out. */
+	if (fd < 0 || fs->kind == WPFS_KIND_CAPPED)
+		id = fd < 0 ? fd : 0;
+	else
+		id = backing_register(fs, fd);
 	creds_take_fsetid();
 	if (id < 0) {
 		log_err("cannot open file %llu for passthrough: %s", (unsigned long long)inode->ino,
@@ -89,7 +93,8 @@ void fs_backing_close(struct fs *fs, struct fs_inode *inode)
 	if (inode->backing_fd < 0)
 		return;
 	/* ENOTCONN after an unmount: the kernel has dropped it itself. */
-	ioctl(fs->dev_fd, FUSE_DEV_IOC_BACKING_CLOSE, &id);
+	if (id)
+		ioctl(fs->dev_fd, FUSE_DEV_IOC_BACKING_CLOSE, &id);
 	close(inode->backing_fd);
 	inode->backing_fd = -1;
 }

@@ -9,22 +9,24 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <utlist.h>
 
 #include "base/cleanup.h"
 #include "fs/priv.h"
 
 /* An open directory. Two threads may read one descriptor at once. */
-struct dir {
-	pthread_mutex_t lock; /* all below */
+struct fs_dir {
+	struct fs_dir *prev, *next; /* fs.dirs_lock */
+	pthread_mutex_t lock;	    /* all below */
 	int fd;
 	off_t at;	  /* position of the next entry in buf */
 	size_t pos, fill; /* bytes of buf: next, end */
 	_Alignas(struct dirent64) char buf[16384];
 };
 
-static struct dir *dir_of(const struct fuse_file_info *fi)
+static struct fs_dir *dir_of(const struct fuse_file_info *fi)
 {
-	return (struct dir *)(uintptr_t)fi->fh;
+	return (struct fs_dir *)(uintptr_t)fi->fh;
 }
 
 static int dir_open_fd(struct fs *fs, uint64_t ino)
@@ -39,17 +41,28 @@ static int dir_open_fd(struct fs *fs, uint64_t ino)
 	return fd < 0 ? -errno : fd;
 }
 
-static void dir_free(struct dir *dir)
+static void dir_free(struct fs *fs, struct fs_dir *dir)
 {
+	pthread_mutex_lock(&fs->dirs_lock);
+	DL_DELETE(fs->dirs, dir);
+	pthread_mutex_unlock(&fs->dirs_lock);
 	close(dir->fd);
 	pthread_mutex_destroy(&dir->lock);
 	free(dir);
 }
 
+/* The kernel may drop the last releases when it is unmounted. */
+void fs_dirs_free(struct fs *fs)
+{
+	while (fs->dirs)
+		dir_free(fs, fs->dirs);
+}
+
 static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	struct dir *dir = malloc(sizeof(*dir));
-	int fd = dir ? dir_open_fd(fs_of(req), ino) : -ENOMEM;
+	struct fs *fs = fs_of(req);
+	struct fs_dir *dir = malloc(sizeof(*dir));
+	int fd = dir ? dir_open_fd(fs, ino) : -ENOMEM;
 
 	if (fd < 0) {
 		free(dir);
@@ -60,19 +73,22 @@ static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 	dir->fd = fd;
 	dir->at = 0;
 	dir->pos = dir->fill = 0;
+	pthread_mutex_lock(&fs->dirs_lock);
+	DL_APPEND(fs->dirs, dir);
+	pthread_mutex_unlock(&fs->dirs_lock);
 	fi->fh = (uintptr_t)dir;
 	if (fuse_reply_open(req, fi) < 0)
-		dir_free(dir);
+		dir_free(fs, dir);
 }
 
 static void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	dir_free(dir_of(fi));
+	dir_free(fs_of(req), dir_of(fi));
 	fuse_reply_err(req, 0);
 }
 
 /* The entry at dir->at, not yet consumed; NULL at the end. 0 or -errno. */
-static int dir_peek(struct dir *dir, struct dirent64 **entry)
+static int dir_peek(struct fs_dir *dir, struct dirent64 **entry)
 {
 	if (dir->pos == dir->fill) {
 		long n = syscall(SYS_getdents64, dir->fd, dir->buf, sizeof(dir->buf));
@@ -86,13 +102,13 @@ static int dir_peek(struct dir *dir, struct dirent64 **entry)
 	return 0;
 }
 
-static void dir_consume(struct dir *dir, const struct dirent64 *entry)
+static void dir_consume(struct fs_dir *dir, const struct dirent64 *entry)
 {
 	dir->at = entry->d_off;
 	dir->pos += entry->d_reclen;
 }
 
-static int dir_seek(struct dir *dir, off_t off)
+static int dir_seek(struct fs_dir *dir, off_t off)
 {
 	/* Also at 0: rewinddir() has to see names made since. */
 	if (off == dir->at && off != 0)
@@ -113,7 +129,7 @@ static bool is_dots(const char *name)
  * Adds one entry to the answer. Gives its size, 0 when the name has gone meanwhile, or -errno. A
  * size above `room` means that it was not added.
  */
-static ssize_t add_entry(fuse_req_t req, struct dir *dir, const struct dirent64 *de, char *buf,
+static ssize_t add_entry(fuse_req_t req, struct fs_dir *dir, const struct dirent64 *de, char *buf,
 			 size_t room, bool plus)
 {
 	struct fs *fs = fs_of(req);
@@ -136,7 +152,7 @@ static ssize_t add_entry(fuse_req_t req, struct dir *dir, const struct dirent64 
 	return (ssize_t)fuse_add_direntry_plus(req, buf, room, de->d_name, &entry, de->d_off);
 }
 
-static void read_entries(fuse_req_t req, size_t size, off_t off, struct dir *dir, bool plus)
+static void read_entries(fuse_req_t req, size_t size, off_t off, struct fs_dir *dir, bool plus)
 {
 	_cleanup_free_ char *buf = malloc(size);
 	size_t used = 0;

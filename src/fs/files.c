@@ -111,6 +111,47 @@ int fs_file_open(struct fs *fs, uint64_t ino, int flags)
 	return r;
 }
 
+int fs_file_hold(struct fs *fs, const struct fs_handle *handle, int *fd)
+{
+	_cleanup_close_ int path_fd = fs_handle_open_at(fs->lower_fd, handle, O_PATH | O_NOFOLLOW);
+	struct fs_inode *inode;
+	struct stat st;
+	int r;
+
+	if (path_fd < 0)
+		return path_fd;
+	if (fstat(path_fd, &st) < 0)
+		return -errno;
+	if (!S_ISREG(st.st_mode))
+		return -EINVAL;
+	r = fs_inode_lookup(fs, path_fd, &st, &inode);
+	if (r)
+		return r;
+	r = fs_backing_get(fs, inode, -1, NULL);
+	if (r >= 0) {
+		*fd = fcntl(r, F_DUPFD_CLOEXEC, 0);
+		r = *fd < 0 ? -errno : 0;
+	}
+	if (r)
+		fs_inode_forget(fs, inode->ino, 1);
+	return r;
+}
+
+void fs_file_unhold(struct fs *fs, uint64_t ino)
+{
+	fs_inode_forget(fs, ino, 1);
+}
+
+bool fs_file_held_alone(struct fs *fs, uint64_t ino)
+{
+	struct fs_inode *inode = fs_inode_get(fs, ino);
+	bool alone = inode && fs_inode_lookups(fs, inode) == 2; /* the holder's and this one */
+
+	if (inode)
+		fs_inode_forget(fs, ino, 1);
+	return alone;
+}
+
 uint64_t fs_ino_of_lower(const struct fs *fs, uint64_t lower_ino)
 {
 	return fs_ids_get(fs->ids, lower_ino);

@@ -47,6 +47,22 @@ struct fs_hooks {
 	void (*dropped)(void *ctx, uint64_t ino, uint64_t off, uint64_t len);
 	/* a statfs is about to be answered: umount(8) makes one first */
 	void (*settle)(void *ctx);
+	/*
+	 * Capped mounts: around each access to [off, off + len) of the contents (len 0: to the
+	 * end); with `drop` they are about to be punched or truncated, and `done` says that they
+	 * were. A begin that fails with -errno has no end; between the two no other hook is called.
+	 * io_ctx is the ctx of these five.
+	 */
+	void *io_ctx;
+	int (*io_begin)(void *ctx, uint64_t ino, uint64_t off, uint64_t len, bool drop);
+	void (*io_end)(void *ctx, uint64_t ino, uint64_t off, uint64_t len, bool drop, bool done);
+	/* a ticket for a file that was opened with O_RDONLY, O_WRONLY or O_RDWR; 0 or -errno */
+	int (*ticket)(void *ctx, uint64_t ino, int accmode, struct wpfs_ticket *ticket);
+	/* for the flush: contents that need not be in the lower file; behind the end is zeros */
+	int (*read_through)(void *ctx, uint64_t ino, int lower_fd, void *buf, size_t len,
+			    uint64_t off);
+	/* the first offset at or after `off` that only read_through knows, or UINT64_MAX */
+	uint64_t (*next_through)(void *ctx, uint64_t ino, uint64_t off);
 	/* fsync of file `ino`: makes its marks durable; 0 or -errno, which the caller gets */
 	int (*sync_file)(void *ctx, uint64_t ino);
 };
@@ -133,6 +149,16 @@ int fs_handle_path(struct fs *fs, const struct fs_handle *handle, char *buf, siz
  */
 int fs_handle_open(struct fs *fs, const struct fs_handle *handle, int flags);
 int fs_file_open(struct fs *fs, uint64_t ino, int flags);
+
+/*
+ * Keeps a regular file with its one read-write struct file, which every open of it shares; *fd is a
+ * duplicate that the caller closes. As often as it is called with success fs_file_unhold follows.
+ */
+int fs_file_hold(struct fs *fs, const struct fs_handle *handle, int *fd);
+void fs_file_unhold(struct fs *fs, uint64_t ino);
+
+/* Nobody but one holder has it: not open on the mount, and not in the kernel's caches. */
+bool fs_file_held_alone(struct fs *fs, uint64_t ino);
 
 /* Space and inodes of the lower tmpfs, as statvfs(3) gives them. 0 or -errno. */
 struct statvfs;

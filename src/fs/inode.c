@@ -139,6 +139,17 @@ struct fs_inode *fs_inode_get(struct fs *fs, uint64_t ino)
 	return inode;
 }
 
+uint64_t fs_inode_lookups(struct fs *fs, struct fs_inode *inode)
+{
+	struct fs_shard *shard = shard_of(fs, inode->ino);
+	uint64_t lookups;
+
+	pthread_mutex_lock(&shard->lock);
+	lookups = inode->lookups;
+	pthread_mutex_unlock(&shard->lock);
+	return lookups;
+}
+
 int fs_inode_lookup(struct fs *fs, int fd, const struct stat *st, struct fs_inode **found)
 {
 	uint64_t ino = fs_ids_get(fs->ids, st->st_ino);

@@ -26,27 +26,33 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 		    struct fuse_file_info *fi)
 {
 	struct fuse_bufvec buf = FUSE_BUFVEC_INIT(size);
+	struct fs *fs = fs_of(req);
 	int fd = open_fd(req, ino);
+	int r = fd < 0 ? fd : fs_hook_io_begin(fs, ino, (uint64_t)off, size, false);
 
-	if (fd < 0) {
-		fuse_reply_err(req, -fd);
+	if (r < 0) {
+		fuse_reply_err(req, -r);
 		return;
 	}
 	buf.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
 	buf.buf[0].fd = fd;
 	buf.buf[0].pos = off;
 	fuse_reply_data(req, &buf, FUSE_BUF_SPLICE_MOVE);
+	fs_hook_io_end(fs, ino, (uint64_t)off, size, false, true);
 }
 
 static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
 			 struct fuse_file_info *fi)
 {
-	struct fuse_bufvec out = FUSE_BUFVEC_INIT(fuse_buf_size(in));
+	size_t size = fuse_buf_size(in);
+	struct fuse_bufvec out = FUSE_BUFVEC_INIT(size);
+	struct fs *fs = fs_of(req);
 	int fd = open_fd(req, ino);
+	int r = fd < 0 ? fd : fs_hook_io_begin(fs, ino, (uint64_t)off, size, false);
 	ssize_t n;
 
-	if (fd < 0) {
-		fuse_reply_err(req, -fd);
+	if (r < 0) {
+		fuse_reply_err(req, -r);
 		return;
 	}
 	out.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
@@ -57,6 +63,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
 	n = fuse_buf_copy(&out, in, 0);
 	if (fs_kills_suid(fi))
 		creds_take_fsetid();
+	fs_hook_io_end(fs, ino, (uint64_t)off, size, false, n >= 0);
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
 	else
@@ -92,9 +99,14 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, of
 {
 	const int shifts = FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE;
 	const int drops = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE;
+	bool drop = (mode & (shifts | drops)) != 0;
 	int fd = open_fd(req, ino);
-	int r = fd < 0 ? fd : fallocate_as(req, fd, mode, off, len);
+	int r = fd < 0 ? fd : fs_hook_io_begin(fs_of(req), ino, (uint64_t)off, (uint64_t)len, drop);
 
+	if (!r) {
+		r = fallocate_as(req, fd, mode, off, len);
+		fs_hook_io_end(fs_of(req), ino, (uint64_t)off, (uint64_t)len, drop, !r);
+	}
 	if (!r && (mode & shifts))
 		fs_hook_dropped(fs_of(req), ino, (uint64_t)off, 0);
 	else if (!r && (mode & drops))
@@ -106,10 +118,14 @@ static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
 		     struct fuse_file_info *fi)
 {
 	int fd = open_fd(req, ino);
-	off_t at = fd < 0 ? fd : lseek(fd, off, whence);
+	off_t at = fd < 0 ? fd : fs_hook_io_begin(fs_of(req), ino, (uint64_t)off, 0, false);
 
-	if (fd >= 0 && at < 0)
-		at = -errno;
+	if (at == 0) {
+		at = lseek(fd, off, whence);
+		if (at < 0)
+			at = -errno;
+		fs_hook_io_end(fs_of(req), ino, (uint64_t)off, 0, false, true);
+	}
 	if (at < 0)
 		fuse_reply_err(req, (int)-at);
 	else
@@ -123,6 +139,11 @@ static void op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
 	int in = open_fd(req, ino_in), out = open_fd(req, ino_out);
 	ssize_t n;
 
+	/* The kernel then reads and writes: two files at once cannot be kept in memory. */
+	if (fs_of(req)->kind == WPFS_KIND_CAPPED) {
+		fuse_reply_err(req, EOPNOTSUPP);
+		return;
+	}
 	if (in < 0 || out < 0) {
 		fuse_reply_err(req, in < 0 ? -in : -out);
 		return;
@@ -134,6 +155,17 @@ static void op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
 		fuse_reply_write(req, (size_t)n);
 }
 
+static void reply_ticket(fuse_req_t req, fuse_ino_t ino, const struct fuse_file_info *fi)
+{
+	struct wpfs_ticket ticket;
+	int r = fs_hook_ticket(fs_of(req), ino, (int)fi->fh, &ticket);
+
+	if (r)
+		fuse_reply_err(req, -r);
+	else
+		fuse_reply_ioctl(req, 0, &ticket, sizeof(ticket));
+}
+
 static void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void *arg,
 		     struct fuse_file_info *fi, unsigned int flags, const void *in, size_t in_size,
 		     size_t out_size)
@@ -141,6 +173,11 @@ static void op_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void *arg
 	struct fs *fs = fs_of(req);
 	struct wpfs_mount_info info = {.version = 1, .kind = fs->kind};
 
+	if (cmd == WPFS_IOC_TICKET && out_size >= sizeof(struct wpfs_ticket) &&
+	    !(flags & FUSE_IOCTL_DIR)) {
+		reply_ticket(req, ino, fi);
+		return;
+	}
 	if (cmd != WPFS_IOC_MOUNT_INFO || out_size < sizeof(info)) {
 		fuse_reply_err(req, ENOTTY);
 		return;

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Opening regular files. Every open is passthrough: reads, writes and mappings then go from the
- * kernel's FUSE file to the lower file without a request, and a mapping is one of shmem.
+ * kernel's FUSE file to the lower file without a request, and a mapping is one of shmem. On a
+ * capped mount every open is direct I/O: pages may have to come from the store, and who wants to
+ * map the file has to get the lower file's descriptor from us, for a ticket.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -11,10 +13,14 @@
 #include "fs/priv.h"
 
 /* Fills in what every open answers. */
-static void open_reply_fill(const struct fs_inode *inode, struct fuse_file_info *fi)
+static void open_reply_fill(const struct fs *fs, const struct fs_inode *inode,
+			    struct fuse_file_info *fi)
 {
-	fi->backing_id = inode->backing_id;
-	fi->fh = 0;
+	if (fs->kind == WPFS_KIND_CAPPED)
+		fi->direct_io = 1;
+	else
+		fi->backing_id = inode->backing_id;
+	fi->fh = fi->flags & O_ACCMODE; /* for a ticket */
 	fi->noflush = 1;
 }
 
@@ -25,11 +31,15 @@ static int open_truncate(struct fs *fs, uint64_t ino, int fd, bool kill)
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
+	r = fs_hook_io_begin(fs, ino, 0, 0, true);
+	if (r)
+		return r;
 	if (kill)
 		creds_drop_fsetid();
 	r = ftruncate(fd, 0) < 0 ? -errno : 0;
 	if (kill)
 		creds_take_fsetid();
+	fs_hook_io_end(fs, ino, 0, 0, true, !r);
 	if (!r && st.st_size > 0)
 		fs_hook_dropped(fs, ino, 0, 0);
 	return r;
@@ -57,7 +67,7 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fuse_reply_err(req, -r);
 		return;
 	}
-	open_reply_fill(inode, fi);
+	open_reply_fill(fs, inode, fi);
 	fuse_reply_open(req, fi);
 }
 
@@ -84,7 +94,7 @@ static void reply_created(fuse_req_t req, int fd, struct fuse_file_info *fi)
 		return;
 	}
 	entry.attr_timeout = fs_inode_attr_timeout(inode);
-	open_reply_fill(inode, fi);
+	open_reply_fill(fs, inode, fi);
 	if (fuse_reply_create(req, &entry, fi) < 0)
 		fs_inode_forget(fs, entry.ino, 1);
 }

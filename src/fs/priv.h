@@ -39,7 +39,7 @@ struct fs_inode {
 	struct fs_handle handle; /* constant */
 	_Atomic int nameless_fd; /* O_PATH, set once when the last name goes; else -1 */
 	_Atomic int backing_fd;	 /* O_RDWR, set once at the first open; else -1 */
-	int backing_id;		 /* of the kernel; valid when backing_fd is */
+	int backing_id;		 /* of the kernel; valid when backing_fd is; capped mounts: 0 */
 };
 
 /* A file that has been open since the last flush, so that its contents may have changed. */
@@ -82,6 +82,9 @@ struct fs {
 	uint64_t flushed_changes; /* of the last flush; only fs_store_flush */
 	pthread_mutex_t touched_lock;
 	struct fs_touched *touched; /* touched_lock */
+
+	pthread_mutex_t dirs_lock;
+	struct fs_dir *dirs; /* open directories (dirs.c); dirs_lock */
 
 	pthread_rwlock_t hooks_lock;
 	const struct fs_hooks *hooks; /* hooks_lock */
@@ -137,6 +140,9 @@ struct fs_inode *fs_inode_find(struct fs *fs, uint64_t ino);
 /* The same with one lookup counted, to be given back with fs_inode_forget. */
 struct fs_inode *fs_inode_get(struct fs *fs, uint64_t ino);
 
+/* How many are counted now. */
+uint64_t fs_inode_lookups(struct fs *fs, struct fs_inode *inode);
+
 /*
  * Counts a lookup of the file behind `fd` (any kind of descriptor), entering it into the table if
  * need be. `st` is its lower stat. 0 or -errno.
@@ -190,11 +196,28 @@ void fs_touch(struct fs *fs, uint64_t ino);
 struct fs_touched *fs_touched_take(struct fs *fs);
 void fs_touched_free(struct fs_touched *set);
 
+/* ---- dirs.c ----------------------------------------------------------------------------- */
+
+/* Closes the directories that are still open, at the end. */
+void fs_dirs_free(struct fs *fs);
+
 /* ---- session.c -------------------------------------------------------------------------- */
 
 void fs_hook_dropped(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len);
 void fs_hook_settle(struct fs *fs);
 int fs_hook_sync_file(struct fs *fs, uint64_t ino);
+
+/* ---- through.c -------------------------------------------------------------------------- */
+
+/* Nothing on native mounts. A begin that fails has no end. */
+int fs_hook_io_begin(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, bool drop);
+void fs_hook_io_end(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, bool drop, bool done);
+
+/* -ENOTTY on native mounts. */
+int fs_hook_read_through(struct fs *fs, uint64_t ino, int lower_fd, void *buf, size_t len,
+			 uint64_t off);
+uint64_t fs_hook_next_through(struct fs *fs, uint64_t ino, uint64_t off); /* there: UINT64_MAX */
+int fs_hook_ticket(struct fs *fs, uint64_t ino, int accmode, struct wpfs_ticket *ticket);
 
 /* ---- operations, each file fills in its own --------------------------------------------- */
 

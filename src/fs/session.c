@@ -108,6 +108,7 @@ int fs_new(const struct fs_config *config, struct fs **out)
 	sem_init(&fs->ready, 0, 0);
 	pthread_rwlock_init(&fs->hooks_lock, NULL);
 	pthread_mutex_init(&fs->touched_lock, NULL);
+	pthread_mutex_init(&fs->dirs_lock, NULL);
 	fs->done_fd = eventfd(0, EFD_CLOEXEC);
 	n = readlink(fs_proc_path(fs->lower_fd).s, fs->lower_path, sizeof(fs->lower_path) - 1);
 	r = fs->done_fd < 0 || n < 0 ? -errno : 0;
@@ -205,6 +206,7 @@ int fs_wait(struct fs *fs)
 void fs_free(struct fs *fs)
 {
 	fs_wait(fs);
+	fs_dirs_free(fs);
 	fs_inodes_free(fs);
 	if (fs->session)
 		fuse_session_destroy(fs->session); /* closes dev_fd */
@@ -212,6 +214,7 @@ void fs_free(struct fs *fs)
 		close(fs->done_fd);
 	fs_touched_free(fs->touched);
 	pthread_mutex_destroy(&fs->touched_lock);
+	pthread_mutex_destroy(&fs->dirs_lock);
 	pthread_rwlock_destroy(&fs->hooks_lock);
 	sem_destroy(&fs->ready);
 	free(fs);

@@ -170,8 +170,24 @@ struct writing {
 	int fd; /* data file, -1: none yet */
 	store_data_before_fn before;
 	void *ctx;
+	const struct store_data_through *through;
 	bool *changed;
 };
+
+static int read_lower(const struct writing *wr, int lower_fd, char *buf, size_t len, uint64_t off)
+{
+	return wr->through ? wr->through->read(wr->through->ctx, wr->id, lower_fd, buf, len, off)
+			   : read_window(lower_fd, buf, len, off);
+}
+
+static uint64_t next_lower(const struct writing *wr, int lower_fd, uint64_t off, uint64_t end)
+{
+	/* In this order: what comes into the lower file meanwhile is found there. */
+	uint64_t through = wr->through ? wr->through->next(wr->through->ctx, wr->id, off) : end;
+	uint64_t at = next_data(lower_fd, off, end);
+
+	return through < at ? through : at;
+}
 
 static int prepare(struct writing *wr)
 {
@@ -191,14 +207,14 @@ static int write_windows(struct writing *wr, int lower_fd, uint64_t size, char *
 
 	for (;;) {
 		struct window w = {.now = bufs, .stored = bufs + WINDOW};
-		uint64_t a = next_data(lower_fd, off, size), b = next_data(wr->fd, off, size);
+		uint64_t a = next_lower(wr, lower_fd, off, size), b = next_data(wr->fd, off, size);
 		int r;
 
 		w.off = (a < b ? a : b) & ~(WPFS_PAGE_SIZE - 1);
 		if (w.off >= size)
 			return 0;
 		w.len = size - w.off < WINDOW ? (size_t)(size - w.off) : WINDOW;
-		r = read_window(lower_fd, bufs, w.len, w.off);
+		r = read_lower(wr, lower_fd, bufs, w.len, w.off);
 		if (!r)
 			r = read_window(wr->fd, bufs + WINDOW, w.len, w.off);
 		if (!r && window_differs(&w)) {
@@ -216,10 +232,15 @@ static int write_windows(struct writing *wr, int lower_fd, uint64_t size, char *
 }
 
 int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
-		     store_data_before_fn before, void *ctx, bool *changed)
+		     store_data_before_fn before, void *ctx,
+		     const struct store_data_through *through, bool *changed)
 {
-	struct writing wr = {
-		.data_fd = data_fd, .id = id, .before = before, .ctx = ctx, .changed = changed};
+	struct writing wr = {.data_fd = data_fd,
+			     .id = id,
+			     .before = before,
+			     .ctx = ctx,
+			     .through = through,
+			     .changed = changed};
 	_cleanup_free_ char *bufs = malloc(2 * WINDOW);
 	struct stat st;
 	int r;

@@ -11,6 +11,17 @@
 int store_data_read(int data_fd, uint64_t id, int lower_fd, uint64_t size);
 
 /*
+ * Where the contents of a file are, if not all in the lower file: reads a window (what is behind
+ * the end is zeros), and gives the first offset at or after `off` that is only known here, or
+ * UINT64_MAX.
+ */
+struct store_data_through {
+	void *ctx;
+	int (*read)(void *ctx, uint64_t id, int lower_fd, void *buf, size_t len, uint64_t off);
+	uint64_t (*next)(void *ctx, uint64_t id, uint64_t off);
+};
+
+/*
  * Called between reading a window of the lower file and writing what differs in it: what is
  * written must not become durable before the caller's marks. 0, or -errno, which ends the write.
  */
@@ -19,10 +30,11 @@ typedef int (*store_data_before_fn)(void *ctx, uint64_t id);
 /*
  * Makes the data file equal to the first `size` bytes of the lower file, writing only pages that
  * differ; pages of zeros become holes. Sets *changed when something was written (not yet durable).
- * `before` may be NULL. 0 or -errno.
+ * `before` and `through` may be NULL. 0 or -errno.
  */
 int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
-		     store_data_before_fn before, void *ctx, bool *changed);
+		     store_data_before_fn before, void *ctx,
+		     const struct store_data_through *through, bool *changed);
 
 /* Removes every data file whose id is not among the sorted `keep`. 0 or -errno. */
 int store_data_prune(int data_fd, const uint64_t *keep, size_t nr);

@@ -27,9 +27,20 @@ static int sync_marks(void *ctx, uint64_t ino)
 	return fs_hook_sync_file(flush->fs, ino);
 }
 
+static int read_through(void *ctx, uint64_t ino, int lower_fd, void *buf, size_t len, uint64_t off)
+{
+	return fs_hook_read_through(ctx, ino, lower_fd, buf, len, off);
+}
+
+static uint64_t next_through(void *ctx, uint64_t ino, uint64_t off)
+{
+	return fs_hook_next_through(ctx, ino, off);
+}
+
 static int flush_file(void *ctx, uint64_t ino, int path_fd, const struct stat *st)
 {
 	struct flush *flush = ctx;
+	const struct store_data_through through = {flush->fs, read_through, next_through};
 	bool final = (flush->flags & FS_STORE_FINAL) != 0;
 	_cleanup_close_ int fd = -1;
 	struct fs_touched *entry;
@@ -41,7 +52,9 @@ static int flush_file(void *ctx, uint64_t ino, int path_fd, const struct stat *s
 	fd = open(fs_proc_path(path_fd).s, O_RDONLY | O_CLOEXEC | O_NOATIME);
 	r = fd < 0 ? -errno
 		   : store_data_write(flush->data_fd, ino, fd, (uint64_t)st->st_size,
-				      final ? NULL : sync_marks, flush, &flush->changed);
+				      final ? NULL : sync_marks, flush,
+				      flush->fs->kind == WPFS_KIND_CAPPED ? &through : NULL,
+				      &flush->changed);
 	if (r)
 		log_err("cannot write the contents of file %" PRIu64 " to the store: %s", ino,
 			log_errstr(r));

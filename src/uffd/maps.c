@@ -170,6 +170,55 @@ void maps_free(struct maps_list *list)
 	*list = (struct maps_list){0};
 }
 
+int maps_copy(struct maps_list *to, const struct maps_list *from)
+{
+	to->nr = 0;
+	for (size_t i = 0; i < from->nr; i++) {
+		int r = maps_append(to, &from->vmas[i]);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+int maps_move(struct maps_list *list, uint64_t from, uint64_t to, uint64_t len)
+{
+	size_t nr = list->nr;
+
+	for (size_t i = 0; i < nr; i++) {
+		struct maps_vma old = list->vmas[i], moved = old;
+		uint64_t start = old.start > from ? old.start : from;
+		uint64_t end = old.end < from + len ? old.end : from + len;
+		int r;
+
+		if (start >= end)
+			continue;
+		moved.start = start - from + to;
+		moved.end = end - from + to;
+		moved.pgoff += (start - old.start) >> WPFS_PAGE_SHIFT;
+		list->vmas[i] = moved;
+		if (old.start < start) {
+			struct maps_vma head = old;
+
+			head.end = start;
+			r = maps_append(list, &head);
+			if (r < 0)
+				return r;
+		}
+		if (end < old.end) {
+			struct maps_vma tail = old;
+
+			tail.start = end;
+			tail.pgoff += (end - old.start) >> WPFS_PAGE_SHIFT;
+			r = maps_append(list, &tail);
+			if (r < 0)
+				return r;
+		}
+	}
+	return 0;
+}
+
 int maps_read_wp(pid_t pid, const struct maps_list *list, bool *wp)
 {
 	_cleanup_fclose_ FILE *f = NULL;

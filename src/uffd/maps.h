@@ -35,6 +35,12 @@ bool maps_equal(const struct maps_list *a, const struct maps_list *b);
 
 void maps_free(struct maps_list *list);
 
+/* *to becomes a copy of *from. 0 or -ENOMEM. */
+int maps_copy(struct maps_list *to, const struct maps_list *from);
+
+/* What the list shows in [from, from + len) is at `to` now (mremap). 0 or -ENOMEM. */
+int maps_move(struct maps_list *list, uint64_t from, uint64_t to, uint64_t len);
+
 /* Opens /proc/PID/maps; it stays bound to the mm the process has now. -errno. */
 int maps_open_fd(pid_t pid);
 

@@ -144,7 +144,7 @@ static void data_write(struct data *data, uint64_t size)
 	data->changed = false;
 	data->before = 0;
 	assert_int_equal(store_data_write(data->dir, 0x1234, data->lower, size, count_before, data,
-					  &data->changed),
+					  NULL, &data->changed),
 			 0);
 }
 
@@ -273,7 +273,8 @@ static void test_data_is_not_written_before_the_marks(void **state)
 	data_setup(&data);
 	fill(&data, 0, PAGE, 'a');
 	assert_int_equal(
-		store_data_write(data.dir, 0x1234, data.lower, PAGE, refuse, NULL, &changed), -EIO);
+		store_data_write(data.dir, 0x1234, data.lower, PAGE, refuse, NULL, NULL, &changed),
+		-EIO);
 	assert_int_equal(fstatat(data.dir, "34/4660", &st, 0), -1);
 	data_teardown(&data);
 }

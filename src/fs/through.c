@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Capped mounts: what asks for contents says so before and after, because they may be in the store
+ * and not in the lower file. On native mounts there are no such hooks and all of it is nothing.
+ */
+#include <errno.h>
+
+#include "fs/priv.h"
+
+int fs_hook_io_begin(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, bool drop)
+{
+	int r = 0;
+
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->io_begin)
+		r = fs->hooks->io_begin(fs->hooks->io_ctx, ino, off, len, drop);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+	return r;
+}
+
+void fs_hook_io_end(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, bool drop, bool done)
+{
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->io_end)
+		fs->hooks->io_end(fs->hooks->io_ctx, ino, off, len, drop, done);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+}
+
+int fs_hook_ticket(struct fs *fs, uint64_t ino, int accmode, struct wpfs_ticket *ticket)
+{
+	int r = -ENOTTY;
+
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->ticket)
+		r = fs->hooks->ticket(fs->hooks->io_ctx, ino, accmode, ticket);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+	return r;
+}
+
+int fs_hook_read_through(struct fs *fs, uint64_t ino, int lower_fd, void *buf, size_t len,
+			 uint64_t off)
+{
+	int r = -ENOTTY;
+
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->read_through)
+		r = fs->hooks->read_through(fs->hooks->io_ctx, ino, lower_fd, buf, len, off);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+	return r;
+}
+
+uint64_t fs_hook_next_through(struct fs *fs, uint64_t ino, uint64_t off)
+{
+	uint64_t next = UINT64_MAX;
+
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->next_through)
+		next = fs->hooks->next_through(fs->hooks->io_ctx, ino, off);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+	return next;
+}
