@@ -85,9 +85,10 @@ static void put_share(const struct out *out, uint64_t marked, uint64_t dirty, ui
 	       table_paint(is_dirty && part ? TABLE_YELLOW : TABLE_BOLD), part,
 	       table_paint(TABLE_PLAIN), table_count(armed, "armed page", count, sizeof(count)),
 	       is_dirty ? "dirty" : "marked");
-	printf(" (%s of %s)",
-	       units_format_size(part << WPFS_PAGE_SHIFT, part_size, sizeof(part_size)),
-	       units_format_size(armed << WPFS_PAGE_SHIFT, armed_size, sizeof(armed_size)));
+	if (part)
+		printf(" (%s of %s)",
+		       units_format_size(part << WPFS_PAGE_SHIFT, part_size, sizeof(part_size)),
+		       units_format_size(armed << WPFS_PAGE_SHIFT, armed_size, sizeof(armed_size)));
 }
 
 static void end_mm(struct out *out)
@@ -130,7 +131,9 @@ static void put_map(struct out *out, const struct wpfs_rec_map *map)
 		printf("  0x%" PRIx64 "-0x%" PRIx64, map->start, map->end);
 	else
 		printf("  not mapped");
-	printf("  page %" PRIu64 "+%" PRIu64 "  ", map->pgoff, map->pages);
+	if (map->pages)
+		printf("  pages %" PRIu64 "-%" PRIu64, map->pgoff, map->pgoff + map->pages - 1);
+	printf("  ");
 	put_share(out, map->marked, map->dirty, map->armed);
 	printf("%s\n", map->owner == WPFS_OWNER_PROGRAM ? "  (own userfaultfd)" : "");
 }

@@ -133,8 +133,7 @@ static int names_add(void *arg, enum wpfs_rec_type type, const void *body)
 	if (type != WPFS_REC_MM || mm->state != WPFS_MM_LIVE || names->nr == NAMES_MAX)
 		return 0;
 	names->entry[names->nr].pid = mm->pid;
-	snprintf(names->entry[names->nr].name, sizeof(names->entry[0].name), "%s",
-		 mm->name[0] ? mm->name : "unnamed");
+	snprintf(names->entry[names->nr].name, sizeof(names->entry[0].name), "%s", mm->name);
 	names->nr++;
 	return 0;
 }
@@ -165,12 +164,12 @@ static void say_busy(struct unmounter *u, const struct holder_list *list)
 	for (size_t i = 0; i < list->nr; i++) {
 		const struct holder *holder = &list->holders[i];
 		const char *name = names_find(&names, holder->pid);
+		const char *tracked = !name ? "" : name[0] ? ", tracked as " : ", tracked, no name";
 
 		if (holder->ending || holder->witness || !holder->how)
 			continue;
 		fprintf(f, "%s %s (pid %d%s%s) %s", ftell(f) ? ";" : "", holder->comm, holder->pid,
-			name ? ", tracked as " : "", name ?: "",
-			holder_how(holder->how, how, sizeof(how)));
+			tracked, name ?: "", holder_how(holder->how, how, sizeof(how)));
 	}
 	fclose(f);
 	ctl_say("%s: in use:%s: end them first, or unmount with -l", u->target, text);
