@@ -114,16 +114,19 @@ static long fixed_armed(const struct mapping *r)
 		err = reserve_place(r);
 	if (err)
 		return err;
+	/* Before there is anything of what comes: the harvest would find it, and nobody watching
+	 * it. */
+	if (!no_replace)
+		mapping_retire(r->addr, page_align_up(r->len));
 	at = raw(mmap, NULL, r->len, PROT_NONE, r->flags & ~(MAP_ANY_FIXED | MAP_TOUCHES), r->fd,
 		 r->off);
 	if (raw_failed(at)) {
 		if (no_replace)
 			raw(munmap, r->addr, r->len);
+		else
+			mapping_bring_back(r->addr, page_align_up(r->len));
 		return at;
 	}
-	/* Before the daemon hears of what comes, or what goes would count as gone unseen. */
-	if (!no_replace)
-		mapping_retire(r->addr, page_align_up(r->len));
 	err = mapping_tell(r, (uint64_t)at, r->addr, false, &armed);
 	if (!err)
 		err = raw(mremap, at, page_align_up(r->len), page_align_up(r->len),
