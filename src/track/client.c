@@ -166,6 +166,8 @@ static void client_request(struct track *t, struct client *c, const void *packet
 		c->closing = true;
 		return;
 	}
+	if (c->tmm)
+		c->tmm->aside_start = c->tmm->aside_end = 0; /* whatever it was about is over */
 	request_table[hdr->op].fn(&rq);
 }
 

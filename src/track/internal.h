@@ -27,8 +27,9 @@ struct watch {
 
 /* A userfaultfd of the program's own, of which we hold a copy so that its marks outlive it. */
 struct own_uffd {
-	int fd;	  /* its number in the program */
-	int copy; /* never read or polled */
+	int fd;		/* its number in the program */
+	int copy;	/* never read or polled */
+	unsigned looks; /* in a row, at which somebody waited for it to be read */
 	struct own_uffd *prev, *next;
 };
 
@@ -57,6 +58,7 @@ struct tmm {
 	int chan_fd;   /* of the command channel in the witness */
 	int uffd_copy; /* ours, only when there is no witness (and no event to be read) */
 	struct own_uffd *uffds;
+	uint64_t aside_start, aside_end; /* the program's REGISTER of this range is under way */
 	struct client *client; /* may be NULL: the connection can be lost while the mm lives */
 	struct tmm *prev, *next;
 };
@@ -153,6 +155,8 @@ void own_post(struct request *rq);
 void own_unreg(struct request *rq);
 void own_close(struct request *rq);
 void own_free_all(struct tmm *tm);
+/* Once a second: lets go of uffds that the program has closed behind the shim's back. */
+void own_look(struct track *t);
 
 /* ---- tmm.c ---- */
 struct tmm *tmm_new(struct track *t);

@@ -7,14 +7,18 @@
  */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/kcmp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 #include <utlist.h>
 
 #include "base/cleanup.h"
 #include "base/compat.h"
+#include "base/fdio.h"
 #include "base/log.h"
 #include "base/units.h"
 #include "track/internal.h"
@@ -79,6 +83,8 @@ void own_pre(struct request *rq)
 		if (r == 0)
 			r = own_step_aside(tm, range->addr, range->addr + range->len);
 		tm->mm.own_uffds = true;
+		tm->aside_start = range->addr;
+		tm->aside_end = range->addr + range->len;
 	}
 	request_reply(rq, r, NULL, 0);
 }
@@ -169,23 +175,81 @@ void own_unreg(struct request *rq)
 	request_reply(rq, r, NULL, 0);
 }
 
-/* Has the program another descriptor of this uffd than `closing`? */
-static bool own_held_elsewhere(const struct tmm *tm, const struct own_uffd *own, int closing)
+static bool own_is(pid_t pid, int fd, const struct own_uffd *own)
+{
+	return syscall(SYS_kcmp, pid, getpid(), KCMP_FILE, fd, own->copy) == 0;
+}
+
+/* Has this process a descriptor of the uffd, other than `closing`? */
+static bool own_held_by(pid_t pid, const struct own_uffd *own, int closing)
 {
 	_cleanup_dir_ DIR *dir = NULL;
-	char path[64];
+	char path[64], target[32];
 	struct dirent *de;
 
-	snprintf(path, sizeof(path), "/proc/%d/fd", tm->program.pid);
+	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
 	dir = opendir(path);
 	while (dir && (de = readdir(dir))) {
 		int fd = atoi(de->d_name);
+		ssize_t n = readlinkat(dirfd(dir), de->d_name, target, sizeof(target) - 1);
 
-		if (de->d_name[0] != '.' && fd != closing &&
-		    syscall(SYS_kcmp, tm->program.pid, getpid(), KCMP_FILE, fd, own->copy) == 0)
+		if (n <= 0 || fd == closing)
+			continue;
+		target[n] = '\0';
+		if (strcmp(target, "anon_inode:[userfaultfd]") == 0 && own_is(pid, fd, own))
 			return true;
 	}
 	return false;
+}
+
+/* It may have been inherited, or handed to another process to serve. */
+static bool own_held_by_any(const struct own_uffd *own)
+{
+	_cleanup_dir_ DIR *dir = opendir("/proc");
+	struct dirent *de;
+
+	while (dir && (de = readdir(dir))) {
+		pid_t pid = atoi(de->d_name);
+
+		if (pid > 0 && pid != getpid() && own_held_by(pid, own, -1))
+			return true;
+	}
+	return dir == NULL;
+}
+
+/* Does a fault or event of the uffd wait, read or not? */
+static bool own_is_waited_for(const struct own_uffd *own)
+{
+	_cleanup_free_ char *text = NULL;
+	unsigned long total = 0;
+	const char *line;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", own->copy);
+	if (fdio_read_file(AT_FDCWD, path, &text, NULL) < 0)
+		return false;
+	line = strstr(text, "\ntotal:");
+	return line && sscanf(line, " total: %lu", &total) == 1 && total > 0;
+}
+
+/*
+ * A close() that the shim did not see (a dup(2) of the uffd, a raw system call) leaves our copy as
+ * the last one: a writer would wait for ever. That somebody waits at two looks is the sign.
+ */
+void own_look(struct track *t)
+{
+	struct own_uffd *own, *next;
+	struct tmm *tm;
+
+	DL_FOREACH (t->tmms, tm) {
+		DL_FOREACH_SAFE(tm->uffds, own, next)
+		{
+			own->looks = own_is_waited_for(own) ? own->looks + 1 : 0;
+			if (own->looks >= 2 && !own_held_by(tm->program.pid, own, -1) &&
+			    !own_held_by_any(own))
+				own_drop(tm, own);
+		}
+	}
 }
 
 void own_close(struct request *rq)
@@ -196,10 +260,8 @@ void own_close(struct request *rq)
 
 	DL_FOREACH_SAFE(tm->uffds, own, next)
 	{
-		if (syscall(SYS_kcmp, tm->program.pid, getpid(), KCMP_FILE, msg->fd, own->copy) !=
-		    0)
-			continue;
-		if (!own_held_elsewhere(tm, own, msg->fd))
+		if (own_is(tm->program.pid, msg->fd, own) &&
+		    !own_held_by(tm->program.pid, own, msg->fd))
 			own_drop(tm, own);
 	}
 	request_reply(rq, 0, NULL, 0);

@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/units.h"
 #include "track/internal.h"
 #include "uffd/harvest.h"
 #include "uffd/uffd.h"
@@ -95,10 +96,25 @@ pid_t tmm_pid(const struct tmm *tm)
 	return 0;
 }
 
+/* Was this mapping known before, where it is and as what it is? */
+static bool tmm_knows(const struct tmm *tm, const struct mm_vma *vma)
+{
+	for (size_t i = 0; i < tm->mm.nr_vmas; i++) {
+		const struct mm_vma *old = &tm->mm.vmas[i];
+
+		if (old->start <= vma->start && vma->end <= old->end)
+			return old->file == vma->file &&
+			       (old->start >> WPFS_PAGE_SHIFT) - old->pgoff ==
+				       (vma->start >> WPFS_PAGE_SHIFT) - vma->pgoff;
+	}
+	return false;
+}
+
 /*
  * Armed mappings that nobody registered: those that can never be written are harmless. The test
- * is an attempt to register, which the kernel refuses with EPERM for just those; the others stay
- * registered, without marks, so that the next harvest need not try again.
+ * is an attempt to register, which the kernel refuses with EPERM for just those. The others stay
+ * registered, without marks, so that the next harvest need not try again; but only where the model
+ * knows then that it is ours, or the program's own REGISTER would find the range taken.
  */
 static int tmm_seal(struct tmm *tm, struct harvest *h)
 {
@@ -107,8 +123,10 @@ static int tmm_seal(struct tmm *tm, struct harvest *h)
 	for (size_t i = 0; i < h->nr; i++) {
 		struct mm_vma *vma = &h->vmas[i];
 		struct mm_file *f = mm_file_find(&tm->mm, vma->file);
+		int r;
 
-		if (vma->registered || !f)
+		if (vma->registered || !f ||
+		    (vma->start < tm->aside_end && tm->aside_start < vma->end))
 			continue;
 		if (!f->protect && mm_set_is_empty(&f->own[MM_WPFS].armed))
 			continue;
@@ -116,7 +134,16 @@ static int tmm_seal(struct tmm *tm, struct harvest *h)
 			uffd = tmm_uffd(tm);
 		if (uffd < 0)
 			return uffd == -ESRCH ? 0 : uffd;
-		vma->sealed = uffd_register_wp(uffd, vma->start, vma->end) == -EPERM;
+		r = uffd_register_wp(uffd, vma->start, vma->end);
+		vma->sealed = r == -EPERM;
+		if (r == 0 && tmm_knows(tm, vma)) {
+			vma->registered = vma->async = true;
+			r = mm_set_registered(&tm->mm, vma->start, vma->end, true, MM_WPFS, true);
+			if (r < 0)
+				return r;
+		} else if (r == 0) {
+			uffd_unregister(uffd, vma->start, vma->end);
+		}
 	}
 	return 0;
 }

@@ -89,6 +89,7 @@ static void track_tick(struct track *t)
 	if (read(t->timer_watch.fd, &count, sizeof(count)) < 0)
 		return;
 	life_sweep(t);
+	own_look(t);
 	t->ticks++;
 	if (t->config.harvest_s && t->ticks >= t->config.harvest_s) {
 		t->ticks = 0;
