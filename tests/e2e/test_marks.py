@@ -270,6 +270,19 @@ def test_map_fixed_over_a_tracked_range(wpfs):
     assert report.dirty(wpfs, "t", "/g") == {0}
 
 
+def test_map_fixed_again_over_the_same_file(wpfs):
+    """A run that goes on with what an earlier one armed replaces the mapping by itself, shifted."""
+    mapped(wpfs).kill9()
+    program = mapped(wpfs, protect=False)
+    program.order("store 0 10 1")
+    program.order("store 0 20 1")
+    program.order(f"map 1 0 {4 * PAGE} {16 * PAGE} at={program.addr + 8 * PAGE}")
+    program.order("store 1 0 1")  # page 4
+    program.order("store 0 30 1")
+    assert report.dirty(wpfs, "t") == {4, 10, 20, 30}
+    assert killed(wpfs, program) == {4, 10, 20, 30}
+
+
 def test_map_fixed_of_another_file_system_over_a_tracked_range(wpfs):
     (wpfs.dir / "elsewhere").write_bytes(bytes(PAGES * PAGE))
     program = mapped(wpfs)
