@@ -210,16 +210,19 @@ static void mm_remove_vmas(struct mm *mm, size_t first, size_t last)
 	mm->nr_vmas -= last - first;
 }
 
-/* An unmapped range: what the program itself armed there is gone, as in the kernel. */
+/*
+ * An unmapped range: what the program itself armed there is gone, as in the kernel; what wpfs did
+ * is in doubt if nobody looked at the end, and if nobody watched too.
+ */
 static int mm_unmap_vma(struct mm *mm, const struct mm_vma *vma, bool unseen)
 {
 	struct mm_file *f = mm_file_find(mm, vma->file);
 
-	if (!f || !vma->registered)
+	if (!f)
 		return 0;
-	if (vma->owner == MM_PROGRAM)
+	if (vma->registered && vma->owner == MM_PROGRAM)
 		return mm_owned_disarm(&f->own[MM_PROGRAM], vma->pgoff, mm_vma_pages(vma));
-	return unseen ? mm_doubt(mm, f, vma->pgoff, mm_vma_pages(vma)) : 0;
+	return unseen && !vma->sealed ? mm_doubt(mm, f, vma->pgoff, mm_vma_pages(vma)) : 0;
 }
 
 static int mm_unmap_range(struct mm *mm, uint64_t start, uint64_t end, bool unseen)

@@ -9,10 +9,11 @@
  *    registered piece that was not known before can only have been moved there. The two lists are
  *    matched by file, offset and kind of uffd, each new piece accounting for one old one. What is
  *    left of the old list was unmapped unseen: stores since the last harvest are unknown, so
- *    dirty. If the program has an asynchronous uffd of its own, a piece of its that left can be
- *    any of those that look like ours: they count as the program's, until the next protect
- *    registers them and so finds out.
- * 3. What every mapping says now is folded into the sticky dirty sets.
+ *    dirty. If the program has an asynchronous uffd of its own, new pieces that show pages of its
+ *    mappings can be its, and when one of its left, old ones too: they count as the program's,
+ *    until the next protect registers them and so finds out.
+ * 3. What every mapping says now is folded into the sticky dirty sets, and before all what those
+ *    cannot say that were not registered: everything armed in them.
  *
  * All pieces are kept in arrays sorted as the VMAs are; matching 2 is quadratic in the number of
  * pieces that moved since the last harvest, which is small.
@@ -71,12 +72,17 @@ static bool vma_same_uffd(const struct mm_vma *old, const struct mm_vma *now)
 	return old->registered && now->registered && (old->owner != MM_WPFS || now->async);
 }
 
-/* Are both, where they overlap, the same mapping? */
+/* Do both, where they overlap, show the same pages? */
+static bool vma_same_place(const struct mm_vma *a, const struct mm_vma *b)
+{
+	return a->file == b->file &&
+	       (a->start >> WPFS_PAGE_SHIFT) - a->pgoff == (b->start >> WPFS_PAGE_SHIFT) - b->pgoff;
+}
+
+/* Are both, where they overlap, the same registered mapping? */
 static bool vma_continues(const struct mm_vma *old, const struct mm_vma *now)
 {
-	return vma_same_uffd(old, now) && old->file == now->file &&
-	       (old->start >> WPFS_PAGE_SHIFT) - old->pgoff ==
-		       (now->start >> WPFS_PAGE_SHIFT) - now->pgoff;
+	return vma_same_uffd(old, now) && vma_same_place(old, now);
 }
 
 /*
@@ -104,7 +110,9 @@ static int observe_unmatched(struct mm_vma *vmas, size_t nr, const struct mm_vma
 			if (owned ? !vma_continues(&other[k], v) : !vma_continues(v, &other[k]))
 				continue;
 			if (owned) {
-				v->owner = other[k].owner;
+				/* a VMA has one uffd: if two are claimed, it is not believed */
+				if (!owned[i] || other[k].owner == MM_PROGRAM)
+					v->owner = other[k].owner;
 				owned[i] = true;
 			}
 			r = pieces_add(list, v->file,
@@ -186,17 +194,20 @@ static int observe_gone(struct observation *ob, const struct mm_vma *old, struct
 	return r;
 }
 
-/* An old piece of the program's that looks like ours left its address: it may be any of these. */
-static void observe_gone_alike(struct observation *ob, const struct mm_vma *old,
-			       const struct piece *gone)
+/*
+ * Mappings that look like one of the program's and show its pages are the program's, for all one
+ * can tell: those not known before, and if it is not where it was, all of them.
+ */
+static void observe_alike(struct observation *ob, const struct mm_vma *old, uint64_t pgoff,
+			  uint64_t nr, bool gone)
 {
-	if (old->owner != MM_PROGRAM || !old->async)
+	if (!old->registered || old->owner != MM_PROGRAM || !old->async)
 		return;
 	for (size_t i = 0; i < ob->nr; i++) {
 		struct mm_vma *v = &ob->now[i];
 
-		if (v->async && v->file == gone->file && v->pgoff < gone->pgoff + gone->nr &&
-		    gone->pgoff < v->pgoff + mm_vma_pages(v)) {
+		if ((gone || !ob->owned[i]) && v->async && v->file == old->file &&
+		    v->pgoff < pgoff + nr && pgoff < v->pgoff + mm_vma_pages(v)) {
 			v->owner = MM_PROGRAM;
 			ob->owned[i] = true;
 		}
@@ -217,7 +228,10 @@ static int observe_match(struct mm *mm, struct mm_vma *now, size_t nr)
 	if (r == 0)
 		r = observe_unmatched(mm->vmas, mm->nr_vmas, now, nr, NULL, &gone);
 	for (size_t i = 0; r == 0 && i < gone.nr; i++)
-		observe_gone_alike(&ob, &mm->vmas[gone.p[i].vma], &gone.p[i]);
+		observe_alike(&ob, &mm->vmas[gone.p[i].vma], gone.p[i].pgoff, gone.p[i].nr, true);
+	for (size_t i = 0; r == 0 && i < mm->nr_vmas; i++)
+		observe_alike(&ob, &mm->vmas[i], mm->vmas[i].pgoff, mm_vma_pages(&mm->vmas[i]),
+			      false);
 	for (size_t i = 0; r == 0 && i < gone.nr; i++)
 		r = observe_gone(&ob, &mm->vmas[gone.p[i].vma], gone.p[i]);
 	/* Registered by nobody we know of: an asynchronous uffd can only be ours unless the program
@@ -228,6 +242,43 @@ static int observe_match(struct mm *mm, struct mm_vma *now, size_t nr)
 	}
 	free(gone.p);
 	free(ob.come.p);
+	return r;
+}
+
+/* What was armed in [start, end) of a mapping that nobody watched is dirty. */
+static int observe_doubt(struct mm *mm, const struct mm_vma *vma, uint64_t start, uint64_t end)
+{
+	struct mm_file *f = mm_file_find(mm, vma->file);
+
+	if (!f || start >= end)
+		return 0;
+	return mm_doubt(mm, f, vma->pgoff + ((start - vma->start) >> WPFS_PAGE_SHIFT),
+			(end - start) >> WPFS_PAGE_SHIFT);
+}
+
+/*
+ * Known mappings that nobody watched, whether or not they are still there: pages may have been
+ * armed since, by another mapping of the file. Those turn out harmless that are sealed.
+ */
+static int observe_unwatched(struct mm *mm, const struct mm_vma *now, size_t nr)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < mm->nr_vmas; i++) {
+		const struct mm_vma *old = &mm->vmas[i];
+		uint64_t at = old->start;
+
+		if (old->registered || old->sealed)
+			continue;
+		for (size_t k = 0; r == 0 && k < nr && now[k].start < old->end; k++) {
+			if (now[k].end <= at || !now[k].sealed || !vma_same_place(old, &now[k]))
+				continue;
+			r = observe_doubt(mm, old, at, now[k].start);
+			at = min_u64(now[k].end, old->end);
+		}
+		if (r == 0)
+			r = observe_doubt(mm, old, at, old->end);
+	}
 	return r;
 }
 
@@ -334,8 +385,10 @@ static int observe_fold(struct mm *mm, const struct mm_vma *now, size_t nr)
 
 int mm_observe(struct mm *mm, struct mm_vma *now, size_t nr)
 {
-	int r = observe_match(mm, now, nr);
+	int r = observe_unwatched(mm, now, nr);
 
+	if (r == 0)
+		r = observe_match(mm, now, nr);
 	if (r == 0)
 		r = observe_fold(mm, now, nr);
 	if (r < 0) {

@@ -209,6 +209,23 @@ static void test_vanish_makes_armed_dirty(void **state)
 	mm_free(&mm);
 }
 
+/* Its pages were armed through another mapping after it was made. */
+static void test_vanish_of_an_unregistered_mapping(void **state)
+{
+	struct mm_vma v = vma(200, 10, F1, 0);
+	struct mm mm;
+
+	mm_init(&mm);
+	assert_int_equal(mm_map(&mm, &v), 0);
+	arm(&mm, F1, MM_WPFS, 0, 10);
+	assert_int_equal(mm_vanish(&mm, AT(202), AT(204)), 0);
+	assert_dirty(&mm, MM_WPFS, 2, 2);
+	mm.vmas[0].sealed = true;
+	assert_int_equal(mm_vanish(&mm, AT(200), AT(202)), 0);
+	assert_dirty(&mm, MM_WPFS, 2, 2);
+	mm_free(&mm);
+}
+
 /* As in the kernel: what the program had protected is gone with the mapping. */
 static void test_unmapped_program_range_is_disarmed(void **state)
 {
@@ -384,6 +401,7 @@ int main(void)
 		cmocka_unit_test(test_unmap_cuts_at_its_borders),
 		cmocka_unit_test(test_unmap_of_several_and_of_none),
 		cmocka_unit_test(test_vanish_makes_armed_dirty),
+		cmocka_unit_test(test_vanish_of_an_unregistered_mapping),
 		cmocka_unit_test(test_unmapped_program_range_is_disarmed),
 		cmocka_unit_test(test_forget_vmas_keeps_the_files),
 		cmocka_unit_test(test_set_registered_splits_and_clears_marks),

@@ -97,6 +97,45 @@ static void test_unregistered_mapping_makes_armed_dirty(void **state)
 	mm_free(&mm);
 }
 
+/* Its pages were armed through another mapping after the last harvest; then it went. */
+static void test_unregistered_mapping_counts_when_gone(void **state)
+{
+	struct view view = {0};
+	struct mm mm;
+
+	mm_init(&mm);
+	view_unregister(view_add(&view, 200, 4, F1, 8));
+	observe(&mm, &view);
+	arm(&mm, F1, MM_WPFS, 0, 10);
+	view_add(&view, 100, 10, F1, 0);
+	observe(&mm, &view);
+	assert_dirty(&mm, F1, 8, 2);
+	mm_free(&mm);
+}
+
+static void test_unregistered_mapping_may_turn_out_sealed(void **state)
+{
+	struct view view = {0};
+	struct mm_vma *v;
+	struct mm mm;
+
+	mm_init(&mm);
+	view_unregister(view_add(&view, 200, 10, F1, 0));
+	observe(&mm, &view);
+	arm(&mm, F1, MM_WPFS, 0, 10);
+	v = view_add(&view, 202, 3, F1, 2);
+	view_unregister(v);
+	v->sealed = true;
+	v = view_add(&view, 207, 3, F1, 7);
+	view_unregister(v);
+	v->sealed = true;
+	observe(&mm, &view);
+	assert_int_equal(mm.conservative, 4);
+	assert_true(dirty(&mm, F1, MM_WPFS, 1) && dirty(&mm, F1, MM_WPFS, 6));
+	assert_false(dirty(&mm, F1, MM_WPFS, 2) || dirty(&mm, F1, MM_WPFS, 9));
+	mm_free(&mm);
+}
+
 static void test_sealed_mapping_is_harmless(void **state)
 {
 	struct view view = {0};
@@ -310,6 +349,8 @@ int main(void)
 		cmocka_unit_test(test_marked_in_every_mapping_or_dirty),
 		cmocka_unit_test(test_files_are_apart),
 		cmocka_unit_test(test_unregistered_mapping_makes_armed_dirty),
+		cmocka_unit_test(test_unregistered_mapping_counts_when_gone),
+		cmocka_unit_test(test_unregistered_mapping_may_turn_out_sealed),
 		cmocka_unit_test(test_sealed_mapping_is_harmless),
 		cmocka_unit_test(test_protected_file_grows_dirty),
 		cmocka_unit_test(test_gone_unseen_is_dirty),
