@@ -14,16 +14,21 @@
 #include "base/units.h"
 #include "ctl/say.h"
 
+/* The caller frees. NULL: no memory. */
 static char *text_dup(const char *s)
 {
 	char *text = NULL;
 	size_t len;
-	_cleanup_fclose_ FILE *f = open_memstream(&text, &len);
+	FILE *f = open_memstream(&text, &len);
 
 	if (!f)
 		return NULL;
 	say_text(f, s);
-	return fflush(f) ? NULL : text;
+	if (fclose(f)) { /* which may move the text */
+		free(text);
+		return NULL;
+	}
+	return text;
 }
 
 static void put_notes(struct out_notes *notes, const char *indent)

@@ -382,8 +382,9 @@ def test_run_sets_the_environment(wpfs):
     assert env["LD_PRELOAD"] == str(harness.SHIM) and env["WPFS_MOUNT"] == wpfs.id
     assert env["WPFS_NAME"] == "t" and env["WPFS_PROTECT"] == "1"
 
+    sanitizer = wpfs.env()["ASAN_OPTIONS"] + ":verify_asan_link_order=0"
     done = wpfs.run("/usr/bin/env", env={"LD_PRELOAD": "libm.so.6", "WPFS_NAME": "old",
-                                         "WPFS_PROTECT": "1"})
+                                         "WPFS_PROTECT": "1", "ASAN_OPTIONS": sanitizer})
     env = environment(done)
     assert env["LD_PRELOAD"] == f"{harness.SHIM}:libm.so.6"
     assert "WPFS_NAME" not in env and "WPFS_PROTECT" not in env
