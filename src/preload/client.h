@@ -6,7 +6,7 @@
 #include "preload/shim.h"
 
 #define CLIENT_FDS	  2   /* descriptors per packet at most, either way */
-#define CLIENT_TIMEOUT_S  30  /* arming and harvesting take milliseconds per GiB */
+#define CLIENT_TIMEOUT_S  15  /* arming and harvesting take milliseconds per GiB */
 #define CLIENT_PATIENCE_S 600 /* what the disk may take */
 
 struct client_call {

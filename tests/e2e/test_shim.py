@@ -95,7 +95,7 @@ def test_a_name_that_is_none(wpfs):
     prog.order(f"map 0 0 0 {PAGE}")
     prog.order(f"map 1 0 0 {PAGE}")
     assert prog.stderr().count("WPFS_NAME is not 1-64 of") == 1
-    assert [mm["name"] for mm in wpfs.wpctl_json("ps")["mms"]] == [""]
+    assert [mm["name"] for mm in wpfs.wpctl_json("ps")["mms"]] == [None]
 
 
 def test_mapped_before_main(wpfs):
@@ -104,8 +104,9 @@ def test_mapped_before_main(wpfs):
     assert done.returncode == 0, done.stderr
     assert done.stdout == "before main: ok\nin a thread: ok\n"
     mms = wpfs.wpctl_json("dirty", "--name", "early")["mms"]
-    runs = [(run["pgoff"], run["pages"]) for mm in mms for one in mm["maps"] for run in one["runs"]]
-    assert sorted(runs) == [(0, 2)]
+    pages = [page for mm in mms for one in mm["maps"] for run in one["runs"]
+             for page in range(run["pgoff"], run["pgoff"] + run["pages"])]
+    assert set(pages) == {0, 1}
 
 
 def test_under_a_seccomp_filter_it_is_not_tried(wpfs):
@@ -134,17 +135,19 @@ class FakeDaemon:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.listener.bind(str(self.dir / "sock"))
         self.listener.listen()
+        self.listener.settimeout(harness.SECONDS)
         self.requests = []
         self.thread = threading.Thread(target=self._run, args=(serve,))
         self.thread.start()
 
     def _run(self, serve):
         conn, _ = self.listener.accept()
+        conn.settimeout(harness.SECONDS)
         with conn:
             request = conn.recv(65536)
             self.requests.append(request)
-            serve(conn, HDR.unpack_from(request))
-            conn.settimeout(harness.SECONDS)
+            if serve(conn, HDR.unpack_from(request)) is HANG_UP:
+                return
             try:
                 while request := conn.recv(65536):
                     self.requests.append(request)
@@ -167,8 +170,10 @@ def null_fds(count):
     return [os.open("/dev/null", os.O_RDONLY) for _ in range(count)]
 
 
+HANG_UP = object()
+
 ABUSE = {
-    "closes at once": lambda conn, hdr: None,
+    "closes at once": lambda conn, hdr: HANG_UP,
     "empty packet": lambda conn, hdr: conn.send(b"\0"),
     "wrong version": lambda conn, hdr: reply(conn, hdr[3], bytes(16), version=9),
     "wrong seq": lambda conn, hdr: reply(conn, hdr[3] + 1, bytes(16)),
@@ -188,23 +193,35 @@ ABUSE = {
 }
 
 
+def list_descriptors(env):
+    return subprocess.run(["/bin/ls", "/proc/self/fd"], capture_output=True, text=True,
+                          timeout=harness.SECONDS, check=False, env=env)
+
+
 @pytest.mark.parametrize("abuse", ABUSE)
-def test_a_daemon_that_talks_nonsense(abuse, tmp_path):
+def test_a_daemon_that_talks_nonsense(abuse):
     """The program is not tracked; it runs to its end and has no descriptor more than before."""
     fake = FakeDaemon(ABUSE[abuse])
     try:
-        done = subprocess.run(
-            ["/bin/sh", "-c", "ls /proc/self/fd | wc -l"], capture_output=True, text=True,
-            timeout=harness.SECONDS, check=False, close_fds=True,
-            env={"LD_PRELOAD": str(harness.SHIM), "WPFS_MOUNT": fake.id, "PATH": os.environ["PATH"]})
+        done = list_descriptors({"LD_PRELOAD": str(harness.SHIM), "WPFS_MOUNT": fake.id})
     finally:
         fake.close()
-    plain = subprocess.run(["/bin/sh", "-c", "ls /proc/self/fd | wc -l"], capture_output=True,
-                           text=True, timeout=harness.SECONDS, check=True, close_fds=True)
+    plain = list_descriptors({})
     assert done.returncode == 0
     assert done.stdout == plain.stdout
     assert done.stderr == ""
     assert len(fake.requests[0]) == HDR.size + 80
+
+
+def test_a_daemon_that_hangs():
+    """It is waited for, once, and not for ever."""
+    fake = FakeDaemon(lambda conn, hdr: None)
+    try:
+        done = list_descriptors({"LD_PRELOAD": str(harness.SHIM), "WPFS_MOUNT": fake.id})
+    finally:
+        fake.close()
+    assert done.returncode == 0
+    assert len(fake.requests) == 1
 
 
 def test_a_socket_that_is_not_roots_is_left_alone():

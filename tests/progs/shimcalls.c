@@ -297,7 +297,7 @@ static void handler(int sig)
 
 static void processes(void)
 {
-	char *p = map_file(), *q, *true_argv[] = {"true", NULL};
+	char *p = map_file(), *q, name[] = "true", *true_argv[] = {name, NULL};
 	struct sigaction action = {.sa_handler = handler};
 	pid_t pid;
 
