@@ -74,7 +74,7 @@ _Static_assert(sizeof(struct page_region) == 24, "PAGEMAP_SCAN ABI");
 
 /* PROCMAP_QUERY: Linux 6.11 */
 #ifndef PROCMAP_QUERY
-#define PROCMAP_QUERY                _IOWR('f', 17, struct procmap_query)
+#define PROCMAP_QUERY		     _IOWR('f', 17, struct procmap_query)
 #define PROCMAP_QUERY_VMA_READABLE   0x01
 #define PROCMAP_QUERY_VMA_WRITABLE   0x02
 #define PROCMAP_QUERY_VMA_EXECUTABLE 0x04

@@ -32,8 +32,9 @@ struct ipc_outq {
 	size_t bytes; /* of all packets that wait */
 };
 
-#define IPC_OUTQ_MAX (64u << 20) /* bytes; more than the longest report that is answered at once   \
-				  */
+#define IPC_OUTQ_MAX                                                                               \
+	(64u << 20) /* bytes; more than the longest report that is answered at once                \
+		     */
 
 /*
  * Sends a packet, or keeps a copy of it (and duplicates of its descriptors) if the socket is full

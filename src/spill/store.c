@@ -218,7 +218,7 @@ int spill_store_wipe(struct spill_store *store)
 	pthread_mutex_lock(&store->lock);
 	close_fd(&store->open_fd);
 	for (unsigned i = 0; i < 256 && r == 0; i++) {
-		char name[3];
+		char name[12];
 
 		snprintf(name, sizeof(name), "%02x", i);
 		r = store_wipe_dir(store->dir_fd, name);
