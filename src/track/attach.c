@@ -210,8 +210,12 @@ void attach_attach(struct request *rq)
 	tm->mm.protect_new = c->hello_flags & WPFS_HELLO_PROTECT;
 	r = attach_take(rq, tm);
 	if (r == 0 && tm->fork_child) {
+		/* It is in fork() still. What its parent wrote before is dirty in it too. */
 		tm->state = TMM_LIVE;
-		r = persist_mm(rq->t, tm);
+		r = tmm_harvest(rq->t, tm);
+		tm->fork_dirty = tmm_dirty(tm);
+		if (r == 0)
+			r = persist_mm(rq->t, tm);
 	}
 	if (r < 0) {
 		log_warn("track: pid %d cannot attach: %s", c->id.pid, log_errstr(r));
@@ -299,7 +303,7 @@ static int attach_find_child_uffd(const struct tmm *parent, pid_t child, uint64_
 }
 
 /* The child begins with its parent's armed pages and what is known to be dirty of them. */
-static int attach_copy_model(struct mm *to, const struct mm *from, uint64_t *dirty)
+static int attach_copy_model(struct mm *to, const struct mm *from)
 {
 	struct mm_file *f, *next;
 
@@ -316,7 +320,6 @@ static int attach_copy_model(struct mm *to, const struct mm *from, uint64_t *dir
 		if (r < 0)
 			return r;
 		copy->protect = f->protect;
-		*dirty += mm_set_count(&f->own[MM_WPFS].dirty);
 	}
 	return 0;
 }
@@ -344,7 +347,7 @@ void attach_forked(struct request *rq)
 		return;
 	}
 	tm = tmm_new(rq->t);
-	if (!tm || attach_copy_model(&tm->mm, &parent->mm, &tm->fork_dirty) < 0) {
+	if (!tm || attach_copy_model(&tm->mm, &parent->mm) < 0) {
 		if (tm)
 			tmm_free(rq->t, tm);
 		request_error(rq, -ENOMEM, "out of memory");

@@ -50,7 +50,7 @@ struct tmm {
 	bool fork_child;	/* named by its parent: kept only if it wrote something */
 	bool private_maps;	/* seen mapping files of the mount MAP_PRIVATE */
 	bool mapped_shared;	/* has mapped a file of the mount shared at some time */
-	uint64_t fork_dirty;	/* dirty pages when it was forked */
+	uint64_t fork_dirty;	/* tmm_dirty() when it was forked */
 	struct proc_id program; /* pid 0 when detached */
 	struct proc_id witness; /* pid 0: none */
 	int witness_pidfd;
@@ -168,6 +168,8 @@ bool tmm_selected(const struct tmm *tm, uid_t uid, const char *name);
 int tmm_uffd(const struct tmm *tm);
 /* A pid whose page tables are the mm's: the witness's, else the program's. 0: none. */
 pid_t tmm_pid(const struct tmm *tm);
+/* Pages that are dirty of what wpfs armed, over all files, as of the last harvest. */
+uint64_t tmm_dirty(const struct tmm *tm);
 /* Reads the marks of a live mm into its model. 0 or -errno; -ESRCH: the mm is gone. */
 int tmm_harvest(struct track *t, struct tmm *tm);
 /* Gives a NEW mm its row and its name. 0 or -errno. */

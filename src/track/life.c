@@ -36,22 +36,12 @@ static void life_release_witness(struct tmm *tm)
 	tm->witness.pid = 0;
 }
 
-static uint64_t life_dirty(const struct mm *mm)
-{
-	struct mm_file *f, *next;
-	uint64_t dirty = 0;
-
-	HASH_ITER (hh, mm->files, f, next)
-		dirty += mm_set_count(&f->own[MM_WPFS].dirty);
-	return dirty;
-}
-
 /* Is there anything of this mm to remember after its end? */
 static bool life_worth_keeping(const struct tmm *tm)
 {
 	if (!tm->name[0])
 		return false;
-	return !tm->fork_child || life_dirty(&tm->mm) != tm->fork_dirty;
+	return !tm->fork_child || tmm_dirty(tm) != tm->fork_dirty;
 }
 
 static void life_forget(struct track *t, struct tmm *tm)

@@ -96,6 +96,16 @@ pid_t tmm_pid(const struct tmm *tm)
 	return 0;
 }
 
+uint64_t tmm_dirty(const struct tmm *tm)
+{
+	struct mm_file *f, *next;
+	uint64_t dirty = 0;
+
+	HASH_ITER (hh, tm->mm.files, f, next)
+		dirty += mm_set_count(&f->own[MM_WPFS].dirty);
+	return dirty;
+}
+
 /* Was this mapping known before, where it is and as what it is? */
 static bool tmm_knows(const struct tmm *tm, const struct mm_vma *vma)
 {
