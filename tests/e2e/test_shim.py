@@ -251,3 +251,60 @@ def test_a_socket_that_is_not_roots_is_left_alone():
         other.stdout.close()
         (run / "sock").unlink(missing_ok=True)
         run.rmdir()
+
+
+# -- a FUSE mount that says it is a wpfs mount
+
+
+class HostileMount:
+    """tests/progs/hostilefs.c at a mountpoint of its own, answering with this id."""
+
+    def __init__(self, wpfs, answer):
+        self.mnt = wpfs.dir / "hostile"
+        self.mnt.mkdir()
+        self.log = wpfs.dir / "hostile.log"
+        with open(self.log, "wb") as log:
+            self.popen = subprocess.Popen([harness.program("hostilefs"), answer, self.mnt],
+                                          stdout=subprocess.PIPE, stderr=log, text=True)
+        assert self.popen.stdout.readline() == "mounted\n"
+
+    def was_asked(self):
+        return self.log.read_text().count("asked\n")
+
+    def close(self):
+        subprocess.run(["umount", self.mnt], timeout=harness.SECONDS, check=True)
+        assert self.popen.wait(harness.SECONDS) == 0
+        self.popen.stdout.close()
+
+
+@pytest.mark.parametrize("answer", ["another mount's", "nobody's", "no id", "without an end"])
+def test_a_hostile_mount_gets_nothing(wpfs, answer):
+    """It can name any mount it likes; what it maps is not tracked, and the program is not harmed."""
+    said = {"another mount's": wpfs.id, "nobody's": "0123456789abcdef", "no id": "../../tmp/x",
+            "without an end": ""}[answer]
+    hostile = HostileMount(wpfs, said)
+    try:
+        prog = wpfs.spawn_bare(harness.program("mapper"),
+                               env=preload(WPFS_NAME="v", WPFS_PROTECT="1"))
+        prog.order(f"open 0 {hostile.mnt}/f")
+        prog.order(f"map 0 0 0 {4 * PAGE}")
+        prog.order("store 0 1 7")
+        assert prog.order("load 0 1") == 7
+        assert hostile.was_asked() >= 1
+        names = [mm["name"] for mm in wpfs.wpctl_json("ps")["mms"]]
+        assert names == [], "it took a name with a file that is not of the mount"
+        # The same program's own mappings of the real mount are tracked as ever.
+        prog.order(f"open 1 {wpfs.mnt}/f")
+        prog.order(f"size 1 {4 * PAGE}")
+        prog.order(f"map 1 1 0 {4 * PAGE}")
+        prog.order("store 1 2 7")
+        prog.order("store 0 3 7")
+        mms = wpfs.wpctl_json("dirty", "--name", "v")["mms"]
+        assert [(one["file"], one["runs"][0]["pgoff"], one["dirty"])
+                for mm in mms for one in mm["maps"]] == [("/f", 2, 1)]
+        prog.order("unmap 0")
+        prog.order("unmap 1")
+        prog.send("exit 0")
+        prog.wait()
+    finally:
+        hostile.close()
