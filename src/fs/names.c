@@ -113,7 +113,9 @@ static void create_name(fuse_req_t req, fuse_ino_t parent, const char *name,
 	if (!r)
 		r = creds_become(&caller, false);
 	if (!r) {
+		pthread_rwlock_rdlock(&fs->names_lock);
 		r = create_call(dir.fd, name, what);
+		pthread_rwlock_unlock(&fs->names_lock);
 		creds_restore();
 	}
 	if (!r) {
@@ -149,8 +151,11 @@ static void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const cha
 	r = fs_inode_ref(fs, ino, &file);
 	if (!r)
 		r = fs_inode_ref(fs, parent, &dir);
-	if (!r && linkat(file.fd, "", dir.fd, name, AT_EMPTY_PATH) < 0)
-		r = -errno;
+	if (!r) {
+		pthread_rwlock_rdlock(&fs->names_lock);
+		r = linkat(file.fd, "", dir.fd, name, AT_EMPTY_PATH) < 0 ? -errno : 0;
+		pthread_rwlock_unlock(&fs->names_lock);
+	}
 	if (!r) {
 		fs_changed(fs);
 		r = fs_entry_of_fd(fs, file.fd, &entry);
@@ -168,9 +173,11 @@ static void remove_name(fuse_req_t req, fuse_ino_t parent, const char *name, int
 
 	r = fs_inode_ref(fs, parent, &dir);
 	if (!r) {
+		pthread_rwlock_rdlock(&fs->names_lock);
 		victim = openat(dir.fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 		if (victim < 0 || unlinkat(dir.fd, name, flags) < 0)
 			r = -errno;
+		pthread_rwlock_unlock(&fs->names_lock);
 	}
 	if (!r) {
 		fs_changed(fs);
@@ -206,8 +213,10 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
 	if (!r && (flags & RENAME_WHITEOUT))
 		r = creds_become(&caller, false); /* the whiteout belongs to the caller */
 	if (!r) {
+		pthread_rwlock_rdlock(&fs->names_lock);
 		if (renameat2(from.fd, name, to.fd, newname, flags) < 0)
 			r = -errno;
+		pthread_rwlock_unlock(&fs->names_lock);
 		if (flags & RENAME_WHITEOUT)
 			creds_restore();
 	}

@@ -103,18 +103,21 @@ static void reply_created(fuse_req_t req, int fd, struct fuse_file_info *fi)
 static int create_as_caller(fuse_req_t req, fuse_ino_t parent, const char *name, int flags,
 			    mode_t mode)
 {
+	struct fs *fs = fs_of(req);
 	struct creds_caller caller = fs_caller(req);
 	_cleanup_ref_ struct fs_ref dir = FS_REF_INIT;
 	int fd, r;
 
-	r = fs_inode_ref(fs_of(req), parent, &dir);
+	r = fs_inode_ref(fs, parent, &dir);
 	if (!r)
 		r = creds_become(&caller, false);
 	if (r)
 		return r;
+	pthread_rwlock_rdlock(&fs->names_lock);
 	fd = openat(dir.fd, name, flags | O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC,
 		    mode & 07777);
 	r = fd < 0 ? -errno : fd;
+	pthread_rwlock_unlock(&fs->names_lock);
 	creds_restore();
 	return r;
 }

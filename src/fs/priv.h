@@ -8,7 +8,8 @@
  * except when the file has lost its last name (then nothing else might keep it alive) or has a
  * backing file.
  *
- * Locks: shard.lock and backing locks are leaves; neither is held while taking the other.
+ * Locks: names_lock outside the others; shard.lock and backing locks are leaves, and neither is
+ * held while taking the other.
  */
 #ifndef WPFS_FS_PRIV_H
 #define WPFS_FS_PRIV_H
@@ -76,8 +77,13 @@ struct fs {
 	bool uring;
 	sem_t ready;
 
-	int done_fd;		  /* eventfd: the session has ended */
-	int session_error;	  /* written by the session thread before done_fd */
+	int done_fd;	   /* eventfd: the session has ended */
+	int session_error; /* written by the session thread before done_fd */
+	/*
+	 * Read: while a request makes, moves or removes a name. Write: while the flush takes its
+	 * picture of the tree, so that it is that of one moment. Held over no hook.
+	 */
+	pthread_rwlock_t names_lock;
 	_Atomic uint64_t changes; /* requests that changed a name or an attribute */
 	uint64_t flushed_changes; /* of the last flush; only fs_store_flush */
 	pthread_mutex_t touched_lock;

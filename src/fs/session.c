@@ -90,6 +90,17 @@ static int session_new(struct fs *fs)
 	return fs->session ? 0 : -ENOMEM;
 }
 
+/* A flush must get its turn though requests never stop. */
+static void names_lock_init(pthread_rwlock_t *lock)
+{
+	pthread_rwlockattr_t attr;
+
+	pthread_rwlockattr_init(&attr);
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(lock, &attr);
+	pthread_rwlockattr_destroy(&attr);
+}
+
 int fs_new(const struct fs_config *config, struct fs **out)
 {
 	struct fs *fs = calloc(1, sizeof(*fs));
@@ -107,6 +118,7 @@ int fs_new(const struct fs_config *config, struct fs **out)
 	snprintf(fs->id, sizeof(fs->id), "%s", config->id);
 	sem_init(&fs->ready, 0, 0);
 	pthread_rwlock_init(&fs->hooks_lock, NULL);
+	names_lock_init(&fs->names_lock);
 	pthread_mutex_init(&fs->touched_lock, NULL);
 	pthread_mutex_init(&fs->dirs_lock, NULL);
 	fs->done_fd = eventfd(0, EFD_CLOEXEC);
@@ -213,6 +225,7 @@ void fs_free(struct fs *fs)
 	if (fs->done_fd >= 0)
 		close(fs->done_fd);
 	fs_touched_free(fs->touched);
+	pthread_rwlock_destroy(&fs->names_lock);
 	pthread_mutex_destroy(&fs->touched_lock);
 	pthread_mutex_destroy(&fs->dirs_lock);
 	pthread_rwlock_destroy(&fs->hooks_lock);

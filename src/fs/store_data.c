@@ -266,14 +266,8 @@ int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 	return r;
 }
 
-static int id_compare(const void *a, const void *b)
-{
-	const uint64_t *x = a, *y = b;
-
-	return (*x > *y) - (*x < *y);
-}
-
-static int prune_dir(int data_fd, const char *name, const uint64_t *keep, size_t nr)
+static int prune_dir(int data_fd, const char *name, bool (*keep)(const void *ctx, uint64_t id),
+		     const void *ctx)
 {
 	int fd = openat(data_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 	_cleanup_dir_ DIR *dir = NULL;
@@ -291,8 +285,7 @@ static int prune_dir(int data_fd, const char *name, const uint64_t *keep, size_t
 		uint64_t id = strtoull(de->d_name, &end, 10);
 
 		/* Only what looks like ours is ours to remove. */
-		if (de->d_name[0] < '0' || de->d_name[0] > '9' || *end ||
-		    (nr && bsearch(&id, keep, nr, sizeof(id), id_compare)))
+		if (de->d_name[0] < '0' || de->d_name[0] > '9' || *end || keep(ctx, id))
 			continue;
 		if (unlinkat(fd, de->d_name, 0) < 0 && errno != ENOENT)
 			return -errno;
@@ -300,14 +293,14 @@ static int prune_dir(int data_fd, const char *name, const uint64_t *keep, size_t
 	return 0;
 }
 
-int store_data_prune(int data_fd, const uint64_t *keep, size_t nr)
+int store_data_prune(int data_fd, bool (*keep)(const void *ctx, uint64_t id), const void *ctx)
 {
 	for (unsigned i = 0; i < 256; i++) {
 		char name[3];
 		int r;
 
 		snprintf(name, sizeof(name), "%02x", i);
-		r = prune_dir(data_fd, name, keep, nr);
+		r = prune_dir(data_fd, name, keep, ctx);
 		if (r && r != -ENOENT)
 			return r;
 	}

@@ -36,7 +36,7 @@ int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 		     store_data_before_fn before, void *ctx,
 		     const struct store_data_through *through, bool *changed);
 
-/* Removes every data file whose id is not among the sorted `keep`. 0 or -errno. */
-int store_data_prune(int data_fd, const uint64_t *keep, size_t nr);
+/* Removes every data file for whose id `keep` says false. 0 or -errno. */
+int store_data_prune(int data_fd, bool (*keep)(const void *ctx, uint64_t id), const void *ctx);
 
 #endif

@@ -37,28 +37,54 @@ static uint64_t next_through(void *ctx, uint64_t ino, uint64_t off)
 	return fs_hook_next_through(ctx, ino, off);
 }
 
-static int flush_file(void *ctx, uint64_t ino, int path_fd, const struct stat *st)
+static int write_contents(struct flush *flush, const struct snap_file *file, int fd)
 {
-	struct flush *flush = ctx;
 	const struct store_data_through through = {flush->fs, read_through, next_through};
 	bool final = (flush->flags & FS_STORE_FINAL) != 0;
+
+	return store_data_write(
+		flush->data_fd, file->ino, fd, file->size, final ? NULL : sync_marks, flush,
+		flush->fs->kind == WPFS_KIND_CAPPED ? &through : NULL, &flush->changed);
+}
+
+/* A file that was removed since the picture was taken leaves the picture. */
+static int flush_file(struct flush *flush, struct snap *snap, struct snap_file *file)
+{
 	_cleanup_close_ int fd = -1;
 	struct fs_touched *entry;
 	int r;
 
-	HASH_FIND(hh, flush->touched, &ino, sizeof(ino), entry);
+	HASH_FIND(hh, flush->touched, &file->ino, sizeof(file->ino), entry);
 	if (!entry && !(flush->flags & FS_STORE_WHOLE))
 		return 0;
-	fd = open(fs_proc_path(path_fd).s, O_RDONLY | O_CLOEXEC | O_NOATIME);
-	r = fd < 0 ? -errno
-		   : store_data_write(flush->data_fd, ino, fd, (uint64_t)st->st_size,
-				      final ? NULL : sync_marks, flush,
-				      flush->fs->kind == WPFS_KIND_CAPPED ? &through : NULL,
-				      &flush->changed);
+	fd = fs_handle_open_at(flush->fs->lower_fd, &file->handle, O_RDONLY | O_NOATIME);
+	if (fd == -ESTALE) {
+		file->gone = snap->some_gone = true;
+		return 0;
+	}
+	r = fd < 0 ? fd : write_contents(flush, file, fd);
 	if (r)
-		log_err("cannot write the contents of file %" PRIu64 " to the store: %s", ino,
+		log_err("cannot write the contents of file %" PRIu64 " to the store: %s", file->ino,
 			log_errstr(r));
 	return r;
+}
+
+static int flush_files(struct flush *flush, struct snap *snap)
+{
+	int r = 0;
+
+	for (size_t i = 0; !r && i < snap->nr_files; i++)
+		r = flush_file(flush, snap, &snap->files[i]);
+	if (!r && flush->changed && syncfs(flush->data_fd) < 0)
+		r = -errno;
+	return r;
+}
+
+static bool keep_file(const void *ctx, uint64_t ino)
+{
+	const struct snap_file *file = snap_file_find(ctx, ino);
+
+	return file && !file->gone;
 }
 
 /* The ids that were reserved and not used. A file made last tells the largest one. */
@@ -77,13 +103,15 @@ static int flush_all(struct flush *flush, struct db *db, struct snap *snap)
 	struct fs *fs = flush->fs;
 	int r;
 
-	r = snap_take(snap, fs->lower_fd, fs->ids, flush_file, flush);
-	if (!r && flush->changed && syncfs(flush->data_fd) < 0)
-		r = -errno;
+	pthread_rwlock_wrlock(&fs->names_lock);
+	r = snap_take(snap, fs->lower_fd, fs->ids);
+	pthread_rwlock_unlock(&fs->names_lock);
+	if (!r)
+		r = flush_files(flush, snap);
 	if (!r)
 		r = db_tree_replace(db, snap_produce, snap);
 	if (!r && (flush->flags & (FS_STORE_WHOLE | FS_STORE_FINAL)))
-		r = store_data_prune(flush->data_fd, snap->files, snap->nr_files);
+		r = store_data_prune(flush->data_fd, keep_file, snap);
 	if (!r && (flush->flags & FS_STORE_FINAL))
 		r = give_back_ids(fs, db);
 	return r;

@@ -33,8 +33,6 @@ struct walk {
 	struct snap *snap;
 	int lower_fd;
 	const struct fs_ids *ids;
-	snap_file_fn fn;
-	void *ctx;
 	struct fs_handle *dirs; /* still to be read */
 	size_t nr_dirs, dirs_room;
 	struct fs_touched *linked; /* files with several names that were seen */
@@ -112,7 +110,7 @@ static int add_xattr(struct walk *w, int fd, uint64_t ino, const char *name)
 		return -ENOMEM;
 	n = getxattr(fs_proc_path(fd).s, name, value, XATTR_SIZE_MAX);
 	if (n < 0)
-		return errno == ENODATA ? 0 : -errno; /* removed meanwhile */
+		return errno == ENODATA ? 0 : -errno; /* xattrs may go meanwhile */
 	rec.b = (uint32_t)n;
 	return snap_add(w->snap, &rec, name, value);
 }
@@ -130,19 +128,22 @@ static int add_xattrs(struct walk *w, int fd, uint64_t ino)
 	return r;
 }
 
-static int add_file_id(struct snap *snap, uint64_t ino)
+static int add_file(struct snap *snap, uint64_t ino, int fd, const struct stat *st)
 {
+	struct snap_file *file;
+
 	if (snap->nr_files == snap->files_room) {
 		size_t room = snap->files_room ? snap->files_room * 2 : 256;
-		uint64_t *files = reallocarray(snap->files, room, sizeof(*files));
+		struct snap_file *files = reallocarray(snap->files, room, sizeof(*files));
 
 		if (!files)
 			return -ENOMEM;
 		snap->files = files;
 		snap->files_room = room;
 	}
-	snap->files[snap->nr_files++] = ino;
-	return 0;
+	file = &snap->files[snap->nr_files++];
+	*file = (struct snap_file){.ino = ino, .size = (uint64_t)st->st_size};
+	return fs_handle_of(fd, &file->handle);
 }
 
 static int push_dir(struct walk *w, int fd)
@@ -159,22 +160,22 @@ static int push_dir(struct walk *w, int fd)
 	return fs_handle_of(fd, &w->dirs[w->nr_dirs++]);
 }
 
-/* True when this name is not the first one of its file. */
-static bool seen_before(struct walk *w, const struct stat *st, uint64_t ino)
+/* 1 when this name is not the first one of its file, else 0 or -errno. */
+static int seen_before(struct walk *w, const struct stat *st, uint64_t ino)
 {
 	struct fs_touched *entry;
 
 	if (S_ISDIR(st->st_mode) || st->st_nlink < 2)
-		return false;
+		return 0;
 	HASH_FIND(hh, w->linked, &ino, sizeof(ino), entry);
 	if (entry)
-		return true;
+		return 1;
 	entry = calloc(1, sizeof(*entry));
-	if (entry) {
-		entry->ino = ino;
-		HASH_ADD(hh, w->linked, ino, sizeof(ino), entry);
-	}
-	return false;
+	if (!entry)
+		return -ENOMEM;
+	entry->ino = ino;
+	HASH_ADD(hh, w->linked, ino, sizeof(ino), entry);
+	return 0;
 }
 
 /* Everything about one inode but its name. */
@@ -182,11 +183,8 @@ static int visit(struct walk *w, int fd, const struct stat *st, uint64_t ino)
 {
 	int r = 0;
 
-	if (S_ISREG(st->st_mode)) {
-		r = add_file_id(w->snap, ino);
-		if (!r && w->fn)
-			r = w->fn(w->ctx, ino, fd, st);
-	}
+	if (S_ISREG(st->st_mode))
+		r = add_file(w->snap, ino, fd, st);
 	if (!r)
 		r = add_inode(w, fd, st);
 	if (!r)
@@ -201,19 +199,16 @@ static int visit_name(struct walk *w, int dir_fd, uint64_t parent, const char *n
 	struct record rec = {.kind = RECORD_DIRENT, .a = (uint32_t)strlen(name)};
 	_cleanup_close_ int fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 	struct stat st;
-	int r = 0;
+	int r;
 
-	if (fd < 0)
-		return errno == ENOENT ? 0 : -errno; /* removed meanwhile */
-	if (fstat(fd, &st) < 0)
+	if (fd < 0 || fstat(fd, &st) < 0)
 		return -errno;
-	if (st.st_nlink == 0)
-		return 0;
 	rec.dirent.parent = parent;
 	rec.dirent.id = fs_ids_get(w->ids, st.st_ino);
-	if (!seen_before(w, &st, rec.dirent.id))
+	r = seen_before(w, &st, rec.dirent.id);
+	if (r == 0)
 		r = visit(w, fd, &st, rec.dirent.id);
-	return r ? r : snap_add(w->snap, &rec, name, NULL);
+	return r < 0 ? r : snap_add(w->snap, &rec, name, NULL);
 }
 
 static int read_dir(struct walk *w, const struct fs_handle *handle)
@@ -225,7 +220,7 @@ static int read_dir(struct walk *w, const struct fs_handle *handle)
 
 	fd = fs_handle_open_at(w->lower_fd, handle, O_RDONLY | O_DIRECTORY | O_NOATIME);
 	if (fd < 0)
-		return fd == -ESTALE ? 0 : fd; /* removed meanwhile */
+		return fd;
 	dir = fdopendir(fd);
 	if (!dir) {
 		close(fd);
@@ -240,16 +235,25 @@ static int read_dir(struct walk *w, const struct fs_handle *handle)
 	return r ? r : -errno;
 }
 
-static int id_compare(const void *a, const void *b)
+static int file_compare(const void *a, const void *b)
 {
-	const uint64_t *x = a, *y = b;
+	const struct snap_file *x = a, *y = b;
 
-	return (*x > *y) - (*x < *y);
+	return (x->ino > y->ino) - (x->ino < y->ino);
 }
 
-int snap_take(struct snap *snap, int lower_fd, const struct fs_ids *ids, snap_file_fn fn, void *ctx)
+struct snap_file *snap_file_find(const struct snap *snap, uint64_t ino)
 {
-	struct walk w = {.snap = snap, .lower_fd = lower_fd, .ids = ids, .fn = fn, .ctx = ctx};
+	struct snap_file key = {.ino = ino};
+
+	return snap->nr_files
+		       ? bsearch(&key, snap->files, snap->nr_files, sizeof(key), file_compare)
+		       : NULL;
+}
+
+int snap_take(struct snap *snap, int lower_fd, const struct fs_ids *ids)
+{
+	struct walk w = {.snap = snap, .lower_fd = lower_fd, .ids = ids};
 	struct stat st;
 	int r;
 
@@ -261,10 +265,31 @@ int snap_take(struct snap *snap, int lower_fd, const struct fs_ids *ids, snap_fi
 		r = read_dir(&w, &dir);
 	}
 	if (!r && snap->nr_files)
-		qsort(snap->files, snap->nr_files, sizeof(*snap->files), id_compare);
+		qsort(snap->files, snap->nr_files, sizeof(*snap->files), file_compare);
 	free(w.dirs);
 	fs_touched_free(w.linked);
 	return r;
+}
+
+static uint64_t record_id(const struct record *rec)
+{
+	switch ((enum record_kind)rec->kind) {
+	case RECORD_INODE:
+		return rec->inode.id;
+	case RECORD_DIRENT:
+		return rec->dirent.id;
+	case RECORD_XATTR:
+		return rec->xattr_of;
+	}
+	return 0;
+}
+
+static bool record_is_gone(const struct snap *snap, const struct record *rec)
+{
+	const struct snap_file *file =
+		snap->some_gone ? snap_file_find(snap, record_id(rec)) : NULL;
+
+	return file && file->gone;
 }
 
 static int record_put(struct db_tx *tx, const struct record *rec)
@@ -296,7 +321,8 @@ int snap_produce(struct db_tx *tx, void *ctx)
 	for (size_t at = 0; !r && at < snap->used;) {
 		const struct record *rec = (const struct record *)(snap->records + at);
 
-		r = record_put(tx, rec);
+		if (!record_is_gone(snap, rec))
+			r = record_put(tx, rec);
 		at += record_size(rec);
 	}
 	return r;

@@ -279,18 +279,24 @@ static void test_data_is_not_written_before_the_marks(void **state)
 	data_teardown(&data);
 }
 
+static bool keep_one(const void *ctx, uint64_t id)
+{
+	return id == *(const uint64_t *)ctx;
+}
+
 static void test_data_pruned(void **state)
 {
 	struct data data;
 	struct stat st;
-	uint64_t keep[] = {5, 0x1234};
+	uint64_t keep = 0x1234;
 
 	data_setup(&data);
 	fill(&data, 0, PAGE, 'a');
 	data_write(&data, PAGE);
-	assert_int_equal(store_data_prune(data.dir, keep, 2), 0);
+	assert_int_equal(store_data_prune(data.dir, keep_one, &keep), 0);
 	assert_int_equal(fstatat(data.dir, "34/4660", &st, 0), 0);
-	assert_int_equal(store_data_prune(data.dir, keep, 1), 0);
+	keep = 5;
+	assert_int_equal(store_data_prune(data.dir, keep_one, &keep), 0);
 	assert_int_equal(fstatat(data.dir, "34/4660", &st, 0), -1);
 	data_teardown(&data);
 }
