@@ -22,6 +22,7 @@ import fs_battery
 import harness
 
 BATTERY = Path(__file__).with_name("fs_battery.py")
+STRESS = Path(__file__).with_name("fs_stress.py")
 
 # include/uapi/linux/userfaultfd.h
 SYS_USERFAULTFD = 323
@@ -244,6 +245,21 @@ def test_periodic_flush(make_wpfs):
 
     assert harness.proc.wait_for(in_store, harness.SECONDS, "the file in the store") == (7,)
     assert path.read_bytes() == b"flushed"
+
+
+def test_many_hands_and_a_flush_every_second(make_wpfs):
+    """Operations that meet on the same names, beside the flush; then the tree is the same again."""
+    wpfs = make_wpfs(store=True, options=["flush=1"])
+    hands = [subprocess.Popen([sys.executable, STRESS, wpfs.mnt, str(seed), "8000"],
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+             for seed in range(4)]
+    for one in hands:
+        said = one.communicate(timeout=120)[0]
+        assert one.returncode == 0 and not said, said
+    before = tree(wpfs.mnt)
+    wpfs.umount()
+    wpfs.start()
+    assert tree(wpfs.mnt) == before
 
 
 def test_programs_on_the_mount(wpfs):
