@@ -130,7 +130,7 @@ class Marks:
         for mm in answer["mms"]:
             for entry in mm["maps"]:
                 self.armed = max(self.armed, entry["armed"])
-                if int(entry["start"], 16):
+                if entry["start"]:
                     self.starts.add(entry["start"])
                 for run in entry["runs"]:
                     self.pages.update(range(run["pgoff"], run["pgoff"] + run["pages"]))
