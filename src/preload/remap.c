@@ -139,11 +139,12 @@ long map_msync(uint64_t addr, uint64_t len, int flags)
 	long ret = raw(msync, addr, len, flags);
 	struct shim_guard guard;
 
-	if (ret || !mapping_span_valid(addr, len) || !ranges_overlap(addr, page_align_up(len)) ||
-	    !shim_lock(&guard))
+	/* ENOMEM says that there are holes in it; what is around them was synced all the same. */
+	if ((ret && ret != -ENOMEM) || !mapping_span_valid(addr, len) ||
+	    !ranges_overlap(addr, page_align_up(len)) || !shim_lock(&guard))
 		return ret;
 	/* Whoever asks for durable must not be told so when it is not. */
-	if (tell_pieces(WPFS_OP_MSYNC, addr, page_align_up(len)) != 0)
+	if (tell_pieces(WPFS_OP_MSYNC, addr, page_align_up(len)) != 0 && !ret)
 		ret = -EIO;
 	shim_unlock(&guard);
 	return ret;
