@@ -38,7 +38,7 @@ struct mm_vma {
 	uint32_t prot;	      /* PROT_* */
 	enum mm_owner owner;  /* of the uffd it is registered with; valid if registered */
 	bool registered;      /* write-protect mode of some uffd */
-	bool async;	      /* that uffd is WP_ASYNC */
+	bool async;	      /* that uffd is of the kind wpfs makes there: WP_ASYNC if native */
 	bool sealed;	      /* can never become writable: not registered and no danger */
 	struct mm_set marked; /* page indices relative to start */
 };

@@ -10,7 +10,7 @@
 #include "base/log.h"
 #include "db/report.h"
 #include "ipc/record.h"
-#include "track/internal.h"
+#include "track/residency.h"
 
 void answer_settle(struct request *rq)
 {
@@ -61,6 +61,7 @@ void answer_status(struct request *rq)
 		status.inodes = space.f_files;
 		status.inodes_used = space.f_files - space.f_ffree;
 	}
+	residency_status(t, &status);
 	snprintf(status.store, sizeof(status.store), "%s", t->config.store);
 	snprintf(status.mountpoint, sizeof(status.mountpoint), "%s", t->config.mountpoint);
 	snprintf(status.id, sizeof(status.id), "%s", t->config.id);
@@ -130,10 +131,4 @@ void answer_report(struct request *rq)
 		request_error(rq, r, "%s", why[0] ? why : log_errstr(r));
 	else
 		request_reply(rq, 0, NULL, 0);
-}
-
-void answer_evict(struct request *rq)
-{
-	request_error(rq, -EOPNOTSUPP,
-		      "this mount is not capped: mount it with -o resident=SIZE to evict");
 }

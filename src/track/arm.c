@@ -4,7 +4,7 @@
 
 #include "base/cleanup.h"
 #include "base/units.h"
-#include "track/internal.h"
+#include "track/residency.h"
 #include "uffd/uffd.h"
 
 int arm_runs(int uffd, uint64_t start, uint64_t end, uint64_t pgoff, const struct mm_set *set)
@@ -22,14 +22,14 @@ int arm_runs(int uffd, uint64_t start, uint64_t end, uint64_t pgoff, const struc
 	return r;
 }
 
-int arm_pages(struct track *t, struct tmm *tm, uint64_t start, uint64_t end, uint64_t pgoff,
-	      const struct mm_set *set)
+int arm_pages(struct track *t, struct tmm *tm, uint64_t file, uint64_t start, uint64_t end,
+	      uint64_t pgoff, const struct mm_set *set)
 {
 	_cleanup_close_ int uffd = tmm_uffd(tm);
 	int r;
 
 	if (uffd < 0)
 		return uffd;
-	r = uffd_register_wp(uffd, start, end);
+	r = residency_register(t, uffd, start, end, file);
 	return r < 0 ? r : arm_runs(uffd, start, end, pgoff, set);
 }

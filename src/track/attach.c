@@ -17,7 +17,7 @@
 #include "base/cleanup.h"
 #include "base/fdio.h"
 #include "base/log.h"
-#include "track/internal.h"
+#include "track/residency.h"
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
 
@@ -166,7 +166,8 @@ static int attach_take(struct request *rq, struct tmm *tm)
 	if (!uffd_is_uffd(fds->fd[0]))
 		return -EBADF;
 	if (!rq->c->forked) {
-		r = uffd_init_async(fds->fd[0], witness);
+		r = rq->t->config.capped ? uffd_init_sync(fds->fd[0])
+					 : uffd_init_async(fds->fd[0], witness);
 		if (r < 0)
 			return r;
 	}
@@ -183,7 +184,8 @@ static int attach_take(struct request *rq, struct tmm *tm)
 	tm->program_watch.fd = proc_open(&tm->program);
 	if (tm->program_watch.fd < 0)
 		return tm->program_watch.fd;
-	return track_watch_add(rq->t, &tm->program_watch, EPOLLIN);
+	r = residency_attach(rq->t, tm, witness ? fds->fd[0] : tm->uffd_copy);
+	return r < 0 ? r : track_watch_add(rq->t, &tm->program_watch, EPOLLIN);
 }
 
 void attach_attach(struct request *rq)
@@ -340,7 +342,8 @@ void attach_forked(struct request *rq)
 		request_reply(rq, 0, &reply, sizeof(reply));
 		return;
 	}
-	uffd = attach_find_child_uffd(parent, c->id.pid, forked->scratch);
+	uffd = rq->t->config.capped ? residency_find_child(rq->t, c->id.pid, forked->scratch)
+				    : attach_find_child_uffd(parent, c->id.pid, forked->scratch);
 	if (uffd < 0) {
 		request_reply(rq, 0, &reply,
 			      sizeof(reply)); /* nothing armed: a mm like any new one */

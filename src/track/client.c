@@ -14,7 +14,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "track/internal.h"
+#include "track/residency.h"
 
 void client_accept(struct track *t)
 {
@@ -120,14 +120,15 @@ static const struct {
 	[WPFS_OP_UFFD_POST] = {ROLE_ATTACHED, own_post},
 	[WPFS_OP_UFFD_UNREG] = {ROLE_ATTACHED, own_unreg},
 	[WPFS_OP_UFFD_CLOSE] = {ROLE_ATTACHED, own_close},
+	[WPFS_OP_TICKET] = {ROLE_ATTACHED, residency_ticket},
 	[WPFS_OP_STATUS] = {ROLE_CTL, answer_status},
 	[WPFS_OP_REPORT] = {ROLE_CTL, answer_report},
 	[WPFS_OP_PROTECT] = {ROLE_CTL, protect_protect},
 	[WPFS_OP_UNPROTECT] = {ROLE_CTL, protect_unprotect},
 	[WPFS_OP_SYNC] = {ROLE_CTL, answer_sync},
 	[WPFS_OP_FORGET] = {ROLE_CTL, protect_forget},
-	[WPFS_OP_EVICT] = {ROLE_CTL, answer_evict},
-	[WPFS_OP_LOAD] = {ROLE_CTL, answer_evict},
+	[WPFS_OP_EVICT] = {ROLE_CTL, residency_evict},
+	[WPFS_OP_LOAD] = {ROLE_CTL, residency_load},
 	[WPFS_OP_SETTLE] = {ROLE_CTL, answer_settle},
 };
 

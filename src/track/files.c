@@ -104,8 +104,7 @@ int files_put(struct track *t, struct db_tx *tx, uint64_t ino)
 	return db_file_put(tx, ino, &file->handle, sizeof(file->handle), file->path);
 }
 
-/* Does any mm map the file still? */
-static bool files_is_mapped(struct track *t, uint64_t ino)
+bool files_is_mapped(struct track *t, uint64_t ino)
 {
 	struct tmm *tm;
 

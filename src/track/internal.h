@@ -58,6 +58,7 @@ struct tmm {
 	int chan_fd;   /* of the command channel in the witness */
 	int uffd_copy; /* ours, only when there is no witness (and no event to be read) */
 	struct own_uffd *uffds;
+	struct capped_mm *capped;	 /* capped mounts, while it lives: who serves its faults */
 	uint64_t aside_start, aside_end; /* the program's REGISTER of this range is under way */
 	struct client *client; /* may be NULL: the connection can be lost while the mm lives */
 	struct tmm *prev, *next;
@@ -103,6 +104,7 @@ struct track {
 	size_t nr_devs;
 	uint64_t next_mm; /* next row id */
 	char boot_id[40];
+	int busy_fd;	  /* capped mounts: of the mountpoint while somebody maps a file, or -1 */
 	int devuffd;	  /* open /dev/userfaultfd, -1: none */
 	int life_pipe[2]; /* clients hold copies of [0]; [1] says that this daemon lives */
 	unsigned ticks;	  /* seconds since the last periodic harvest */
@@ -195,8 +197,8 @@ void life_end_all(struct track *t);
  * 0; -EPERM: can never be written (nothing to protect); -EBUSY: another uffd has it.
  */
 int arm_runs(int uffd, uint64_t start, uint64_t end, uint64_t pgoff, const struct mm_set *set);
-int arm_pages(struct track *t, struct tmm *tm, uint64_t start, uint64_t end, uint64_t pgoff,
-	      const struct mm_set *set);
+int arm_pages(struct track *t, struct tmm *tm, uint64_t file, uint64_t start, uint64_t end,
+	      uint64_t pgoff, const struct mm_set *set);
 
 /* ---- files.c ---- */
 struct db_file;
@@ -207,6 +209,8 @@ int files_put(struct track *t, struct db_tx *tx, uint64_t ino);
 /* Stores the present paths of all files; drops the marks of those that are gone. */
 int files_refresh(struct track *t);
 void files_free(struct track *t);
+/* Does any live mm map the file? */
+bool files_is_mapped(struct track *t, uint64_t ino);
 
 /* ---- protect.c ---- */
 void protect_protect(struct request *rq);
@@ -220,7 +224,6 @@ void answer_status(struct request *rq);
 void answer_report(struct request *rq);
 void answer_sync(struct request *rq);
 void answer_settle(struct request *rq);
-void answer_evict(struct request *rq);
 
 /* ---- persist.c: the database's view ---- */
 

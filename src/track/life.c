@@ -17,7 +17,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "track/internal.h"
+#include "track/residency.h"
 
 #define LIFE_WITNESS_MS 5000 /* a killed task that has not gone by then is stuck in the kernel */
 
@@ -92,6 +92,8 @@ void life_end(struct track *t, struct tmm *tm)
 			log_err("track: cannot store the marks of %s: %s", tm->name, log_errstr(r));
 		tm->program.pid = program;
 	}
+	residency_detach(t, tm);
+	residency_busy(t, false);
 	life_release_witness(tm);
 	own_free_all(tm);
 	close_fd(&tm->uffd_copy);
@@ -161,6 +163,10 @@ void life_end_all(struct track *t)
 /* Takes back one mm that was live when the last daemon went. */
 static int life_resume_one(struct track *t, struct tmm *tm)
 {
+	int r = residency_resume_doubt(t, tm);
+
+	if (r < 0)
+		return r;
 	tm->witness_pidfd = tm->witness.pid ? proc_open(&tm->witness) : -1;
 	if (tm->witness_pidfd < 0)
 		tm->witness_pidfd = -1;
@@ -171,6 +177,13 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 		return 0;
 	}
 	if (life_has_ended(tm)) {
+		life_end(t, tm);
+		return 0;
+	}
+	r = residency_resume(t, tm);
+	if (r < 0) {
+		log_err("track: the faults of pid %d cannot be served any more: %s",
+			tm->program.pid, log_errstr(r));
 		life_end(t, tm);
 		return 0;
 	}
@@ -195,5 +208,6 @@ int life_resume(struct track *t)
 		if (r < 0)
 			return r;
 	}
+	residency_resumed(t);
 	return 0;
 }

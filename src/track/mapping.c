@@ -13,7 +13,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/units.h"
-#include "track/internal.h"
+#include "track/residency.h"
 
 static bool mapping_aligned(uint64_t addr, uint64_t len)
 {
@@ -87,7 +87,7 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 	if (r == 0 && fresh)
 		r = mapping_arm_fresh(t, tm, map->ino, vma.pgoff, mm_vma_pages(&vma));
 	if (r == 0 && !mm_set_is_empty(set)) {
-		r = arm_pages(t, tm, vma.start, vma.end, vma.pgoff, set);
+		r = arm_pages(t, tm, vma.file, vma.start, vma.end, vma.pgoff, set);
 		if (r == 0) {
 			vma.registered = vma.async = true;
 			armed = (int64_t)mm_set_count(set);
@@ -101,6 +101,8 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 			r = 0;
 		}
 	}
+	if (r == 0)
+		r = residency_map(t, tm, &vma);
 	if (r == 0) {
 		/* Known by the address it will have when the program sees it. */
 		vma.start = map->final;
@@ -151,6 +153,7 @@ void mapping_map(struct request *rq)
 			      log_errstr((int)armed));
 		return;
 	}
+	residency_busy(rq->t, false);
 	reply.mm = tm->mm.id;
 	reply.armed_pages = (uint64_t)armed;
 	request_reply(rq, 0, &reply, sizeof(reply));
@@ -226,6 +229,10 @@ int mapping_dropped(struct track *t, uint64_t ino, uint64_t off, uint64_t len)
 
 static int mapping_remove_part(void *arg, uint64_t file, uint64_t pgoff, uint64_t nr)
 {
+	int r = residency_remove(arg, file, pgoff, nr);
+
+	if (r < 0)
+		return r;
 	return mapping_dropped(arg, file, pgoff << WPFS_PAGE_SHIFT, nr << WPFS_PAGE_SHIFT);
 }
 

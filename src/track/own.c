@@ -21,7 +21,7 @@
 #include "base/fdio.h"
 #include "base/log.h"
 #include "base/units.h"
-#include "track/internal.h"
+#include "track/residency.h"
 #include "uffd/uffd.h"
 
 static bool own_range_ok(uint64_t addr, uint64_t len)
@@ -43,7 +43,7 @@ void own_free_all(struct tmm *tm)
 }
 
 /* Takes wpfs's registration off [start, end); what was armed there can be proven no longer. */
-static int own_step_aside(struct tmm *tm, uint64_t start, uint64_t end)
+static int own_step_aside(struct track *t, struct tmm *tm, uint64_t start, uint64_t end)
 {
 	_cleanup_close_ int uffd = -1;
 	int r = 0;
@@ -65,6 +65,8 @@ static int own_step_aside(struct tmm *tm, uint64_t start, uint64_t end)
 				     vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
 				     (to - from) >> WPFS_PAGE_SHIFT);
 		if (r == 0)
+			r = residency_bring_back(t, vma->file);
+		if (r == 0)
 			r = uffd_unregister(uffd, from, to);
 		if (r == 0)
 			r = mm_set_registered(&tm->mm, from, to, false, MM_WPFS, false);
@@ -81,7 +83,7 @@ void own_pre(struct request *rq)
 	if (own_range_ok(range->addr, range->len)) {
 		r = tmm_harvest(rq->t, tm);
 		if (r == 0)
-			r = own_step_aside(tm, range->addr, range->addr + range->len);
+			r = own_step_aside(rq->t, tm, range->addr, range->addr + range->len);
 		tm->mm.own_uffds = true;
 		tm->aside_start = range->addr;
 		tm->aside_end = range->addr + range->len;

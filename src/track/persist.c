@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "db/db.h"
 #include "db/marks.h"
+#include "track/capped_internal.h"
 #include "track/internal.h"
 
 /* ---- load ---- */
@@ -66,7 +67,7 @@ static void persist_load_devs(struct track *t)
 
 	if (db_meta_get(t->config.db, "devs", text, sizeof(text)) < 0)
 		return;
-	while (t->nr_devs < TRACK_MAX_DEVS - 1) {
+	while (t->nr_devs < TRACK_MAX_DEVS - 2) {
 		unsigned long long dev = strtoull(p, &end, 10);
 
 		if (end == p)
@@ -87,6 +88,19 @@ static int persist_store_devs(struct track *t)
 	return db_meta_set(t->config.db, "devs", text);
 }
 
+/* On a capped mount programs map the lower file itself. */
+static void persist_add_lower(struct track *t)
+{
+	uint64_t dev = t->config.capped ? capped_lower_dev(t->config.capped) : 0;
+
+	for (size_t i = 0; i < t->nr_devs; i++) {
+		if (t->devs[i] == dev)
+			dev = 0;
+	}
+	if (dev)
+		t->devs[t->nr_devs++] = dev;
+}
+
 int persist_load(struct track *t)
 {
 	struct persist_loader loader = {.t = t};
@@ -100,6 +114,7 @@ int persist_load(struct track *t)
 	if (loader.same_lower)
 		persist_load_devs(t);
 	t->devs[t->nr_devs++] = t->config.dev;
+	persist_add_lower(t);
 	r = db_marks_load(t->config.db, &visitor);
 	if (r == 0)
 		r = db_mm_last_id(t->config.db, &t->next_mm);

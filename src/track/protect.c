@@ -19,7 +19,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/units.h"
-#include "track/internal.h"
+#include "track/residency.h"
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
 
@@ -145,8 +145,8 @@ static int turn_begin(struct tmm *tm, const struct selection *sel, struct turn *
 }
 
 /* Marks one mapping and moves what it had seen written into the old epoch. */
-static int turn_mark(struct tmm *tm, int uffd, int pagemap, const struct selection *sel,
-		     struct turn *turn, size_t vma_index)
+static int turn_mark(struct track *t, struct tmm *tm, int uffd, int pagemap,
+		     const struct selection *sel, struct turn *turn, size_t vma_index)
 {
 	struct mm_vma *vma = &tm->mm.vmas[vma_index];
 	_cleanup_set_ struct mm_set written = {0};
@@ -157,7 +157,7 @@ static int turn_mark(struct tmm *tm, int uffd, int pagemap, const struct selecti
 	    !protect_part(sel, vma, &start, &end, &pgoff))
 		return 0;
 	if (!vma->registered || vma->owner == MM_PROGRAM) {
-		r = uffd_register_wp(uffd, vma->start, vma->end);
+		r = residency_register(t, uffd, vma->start, vma->end, vma->file);
 		if (r == -EPERM) {
 			vma->sealed = true;
 			return 0;
@@ -168,7 +168,7 @@ static int turn_mark(struct tmm *tm, int uffd, int pagemap, const struct selecti
 		}
 	}
 	if (r == 0)
-		r = pagemap_protect(pagemap, start, end, &written);
+		r = residency_protect(t, tm, pagemap, start, end, &written);
 	if (r < 0) {
 		/* Unmarked, so dirty from the first moment of the new epoch. */
 		log_warn("track: cannot protect a mapping of pid %d: %s", tm->program.pid,
@@ -181,8 +181,8 @@ static int turn_mark(struct tmm *tm, int uffd, int pagemap, const struct selecti
 	return r < 0 ? r : mm_set_or(&turn->was_dirty, &written);
 }
 
-static int protect_mark_all(struct tmm *tm, const struct selection *sel, struct turn *turns,
-			    size_t nr)
+static int protect_mark_all(struct track *t, struct tmm *tm, const struct selection *sel,
+			    struct turn *turns, size_t nr)
 {
 	_cleanup_close_ int uffd = -1, pagemap = -1;
 
@@ -196,7 +196,7 @@ static int protect_mark_all(struct tmm *tm, const struct selection *sel, struct 
 		return pagemap;
 	for (size_t i = 0; i < nr; i++) {
 		for (size_t v = 0; v < tm->mm.nr_vmas; v++) {
-			int r = turn_mark(tm, uffd, pagemap, sel, &turns[i], v);
+			int r = turn_mark(t, tm, uffd, pagemap, sel, &turns[i], v);
 
 			if (r < 0)
 				return r;
@@ -267,7 +267,7 @@ static int protect_mm(struct track *t, struct tmm *tm, const struct selection *s
 	if (r == 0 && nr) {
 		r = persist_mm(t, tm);
 		if (r == 0)
-			r = protect_mark_all(tm, sel, turns, nr);
+			r = protect_mark_all(t, tm, sel, turns, nr);
 		for (size_t i = 0; r == 0 && i < nr; i++)
 			r = turn_end(sel, &turns[i]);
 		if (r == 0) {
@@ -298,7 +298,8 @@ int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file)
 
 /* ---- unprotect ---- */
 
-static int unprotect_file(struct tmm *tm, const struct selection *sel, struct mm_file *f)
+static int unprotect_file(struct track *t, struct tmm *tm, const struct selection *sel,
+			  struct mm_file *f)
 {
 	_cleanup_close_ int uffd = -1;
 	int r = 0;
@@ -316,7 +317,7 @@ static int unprotect_file(struct tmm *tm, const struct selection *sel, struct mm
 			return uffd;
 		/* A part of a mapping stays registered: unregistering it would split the mapping
 		 * and make its other pages look unwatched. */
-		if (sel->ranged) {
+		if (sel->ranged || residency_must_stay(t, vma->file)) {
 			r = uffd_writeprotect(uffd, start, end, false);
 			continue;
 		}
@@ -353,7 +354,7 @@ static int unprotect_mm(struct track *t, struct tmm *tm, const struct selection 
 		if (!sel->ranged)
 			r = persist_mm_epochs(t, tm, &epoch, 1);
 		if (r == 0)
-			r = unprotect_file(tm, sel, f);
+			r = unprotect_file(t, tm, sel, f);
 		reply->pages += pages;
 		files++;
 	}

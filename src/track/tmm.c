@@ -10,7 +10,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/units.h"
-#include "track/internal.h"
+#include "track/residency.h"
 #include "uffd/harvest.h"
 #include "uffd/uffd.h"
 
@@ -34,6 +34,7 @@ void tmm_free(struct track *t, struct tmm *tm)
 		tm->client->attached = false;
 	}
 	track_watch_remove(t, &tm->program_watch);
+	residency_detach(t, tm);
 	own_free_all(tm);
 	close_fd(&tm->witness_pidfd);
 	close_fd(&tm->uffd_copy);
@@ -126,7 +127,7 @@ static bool tmm_knows(const struct tmm *tm, const struct mm_vma *vma)
  * registered, without marks, so that the next harvest need not try again; but only where the model
  * knows then that it is ours, or the program's own REGISTER would find the range taken.
  */
-static int tmm_seal(struct tmm *tm, struct harvest *h)
+static int tmm_seal(struct track *t, struct tmm *tm, struct harvest *h)
 {
 	_cleanup_close_ int uffd = -1;
 
@@ -144,7 +145,7 @@ static int tmm_seal(struct tmm *tm, struct harvest *h)
 			uffd = tmm_uffd(tm);
 		if (uffd < 0)
 			return uffd == -ESRCH ? 0 : uffd;
-		r = uffd_register_wp(uffd, vma->start, vma->end);
+		r = residency_register(t, uffd, vma->start, vma->end, vma->file);
 		vma->sealed = r == -EPERM;
 		if (r == 0 && tmm_knows(tm, vma)) {
 			vma->registered = vma->async = true;
@@ -164,7 +165,9 @@ int tmm_harvest(struct track *t, struct tmm *tm)
 		.pid = tmm_pid(tm),
 		.devs = t->devs,
 		.nr_devs = t->nr_devs,
-		.own_uffds = tm->mm.own_uffds,
+		/* a synchronous registration is in VmFlags only, and on a capped mount ours is one
+		 */
+		.own_uffds = tm->mm.own_uffds || t->config.capped,
 	};
 	uint64_t doubted = tm->mm.conservative;
 	const char *broken;
@@ -180,7 +183,8 @@ int tmm_harvest(struct track *t, struct tmm *tm)
 		mm_vmas_free(h.vmas, h.nr); /* it died under the scan: the pid may be another's */
 		return -ESRCH;
 	}
-	r = tmm_seal(tm, &h);
+	residency_translate(t, h.vmas, h.nr);
+	r = tmm_seal(t, tm, &h);
 	if (r < 0) {
 		mm_vmas_free(h.vmas, h.nr);
 		return r;

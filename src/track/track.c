@@ -19,7 +19,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "track/internal.h"
+#include "track/residency.h"
 
 /* A call from another thread; lives on its stack until done. */
 struct track_call {
@@ -90,6 +90,7 @@ static void track_tick(struct track *t)
 		return;
 	life_sweep(t);
 	own_look(t);
+	residency_sweep(t);
 	t->ticks++;
 	if (t->config.harvest_s && t->ticks >= t->config.harvest_s) {
 		t->ticks = 0;
@@ -156,6 +157,7 @@ static void track_free(struct track *t)
 	track_watch_remove(t, &t->timer_watch);
 	track_watch_remove(t, &t->listen_watch);
 	close_fd(&t->epoll_fd);
+	close_fd(&t->busy_fd);
 	close_fd(&t->devuffd);
 	close_fd(&t->life_pipe[0]);
 	close_fd(&t->life_pipe[1]);
@@ -209,7 +211,7 @@ int track_start(const struct track_config *config, struct track **track)
 
 	if (!t)
 		return -ENOMEM;
-	t->epoll_fd = t->devuffd = t->life_pipe[0] = t->life_pipe[1] = -1;
+	t->busy_fd = t->epoll_fd = t->devuffd = t->life_pipe[0] = t->life_pipe[1] = -1;
 	t->queue_watch = (struct watch){WATCH_QUEUE, -1};
 	t->timer_watch = (struct watch){WATCH_TIMER, -1};
 	t->listen_watch = (struct watch){WATCH_LISTEN, -1};
@@ -238,6 +240,7 @@ int track_start(const struct track_config *config, struct track **track)
 static int track_settle_fn(struct track *t, void *arg)
 {
 	life_sweep(t);
+	residency_busy(t, true);
 	return 0;
 }
 

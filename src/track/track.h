@@ -13,6 +13,7 @@
 
 #include "ipc/wire.h"
 
+struct capped;
 struct db;
 struct fs;
 struct track;
@@ -31,8 +32,9 @@ struct track_config {
 	enum wpfs_kind kind;
 	enum track_uffd_policy uffd_policy;
 	gid_t uffd_gid;
-	unsigned harvest_s; /* seconds between harvests of live mms, 0 = only when asked */
-	bool uring;	    /* FUSE over io_uring is on */
+	unsigned harvest_s;    /* seconds between harvests of live mms, 0 = only when asked */
+	bool uring;	       /* FUSE over io_uring is on */
+	struct capped *capped; /* capped mounts, else NULL; borrowed until track_stop */
 };
 
 /* Loads what the database knows, takes back living clients, starts serving. 0 or -errno. */

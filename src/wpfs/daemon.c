@@ -30,17 +30,20 @@
 #include "fs/fs.h"
 #include "fs/store.h"
 #include "ipc/server.h"
+#include "track/capped.h"
 #include "track/track.h"
 #include "wpfs/mountpoint.h"
 #include "wpfs/mounts.h"
 #include "wpfs/needs.h"
 #include "wpfs/rundir.h"
 #include "wpfs/storedir.h"
+#include "wpfs/utab.h"
 
 struct daemon {
 	const struct options *options;
 	char mountpoint[PATH_MAX];
 	bool has_store, dead_mount;
+	bool in_utab; /* umount(8) is told of our helper */
 	char id[WPFS_ID_MAX];
 	struct storedir store;
 	struct rundir run;
@@ -50,6 +53,7 @@ struct daemon {
 	bool mounted;
 	struct mounts_entry mount; /* valid when mounted */
 	struct track *track;
+	struct capped *capped; /* NULL on a native mount */
 	struct fs_hooks hooks;
 };
 
@@ -66,6 +70,45 @@ static void on_settle(void *ctx)
 static int on_sync_file(void *ctx, uint64_t ino)
 {
 	return track_sync_file(ctx, ino);
+}
+
+static int on_io_begin(void *ctx, uint64_t ino, uint64_t off, uint64_t len, bool drop)
+{
+	return capped_io_begin(ctx, ino, off, len, drop ? CAPPED_DROP : CAPPED_ACCESS);
+}
+
+static void on_io_end(void *ctx, uint64_t ino, uint64_t off, uint64_t len, bool drop, bool done)
+{
+	capped_io_end(ctx, ino, off, len, drop ? CAPPED_DROP : CAPPED_ACCESS, done);
+}
+
+static int on_ticket(void *ctx, uint64_t ino, int accmode, struct wpfs_ticket *ticket)
+{
+	return capped_ticket(ctx, ino, accmode, ticket);
+}
+
+static int on_read_through(void *ctx, uint64_t ino, int lower_fd, void *buf, size_t len,
+			   uint64_t off)
+{
+	return capped_read_through(ctx, ino, lower_fd, buf, len, off);
+}
+
+static uint64_t on_next_through(void *ctx, uint64_t ino, uint64_t off)
+{
+	return capped_next_spilled(ctx, ino, off);
+}
+
+/* What the file system asks the capped mount; nothing on a native one. */
+static struct fs_hooks capped_hooks(struct capped *capped)
+{
+	if (!capped)
+		return (struct fs_hooks){.ctx = NULL};
+	return (struct fs_hooks){.io_ctx = capped,
+				 .io_begin = on_io_begin,
+				 .io_end = on_io_end,
+				 .ticket = on_ticket,
+				 .read_through = on_read_through,
+				 .next_through = on_next_through};
 }
 
 /* Backing files are descriptors: one for every file that is in use. */
@@ -197,7 +240,7 @@ static int mount_fuse(struct daemon *d)
 		.lower_fd = d->run.lower_fd,
 		.ids = &d->run.ids,
 		.id = d->id,
-		.kind = WPFS_KIND_NATIVE,
+		.kind = d->options->resident ? WPFS_KIND_CAPPED : WPFS_KIND_NATIVE,
 		.uring = d->options->uring,
 		.debug = d->options->debug,
 	};
@@ -221,6 +264,28 @@ static int mount_fuse(struct daemon *d)
 	return r;
 }
 
+/* A lower that is taken over keeps its kind: its programs and its pages are set up for it. */
+static int start_capped(struct daemon *d)
+{
+	const struct capped_config config = {
+		.fs = d->fs,
+		.lower_fd = d->run.lower_fd,
+		.private_fd = d->run.private_fd,
+		.spill_fd = d->store.spill_fd,
+		.adopted = d->run.adopted,
+		.settle_ms = d->options->settle_ms,
+	};
+	bool was_capped = capped_was(d->run.private_fd), is_capped = d->options->resident != 0;
+
+	if (d->run.adopted && was_capped != is_capped) {
+		log_err("the mount on %s that was killed was %scapped: start it %s resident= "
+			"again, or unmount it first",
+			d->mountpoint, was_capped ? "" : "not ", was_capped ? "with" : "without");
+		return -EINVAL;
+	}
+	return is_capped ? capped_new(&config, &d->capped) : 0;
+}
+
 static int start_tracking(struct daemon *d)
 {
 	const struct options *o = d->options;
@@ -233,7 +298,8 @@ static int start_tracking(struct daemon *d)
 		.store = d->has_store ? d->store.path : "none",
 		.mountpoint = d->mountpoint,
 		.dev = d->mount.dev,
-		.kind = WPFS_KIND_NATIVE,
+		.kind = o->resident ? WPFS_KIND_CAPPED : WPFS_KIND_NATIVE,
+		.capped = d->capped,
 		.uffd_policy = o->uffd_policy,
 		.uffd_gid = o->uffd_gid,
 		.harvest_s = o->harvest_s,
@@ -247,10 +313,11 @@ static int start_tracking(struct daemon *d)
 		log_err("cannot start tracking: %s", log_errstr(r));
 		return r;
 	}
-	d->hooks = (struct fs_hooks){.ctx = d->track,
-				     .dropped = on_dropped,
-				     .settle = on_settle,
-				     .sync_file = on_sync_file};
+	d->hooks = capped_hooks(d->capped);
+	d->hooks.ctx = d->track;
+	d->hooks.dropped = on_dropped;
+	d->hooks.settle = on_settle;
+	d->hooks.sync_file = on_sync_file;
 	fs_set_hooks(d->fs, &d->hooks);
 	return 0;
 }
@@ -289,6 +356,8 @@ static int start(struct daemon *d)
 		r = open_socket(d);
 	if (!r)
 		r = mount_fuse(d);
+	if (!r)
+		r = start_capped(d);
 	if (!r)
 		r = start_tracking(d);
 	if (!r)
@@ -367,14 +436,24 @@ static void unmount_rest(struct daemon *d)
 static void stop(struct daemon *d, bool served)
 {
 	unmount_rest(d);
+	if (d->in_utab)
+		utab_remove(d->mountpoint);
 	if (d->fs)
 		fs_wait(d->fs);
 	if (d->fs)
 		fs_set_hooks(d->fs, NULL);
 	if (d->track)
 		track_stop(d->track);
+	if (d->capped) {
+		d->hooks = capped_hooks(d->capped);
+		fs_set_hooks(d->fs, &d->hooks);
+	}
 	if (served)
 		flush(d, FS_STORE_FINAL | (d->run.adopted ? FS_STORE_WHOLE : 0));
+	if (d->capped) {
+		fs_set_hooks(d->fs, NULL);
+		capped_free(d->capped);
+	}
 	if (d->fs)
 		fs_free(d->fs);
 	if (d->db)
@@ -413,6 +492,9 @@ int daemon_run(const struct options *options, void (*ready)(void *ctx), void *ct
 	raise_limits();
 	r = signal_fd < 0 ? signal_fd : start(&d);
 	if (!r) {
+		if (d.dead_mount)
+			utab_remove(d.mountpoint); /* of the daemon that was killed */
+		d.in_utab = utab_add(options->store, d.mountpoint);
 		ready(ctx);
 		serve_until_unmounted(&d, signal_fd);
 	}

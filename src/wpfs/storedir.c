@@ -97,6 +97,20 @@ static int lock_store(int fd, const char *path, const char *mountpoint, struct s
 	return store->lock_fd < 0 ? store->lock_fd : 0;
 }
 
+/* A directory of the store, made if need be. */
+static int open_part(int fd, const char *path, const char *name, int *part)
+{
+	int r = mkdirat(fd, name, 0700) < 0 && errno != EEXIST ? -errno : 0;
+
+	if (!r) {
+		*part = openat(fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+		r = *part < 0 ? -errno : 0;
+	}
+	if (r)
+		log_err("cannot open %s/%s: %s", path, name, log_errstr(r));
+	return r;
+}
+
 int storedir_open(const char *path, const char *mountpoint, struct storedir *store)
 {
 	_cleanup_close_ int fd = open_dir(path, mountpoint, store);
@@ -107,22 +121,18 @@ int storedir_open(const char *path, const char *mountpoint, struct storedir *sto
 	r = lock_store(fd, path, mountpoint, store);
 	if (r)
 		return r;
-	if (fchmod(fd, 0700) < 0 || (mkdirat(fd, "data", 0700) < 0 && errno != EEXIST)) {
+	if (fchmod(fd, 0700) < 0) {
 		r = -errno;
 		log_err("cannot write to the store %s: %s", path, log_errstr(r));
 		return r;
 	}
-	store->data_fd = openat(fd, "data", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-	if (store->data_fd < 0) {
-		r = -errno;
-		log_err("cannot open %s/data: %s", path, log_errstr(r));
-		return r;
-	}
-	return 0;
+	r = open_part(fd, path, "data", &store->data_fd);
+	return r ? r : open_part(fd, path, "spill", &store->spill_fd);
 }
 
 void storedir_close(struct storedir *store)
 {
 	close_fd(&store->data_fd);
+	close_fd(&store->spill_fd);
 	close_fd(&store->lock_fd);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * STORE on disk: wpfs.db, data/, lock. A directory of mode 0700 that holds nothing else, made when
- * it is missing.
+ * STORE on disk: wpfs.db, data/, spill/, lock. A directory of mode 0700 that holds nothing else,
+ * made when it is missing.
  */
 #ifndef WPFS_WPFS_STOREDIR_H
 #define WPFS_WPFS_STOREDIR_H
@@ -13,12 +13,13 @@
 struct storedir {
 	char path[PATH_MAX]; /* absolute, no symbolic links */
 	int data_fd;	     /* STORE/data */
+	int spill_fd;	     /* STORE/spill: pages of a capped mount that are out of memory */
 	int lock_fd;
 };
 
 #define STOREDIR_INIT                                                                              \
 	{                                                                                          \
-		.data_fd = -1, .lock_fd = -1                                                       \
+		.data_fd = -1, .spill_fd = -1, .lock_fd = -1                                       \
 	}
 
 /*

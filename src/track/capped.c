@@ -1,0 +1,447 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Files of a capped mount and their pages: the lower file has it, the store has it, or it is zeros.
+ *
+ * A page comes back with one whole-page pwrite to the lower file, never through a mapping, where
+ * other threads would see it half filled; a page of zeros by fallocate, which never overwrites.
+ */
+#include "track/capped.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/fdio.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "track/capped_internal.h"
+
+/* ---- files ---- */
+
+struct bits_name {
+	char s[24];
+};
+
+static struct bits_name bits_name(uint64_t ino)
+{
+	struct bits_name name;
+
+	snprintf(name.s, sizeof(name.s), "%" PRIu64, ino);
+	return name;
+}
+
+struct capped_file *capped_file_find(struct capped *c, uint64_t ino)
+{
+	struct capped_file *f;
+
+	HASH_FIND(hh, c->files, &ino, sizeof(ino), f);
+	return f;
+}
+
+int capped_file_get(struct capped *c, const struct fs_handle *handle, uint64_t ino,
+		    struct capped_file **file)
+{
+	struct capped_file *f = capped_file_find(c, ino);
+	int r;
+
+	*file = f;
+	if (f)
+		return 0;
+	f = calloc(1, sizeof(*f));
+	if (!f)
+		return -ENOMEM;
+	f->ino = ino;
+	f->handle = *handle;
+	f->bits = (struct spill_bits)SPILL_BITS_INIT;
+	r = fs_file_hold(c->config.fs, handle, &f->fd);
+	if (r < 0) {
+		free(f);
+		return r;
+	}
+	HASH_ADD(hh, c->files, ino, sizeof(f->ino), f);
+	*file = f;
+	return 0;
+}
+
+static void file_free(struct capped *c, struct capped_file *f)
+{
+	HASH_DEL(c->files, f);
+	c->counts.spilled -= f->bits.count;
+	spill_bits_close(&f->bits);
+	close(f->fd);
+	fs_file_unhold(c->config.fs, f->ino);
+	free(f);
+}
+
+int capped_file_prepare(struct capped *c, struct capped_file *f, uint64_t pages)
+{
+	int r = 0;
+
+	if (!f->missing)
+		r = spill_bits_open(&f->bits, c->bits_fd, bits_name(f->ino).s, true);
+	if (r == 0 && !f->missing) {
+		memcpy(f->bits.head, &f->handle, sizeof(f->handle));
+		f->missing = true;
+	}
+	return r < 0 ? r : spill_bits_reserve(&f->bits, pages);
+}
+
+void capped_forget(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr)
+{
+	uint64_t before = f->bits.count;
+
+	spill_bits_clear_range(&f->bits, first, nr);
+	c->counts.spilled -= before - f->bits.count;
+	if (before && f->bits.count == 0)
+		spill_store_remove(c->store, f->ino);
+}
+
+/* ---- pages ---- */
+
+/* What moved in and out of memory did not change the file: its times stay. */
+static void keep_times(int fd, const struct stat *st)
+{
+	const struct timespec times[2] = {st->st_atim, st->st_mtim};
+
+	futimens(fd, times);
+}
+
+/* The run of spilled pages at `first`, at most CAPPED_CLUSTER of them and before `end`. */
+static uint64_t spilled_run(const struct capped_file *f, uint64_t first, uint64_t end)
+{
+	uint64_t nr = 1;
+
+	while (nr < CAPPED_CLUSTER && first + nr < end && spill_bits_test(&f->bits, first + nr))
+		nr++;
+	return nr;
+}
+
+static int load_run(struct capped *c, struct capped_file *f, const struct stat *st, uint64_t first,
+		    uint64_t nr)
+{
+	const struct spill_run run = {first, nr, c->buf};
+	uint64_t off = first << WPFS_PAGE_SHIFT, len = nr << WPFS_PAGE_SHIFT;
+	int r = spill_store_read(c->store, f->ino, &run, 1);
+
+	/* The file never grows by this; what lay behind its end is nobody's. */
+	if (off + len > (uint64_t)st->st_size)
+		len = off < (uint64_t)st->st_size ? (uint64_t)st->st_size - off : 0;
+	if (r == 0)
+		r = fdio_pwrite_full(f->fd, c->buf, len, (off_t)off);
+	if (r < 0)
+		return r;
+	/* After, never before: a daemon killed in between leaves both, and the lower file wins. */
+	capped_forget(c, f, first, nr);
+	c->counts.refaults += nr;
+	return 0;
+}
+
+int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr,
+		uint64_t *loaded)
+{
+	uint64_t end = nr > UINT64_MAX - first ? UINT64_MAX : first + nr;
+	uint64_t page = spill_bits_next(&f->bits, first);
+	struct stat st;
+	int r = 0;
+
+	if (page >= end)
+		return 0;
+	if (fstat(f->fd, &st) < 0)
+		return -errno;
+	while (r == 0 && page < end) {
+		uint64_t run = spilled_run(f, page, end);
+
+		r = load_run(c, f, &st, page, run);
+		if (r == 0 && loaded)
+			*loaded += run;
+		page = spill_bits_next(&f->bits, page + run);
+	}
+	keep_times(f->fd, &st);
+	if (r < 0)
+		log_err("cannot bring pages of file %" PRIu64 " back from the store: %s", f->ino,
+			log_errstr(r));
+	return r;
+}
+
+int capped_load_file(struct capped *c, uint64_t ino, uint64_t *loaded)
+{
+	struct capped_file *f;
+	int r = 0;
+
+	pthread_mutex_lock(&c->lock);
+	f = capped_file_find(c, ino);
+	if (f)
+		r = capped_load(c, f, 0, UINT64_MAX, loaded);
+	pthread_mutex_unlock(&c->lock);
+	return r;
+}
+
+int capped_file_open(struct capped *c, const struct fs_handle *handle, uint64_t ino, uint64_t pages,
+		     struct capped_file **file, uint64_t *lower_ino)
+{
+	struct stat st;
+	int r;
+
+	pthread_mutex_lock(&c->lock);
+	r = capped_file_get(c, handle, ino, file);
+	if (r == 0)
+		r = capped_file_prepare(c, *file, pages);
+	if (r == 0 && fstat((*file)->fd, &st) < 0)
+		r = -errno;
+	if (r == 0)
+		*lower_ino = st.st_ino;
+	pthread_mutex_unlock(&c->lock);
+	return r;
+}
+
+bool capped_is_missing(struct capped *c, uint64_t ino)
+{
+	struct capped_file *f;
+	bool missing;
+
+	pthread_mutex_lock(&c->lock);
+	f = capped_file_find(c, ino);
+	missing = f && f->missing;
+	pthread_mutex_unlock(&c->lock);
+	return missing;
+}
+
+int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr)
+{
+	struct capped_file *f;
+	int r = 0;
+
+	pthread_mutex_lock(&c->lock);
+	f = capped_file_find(c, ino);
+	if (f && fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			   (off_t)(first << WPFS_PAGE_SHIFT), (off_t)(nr << WPFS_PAGE_SHIFT)) < 0)
+		r = -errno;
+	if (f && r == 0)
+		capped_forget(c, f, first, nr);
+	pthread_mutex_unlock(&c->lock);
+	return r;
+}
+
+/* A file that nobody can reach any more, or that has nothing in the store. */
+static bool file_is_idle(struct capped *c, const struct capped_file *f)
+{
+	struct stat st;
+
+	if (c->accesses[f->ino % CAPPED_SHARDS] || !fs_file_held_alone(c->config.fs, f->ino))
+		return false;
+	return f->bits.count == 0 || (fstat(f->fd, &st) == 0 && st.st_nlink == 0);
+}
+
+void capped_sweep(struct capped *c, bool (*is_mapped)(void *ctx, uint64_t ino), void *ctx)
+{
+	struct capped_file *f, *next;
+
+	pthread_mutex_lock(&c->lock);
+	/* What such a child maps is not known. */
+	if (capped_mm_orphans(c)) {
+		pthread_mutex_unlock(&c->lock);
+		return;
+	}
+	HASH_ITER (hh, c->files, f, next) {
+		if (!file_is_idle(c, f) || is_mapped(ctx, f->ino))
+			continue;
+		capped_forget(c, f, 0, UINT64_MAX);
+		if (f->missing)
+			unlinkat(c->bits_fd, bits_name(f->ino).s, 0);
+		file_free(c, f);
+	}
+	pthread_mutex_unlock(&c->lock);
+}
+
+struct capped_counts capped_counts(struct capped *c)
+{
+	struct capped_counts counts;
+
+	pthread_mutex_lock(&c->lock);
+	counts = c->counts;
+	pthread_mutex_unlock(&c->lock);
+	return counts;
+}
+
+bool capped_is_uring(struct capped *c)
+{
+	return spill_io_path(spill_store_io(c->store)) == SPILL_PATH_URING;
+}
+
+uint64_t capped_lower_dev(const struct capped *c)
+{
+	return c->lower_dev;
+}
+
+/* ---- start and end ---- */
+
+/* Pages of which a killed daemon left both: the one in the lower file is the newer. */
+static void resident_wins(struct capped *c, struct capped_file *f)
+{
+	off_t at = lseek(f->fd, 0, SEEK_DATA);
+
+	while (at >= 0) {
+		off_t hole = lseek(f->fd, at, SEEK_HOLE);
+
+		if (hole < 0)
+			return;
+		capped_forget(c, f, (uint64_t)at >> WPFS_PAGE_SHIFT,
+			      ((uint64_t)hole + WPFS_PAGE_SIZE - 1 - (uint64_t)at) >>
+				      WPFS_PAGE_SHIFT);
+		at = lseek(f->fd, hole, SEEK_DATA);
+	}
+}
+
+static int adopt_file(struct capped *c, const char *name)
+{
+	struct spill_bits bits;
+	struct fs_handle handle;
+	struct capped_file *f;
+	uint64_t ino = strtoull(name, NULL, 10);
+	int r = spill_bits_open(&bits, c->bits_fd, name, false);
+
+	if (r < 0)
+		return r;
+	memcpy(&handle, bits.head, sizeof(handle));
+	r = capped_file_get(c, &handle, ino, &f);
+	if (r == -ESTALE) {
+		spill_bits_close(&bits); /* removed, and nobody had it open */
+		spill_store_remove(c->store, ino);
+		return unlinkat(c->bits_fd, name, 0) < 0 ? -errno : 0;
+	}
+	if (r < 0) {
+		spill_bits_close(&bits);
+		return r;
+	}
+	f->bits = bits;
+	f->missing = true;
+	c->counts.spilled += bits.count;
+	resident_wins(c, f);
+	return 0;
+}
+
+/* What the last daemon knew. With a new lower there is nothing, and the store is emptied. */
+static int adopt_all(struct capped *c)
+{
+	_cleanup_dir_ DIR *dir = NULL;
+	struct dirent *de;
+	int fd, r = 0;
+
+	if (!c->config.adopted)
+		return spill_store_wipe(c->store);
+	fd = openat(c->bits_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	dir = fd < 0 ? NULL : fdopendir(fd);
+	if (!dir)
+		return -errno;
+	while (r == 0 && (de = readdir(dir))) {
+		if (de->d_name[0] >= '0' && de->d_name[0] <= '9')
+			r = adopt_file(c, de->d_name);
+	}
+	if (r < 0)
+		return r;
+	fd = openat(c->bits_fd, "evicting", O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return errno == ENOENT ? 0 : -errno;
+	if (fdio_pread_full(fd, &c->left, sizeof(c->left), 0) < 0)
+		c->left = (struct capped_record){0};
+	close(fd);
+	return 0;
+}
+
+static int open_all(struct capped *c)
+{
+	struct epoll_event ev = {.events = EPOLLIN};
+	struct stat st;
+	int r;
+
+	if (fstat(c->config.lower_fd, &st) < 0)
+		return -errno;
+	c->lower_dev = st.st_dev;
+	if (mkdirat(c->config.private_fd, "spilled", 0700) < 0 && errno != EEXIST)
+		return -errno;
+	c->bits_fd = openat(c->config.private_fd, "spilled", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	c->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	c->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (c->bits_fd < 0 || c->epoll_fd < 0 || c->stop_fd < 0 ||
+	    epoll_ctl(c->epoll_fd, EPOLL_CTL_ADD, c->stop_fd, &ev) < 0)
+		return -errno;
+	c->buf = mmap(NULL, CAPPED_CLUSTER * WPFS_PAGE_SIZE, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (c->buf == MAP_FAILED) {
+		c->buf = NULL;
+		return -errno;
+	}
+	r = spill_store_open(c->config.spill_fd, SPILL_PATH_URING, &c->store);
+	return r < 0 ? r : adopt_all(c);
+}
+
+bool capped_was(int private_fd)
+{
+	return faccessat(private_fd, "spilled", F_OK, 0) == 0;
+}
+
+int capped_new(const struct capped_config *config, struct capped **out)
+{
+	struct capped *c = calloc(1, sizeof(*c));
+	int r;
+
+	if (!c)
+		return -ENOMEM;
+	c->config = *config;
+	c->bits_fd = c->epoll_fd = c->stop_fd = -1;
+	c->next_mm = 1;
+	pthread_mutex_init(&c->lock, NULL);
+	pthread_cond_init(&c->cond, NULL);
+	/* Whoever opens a leased file has the kernel send it; the wait for the lease is enough. */
+	signal(SIGIO, SIG_IGN);
+	r = open_all(c);
+	if (r == 0)
+		r = -pthread_create(&c->thread, NULL, capped_fault_main, c);
+	c->thread_started = r == 0;
+	if (r < 0) {
+		log_err("cannot prepare the store for pages out of memory: %s", log_errstr(r));
+		capped_free(c);
+		return r;
+	}
+	pthread_setname_np(c->thread, "wpfs-fault");
+	if (!capped_is_uring(c))
+		log_info("the kernel refuses io_uring: pages go to the store with pwrite");
+	*out = c;
+	return 0;
+}
+
+void capped_free(struct capped *c)
+{
+	const uint64_t one = 1;
+	struct capped_file *f, *next;
+
+	if (c->thread_started) {
+		if (write(c->stop_fd, &one, sizeof(one)) < 0)
+			log_err("capped: cannot stop the fault thread: %s", log_errstr(errno));
+		pthread_join(c->thread, NULL);
+	}
+	while (c->mms)
+		capped_mm_remove(c, c->mms);
+	HASH_ITER (hh, c->files, f, next)
+		file_free(c, f);
+	spill_store_close(c->store);
+	if (c->buf)
+		munmap(c->buf, CAPPED_CLUSTER * WPFS_PAGE_SIZE);
+	close_fd(&c->bits_fd);
+	close_fd(&c->epoll_fd);
+	close_fd(&c->stop_fd);
+	pthread_cond_destroy(&c->cond);
+	pthread_mutex_destroy(&c->lock);
+	free(c);
+}

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A capped mount's residency: which page of which file is in the lower tmpfs and which in the
+ * store, how it goes and how it comes back. Made before tracking starts and freed after the last
+ * flush, which reads through it.
+ *
+ * Threads: the fault thread serves the uffds; FUSE threads bracket every access to contents; the
+ * track thread evicts. One lock (capped_internal.h) keeps them apart; it is held while pages are
+ * read from the store, and never while waiting for a program or for another thread.
+ */
+#ifndef WPFS_TRACK_CAPPED_H
+#define WPFS_TRACK_CAPPED_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "wpfs.h"
+
+struct capped;
+struct fs;
+
+struct capped_config {
+	struct fs *fs;	    /* borrowed until capped_free, which comes before fs_free */
+	int lower_fd;	    /* root of the lower tmpfs, like the next two borrowed as long */
+	int private_fd;	    /* the private run directory: "spilled/" in it is ours */
+	int spill_fd;	    /* STORE/spill */
+	bool adopted;	    /* the lower, and so its spilled pages, are a killed daemon's */
+	unsigned settle_ms; /* how long direct I/O into a mapping may take */
+};
+
+/* Does this private run directory belong to a capped mount? */
+bool capped_was(int private_fd);
+
+/* Finds what a killed daemon left, or begins anew; starts the fault thread. 0 or -errno, logged. */
+int capped_new(const struct capped_config *config, struct capped **capped);
+
+/* No request and no mm is left. What is spilled is gone with it. */
+void capped_free(struct capped *capped);
+
+/* How much of a file is about to be used. */
+enum capped_io {
+	CAPPED_ACCESS, /* read, written or looked at: comes back from the store first */
+	CAPPED_DROP,   /* punched or truncated: only pages it covers in part come back */
+};
+
+/*
+ * Around each access to [off, off + len) of file `ino` by a FUSE thread; len 0: to the end. Waits
+ * for an eviction of the file to end. 0 or -errno: a page cannot be read from the store, and then
+ * capped_io_end is not called. `done` (of a DROP): it was, and stored copies go too. Between a
+ * begin and its end nothing of the track room may be called, and not another begin of a DROP.
+ */
+int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, enum capped_io io);
+void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, enum capped_io io,
+		   bool done);
+
+/*
+ * Reads [off, off + len) of a lower file as its user would see it, without bringing anything back;
+ * what lies behind its end is zeros. `off` is a multiple of the page size. 0 or -errno.
+ */
+int capped_read_through(struct capped *c, uint64_t ino, int lower_fd, void *buf, size_t len,
+			uint64_t off);
+
+/* The first offset at or after `off` whose page is spilled, or UINT64_MAX. */
+uint64_t capped_next_spilled(struct capped *c, uint64_t ino, uint64_t off);
+
+/* A ticket for a file that was opened with access mode `accmode` (O_RDONLY, ...). 0 or -errno. */
+int capped_ticket(struct capped *c, uint64_t ino, int accmode, struct wpfs_ticket *ticket);
+
+#endif

@@ -1,0 +1,420 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The fault thread: reads the messages of every mm's uffd and serves them one by one, each with
+ * the lock held from before the read to the end. An eviction that has the lock therefore knows that
+ * no event was read and not yet dealt with; one that was not read makes its ioctls fail with
+ * EAGAIN.
+ *
+ * A missing page is filled in the lower file and the thread woken; it faults again, and the kernel
+ * maps the page with the mark that is in its entry. UFFDIO_CONTINUE is not used: it would need the
+ * mark from us, and write over it.
+ *
+ * What cannot be served at once (an event unread, a store that fails) is tried again; the thread
+ * waits as long.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+#include <utlist.h>
+
+#include "base/cleanup.h"
+#include "base/compat.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "spill/fault.h"
+#include "track/capped_internal.h"
+#include "uffd/pagemap.h"
+#include "uffd/uffd.h"
+
+#define RETRY_MS 20
+
+/* ---- mms ---- */
+
+struct capped_mm *capped_mm_find(struct capped *c, uint64_t id)
+{
+	struct capped_mm *mm;
+
+	DL_FOREACH (c->mms, mm) {
+		if (mm->id == id)
+			return mm;
+	}
+	return NULL;
+}
+
+static void mm_free(struct capped *c, struct capped_mm *mm)
+{
+	struct capped_wait *w, *next;
+
+	DL_FOREACH_SAFE(c->waits, w, next)
+	{
+		if (w->mm == mm->id) {
+			DL_DELETE(c->waits, w);
+			free(w);
+		}
+	}
+	capped_batch_gone(c, mm);
+	DL_DELETE(c->mms, mm);
+	epoll_ctl(c->epoll_fd, EPOLL_CTL_DEL, mm->uffd, NULL);
+	close_fd(&mm->uffd);
+	close_fd(&mm->maps_fd);
+	close_fd(&mm->pagemap_fd);
+	maps_free(&mm->inherited);
+	free(mm);
+}
+
+/* Takes uffd over. */
+static struct capped_mm *mm_new(struct capped *c, int uffd)
+{
+	struct capped_mm *mm = calloc(1, sizeof(*mm));
+	struct epoll_event ev = {.events = EPOLLIN};
+
+	if (!mm) {
+		close(uffd);
+		return NULL;
+	}
+	mm->id = c->next_mm++;
+	mm->uffd = uffd;
+	mm->maps_fd = mm->pagemap_fd = -1;
+	DL_APPEND(c->mms, mm);
+	ev.data.u64 = mm->id;
+	/* A blocking uffd always polls as an error. */
+	if (fcntl(uffd, F_SETFL, O_NONBLOCK) < 0 ||
+	    epoll_ctl(c->epoll_fd, EPOLL_CTL_ADD, uffd, &ev) < 0) {
+		mm_free(c, mm);
+		return NULL;
+	}
+	return mm;
+}
+
+int capped_mm_add(struct capped *c, pid_t pid, int uffd, struct capped_mm **out)
+{
+	_cleanup_close_ int maps_fd = maps_open_fd(pid);
+	_cleanup_close_ int pagemap_fd = pagemap_open(pid);
+	struct capped_mm *mm = NULL, *old;
+	int own = fcntl(uffd, F_DUPFD_CLOEXEC, 0);
+
+	if (maps_fd < 0 || pagemap_fd < 0 || own < 0) {
+		close_fd(&own);
+		return maps_fd < 0 ? maps_fd : pagemap_fd < 0 ? pagemap_fd : -EMFILE;
+	}
+	pthread_mutex_lock(&c->lock);
+	/* A fork child that was served since its birth goes on as the mm it is. */
+	DL_FOREACH (c->mms, old) {
+		if (old->maps_fd < 0 && old->pid == pid)
+			mm = old;
+	}
+	if (mm)
+		close_fd(&own);
+	else
+		mm = mm_new(c, own);
+	if (mm) {
+		mm->pid = pid;
+		mm->maps_fd = steal_fd(&maps_fd);
+		mm->pagemap_fd = steal_fd(&pagemap_fd);
+		maps_free(&mm->inherited);
+		/* What the last daemon read and did not answer is asked again. */
+		uffd_wake_all(mm->uffd);
+	}
+	pthread_mutex_unlock(&c->lock);
+	*out = mm;
+	return mm ? 0 : -ENOMEM;
+}
+
+void capped_mm_remove(struct capped *c, struct capped_mm *mm)
+{
+	pthread_mutex_lock(&c->lock);
+	mm_free(c, mm);
+	pthread_mutex_unlock(&c->lock);
+}
+
+int capped_mm_find_child(struct capped *c, pid_t pid, bool (*is_of)(void *ctx, int uffd), void *ctx)
+{
+	struct capped_mm *mm;
+	int fd = -ENOENT;
+
+	pthread_mutex_lock(&c->lock);
+	DL_FOREACH (c->mms, mm) {
+		if (mm->maps_fd >= 0 || mm->pid || !is_of(ctx, mm->uffd))
+			continue;
+		mm->pid = pid;
+		fd = fcntl(mm->uffd, F_DUPFD_CLOEXEC, 0);
+		fd = fd < 0 ? -errno : fd;
+		break;
+	}
+	pthread_mutex_unlock(&c->lock);
+	return fd;
+}
+
+bool capped_mm_orphans(struct capped *c)
+{
+	struct capped_mm *mm, *next;
+	bool any = false;
+
+	DL_FOREACH_SAFE(c->mms, mm, next)
+	{
+		if (mm->maps_fd >= 0)
+			continue;
+		/* Nothing tells of the end of its mm but an ioctl; the address does not matter. */
+		if (uffd_writeprotect_once(mm->uffd, 1 << 16, (1 << 16) + WPFS_PAGE_SIZE, false) ==
+		    -ESRCH)
+			mm_free(c, mm);
+		else
+			any = true;
+	}
+	return any;
+}
+
+int capped_protect(struct capped *c, struct capped_mm *mm, uint64_t start, uint64_t end,
+		   struct mm_set *written)
+{
+	int r = -EAGAIN;
+
+	for (int tries = 0; r == -EAGAIN && tries < CAPPED_TRIES; tries++) {
+		_cleanup_set_ struct mm_set marked = {0};
+
+		if (tries)
+			capped_nap();
+		/* Without the lock a fault could un-mark a page between the look and the mark. */
+		pthread_mutex_lock(&c->lock);
+		r = pagemap_marked(mm->pagemap_fd, start, end, false, &marked);
+		if (r == 0)
+			r = uffd_writeprotect_once(mm->uffd, start, end, true);
+		pthread_mutex_unlock(&c->lock);
+		if (r == 0)
+			r = mm_set_add_range(written, 0, (end - start) >> WPFS_PAGE_SHIFT);
+		if (r == 0)
+			r = mm_set_andnot(written, &marked);
+	}
+	return r;
+}
+
+/* ---- one fault ---- */
+
+/* Which page of which file is at an address. 0 or -errno. */
+static int fault_resolve(struct capped *c, struct capped_mm *mm, uint64_t addr,
+			 struct capped_file **f, uint64_t *page)
+{
+	struct maps_vma vma = {0};
+	int r = -ENOENT;
+
+	if (mm->maps_fd >= 0)
+		r = maps_at(mm->maps_fd, addr, &vma);
+	for (size_t i = 0; mm->maps_fd < 0 && i < mm->inherited.nr; i++) {
+		if (mm->inherited.vmas[i].start <= addr && addr < mm->inherited.vmas[i].end) {
+			vma = mm->inherited.vmas[i];
+			r = 0;
+		}
+	}
+	if (r < 0)
+		return r;
+	if (vma.dev != c->lower_dev)
+		return -ENOENT;
+	*f = capped_file_find(c, fs_ino_of_lower(c->config.fs, vma.ino));
+	*page = vma.pgoff + ((addr - vma.start) >> WPFS_PAGE_SHIFT);
+	return *f ? 0 : -ENOENT;
+}
+
+static enum fault_residency fault_residency(const struct capped_file *f, uint64_t page)
+{
+	off_t off = (off_t)(page << WPFS_PAGE_SHIFT);
+
+	if (spill_bits_test(&f->bits, page))
+		return FAULT_SPILLED;
+	return lseek(f->fd, off, SEEK_DATA) == off ? FAULT_RESIDENT : FAULT_ABSENT;
+}
+
+static int fill_zero(struct capped_file *f, uint64_t page)
+{
+	if (fallocate(f->fd, FALLOC_FL_KEEP_SIZE, (off_t)(page << WPFS_PAGE_SHIFT),
+		      (off_t)WPFS_PAGE_SIZE) < 0)
+		return -errno;
+	return 0;
+}
+
+/* 0: served, or nobody waits any more; else -errno: to be tried again. */
+static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t addr)
+{
+	enum fault_residency residency = FAULT_RESIDENT;
+	struct capped_file *f = NULL;
+	uint64_t page = 0;
+	int r = fault_resolve(c, mm, addr, &f, &page);
+
+	if (r == 0)
+		residency = fault_residency(f, page);
+	else if (!wp && (r == -ENOENT || r == -ESRCH) && mm->maps_fd >= 0)
+		return uffd_wake(mm->uffd, addr, addr + WPFS_PAGE_SIZE); /* unmapped meanwhile */
+	else if (!wp)
+		return r;
+	/* A write-protect fault in a file that nothing was ever spilled of: the page is there. */
+	switch (fault_decide(wp ? FAULT_WP : FAULT_MISSING, residency,
+			     capped_batch_fences(c, mm, addr))) {
+	case FAULT_HOLD:
+		return 0;
+	case FAULT_UNPROTECT:
+		r = uffd_writeprotect_once(mm->uffd, addr, addr + WPFS_PAGE_SIZE, false);
+		if (r == -EAGAIN)
+			return r;
+		/* Not registered any more, or not mapped: whoever waits finds out by itself. */
+		return r == 0 ? 0 : uffd_wake(mm->uffd, addr, addr + WPFS_PAGE_SIZE);
+	case FAULT_LOAD:
+		r = capped_load(c, f, page, 1, NULL);
+		break;
+	case FAULT_ZERO:
+		r = fill_zero(f, page);
+		break;
+	case FAULT_WAKE:
+		r = 0;
+		break;
+	}
+	return r < 0 ? r : uffd_wake(mm->uffd, addr, addr + WPFS_PAGE_SIZE);
+}
+
+static void fault_later(struct capped *c, struct capped_mm *mm, bool wp, uint64_t addr, int err)
+{
+	struct capped_wait *w = calloc(1, sizeof(*w));
+
+	if (!w) {
+		log_err("out of memory"); /* a thread would wait for ever */
+		abort();
+	}
+	*w = (struct capped_wait){.mm = mm->id, .addr = addr, .wp = wp};
+	if (err != -EAGAIN) {
+		log_err("a page that pid %d waits for cannot be had: %s: it is tried again",
+			mm->pid, log_errstr(err));
+		w->said = true;
+	}
+	DL_APPEND(c->waits, w);
+}
+
+/* ---- messages ---- */
+
+static void on_fork(struct capped *c, struct capped_mm *parent, int uffd)
+{
+	struct capped_mm *child = mm_new(c, uffd);
+
+	if (!child) {
+		log_err("cannot serve a fork child of pid %d: out of memory", parent->pid);
+		return;
+	}
+	/* Until the child says who it is, its mappings are its parent's as they are now. */
+	if (parent->maps_fd >= 0)
+		maps_read(parent->pid, &c->lower_dev, 1, &child->inherited);
+	else
+		maps_copy(&child->inherited, &parent->inherited);
+	capped_batch_forked(c, parent, child);
+}
+
+static void on_message(struct capped *c, struct capped_mm *mm, const struct uffd_msg *msg)
+{
+	uint64_t addr = msg->arg.pagefault.address & ~(WPFS_PAGE_SIZE - 1);
+	bool wp = msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP;
+	int r;
+
+	switch (msg->event) {
+	case UFFD_EVENT_PAGEFAULT:
+		c->counts.faults++;
+		r = fault_serve(c, mm, wp, addr);
+		if (r < 0)
+			fault_later(c, mm, wp, addr, r);
+		break;
+	case UFFD_EVENT_FORK:
+		on_fork(c, mm, (int)msg->arg.fork.ufd);
+		break;
+	case UFFD_EVENT_REMAP:
+		maps_move(&mm->inherited, msg->arg.remap.from, msg->arg.remap.to,
+			  msg->arg.remap.len);
+		capped_batch_moved(c, mm, msg->arg.remap.from, msg->arg.remap.to,
+				   msg->arg.remap.len);
+		/* Who waits for a page under the fence waits at the old address. */
+		uffd_wake(mm->uffd, msg->arg.remap.from, msg->arg.remap.from + msg->arg.remap.len);
+		break;
+	default:
+		break;
+	}
+}
+
+/* One message at a time: what one does can concern the next. False: there is none. */
+static bool read_one(struct capped *c, uint64_t id)
+{
+	struct capped_mm *mm;
+	struct uffd_msg msg;
+	bool any = false;
+
+	pthread_mutex_lock(&c->lock);
+	mm = capped_mm_find(c, id);
+	if (mm && read(mm->uffd, &msg, sizeof(msg)) == sizeof(msg)) {
+		any = true;
+		on_message(c, mm, &msg);
+	}
+	pthread_mutex_unlock(&c->lock);
+	return any;
+}
+
+static void retry_waits(struct capped *c)
+{
+	struct capped_wait *w, *next;
+
+	pthread_mutex_lock(&c->lock);
+	DL_FOREACH_SAFE(c->waits, w, next)
+	{
+		struct capped_mm *mm = capped_mm_find(c, w->mm);
+
+		if (mm && fault_serve(c, mm, w->wp, w->addr) < 0)
+			continue;
+		if (w->said)
+			log_info("a page that could not be had is there now");
+		DL_DELETE(c->waits, w);
+		free(w);
+	}
+	pthread_mutex_unlock(&c->lock);
+}
+
+static bool any_waits(struct capped *c)
+{
+	bool any;
+
+	pthread_mutex_lock(&c->lock);
+	any = c->waits != NULL;
+	pthread_mutex_unlock(&c->lock);
+	return any;
+}
+
+/* An error that polls for ever; its messages cannot be read. */
+static void stop_polling(struct capped *c, uint64_t id)
+{
+	struct capped_mm *mm;
+
+	pthread_mutex_lock(&c->lock);
+	mm = capped_mm_find(c, id);
+	if (mm) {
+		log_err("the faults of pid %d cannot be served: its uffd polls as an error",
+			mm->pid);
+		epoll_ctl(c->epoll_fd, EPOLL_CTL_DEL, mm->uffd, NULL);
+	}
+	pthread_mutex_unlock(&c->lock);
+}
+
+void *capped_fault_main(void *arg)
+{
+	struct capped *c = arg;
+
+	for (;;) {
+		struct epoll_event ev[32];
+		int n = epoll_wait(c->epoll_fd, ev, 32, any_waits(c) ? RETRY_MS : -1);
+
+		for (int i = 0; i < n; i++) {
+			if (ev[i].data.u64 == 0)
+				return NULL; /* stop_fd */
+			if (ev[i].events & EPOLLIN)
+				while (read_one(c, ev[i].data.u64))
+					;
+			else
+				stop_polling(c, ev[i].data.u64);
+		}
+		retry_waits(c);
+	}
+}

@@ -1,0 +1,501 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Tracking on a capped mount: where mms meet residency (track/capped.h). On a native mount all of
+ * it is nothing.
+ *
+ * Mappings of attached programs are of the lower file itself, with its device and inode, and their
+ * uffd is synchronous and served by the fault thread. The model (mm/model.h) does not know the
+ * difference: what wpfs registers is "async" to it.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <utlist.h>
+
+#include "base/cleanup.h"
+#include "base/fdio.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "track/capped_internal.h"
+#include "track/residency.h"
+#include "uffd/pagemap.h"
+#include "uffd/uffd.h"
+
+#define WHY_SIZE 256
+
+/* ---- mms ---- */
+
+int residency_attach(struct track *t, struct tmm *tm, int uffd)
+{
+	if (!t->config.capped || tm->capped)
+		return 0;
+	return capped_mm_add(t->config.capped, tm->program.pid, uffd, &tm->capped);
+}
+
+void residency_detach(struct track *t, struct tmm *tm)
+{
+	if (tm->capped)
+		capped_mm_remove(t->config.capped, tm->capped);
+	tm->capped = NULL;
+}
+
+/* The file's pages of the eviction that a killed daemon was at. */
+static struct mm_file *residency_left(struct track *t, struct tmm *tm)
+{
+	struct capped_record left = {0};
+
+	if (t->config.capped)
+		left = capped_record_left(t->config.capped);
+	return left.nr ? mm_file_find(&tm->mm, left.ino) : NULL;
+}
+
+int residency_resume_doubt(struct track *t, struct tmm *tm)
+{
+	struct mm_file *f = residency_left(t, tm);
+	struct capped_record left;
+
+	if (!f)
+		return 0;
+	left = capped_record_left(t->config.capped);
+	return mm_doubt(&tm->mm, f, left.first, left.nr);
+}
+
+/* Takes the fence off that the killed daemon had put there. */
+static int residency_unfence(struct track *t, struct tmm *tm, int uffd)
+{
+	const struct capped_record left = capped_record_left(t->config.capped);
+	int r = left.nr ? tmm_harvest(t, tm) : 0;
+
+	for (size_t i = 0; r == 0 && left.nr && i < tm->mm.nr_vmas; i++) {
+		const struct mm_vma *vma = &tm->mm.vmas[i];
+		uint64_t from = vma->pgoff > left.first ? vma->pgoff : left.first;
+		uint64_t to = vma->pgoff + mm_vma_pages(vma);
+
+		if (to > left.first + left.nr)
+			to = left.first + left.nr;
+		if (vma->file != left.ino || from >= to || !vma->registered)
+			continue;
+		r = uffd_writeprotect(uffd, vma->start + ((from - vma->pgoff) << WPFS_PAGE_SHIFT),
+				      vma->start + ((to - vma->pgoff) << WPFS_PAGE_SHIFT), false);
+	}
+	return r;
+}
+
+int residency_resume(struct track *t, struct tmm *tm)
+{
+	_cleanup_close_ int uffd = -1;
+	int r;
+
+	if (!t->config.capped)
+		return 0;
+	uffd = tmm_uffd(tm);
+	if (uffd < 0)
+		return uffd;
+	r = capped_mm_add(t->config.capped, tmm_pid(tm), uffd, &tm->capped);
+	return r < 0 ? r : residency_unfence(t, tm, uffd);
+}
+
+void residency_resumed(struct track *t)
+{
+	if (t->config.capped)
+		capped_record_clear(t->config.capped);
+}
+
+void residency_translate(struct track *t, struct mm_vma *vmas, size_t nr)
+{
+	if (!t->config.capped)
+		return;
+	for (size_t i = 0; i < nr; i++) {
+		if (vmas[i].dev == capped_lower_dev(t->config.capped))
+			vmas[i].file = fs_ino_of_lower(t->config.fs, vmas[i].file);
+		vmas[i].async = vmas[i].registered;
+	}
+}
+
+/* ---- registration and marks ---- */
+
+int residency_register(struct track *t, int uffd, uint64_t start, uint64_t end, uint64_t file)
+{
+	if (t->config.capped && capped_is_missing(t->config.capped, file))
+		return uffd_register_missing(uffd, start, end);
+	return uffd_register_wp(uffd, start, end);
+}
+
+bool residency_must_stay(struct track *t, uint64_t file)
+{
+	return t->config.capped && capped_is_missing(t->config.capped, file);
+}
+
+int residency_bring_back(struct track *t, uint64_t file)
+{
+	return t->config.capped ? capped_load_file(t->config.capped, file, NULL) : 0;
+}
+
+int residency_protect(struct track *t, struct tmm *tm, int pagemap, uint64_t start, uint64_t end,
+		      struct mm_set *written)
+{
+	if (tm->capped)
+		return capped_protect(t->config.capped, tm->capped, start, end, written);
+	return pagemap_protect(pagemap, start, end, written);
+}
+
+int residency_map(struct track *t, struct tmm *tm, struct mm_vma *vma)
+{
+	_cleanup_close_ int uffd = -1;
+	int r;
+
+	if (!residency_must_stay(t, vma->file))
+		return 0;
+	/* Without a witness the uffd goes with this daemon, and with it what stands in for pages.
+	 */
+	if (tm->witness_pidfd >= 0 && !vma->registered) {
+		uffd = tmm_uffd(tm);
+		r = uffd < 0 ? uffd : uffd_register_missing(uffd, vma->start, vma->end);
+		vma->registered = vma->async = r == 0;
+	}
+	/* A mapping that nobody can be told of faults in must not miss a page, now or later: the
+	 * file cannot be evicted while it is there. */
+	return vma->registered && tm->witness_pidfd >= 0 ? 0 : residency_bring_back(t, vma->file);
+}
+
+void residency_busy(struct track *t, bool look)
+{
+	struct tmm *tm;
+	size_t nr = 0;
+
+	if (!t->config.capped)
+		return;
+	DL_FOREACH (t->tmms, tm) {
+		if (tm->state == TMM_DETACHED)
+			continue;
+		if (look && tm->capped)
+			tmm_harvest(t, tm);
+		nr += tm->mm.nr_vmas;
+	}
+	if (nr == 0)
+		close_fd(&t->busy_fd);
+	else if (t->busy_fd < 0)
+		t->busy_fd = open(t->config.mountpoint, O_PATH | O_DIRECTORY | O_CLOEXEC);
+}
+
+int residency_remove(struct track *t, uint64_t file, uint64_t pgoff, uint64_t nr)
+{
+	return t->config.capped ? capped_remove(t->config.capped, file, pgoff, nr) : 0;
+}
+
+/* ---- fork ---- */
+
+struct child_ctx {
+	int pagemap;
+	uint64_t scratch;
+};
+
+/* Only the child's uffd can protect the child's page. */
+static bool child_is_of(void *arg, int uffd)
+{
+	const struct child_ctx *ctx = arg;
+	const uint64_t end = ctx->scratch + WPFS_PAGE_SIZE;
+	_cleanup_set_ struct mm_set marked = {0};
+	bool is = false;
+
+	if (uffd_register_wp(uffd, ctx->scratch, end) < 0)
+		return false;
+	if (uffd_writeprotect(uffd, ctx->scratch, end, true) == 0 &&
+	    pagemap_marked(ctx->pagemap, ctx->scratch, end, false, &marked) == 0)
+		is = !mm_set_is_empty(&marked);
+	uffd_unregister(uffd, ctx->scratch, end);
+	return is;
+}
+
+int residency_find_child(struct track *t, pid_t child, uint64_t scratch)
+{
+	_cleanup_close_ int pagemap = pagemap_open(child);
+	struct child_ctx ctx = {pagemap, scratch};
+
+	if (pagemap < 0)
+		return pagemap;
+	return capped_mm_find_child(t->config.capped, child, child_is_of, &ctx);
+}
+
+/* ---- evict ---- */
+
+/* Everything that has to be known of a file's mappings before it can be evicted. */
+struct evict {
+	struct track *t;
+	uint64_t ino, lower_ino;
+	struct capped_mapping *maps;
+	size_t nr, room;
+	struct tmm **mms; /* those that map it */
+	size_t nr_mms;
+	char why[WHY_SIZE];
+};
+
+static int evict_refuse(struct evict *e, const struct tmm *tm, const char *reason)
+{
+	snprintf(e->why, sizeof(e->why), "%s (pid %d) %s", tm->name[0] ? tm->name : tm->comm,
+		 tm->program.pid, reason);
+	return -EBUSY;
+}
+
+static bool evict_is_pinned(pid_t pid)
+{
+	_cleanup_free_ char *text = NULL;
+	char path[64];
+	const char *line;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	if (fdio_read_file(AT_FDCWD, path, &text, NULL) < 0)
+		return true;
+	line = strstr(text, "\nVmPin:");
+	return line && strtoull(line + 7, NULL, 10) > 0;
+}
+
+static int evict_add(struct evict *e, struct tmm *tm, const struct mm_vma *vma)
+{
+	if (e->nr == e->room) {
+		size_t room = e->room ? e->room * 2 : 16;
+		struct capped_mapping *bigger = reallocarray(e->maps, room, sizeof(*bigger));
+
+		if (!bigger)
+			return -ENOMEM;
+		e->maps = bigger;
+		e->room = room;
+	}
+	e->maps[e->nr++] = (struct capped_mapping){tm->capped, vma->start, vma->end, vma->pgoff};
+	return 0;
+}
+
+/* Registers one mapping for missing pages and puts it on the list. */
+static int evict_vma(struct evict *e, struct tmm *tm, int uffd, const struct mm_vma *vma)
+{
+	int r;
+
+	if (vma->registered && vma->owner == MM_PROGRAM)
+		return evict_refuse(e, tm, "has a userfaultfd of its own there");
+	if (vma->start < tm->aside_end && tm->aside_start < vma->end)
+		return evict_refuse(e, tm, "is about to register a userfaultfd of its own there");
+	r = uffd_register_missing(uffd, vma->start, vma->end);
+	if (r == -EPERM)
+		return evict_refuse(e, tm, "has mapped it for reading only");
+	if (r == -EBUSY)
+		return evict_refuse(e, tm, "has a userfaultfd of its own there");
+	if (r < 0)
+		return evict_refuse(e, tm, "changes its mappings just now: try again");
+	return evict_add(e, tm, vma);
+}
+
+static int evict_mm(struct evict *e, struct tmm *tm)
+{
+	_cleanup_close_ int uffd = -1;
+	bool maps_it = false;
+	int r = tmm_harvest(e->t, tm);
+
+	if (r < 0)
+		return evict_refuse(e, tm, "cannot be looked at");
+	for (size_t i = 0; i < tm->mm.nr_vmas; i++)
+		maps_it |= tm->mm.vmas[i].file == e->ino;
+	if (!maps_it)
+		return 0;
+	if (!tm->capped || tm->witness_pidfd < 0)
+		return evict_refuse(e, tm, "has mapped it and has no witness");
+	if (evict_is_pinned(tmm_pid(tm)))
+		return evict_refuse(e, tm, "has memory pinned for direct I/O");
+	uffd = tmm_uffd(tm);
+	if (uffd < 0)
+		return evict_refuse(e, tm, "cannot be looked at");
+	e->mms[e->nr_mms++] = tm;
+	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
+		if (tm->mm.vmas[i].file == e->ino)
+			r = evict_vma(e, tm, uffd, &tm->mm.vmas[i]);
+	}
+	/* What is registered from now on is known to be ours. */
+	return r == 0 ? tmm_harvest(e->t, tm) : r;
+}
+
+static bool evict_knows(const struct evict *e, pid_t pid)
+{
+	for (size_t i = 0; i < e->nr_mms; i++) {
+		if (proc_same_mm(pid, tmm_pid(e->mms[i])) == 1)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * A process that maps the file and is not tracked: the child of a raw clone, or somebody who was
+ * handed a descriptor. Its accesses could not be served. A child made from now on is known by the
+ * fork event of its parent.
+ */
+static int evict_foreigners(struct evict *e)
+{
+	const uint64_t dev = capped_lower_dev(e->t->config.capped);
+	_cleanup_dir_ DIR *dir = opendir("/proc");
+	struct maps_list list = {0};
+	struct dirent *de;
+	int r = dir ? 0 : -errno;
+
+	while (r == 0 && dir && (de = readdir(dir))) {
+		pid_t pid = atoi(de->d_name);
+		bool maps_it = false;
+
+		if (pid <= 0 || maps_read(pid, &dev, 1, &list) < 0)
+			continue;
+		for (size_t i = 0; i < list.nr; i++)
+			maps_it |= list.vmas[i].ino == e->lower_ino;
+		if (!maps_it || evict_knows(e, pid))
+			continue;
+		snprintf(e->why, sizeof(e->why), "pid %d has mapped it and is not tracked", pid);
+		r = -EBUSY;
+	}
+	maps_free(&list);
+	return r;
+}
+
+static int evict_collect(struct evict *e)
+{
+	struct tmm *tm;
+	int r = 0;
+
+	DL_FOREACH (e->t->tmms, tm) {
+		/* A fork child that has not mapped anything itself has no row, but mappings. */
+		if (r == 0 && tm->state != TMM_DETACHED && tmm_pid(tm))
+			r = evict_mm(e, tm);
+	}
+	return r == 0 ? evict_foreigners(e) : r;
+}
+
+static int evict_file(struct evict *e, const struct fs_file *file, uint64_t *pages)
+{
+	struct capped *c = e->t->config.capped;
+	struct capped_file *f;
+	struct tmm *tm;
+	size_t nr = 1;
+	int r = capped_file_open(c, &file->handle, file->ino,
+				 (file->size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT, &f,
+				 &e->lower_ino);
+
+	if (r < 0)
+		return r;
+	DL_FOREACH (e->t->tmms, tm)
+		nr++;
+	e->mms = calloc(nr, sizeof(struct tmm *));
+	if (!e->mms)
+		return -ENOMEM;
+	r = evict_collect(e);
+	return r < 0 ? r : capped_evict(c, f, e->maps, e->nr, pages, e->why, sizeof(e->why));
+}
+
+/* The file a request is about, checked. False: answered. */
+static bool residency_select(struct request *rq, struct fs_file *file)
+{
+	const struct wpfs_select *s = rq->body;
+	int r;
+
+	if (!rq->t->config.capped) {
+		request_error(rq, -EOPNOTSUPP,
+			      "this mount is not capped: mount it with -o resident=SIZE to evict");
+		return false;
+	}
+	if (!(s->set & WPFS_SELECT_FILE)) {
+		request_error(rq, -EINVAL, "say which file");
+		return false;
+	}
+	r = fs_file_by_path(rq->t->config.fs, s->file, file);
+	if (r == 0 && !S_ISREG(file->mode))
+		r = S_ISDIR(file->mode) ? -EISDIR : -EINVAL;
+	if (r == 0 && rq->c->peer.uid != 0 && rq->c->peer.uid != file->uid)
+		r = -EPERM;
+	if (r < 0)
+		request_error(rq, r, "%s: %s", s->file, log_errstr(r));
+	return r == 0;
+}
+
+void residency_evict(struct request *rq)
+{
+	const struct wpfs_select *s = rq->body;
+	struct wpfs_evict_reply reply = {0};
+	struct evict e = {.t = rq->t};
+	struct fs_file file;
+	int r;
+
+	if (!residency_select(rq, &file))
+		return;
+	life_sweep(rq->t);
+	e.ino = file.ino;
+	r = evict_file(&e, &file, &reply.pages);
+	free(e.maps);
+	free(e.mms);
+	if (r < 0) {
+		log_info("%s was not evicted: %s", s->file, e.why[0] ? e.why : log_errstr(r));
+		request_error(rq, r, "cannot evict %s: %s", s->file,
+			      e.why[0] ? e.why : log_errstr(r));
+	} else {
+		request_reply(rq, 0, &reply, sizeof(reply));
+	}
+}
+
+void residency_load(struct request *rq)
+{
+	const struct wpfs_select *s = rq->body;
+	struct wpfs_evict_reply reply = {0};
+	struct fs_file file;
+	int r;
+
+	if (!residency_select(rq, &file))
+		return;
+	r = capped_load_file(rq->t->config.capped, file.ino, &reply.pages);
+	if (r < 0)
+		request_error(rq, r, "cannot load %s: %s", s->file, log_errstr(r));
+	else
+		request_reply(rq, 0, &reply, sizeof(reply));
+}
+
+/* ---- the rest ---- */
+
+void residency_ticket(struct request *rq)
+{
+	const struct wpfs_ticket_request *ticket = rq->body;
+	_cleanup_close_ int fd = -ESTALE;
+	uint64_t ino;
+
+	if (rq->t->config.capped)
+		fd = capped_redeem(rq->t->config.capped, &ticket->ticket, &ino);
+	if (fd < 0)
+		request_reply(rq, fd, NULL, 0);
+	else
+		request_reply_fds(rq, NULL, 0, &fd, 1);
+}
+
+void residency_status(struct track *t, struct wpfs_status *status)
+{
+	struct capped_counts counts;
+
+	if (!t->config.capped)
+		return;
+	counts = capped_counts(t->config.capped);
+	status->passthrough = 0;
+	status->resident = status->used;
+	status->spilled = counts.spilled << WPFS_PAGE_SHIFT;
+	status->faults = counts.faults;
+	status->refaults = counts.refaults;
+	status->evictions = counts.evictions;
+}
+
+static bool residency_is_mapped(void *ctx, uint64_t ino)
+{
+	return files_is_mapped(ctx, ino);
+}
+
+void residency_sweep(struct track *t)
+{
+	if (!t->config.capped)
+		return;
+	capped_sweep(t->config.capped, residency_is_mapped, t);
+	residency_busy(t, false);
+}

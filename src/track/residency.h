@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Tracking on a capped mount, for the files of this room: residency.c. Track thread, as all of it.
+ * On a native mount every function does what its last line says.
+ */
+#ifndef WPFS_TRACK_RESIDENCY_H
+#define WPFS_TRACK_RESIDENCY_H
+
+#include "track/internal.h"
+
+/*
+ * Has the faults of an mm served from now on; `uffd` (duplicated) has had uffd_init_sync. 0 or
+ * -errno. Native: 0.
+ */
+int residency_attach(struct track *t, struct tmm *tm, int uffd);
+
+/* After the last harvest, before the witness goes. Native: nothing. */
+void residency_detach(struct track *t, struct tmm *tm);
+
+/*
+ * A new daemon finds an mm that was live. First the doubt: what the last daemon was evicting may
+ * look marked and not be. Then, if it lives, its faults are served again. At last, when that is
+ * done for all, what was left is dealt with. Native: 0.
+ */
+int residency_resume_doubt(struct track *t, struct tmm *tm);
+int residency_resume(struct track *t, struct tmm *tm);
+void residency_resumed(struct track *t);
+
+/* From what a harvest saw to what the model knows. Native: as it is. */
+void residency_translate(struct track *t, struct mm_vma *vmas, size_t nr);
+
+/* Registers a mapping of a file with wpfs's uffd as it has to be. Native: uffd_register_wp. */
+int residency_register(struct track *t, int uffd, uint64_t start, uint64_t end, uint64_t file);
+
+/* Must mappings of this file not be unregistered? Native: false. */
+bool residency_must_stay(struct track *t, uint64_t file);
+
+/* Brings all of a file back before something is mapped that cannot be served. Native: 0. */
+int residency_bring_back(struct track *t, uint64_t file);
+
+/* pagemap_protect for a mapping that wpfs registered. */
+int residency_protect(struct track *t, struct tmm *tm, int pagemap, uint64_t start, uint64_t end,
+		      struct mm_set *written);
+
+/*
+ * A mapping is being made: registers it if pages of its file may be in the store, or brings them
+ * back if that is not possible. 0 or -errno: it must not be used. Native: 0.
+ */
+int residency_map(struct track *t, struct tmm *tm, struct mm_vma *vma);
+
+/*
+ * Keeps the mount busy exactly while some mm maps a file of it: its mappings are of the lower file,
+ * and would not stop an umount. With `look` they are harvested first. Native: nothing.
+ */
+void residency_busy(struct track *t, bool look);
+
+/* MADV_REMOVE of these pages follows. 0 or -errno. Native: 0. */
+int residency_remove(struct track *t, uint64_t file, uint64_t pgoff, uint64_t nr);
+
+/* The uffd of a fork child, which the fault thread was given; the caller closes it. -errno. */
+int residency_find_child(struct track *t, pid_t child, uint64_t scratch);
+
+/* Requests. */
+void residency_ticket(struct request *rq);
+void residency_evict(struct request *rq);
+void residency_load(struct request *rq);
+
+void residency_status(struct track *t, struct wpfs_status *status);
+
+/* Once a second. */
+void residency_sweep(struct track *t);
+
+#endif
