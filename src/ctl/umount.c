@@ -168,6 +168,9 @@ static void say_busy(struct unmounter *u, const struct holder_list *list)
 
 		if (holder->ending || holder->witness || !holder->how)
 			continue;
+		/* the umount(8) that runs us shares the working directory of its shell */
+		if (holder->pid == getppid() && !strcmp(holder->comm, "umount") && list->nr > 1)
+			continue;
 		fprintf(f, "%s %s (pid %d%s%s) %s", ftell(f) ? ";" : "", holder->comm, holder->pid,
 			tracked, name ?: "", holder_how(holder->how, how, sizeof(how)));
 	}
