@@ -365,10 +365,9 @@ static int start(struct daemon *d)
 	return r;
 }
 
-static void flush(struct daemon *d, unsigned flags)
+static int flush(struct daemon *d, unsigned flags)
 {
-	if (d->has_store)
-		fs_store_flush(d->fs, d->db, d->store.data_fd, flags);
+	return d->has_store ? fs_store_flush(d->fs, d->db, d->store.data_fd, flags) : 0;
 }
 
 /* SIGTERM and SIGINT unmount, as umount(8) would; in use it stays, and says so. */
@@ -432,9 +431,11 @@ static void unmount_rest(struct daemon *d)
 	d->mounted = false;
 }
 
-/* Undoes what start() did, as far as it came. */
-static void stop(struct daemon *d, bool served)
+/* Undoes what start() did, as far as it came. -errno: the last flush failed. */
+static int stop(struct daemon *d, bool served)
 {
+	int r = 0;
+
 	unmount_rest(d);
 	if (d->in_utab)
 		utab_remove(d->mountpoint);
@@ -449,7 +450,7 @@ static void stop(struct daemon *d, bool served)
 		fs_set_hooks(d->fs, &d->hooks);
 	}
 	if (served)
-		flush(d, FS_STORE_FINAL | (d->run.adopted ? FS_STORE_WHOLE : 0));
+		r = flush(d, FS_STORE_FINAL | (d->run.adopted ? FS_STORE_WHOLE : 0));
 	if (d->capped) {
 		fs_set_hooks(d->fs, NULL);
 		capped_free(d->capped);
@@ -460,6 +461,16 @@ static void stop(struct daemon *d, bool served)
 		db_close(d->db);
 	if (d->listen_fd >= 0)
 		close(d->listen_fd);
+	return r;
+}
+
+/* What nothing else has must not go with the lower; the next start takes it over. */
+static void keep_lower(struct daemon *d)
+{
+	log_err("the changes since the last flush are kept in memory, in %s/private: make "
+		"room in the store %s, start wpfs on it again and unmount",
+		d->run.path, d->store.path);
+	rundir_close(&d->run);
 }
 
 static int signals_block(void)
@@ -486,7 +497,7 @@ int daemon_run(const struct options *options, void (*ready)(void *ctx), void *ct
 			   .run = RUNDIR_INIT,
 			   .listen_fd = -1};
 	_cleanup_close_ int signal_fd = signals_block();
-	int r;
+	int r, flushed;
 
 	umask(0);
 	raise_limits();
@@ -498,12 +509,14 @@ int daemon_run(const struct options *options, void (*ready)(void *ctx), void *ct
 		ready(ctx);
 		serve_until_unmounted(&d, signal_fd);
 	}
-	stop(&d, r == 0);
+	flushed = stop(&d, r == 0);
 	/* A lower that was taken over from a killed daemon holds data that nothing else has. */
-	if (r && d.run.adopted)
+	if (flushed)
+		keep_lower(&d);
+	else if (r && d.run.adopted)
 		rundir_close(&d.run);
 	else if (d.run.lock_fd >= 0)
 		rundir_remove(&d.run);
 	storedir_close(&d.store);
-	return r;
+	return r ? r : flushed;
 }

@@ -247,6 +247,30 @@ def test_periodic_flush(make_wpfs):
     assert path.read_bytes() == b"flushed"
 
 
+def test_a_full_store_loses_nothing(make_wpfs):
+    """What the last flush could not write stays in memory, and the next mount has it."""
+    wpfs = make_wpfs(store=True, start=False)
+    mount = ["mount", "-t", "tmpfs", "none", wpfs.store]
+    assert wpfs.command(*mount, "-o", "size=4M").returncode == 0
+    try:
+        wpfs.start()
+        wpfs.allow_log("cannot|kept in memory")
+        contents = os.urandom(8 << 20)
+        (wpfs.mnt / "f").write_bytes(contents)
+        assert wpfs.command("umount", wpfs.mnt).returncode == 0
+        assert wpfs._reaped() == 1
+        assert "kept in memory" in wpfs.read_log()
+        assert wpfs.command(*mount[:-1], wpfs.store, "-o", "remount,size=64M").returncode == 0
+        wpfs.start()
+        assert (wpfs.mnt / "f").read_bytes() == contents
+        wpfs.umount()
+        wpfs.start()
+        assert (wpfs.mnt / "f").read_bytes() == contents
+        wpfs.umount()
+    finally:
+        wpfs.command("umount", "-l", wpfs.store)
+
+
 def test_many_hands_and_a_flush_every_second(make_wpfs):
     """Operations that meet on the same names, beside the flush; then the tree is the same again."""
     wpfs = make_wpfs(store=True, options=["flush=1"])
