@@ -148,6 +148,12 @@ void mapping_map(struct request *rq)
 	if (r == 0 && !map->query)
 		armed = mapping_new(rq->t, tm, map, &set, fresh);
 	mm_set_free(&set);
+	/* A daemon after this one must see it gone, should it go meanwhile: that makes it dirty. */
+	if (armed >= 0 && !map->query) {
+		r = persist_mm(rq->t, tm);
+		if (r < 0)
+			armed = r;
+	}
 	if (armed < 0) {
 		request_error(rq, (int)armed, "cannot arm a mapping of pid %d: %s", rq->c->id.pid,
 			      log_errstr((int)armed));
