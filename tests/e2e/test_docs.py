@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the documents name is there."""
+
+import re
+
+import pytest
+
+import harness
+
+CORRESPONDENCE = harness.SOURCE / "docs/CORRESPONDENCE.md"
+NAMED = re.compile(r"`((?:src|tests|schema)/[\w./]+\.(?:c|h|py|sql))(?::(\w+))?`")
+
+
+def named():
+    return sorted({(path, name) for path, name in NAMED.findall(CORRESPONDENCE.read_text())})
+
+
+def test_the_table_has_rows():
+    assert len(named()) > 40
+
+
+@pytest.mark.parametrize("path,name", named())
+def test_correspondence(path, name):
+    text = (harness.SOURCE / path).read_text()
+    if path.endswith("_test.c") and name:
+        assert re.search(rf"cmocka_unit_test\w*\(\s*{name}\b", text), f"no test {name} in {path}"
+    elif name:
+        assert re.search(rf"\b(?:def |struct )?{name}\b[^;]*[({{]", text), f"no {name} in {path}"
+
+
+def test_every_row_has_a_test():
+    rows = [line for line in CORRESPONDENCE.read_text().splitlines()
+            if line.startswith("| ") and not line.startswith("| kernel |")]
+    assert rows
+    for row in rows:
+        assert "tests/" in row.split("|")[-2], f"no test named: {row}"
