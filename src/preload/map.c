@@ -15,6 +15,7 @@
 
 #include "preload/attach.h"
 #include "preload/discover.h"
+#include "preload/lower.h"
 #include "preload/mapping.h"
 
 #ifndef MADV_POPULATE_READ
@@ -162,32 +163,9 @@ static long map_fixed(const struct mapping *r)
 	return armed ? fixed_armed(r) : mapped(r, fixed_plain(r));
 }
 
-/* On a capped mount the program's own descriptor cannot be mapped; the daemon's can. */
-static int exchange_ticket(const struct mapping *r)
-{
-	struct wpfs_ticket_request body;
-	struct stat st;
-	int status, fd, err;
-
-	err = (int)raw(ioctl, r->fd, WPFS_IOC_TICKET, &body.ticket);
-	if (err)
-		return err;
-	err = mount_call(&shim.mounts[r->mount], WPFS_OP_TICKET, &body, sizeof(body), NULL, &status,
-			 NULL, 0, &fd);
-	if (err)
-		return err;
-	if (status < 0 || fd < 0)
-		return status < 0 ? status : -EPROTO;
-	if (raw(fstat, fd, &st) == 0)
-		discover_add(st.st_dev, (int)r->mount);
-	return fd;
-}
-
 static long map_tracked(struct mapping *r)
 {
 	struct mount *mount = &shim.mounts[r->mount];
-	int ticket_fd = -1;
-	long ret;
 
 	if (shim.bad_name)
 		shim_say("WPFS_NAME is not 1-64 of A-Z a-z 0-9 . _ -: this program has no name, "
@@ -196,18 +174,11 @@ static long map_tracked(struct mapping *r)
 	shim.bad_name = false;
 	if (mount_ready(mount) != 0)
 		return shim.require ? -ECONNREFUSED : fixed_plain(r);
-	if (mount->kind == WPFS_KIND_CAPPED) {
-		ticket_fd = exchange_ticket(r);
-		if (ticket_fd >= 0)
-			r->fd = ticket_fd;
-	}
+	if (mount->kind == WPFS_KIND_CAPPED)
+		return lower_map(r);
 	if (r->flags & MAP_ANY_FIXED)
-		ret = map_fixed(r);
-	else
-		ret = mapped(r, plain_map(r));
-	if (ticket_fd >= 0)
-		raw(close, ticket_fd);
-	return ret;
+		return map_fixed(r);
+	return mapped(r, plain_map(r));
 }
 
 static long map_locked(struct mapping *r)
