@@ -23,7 +23,8 @@ def test_the_table_has_rows():
 def test_correspondence(path, name):
     text = (harness.SOURCE / path).read_text()
     if path.endswith("_test.c") and name:
-        assert re.search(rf"cmocka_unit_test\w*\(\s*{name}\b", text), f"no test {name} in {path}"
+        assert re.search(rf"^static void {name}\(", text, re.M), f"no test {name} in {path}"
+        assert len(re.findall(rf"\b{name}\b", text)) > 1, f"{name} in {path} is not run"
     elif name:
         assert re.search(rf"\b(?:def |struct )?{name}\b[^;]*[({{]", text), f"no {name} in {path}"
 
