@@ -109,6 +109,35 @@ def test_relative_path_and_slash(make_wpfs):
     assert wpfs._reaped() == 0
 
 
+INSTALLED = """
+set -e
+mount -t tmpfs none "$DIR"
+mkdir "$DIR/upper" "$DIR/work" "$DIR/mnt"
+sbin=$(realpath /sbin)
+mount -t overlay -o "lowerdir=$sbin,upperdir=$DIR/upper,workdir=$DIR/work" none "$sbin"
+ln -s "$WPFS" /sbin/mount.fuse.wpfs
+ln -s "$HELPER" /sbin/umount.fuse.wpfs
+mount -t fuse.wpfs -o size=16M none "$DIR/mnt"
+(cd "$DIR/mnt" && exec sleep 100) &
+until [ "$(readlink /proc/$!/cwd)" = "$DIR/mnt" ]; do :; done
+umount "$DIR/mnt" && exit 3
+kill -9 $!
+umount "$DIR/mnt"
+"""
+
+
+def test_mount_and_umount_of_the_system(tmp_path):
+    """mount(8) and umount(8) find the helpers in /sbin: one of this test's own mount namespace."""
+    env = {**os.environ, "DIR": str(tmp_path), "WPFS": str(harness.WPFS),
+           "HELPER": str(UMOUNT_HELPER)}
+    done = subprocess.run(["unshare", "-m", "sh", "-c", INSTALLED], env=env, capture_output=True,
+                          text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"umount.fuse.wpfs: {tmp_path}/mnt: in use: sleep (pid " in done.stderr
+    with open("/run/mount/utab", encoding="utf-8") as utab:
+        assert str(tmp_path) not in utab.read(), "the entry is left"
+
+
 @pytest.mark.parametrize("user", [65534])
 def test_only_root(wpfs, user):
     os.chmod(wpfs.dir, 0o755)
