@@ -132,6 +132,24 @@ static int lower_adopt(struct rundir *rd, const char *path, const char *options)
 	return 0;
 }
 
+/* Which pages of the lower are on disk (capped mounts): meaningless without that lower. */
+static void remove_spilled_bits(struct rundir *rd)
+{
+	_cleanup_close_ int fd = -1;
+	_cleanup_dir_ DIR *dir = NULL;
+	const struct dirent *entry;
+
+	fd = openat(rd->private_fd, "spilled", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	dir = fd < 0 ? NULL : fdopendir(fd);
+	if (!dir)
+		return;
+	steal_fd(&fd);
+	while ((entry = readdir(dir)))
+		if (entry->d_name[0] != '.')
+			unlinkat(dirfd(dir), entry->d_name, 0);
+	unlinkat(rd->private_fd, "spilled", AT_REMOVEDIR);
+}
+
 static int lower_mount(struct rundir *rd, const char *path, const char *options)
 {
 	char all[512];
@@ -142,6 +160,7 @@ static int lower_mount(struct rundir *rd, const char *path, const char *options)
 		;
 	for (size_t i = 0; i < sizeof(private_files) / sizeof(private_files[0]); i++)
 		unlinkat(rd->private_fd, private_files[i], 0);
+	remove_spilled_bits(rd);
 	r = lower_id_make(rd);
 	if (r)
 		return r;
@@ -204,6 +223,7 @@ void rundir_remove(struct rundir *rd)
 	remove_logged(rd->private_fd, "lower", AT_REMOVEDIR, rd->path);
 	for (size_t i = 0; i < sizeof(private_files) / sizeof(private_files[0]); i++)
 		remove_logged(rd->private_fd, private_files[i], 0, rd->path);
+	remove_spilled_bits(rd);
 	remove_logged(rd->private_fd, "lock", 0, rd->path);
 	remove_logged(dir, "private", AT_REMOVEDIR, rd->path);
 	remove_logged(run, strrchr(rd->path, '/') + 1, AT_REMOVEDIR, WPFS_RUN_DIR);
