@@ -45,7 +45,7 @@ void answer_status(struct request *rq)
 		.kind = t->config.kind,
 		.pid = getpid(),
 		.passthrough = 1, /* a mount without it is refused */
-		.uring = t->config.uring,
+		.uring = fs_uring(t->config.fs),
 		.last_commit = t->last_commit,
 		.conservative = t->conservative,
 	};

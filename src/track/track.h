@@ -33,7 +33,6 @@ struct track_config {
 	enum track_uffd_policy uffd_policy;
 	gid_t uffd_gid;
 	unsigned harvest_s;    /* seconds between harvests of live mms, 0 = only when asked */
-	bool uring;	       /* FUSE over io_uring is on */
 	struct capped *capped; /* capped mounts, else NULL; borrowed until track_stop */
 };
 

@@ -303,7 +303,6 @@ static int start_tracking(struct daemon *d)
 		.uffd_policy = o->uffd_policy,
 		.uffd_gid = o->uffd_gid,
 		.harvest_s = o->harvest_s,
-		.uring = o->uring,
 	};
 	int r;
 
