@@ -81,9 +81,9 @@ static int call_send(int sock, uint32_t seq, const struct client_call *call)
 		{.iov_base = &hdr, .iov_len = sizeof(hdr)},
 		{.iov_base = (void *)call->body, .iov_len = call->body_len},
 	};
-	struct {
+	union {
 		struct cmsghdr hdr;
-		int fds[CLIENT_FDS];
+		char buf[CMSG_SPACE(sizeof(int) * CLIENT_FDS)];
 	} control = {
 		.hdr = {.cmsg_len = CMSG_LEN(sizeof(int) * call->nr_send_fds),
 			.cmsg_level = SOL_SOCKET,
@@ -93,7 +93,7 @@ static int call_send(int sock, uint32_t seq, const struct client_call *call)
 	long n;
 
 	for (size_t i = 0; i < call->nr_send_fds; i++)
-		control.fds[i] = call->send_fds[i];
+		((int *)CMSG_DATA(&control.hdr))[i] = call->send_fds[i];
 	if (call->nr_send_fds > 0) {
 		msg.msg_control = &control;
 		msg.msg_controllen = control.hdr.cmsg_len;

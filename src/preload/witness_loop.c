@@ -80,9 +80,9 @@ static void send_list(const struct witness *w)
 static void read_command(struct witness *w)
 {
 	struct wpfs_witness_cmd cmd = {0};
-	struct {
+	union {
 		struct cmsghdr hdr;
-		int fd;
+		char buf[CMSG_SPACE(sizeof(int))];
 	} control;
 	struct iovec iov = {.iov_base = &cmd, .iov_len = sizeof(cmd)};
 	struct msghdr msg = {.msg_iov = &iov,
@@ -94,7 +94,7 @@ static void read_command(struct witness *w)
 
 	if (n >= 0 && msg.msg_controllen >= CMSG_LEN(sizeof(int)) &&
 	    control.hdr.cmsg_type == SCM_RIGHTS)
-		fd = control.fd;
+		fd = *(const int *)CMSG_DATA(&control.hdr);
 	if (n == (long)sizeof(cmd)) {
 		switch (cmd.op) {
 		case WPFS_WITNESS_LIST:
