@@ -72,6 +72,7 @@ class Stage:
         self.wpctl = Path(build).resolve() / "src/ctl/wpctl"
         self.umount_helper = Path(build).resolve() / "src/ctl/umount.fuse.wpfs"
         self.programs = []
+        self.run_dir = None
 
     def command(self, *argv):
         """Shows a command as a user would type it, runs it, and gives its output."""
@@ -89,15 +90,22 @@ class Stage:
 
     def mount(self, options=None):
         self.command(self.wpfs, *(["-o", options] if options else []), self.store, self.mnt)
+        self.run_dir = Path("/run/wpfs") / self.status("id")
 
     def umount(self):
         self.command(self.umount_helper if self.umount_helper.exists() else "umount", self.mnt)
+        claim(not self.run_dir.exists(), "nothing is left of the mount but its store")
 
     def ctl(self, verb, *args):
         return self.command(self.wpctl, verb, self.mnt, *args)
 
     def ctl_json(self, verb, *args):
         return json.loads(self.ctl(verb, *args, "--json"))
+
+    def status(self, key):
+        done = subprocess.run([self.wpctl, "status", self.mnt, "--json"], capture_output=True,
+                              text=True, timeout=SECONDS, check=True)
+        return json.loads(done.stdout)[key]
 
     def run(self, name, *argv):
         """Starts a program under wpctl run."""
@@ -117,6 +125,11 @@ class Stage:
             subprocess.run(["umount", self.mnt], timeout=SECONDS, check=False)
         if os.path.ismount(self.mnt):
             subprocess.run(["umount", "-l", self.mnt], timeout=SECONDS, check=False)
+        if self.run_dir and self.run_dir.exists():
+            lower = self.run_dir / "private/lower"
+            if os.path.ismount(lower):
+                subprocess.run(["umount", lower], timeout=SECONDS, check=False)
+            shutil.rmtree(self.run_dir, ignore_errors=True)
         shutil.rmtree(self.dir, ignore_errors=True)
 
 
