@@ -9,13 +9,17 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 import uuid
 
 import pytest
 
 import harness
+import report
+from mapper import mapped
 
 PAGE = harness.PAGE
+PROMPT = 5  # seconds; anything that waited for a daemon would take longer than this
 HDR = struct.Struct("=IHHIi")
 HELLO_REPLY = struct.Struct("=QII")
 OP_HELLO, OP_REPLY = 1, 128
@@ -308,3 +312,48 @@ def test_a_hostile_mount_gets_nothing(wpfs, answer):
         prog.wait()
     finally:
         hostile.close()
+
+
+# -- the daemon is killed and started again
+
+
+def test_the_shim_finds_the_new_daemon(wpfs):
+    """Its next need connects again: what it unmaps and maps after the restart is exact."""
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    wpfs.kill9()
+    wpfs.restart()
+    program.order("store 0 2 1")
+    program.order("unmap 0 8 8")
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"size 1 {4 * PAGE}")
+    program.order(f"map 1 1 0 {4 * PAGE}")
+    program.order("store 1 3 1")
+    assert report.dirty(wpfs, "t") == {1, 2}
+    assert report.dirty(wpfs, "t", "/g") == {3}
+    assert program.stderr() == ""
+    program.order("unmap 0 16 8")
+    program.kill9()
+    assert report.dirty(wpfs, "t") == {1, 2}
+    assert report.dirty(wpfs, "t", "/g") == {3}
+
+
+def test_what_needs_the_daemon_says_so_while_it_is_away(wpfs):
+    program = mapped(wpfs)
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"size 1 {8 * PAGE}")
+    program.order(f"map 1 1 0 {8 * PAGE}")
+    program.order("store 0 1 1")
+    program.order("store 1 2 1")
+    wpfs.kill9()
+    start = time.monotonic()
+    assert program.ask("msync 0") == "err EIO", "durable, without a daemon"
+    assert program.ask("msync 0") == "err EIO"
+    program.order("unmap 1")
+    assert time.monotonic() - start < PROMPT
+    lines = program.stderr().splitlines()
+    assert len(lines) == 1 and "its daemon is not running" in lines[0]
+    wpfs.restart()
+    program.order("msync 0")
+    assert report.dirty(wpfs, "t") == {1}
+    assert 2 in report.dirty(wpfs, "t", "/g"), "what was unmapped unseen is in doubt, so dirty"

@@ -299,6 +299,7 @@ static void processes(void)
 {
 	char *p = map_file(), *q, name[] = "true", *true_argv[] = {name, NULL};
 	struct sigaction action = {.sa_handler = handler};
+	int status;
 	pid_t pid;
 
 	puts("-- processes");
@@ -310,7 +311,8 @@ static void processes(void)
 		p[2] = 't';
 		_exit(munmap(q, LEN) == 0 && munmap(p, LEN) == 0 ? 7 : 8);
 	}
-	printf("fork: %d, wrote %c%c\n", ended(pid), p[1], p[2]);
+	status = ended(pid);
+	printf("fork: %d, wrote %c%c\n", status, p[1], p[2]);
 	pid = vfork();
 	if (pid == 0) {
 		close(2);
@@ -327,7 +329,8 @@ static void processes(void)
 		q[4] = 'v';
 		_exit(munmap(q, LEN) == 0 ? 10 : 11);
 	}
-	printf("raw clone: %d, wrote %c%c\n", ended(pid), p[3], p[4]);
+	status = ended(pid);
+	printf("raw clone: %d, wrote %c%c\n", status, p[3], p[4]);
 	p[11] = 0;
 	sigaction(SIGUSR1, &action, NULL);
 	for (int i = 0; i < 10; i++)
