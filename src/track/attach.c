@@ -234,13 +234,23 @@ void attach_attach(struct request *rq)
 
 /* ---- fork ---- */
 
-static struct tmm *attach_parent(struct track *t, uint64_t cookie)
+/* Who has that cookie; a parent that has not spoken with this daemon yet has only its pid. */
+static struct tmm *attach_parent(struct track *t, uint64_t cookie, pid_t child)
 {
+	struct proc_id parent;
 	struct client *c;
+	struct tmm *tm;
 
 	DL_FOREACH (t->clients, c) {
 		if (c->cookie == cookie && c->attached && c->tmm)
 			return c->tmm;
+	}
+	if (proc_parent(child, &parent) < 0)
+		return NULL;
+	DL_FOREACH (t->tmms, tm) {
+		if (tm->state == TMM_LIVE && !tm->client && tm->program.pid == parent.pid &&
+		    tm->program.start_time == parent.start_time)
+			return tm;
 	}
 	return NULL;
 }
@@ -331,7 +341,7 @@ void attach_forked(struct request *rq)
 	const struct wpfs_forked *forked = rq->body;
 	struct wpfs_forked_reply reply = {0};
 	struct client *c = rq->c;
-	struct tmm *parent = attach_parent(rq->t, forked->cookie), *tm;
+	struct tmm *parent = attach_parent(rq->t, forked->cookie, c->id.pid), *tm;
 	_cleanup_close_ int uffd = -1;
 
 	if (!parent || parent->uid != c->peer.uid) {

@@ -157,6 +157,8 @@ void own_post(struct request *rq);
 void own_unreg(struct request *rq);
 void own_close(struct request *rq);
 void own_free_all(struct tmm *tm);
+/* Takes back copies of the uffds of a program that was there before this daemon. */
+void own_resume(struct tmm *tm);
 /* Once a second: lets go of uffds that the program has closed behind the shim's back. */
 void own_look(struct track *t);
 

@@ -160,6 +160,16 @@ void life_end_all(struct track *t)
 	}
 }
 
+/* The last daemon had stored the end of this mm, and did not come to letting the witness go. */
+static void life_release_left(struct tmm *tm)
+{
+	int pidfd = tm->witness.pid ? proc_open(&tm->witness) : -1;
+
+	tm->witness_pidfd = pidfd < 0 ? -1 : pidfd;
+	life_release_witness(tm);
+	tm->witness.pid = 0;
+}
+
 /* Takes back one mm that was live when the last daemon went. */
 static int life_resume_one(struct track *t, struct tmm *tm)
 {
@@ -187,6 +197,7 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 		life_end(t, tm);
 		return 0;
 	}
+	own_resume(tm);
 	log_info("track: pid %d (%s) is back", tm->program.pid, tm->comm);
 	return track_watch_add(t, &tm->program_watch, EPOLLIN);
 }
@@ -199,6 +210,8 @@ int life_resume(struct track *t)
 	{
 		int r = 0;
 
+		if (tm->state == TMM_DETACHED)
+			life_release_left(tm);
 		if (tm->state == TMM_LIVE)
 			r = life_resume_one(t, tm);
 		else if (tm->stale_row && tm->name[0])

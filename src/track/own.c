@@ -182,23 +182,31 @@ static bool own_is(pid_t pid, int fd, const struct own_uffd *own)
 	return syscall(SYS_kcmp, pid, getpid(), KCMP_FILE, fd, own->copy) == 0;
 }
 
+/* Is entry `name` of a /proc/PID/fd a userfaultfd? */
+static bool own_entry_is_uffd(DIR *dir, const char *name)
+{
+	char target[32];
+	ssize_t n = readlinkat(dirfd(dir), name, target, sizeof(target) - 1);
+
+	if (n <= 0)
+		return false;
+	target[n] = '\0';
+	return strcmp(target, "anon_inode:[userfaultfd]") == 0;
+}
+
 /* Has this process a descriptor of the uffd, other than `closing`? */
 static bool own_held_by(pid_t pid, const struct own_uffd *own, int closing)
 {
 	_cleanup_dir_ DIR *dir = NULL;
-	char path[64], target[32];
+	char path[64];
 	struct dirent *de;
 
 	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
 	dir = opendir(path);
 	while (dir && (de = readdir(dir))) {
 		int fd = atoi(de->d_name);
-		ssize_t n = readlinkat(dirfd(dir), de->d_name, target, sizeof(target) - 1);
 
-		if (n <= 0 || fd == closing)
-			continue;
-		target[n] = '\0';
-		if (strcmp(target, "anon_inode:[userfaultfd]") == 0 && own_is(pid, fd, own))
+		if (fd != closing && own_entry_is_uffd(dir, de->d_name) && own_is(pid, fd, own))
 			return true;
 	}
 	return false;
@@ -232,6 +240,30 @@ static bool own_is_waited_for(const struct own_uffd *own)
 		return false;
 	line = strstr(text, "\ntotal:");
 	return line && sscanf(line, " total: %lu", &total) == 1 && total > 0;
+}
+
+void own_resume(struct tmm *tm)
+{
+	_cleanup_dir_ DIR *dir = NULL;
+	char path[64];
+	struct dirent *de;
+
+	if (!tm->mm.own_uffds)
+		return;
+	snprintf(path, sizeof(path), "/proc/%d/fd", tm->program.pid);
+	dir = opendir(path);
+	while (dir && (de = readdir(dir))) {
+		int number = atoi(de->d_name);
+		_cleanup_close_ int fd = -1;
+
+		if (!own_entry_is_uffd(dir, de->d_name))
+			continue;
+		fd = proc_borrow_fd(tm->program_watch.fd, number);
+		if (fd < 0 || own_keep(tm, number, &fd) < 0)
+			log_warn(
+				"track: a userfaultfd of pid %d is not kept: its marks end with it",
+				tm->program.pid);
+	}
 }
 
 /*

@@ -50,11 +50,12 @@ static int persist_load_mm(void *ctx, const struct db_mm *row, struct mm *model)
 	tm->mm.own_uffds = row->flags & DB_MM_OWN_UFFDS;
 	tm->state = live ? TMM_LIVE : TMM_DETACHED;
 	tm->stale_row = row->state == WPFS_MM_LIVE && !live;
+	if (same_boot && (live || row->state == WPFS_MM_DETACHED))
+		tm->witness = (struct proc_id){row->witness_pid, row->witness_start};
 	if (!live)
 		return 0; /* after a power loss the last commit is right for the contents as stored
 			   */
 	tm->program = (struct proc_id){row->pid, row->start_time};
-	tm->witness = (struct proc_id){row->witness_pid, row->witness_start};
 	tm->uffd_fd = row->uffd_fd;
 	tm->chan_fd = row->chan_fd;
 	return 0;
@@ -154,10 +155,11 @@ static void persist_row(const struct track *t, const struct tmm *tm, struct db_m
 	snprintf(row->comm, sizeof(row->comm), "%s", tm->comm);
 	snprintf(row->boot_id, sizeof(row->boot_id), "%s", t->boot_id);
 	snprintf(row->lower_id, sizeof(row->lower_id), "%s", t->config.lower_id);
-	if (tm->state != TMM_LIVE)
-		return;
-	row->pid = tm->program.pid;
-	row->start_time = tm->program.start_time;
+	if (tm->state == TMM_LIVE) {
+		row->pid = tm->program.pid;
+		row->start_time = tm->program.start_time;
+	}
+	/* Of a detached one too: it is let go only when this is committed. */
 	if (tm->witness_pidfd < 0)
 		return;
 	row->witness_pid = tm->witness.pid;

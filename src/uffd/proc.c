@@ -15,7 +15,8 @@
 #include "base/compat.h"
 #include "base/fdio.h"
 
-int proc_identify(pid_t pid, struct proc_id *id)
+/* Field `number` (from 4 on) of /proc/PID/stat. */
+static int proc_stat(pid_t pid, int number, uint64_t *value)
 {
 	_cleanup_free_ char *text = NULL;
 	char path[64], *p;
@@ -30,15 +31,30 @@ int proc_identify(pid_t pid, struct proc_id *id)
 	if (!p)
 		return -EIO;
 	p += 2; /* field 3 */
-	for (int field = 3; field < 22; field++) {
+	for (int field = 3; field < number; field++) {
 		p = strchr(p, ' ');
 		if (!p)
 			return -EIO;
 		p++;
 	}
-	id->pid = pid;
-	id->start_time = strtoull(p, NULL, 10);
+	*value = strtoull(p, NULL, 10);
 	return 0;
+}
+
+int proc_identify(pid_t pid, struct proc_id *id)
+{
+	id->pid = pid;
+	return proc_stat(pid, 22, &id->start_time);
+}
+
+int proc_parent(pid_t pid, struct proc_id *parent)
+{
+	uint64_t ppid;
+	int r = proc_stat(pid, 4, &ppid);
+
+	if (r == 0 && ppid == 0)
+		r = -ESRCH;
+	return r < 0 ? r : proc_identify((pid_t)ppid, parent);
 }
 
 int proc_open(const struct proc_id *id)

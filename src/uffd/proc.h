@@ -19,6 +19,9 @@ struct proc_id {
 /* Fills *id for a running pid. -ESRCH: gone (a zombie is still there). */
 int proc_identify(pid_t pid, struct proc_id *id);
 
+/* The parent of a running pid. -ESRCH: it, or its parent, is gone or not of our pid namespace. */
+int proc_parent(pid_t pid, struct proc_id *parent);
+
 /* pidfd_open(2) with the start time checked after it; the caller owns the fd. -ESRCH: another or
  * no process has that pid now. */
 int proc_open(const struct proc_id *id);

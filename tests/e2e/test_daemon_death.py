@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kill -9 of the daemon under tracked programs: they never wait, and the next daemon knows all."""
+
+import os
+import random
+
+import pytest
+
+import harness
+import pagemap
+import proc
+import report
+from harness import PAGE
+from mapper import ALL, PAGES, Child, killed, map_file, mapped
+
+CHURN_PAGES = 16384
+GAP_MS = 2000  # the longest that a program may ever have stood still; a machine under load is slow
+
+
+@pytest.fixture(params=["none", "store"])
+def any_wpfs(request, make_wpfs):
+    return make_wpfs(store=request.param != "none")
+
+
+# ---- a program that never stands still
+
+
+class Churn:
+    def __init__(self, wpfs, protect=True):
+        self.reference = wpfs.dir / "reference"
+        self.program = wpfs.spawn(harness.program("churn"), wpfs.mnt / "f", self.reference,
+                                  CHURN_PAGES, name="c", protect=protect)
+        assert self.program.read() == "ok"
+        assert self.program.ask("go") == "ok"
+
+    def count(self):
+        return [int(number) for number in self.program.ask("count").split()]
+
+    def goes_on(self, forks=2):
+        """Returns when it has written, moved and forked so much more."""
+        until = self.count()[2] + forks
+        proc.wait_for(lambda: self.count()[2] >= until, 30, "it stands still")
+
+    def stop(self):
+        writes, moves, forks, gap = (int(number) for number in self.program.ask("stop").split())
+        assert writes and moves and forks
+        assert gap < GAP_MS, f"it stood still for {gap} ms"
+
+    def written(self):
+        """(done for sure, perhaps done)"""
+        states = self.reference.read_bytes()
+        return ({page for page, state in enumerate(states) if state == 2},
+                {page for page, state in enumerate(states) if state})
+
+
+def check(wpfs, churn):
+    done, begun = churn.written()
+    dirty = report.dirty(wpfs, "c")
+    assert not done - dirty, "a mark lies: pages were written and are not dirty"
+    assert not dirty - begun, "pages are dirty that it did not write, its children perhaps"
+    assert 0 < len(done) < CHURN_PAGES / 2, "the program wrote nothing, or everything"
+
+
+def test_a_busy_program_lives_through_it(any_wpfs):
+    wpfs = any_wpfs
+    churn = Churn(wpfs)
+    for _ in range(3):
+        churn.goes_on()
+        wpfs.kill9()
+        churn.goes_on()
+        wpfs.restart()
+        churn.goes_on()
+    churn.stop()
+    check(wpfs, churn)
+    assert report.ps(wpfs, "c")["state"] == "live"
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "c")
+    assert report.dirty(wpfs, "c") == set()
+    churn.program.kill9()
+    assert report.dirty(wpfs, "c") == set()
+
+
+def test_killed_in_mid_work_while_the_daemon_is_dead(any_wpfs):
+    """The witness keeps its page tables until the next daemon comes: exact."""
+    wpfs = any_wpfs
+    churn = Churn(wpfs)
+    churn.goes_on()
+    wpfs.kill9()
+    churn.goes_on()
+    churn.program.kill9()
+    wpfs.restart()
+    check(wpfs, churn)
+    assert report.ps(wpfs, "c")["state"] == "detached"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_both_killed_at_any_moment(make_wpfs, seed):
+    rng = random.Random(seed)
+    wpfs = make_wpfs(store=True)
+    churn = Churn(wpfs)
+    target = churn.count()[0] + rng.randrange(3000)
+    proc.wait_for(lambda: churn.count()[0] >= target, 30, "writes")
+    first, second = rng.sample([wpfs.kill9, churn.program.kill9], 2)
+    first()
+    second()
+    wpfs.restart()
+    check(wpfs, churn)
+
+
+# ---- one thing at a time
+
+
+def test_tree_data_and_program_are_found(any_wpfs):
+    wpfs = any_wpfs
+    (wpfs.mnt / "dir").mkdir()
+    (wpfs.mnt / "dir/file").write_text("data")
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    wpfs.kill9()
+    program.order("store 0 2 1")
+    program.order(f"pwrite 0 {5 * PAGE} {PAGE} 7")
+    assert program.order("load 0 5") == 7, "its descriptor works on"
+    wpfs.restart()
+    assert (wpfs.mnt / "dir/file").read_text() == "data"
+    assert (wpfs.mnt / "f").read_bytes()[2 * PAGE] == 1
+    assert (wpfs.mnt / "f").read_bytes()[5 * PAGE] == 7
+    assert report.names(wpfs) == {"t": "live"}
+    assert report.dirty(wpfs, "t") == {1, 2}
+    # It is tracked as before: by itself, and when it asks the new daemon for something.
+    program.order("store 0 3 1")
+    assert report.dirty(wpfs, "t") == {1, 2, 3}
+    program.order("unmap 0 8 8")
+    map_file_again(program, wpfs)
+    program.order("store 1 0 1")
+    assert report.dirty(wpfs, "t") == {1, 2, 3, 8}
+    assert killed(wpfs, program) == {1, 2, 3, 8}
+    assert program.stderr() == ""
+
+
+def map_file_again(program, wpfs):
+    program.order(f"open 1 {wpfs.mnt}/f")
+    program.order(f"map 1 1 {8 * PAGE} {8 * PAGE}")
+
+
+def test_killed_with_both(any_wpfs):
+    wpfs = any_wpfs
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    wpfs.kill9()
+    program.order("store 0 2 1")
+    program.kill9()
+    wpfs.restart()
+    assert report.names(wpfs) == {"t": "detached"}
+    assert report.dirty(wpfs, "t") == {1, 2}
+    again = mapped(wpfs, protect=False)
+    assert pagemap.marked(again.pid, again.addr, PAGES) == ALL - {1, 2}
+
+
+def test_ended_as_programs_do_while_the_daemon_is_dead(any_wpfs):
+    wpfs = any_wpfs
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    wpfs.kill9()
+    program.order("store 0 2 1")
+    program.wait()
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == {1, 2}
+
+
+def test_mremap_while_the_daemon_is_dead(wpfs):
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    wpfs.kill9()
+    program.order("store 0 2 1")
+    program.addr = program.order("move 0")
+    assert pagemap.marked(program.pid, program.addr, PAGES) == ALL - {1, 2}
+    program.order("store 0 3 1")
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == {1, 2, 3}
+    program.order("store 0 4 1")
+    assert killed(wpfs, program) == {1, 2, 3, 4}
+
+
+def test_fork_while_the_daemon_is_dead(wpfs):
+    """The child has the marks, and what it writes is not its parent's."""
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    wpfs.kill9()
+    program.order("store 0 2 1")
+    child = Child(wpfs, program)
+    assert pagemap.marked(child.pid, program.addr, PAGES) == ALL - {1, 2}
+    child.order("store 0 3 1")
+    addr = child.order("move 0")
+    grandchild = Child(wpfs, child)
+    grandchild.order("store 0 4 1")
+    program.order("store 0 5 1")
+    assert pagemap.marked(program.pid, program.addr, PAGES) == ALL - {1, 2, 5}
+    assert pagemap.marked(child.pid, addr, PAGES) == ALL - {1, 2, 3}
+    assert pagemap.marked(grandchild.pid, addr, PAGES) == ALL - {1, 2, 3, 4}
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == {1, 2, 5}
+    child.order("store 0 6 1")
+    program.order("store 0 7 1")
+    assert report.dirty(wpfs, "t") == {1, 2, 5, 7}
+    for one in (grandchild, child):
+        one.end()
+    assert killed(wpfs, program) == {1, 2, 5, 7}
+
+
+def test_a_child_forked_before(wpfs):
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    child = Child(wpfs, program)
+    wpfs.kill9()
+    child.order("store 0 2 1")
+    program.order("store 0 3 1")
+    program.kill9()
+    child.order("store 0 4 1")
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == {1, 3}
+    assert report.dirty(wpfs, f"t/{child.pid}") == {1, 2, 4}
+    child.end()
+    assert report.dirty(wpfs, f"t/{child.pid}") == {1, 2, 4}
+
+
+def test_unmapped_while_the_daemon_is_dead(wpfs):
+    """Nobody looked before the mapping went: what was armed in it is dirty, and nothing else."""
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    wpfs.kill9()
+    program.order("unmap 0 8 8")
+    program.order("store 0 2 1")
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == {1, 2} | set(range(8, 16))
+    assert killed(wpfs, program) == {1, 2} | set(range(8, 16))
+
+
+def test_mapped_while_the_daemon_is_dead(wpfs):
+    """The new mapping could not be armed: what is armed of the file is dirty where it shows it."""
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    wpfs.kill9()
+    program.order(f"map 1 0 {8 * PAGE} {8 * PAGE}")
+    program.order("store 1 0 1")
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == {1} | set(range(8, 16))
+    program.order("store 0 20 1")
+    assert killed(wpfs, program) == {1, 20} | set(range(8, 16))
+
+
+def test_own_uffd(wpfs):
+    """Faults go on being delivered; what was protected comes back with the next run."""
+    program = wpfs.spawn(harness.program("ownuffd"), "hold", wpfs.mnt / "f", name="t")
+    while program.read() != "ready":
+        pass
+    marked = set(range(32)) - {3, 5}
+    assert report.marked(wpfs, "t", owner="program") == marked
+    wpfs.kill9()
+    wpfs.restart()
+    assert report.marked(wpfs, "t", owner="program") == marked
+    program.kill9()
+    assert report.marked(wpfs, "t", owner="program") == marked
+
+
+def test_killed_again_and_again(make_wpfs):
+    wpfs = make_wpfs(store=True)
+    program = mapped(wpfs)
+    written = set()
+    for page in range(8):
+        program.order(f"store 0 {2 * page} 1")
+        wpfs.kill9()
+        program.order(f"store 0 {2 * page + 1} 1")
+        written |= {2 * page, 2 * page + 1}
+        wpfs.restart()
+        if page % 2:
+            assert report.dirty(wpfs, "t") == written
+    program.kill9()
+    wpfs.umount()
+    assert report.dirty(wpfs, "t", target=wpfs.store) == written
+
+
+def test_nothing_is_left_without_a_daemon(make_wpfs):
+    """A program killed after its daemon: its witness is told to go by SIGTERM, and goes."""
+    wpfs = make_wpfs()
+    program = mapped(wpfs)
+    (witness,) = proc.children(program.pid)
+    pidfd = os.pidfd_open(witness)
+    wpfs.kill9()
+    program.kill9()
+    assert not proc.is_over(pidfd, 0)
+    os.kill(witness, 15)
+    assert proc.is_over(pidfd, harness.SECONDS)
+    os.close(pidfd)
