@@ -127,6 +127,7 @@ class Wpfs:
                if not key.startswith(("WPFS_", "LD_PRELOAD"))}
         env["ASAN_OPTIONS"] = f"log_path={self.dir}/san:detect_stack_use_after_return=0"
         env["UBSAN_OPTIONS"] = f"log_path={self.dir}/san:print_stacktrace=1:halt_on_error=1"
+        env["LSAN_OPTIONS"] = f"suppressions={SOURCE}/tests/e2e/lsan.supp:print_suppressions=0"
         env.update(extra or {})
         return env
 
