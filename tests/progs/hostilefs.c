@@ -121,5 +121,6 @@ int main(int argc, char **argv)
 	err = fuse_session_loop(session);
 	fuse_session_unmount(session);
 	fuse_session_destroy(session);
+	fuse_opt_free_args(&args);
 	return err != 0;
 }
