@@ -117,6 +117,14 @@ static FILE *maps_open(pid_t pid, const char *name, int *err)
 	return f;
 }
 
+/* After the last line: 0, or why there was no other. It can end between open and read. */
+static int maps_end(FILE *f)
+{
+	if (!ferror(f))
+		return 0;
+	return errno == ESRCH ? -ESRCH : -EIO;
+}
+
 int maps_read(pid_t pid, const uint64_t *devs, size_t nr_devs, struct maps_list *list)
 {
 	_cleanup_fclose_ FILE *f = NULL;
@@ -144,8 +152,9 @@ int maps_read(pid_t pid, const uint64_t *devs, size_t nr_devs, struct maps_list 
 			break;
 		}
 	}
-	if (ferror(f))
-		return -EIO;
+	r = maps_end(f);
+	if (r < 0)
+		return r;
 	return any ? 0 : -ESRCH; /* a task that has let go of its mm shows an empty file */
 }
 
@@ -242,5 +251,5 @@ int maps_read_wp(pid_t pid, const struct maps_list *list, bool *wp)
 			wp[i] = strstr(line, " uw") != NULL;
 		}
 	}
-	return ferror(f) ? -EIO : 0;
+	return maps_end(f);
 }

@@ -3,10 +3,10 @@
  * userfaultfd(2) as wpfs uses it on other processes' mms. Every function takes a uffd of the mm it
  * works on; a uffd acts on the mm it was created in, whoever holds it.
  *
- * Errors common to all: -ESRCH: the mm is gone (exec or exit and no task keeps it). While the owner
- * of the mm has an unread event (fork, mremap) the kernel answers EAGAIN; the calls retry for
- * UFFD_RETRY_MS at most, because only the witness reads events and it may be stopped, and then give
- * -EAGAIN.
+ * Errors common to all: the mm is gone (exec or exit and no task keeps it): -ESRCH from
+ * uffd_writeprotect, -ENOMEM from the other two, as the kernel has it. While the owner of the mm has
+ * an unread event (fork, mremap) the kernel answers EAGAIN; the calls retry for UFFD_RETRY_MS at
+ * most, because only the witness reads events and it may be stopped, and then give -EAGAIN.
  *
  * Kernel: Documentation/admin-guide/mm/userfaultfd.rst, ioctl_userfaultfd(2).
  */
