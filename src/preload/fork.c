@@ -14,6 +14,7 @@
 #include "preload/attach.h"
 #include "preload/fds.h"
 #include "preload/ranges.h"
+#include "preload/witness.h"
 
 static struct shim_guard guard; /* of the thread that forks; it holds the lock */
 static bool held;		/* guarded by the lock */
@@ -48,6 +49,7 @@ static void after_in_child(void)
 	held = false;
 	shim_adopt();
 	fds_forget_uffds();
+	witness_forget();
 	for (uint32_t i = 0; i < SHIM_MOUNTS; i++)
 		mount_forked(&shim.mounts[i], ranges_of_mount(i));
 	shim_unlock(&mine);

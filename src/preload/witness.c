@@ -19,9 +19,26 @@
 
 #include "preload/raw.h"
 
-#define STACK_BYTES  (64 * 1024)
 #define GUARD_BYTES  4096
 #define START_WAIT_S 5
+
+_Atomic uint64_t witness_stacks[WITNESS_MAX];
+
+void witness_forget(void)
+{
+	for (int i = 0; i < WITNESS_MAX; i++)
+		atomic_store(&witness_stacks[i], 0);
+}
+
+/* A slot for a stack; NULL: too many. */
+static _Atomic uint64_t *stack_slot(void)
+{
+	for (int i = 0; i < WITNESS_MAX; i++) {
+		if (atomic_load(&witness_stacks[i]) == 0)
+			return &witness_stacks[i];
+	}
+	return NULL;
+}
 
 static void witness_main(void *arg)
 {
@@ -43,7 +60,7 @@ static void witness_main(void *arg)
 /* Gives the stack's mapping, guard page lowest, not copied by fork. */
 static long stack_map(void)
 {
-	long stack = raw(mmap, NULL, STACK_BYTES, PROT_READ | PROT_WRITE,
+	long stack = raw(mmap, NULL, WITNESS_STACK_BYTES, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
 	long err;
 
@@ -51,9 +68,9 @@ static long stack_map(void)
 		return stack;
 	err = raw(mprotect, stack, GUARD_BYTES, PROT_NONE);
 	if (!err)
-		err = raw(madvise, stack, STACK_BYTES, MADV_DONTFORK);
+		err = raw(madvise, stack, WITNESS_STACK_BYTES, MADV_DONTFORK);
 	if (err) {
-		raw(munmap, stack, STACK_BYTES);
+		raw(munmap, stack, WITNESS_STACK_BYTES);
 		return err;
 	}
 	return stack;
@@ -78,19 +95,23 @@ static bool wait_ready(struct witness_boot *boot)
 int witness_start(const struct witness_args *args, int *pidfd)
 {
 	unsigned long flags = CLONE_VM | CLONE_FILES | CLONE_UNTRACED | CLONE_PIDFD;
+	_Atomic uint64_t *slot = stack_slot();
 	struct witness_boot *boot;
-	long stack = stack_map();
 	int program, pid;
+	long stack;
 
+	if (!slot)
+		return -EMFILE;
+	stack = stack_map();
 	if (raw_failed(stack))
 		return (int)stack;
 	program = (int)raw(getpid);
 	program = (int)raw(pidfd_open, program, 0);
 	if (program < 0) {
-		raw(munmap, stack, STACK_BYTES);
+		raw(munmap, stack, WITNESS_STACK_BYTES);
 		return program;
 	}
-	boot = (struct witness_boot *)(stack + STACK_BYTES - 256);
+	boot = (struct witness_boot *)(stack + WITNESS_STACK_BYTES - 256);
 	_Static_assert(sizeof(struct witness_boot) <= 256, "fits the top of the stack");
 	*boot = (struct witness_boot){
 		.uffd = args->uffd,
@@ -101,14 +122,14 @@ int witness_start(const struct witness_args *args, int *pidfd)
 		.maps = -1,
 		.started = args->started,
 		.reads_events = args->reads_events,
-		.stack = (uint64_t)stack,
-		.stack_len = STACK_BYTES,
 	};
 	*pidfd = -1;
+	atomic_store(slot, (uint64_t)stack);
 	pid = (int)raw_clone(flags, boot, pidfd, witness_main, boot);
 	if (pid < 0) {
+		atomic_store(slot, 0);
 		raw(close, program);
-		raw(munmap, stack, STACK_BYTES);
+		raw(munmap, stack, WITNESS_STACK_BYTES);
 		return pid;
 	}
 	if (!wait_ready(boot)) {

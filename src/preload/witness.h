@@ -27,8 +27,20 @@ struct witness_boot {
 	int32_t maps;				      /* its own, /proc/self/maps */
 	bool started;	   /* the uffd has its API already: read its events from the start */
 	bool reads_events; /* a native mount's */
-	uint64_t stack, stack_len; /* bytes; the whole mapping, kept to the end */
 };
+
+#define WITNESS_MAX 8 /* in one mm: one for each mount, and some that never got ready */
+
+/*
+ * Stacks of all witnesses of this mm, 0 = a free slot: none may take away another's. Only grows;
+ * written under the shim's lock.
+ */
+extern _Atomic uint64_t witness_stacks[WITNESS_MAX];
+
+#define WITNESS_STACK_BYTES (64ull * 1024)
+
+/* In a fork child: it has none (their stacks are not copied). */
+void witness_forget(void);
 
 /* What the shim has to give to start one; all stay the caller's. */
 struct witness_args {
@@ -52,7 +64,7 @@ int witness_give_up_power(struct witness_boot *boot);
 /* Lives until it is killed, or told to, or nobody is left to tell it. Never returns. */
 _Noreturn void witness_loop(struct witness_boot *boot);
 
-/* Unmaps everything but wpfs mappings, this library's image and the witness's stack. */
+/* Unmaps everything but wpfs mappings, this library's image and the stacks of witnesses. */
 void witness_unmap_rest(const struct witness_boot *boot);
 
 #endif

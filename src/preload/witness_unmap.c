@@ -106,13 +106,19 @@ static uint64_t line_dev(const struct line *line)
 
 void witness_unmap_rest(const struct witness_boot *boot)
 {
-	const struct span keep[] = {
-		{boot->stack, boot->stack + boot->stack_len},
-		{(uint64_t)__ehdr_start & ~4095ull, ((uint64_t)_end + 4095) & ~4095ull},
-	};
+	struct span keep[1 + WITNESS_MAX];
+	unsigned nr_keep = 0;
 	struct line line = {0};
 	char buf[2048];
 
+	keep[nr_keep++] = (struct span){(uint64_t)__ehdr_start & ~4095ull,
+					((uint64_t)_end + 4095) & ~4095ull};
+	for (int i = 0; i < WITNESS_MAX; i++) {
+		uint64_t stack = atomic_load(&witness_stacks[i]);
+
+		if (stack)
+			keep[nr_keep++] = (struct span){stack, stack + WITNESS_STACK_BYTES};
+	}
 	for (;;) {
 		long n = raw(read, boot->maps, buf, sizeof(buf));
 
@@ -126,7 +132,7 @@ void witness_unmap_rest(const struct witness_boot *boot)
 				continue;
 			}
 			if (!line.kernels && !discover_is_wpfs(line_dev(&line)))
-				unmap_around(line.span, keep, sizeof(keep) / sizeof(keep[0]));
+				unmap_around(line.span, keep, nr_keep);
 			line = (struct line){0};
 		}
 	}

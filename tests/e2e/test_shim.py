@@ -16,7 +16,7 @@ import pytest
 
 import harness
 import report
-from mapper import mapped
+from mapper import Child, map_file, mapped
 
 PAGE = harness.PAGE
 PROMPT = 5  # seconds; anything that waited for a daemon would take longer than this
@@ -124,6 +124,39 @@ def test_under_a_seccomp_filter_it_is_not_tried(wpfs):
     assert done.returncode == 0, done.stderr
     assert done.stdout == "ok\n"
     assert [mm["dirty"] for mm in wpfs.wpctl_json("dirty", "--name", "c")["mms"]] == [1]
+
+
+def test_two_mounts_in_one_program(make_wpfs):
+    """A witness for each; when the program dies none of them takes away what another needs."""
+    one, two = make_wpfs(), make_wpfs()
+    prog = mapped(one)
+    prog.order(f"open 1 {two.mnt}/f")
+    prog.order(f"size 1 {8 * PAGE}")
+    prog.order(f"map 1 1 0 {8 * PAGE}")
+    prog.order("store 0 1 1")
+    prog.order("store 1 2 1")
+    child = Child(one, prog)
+    child.order("store 0 5 1")
+    child.order("store 1 6 1")
+    assert report.dirty(one, f"t/{child.pid}") == {1, 5}
+    assert report.names(two)[f"t/{child.pid}"] == "live"
+    child.end()
+    prog.kill9()
+    assert report.dirty(one, "t") == {1}
+    assert report.dirty(two, "t") == {2}
+
+
+def test_a_program_of_an_ordinary_user(wpfs):
+    os.chmod(wpfs.dir, 0o755)
+    os.chmod(wpfs.mnt, 0o1777)
+    prog = wpfs.spawn_bare("/usr/bin/setpriv", "--reuid", "65534", "--regid", "65534",
+                           "--clear-groups", harness.program("mapper"),
+                           env=preload(WPFS_NAME="u", WPFS_PROTECT="1"))
+    map_file(prog, wpfs.mnt / "f")
+    prog.order("store 0 1 1")
+    assert report.dirty(wpfs, "u") == {1}
+    prog.kill9()
+    assert report.dirty(wpfs, "u") == {1}
 
 
 # -- at the other end of the socket is something else
