@@ -39,18 +39,21 @@ static int backing_make(struct fs *fs, struct fs_inode *inode, int given)
 	_cleanup_close_ int fd = given;
 	int id;
 
-	creds_drop_fsetid();
-	if (fd < 0)
-		fd = backing_open(fs, inode);
-	/* On a capped mount it is the one struct file that is used and handed out. */
-	if (fd < 0 || fs->kind == WPFS_KIND_CAPPED)
+	if (fs->kind == WPFS_KIND_CAPPED) {
+		/* The one struct file that is used and handed out; not only by FUSE threads. */
+		if (fd < 0)
+			fd = backing_open(fs, inode);
 		id = fd < 0 ? fd : 0;
-	else
-		id = backing_register(fs, fd);
-	creds_take_fsetid();
+	} else {
+		creds_drop_fsetid();
+		if (fd < 0)
+			fd = backing_open(fs, inode);
+		id = fd < 0 ? fd : backing_register(fs, fd);
+		creds_take_fsetid();
+	}
 	if (id < 0) {
-		log_err("cannot open file %llu for passthrough: %s", (unsigned long long)inode->ino,
-			log_errstr(id));
+		log_err("cannot open file %llu of the lower tmpfs: %s",
+			(unsigned long long)inode->ino, log_errstr(id));
 		return id;
 	}
 	fs_touch(fs, inode->ino);

@@ -15,6 +15,7 @@
 void answer_settle(struct request *rq)
 {
 	life_sweep(rq->t);
+	residency_busy(rq->t, true);
 	request_reply(rq, 0, NULL, 0);
 }
 

@@ -411,17 +411,17 @@ int capped_new(const struct capped_config *config, struct capped **out)
 	c->thread_started = r == 0;
 	if (r < 0) {
 		log_err("cannot prepare the store for pages out of memory: %s", log_errstr(r));
-		capped_free(c);
+		capped_free(c, false);
 		return r;
 	}
 	pthread_setname_np(c->thread, "wpfs-fault");
-	if (!capped_is_uring(c))
-		log_info("the kernel refuses io_uring: pages go to the store with pwrite");
+	log_info("pages go to the store %s",
+		 capped_is_uring(c) ? "through io_uring" : "with pwrite: io_uring is refused");
 	*out = c;
 	return 0;
 }
 
-void capped_free(struct capped *c)
+void capped_free(struct capped *c, bool flushed)
 {
 	const uint64_t one = 1;
 	struct capped_file *f, *next;
@@ -435,6 +435,8 @@ void capped_free(struct capped *c)
 		capped_mm_remove(c, c->mms);
 	HASH_ITER (hh, c->files, f, next)
 		file_free(c, f);
+	if (flushed)
+		spill_store_wipe(c->store);
 	spill_store_close(c->store);
 	if (c->buf)
 		munmap(c->buf, CAPPED_CLUSTER * WPFS_PAGE_SIZE);

@@ -35,8 +35,8 @@ bool capped_was(int private_fd);
 /* Finds what a killed daemon left, or begins anew; starts the fault thread. 0 or -errno, logged. */
 int capped_new(const struct capped_config *config, struct capped **capped);
 
-/* No request and no mm is left. What is spilled is gone with it. */
-void capped_free(struct capped *capped);
+/* No request and no mm is left. `flushed`: what is spilled is nowhere needed any more. */
+void capped_free(struct capped *capped, bool flushed);
 
 /* How much of a file is about to be used. */
 enum capped_io {

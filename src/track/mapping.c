@@ -176,6 +176,7 @@ void mapping_unmap(struct request *rq)
 		r = tmm_harvest(rq->t, tm);
 		if (r == 0)
 			r = mm_unmap(&tm->mm, range->addr, range->addr + range->len);
+		residency_busy(rq->t, false);
 		/* The kernel will not know any more: a daemon after this one has only what is
 		 * stored. */
 		if (r == 0)

@@ -452,7 +452,7 @@ static int stop(struct daemon *d, bool served)
 		r = flush(d, FS_STORE_FINAL | (d->run.adopted ? FS_STORE_WHOLE : 0));
 	if (d->capped) {
 		fs_set_hooks(d->fs, NULL);
-		capped_free(d->capped);
+		capped_free(d->capped, served && r == 0);
 	}
 	if (d->fs)
 		fs_free(d->fs);

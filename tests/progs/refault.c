@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Maps a file and knows what should be in it: a copy of all contents is kept in private memory, and
+ * which pages were written. Orders on stdin, one line each, answered "ok [VALUE]" or "err WHAT":
+ *
+ *   fill SEED          random contents; every eighth page is zeros
+ *   expect SEED        what "fill SEED" wrote should be there
+ *   verify THREADS     all threads compare all pages, each from another place on -> pages that
+ * differ write SEED N THREADS   N writes of 8 bytes at random places hammer THREADS     writes go
+ * on until "stop" -> number of writes stop written PATH       one byte per page: written since the
+ * last "clear"? clear fork               a child goes on here with the orders; the parent waits for
+ * its end
+ *
+ * usage: refault FILE PAGES
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PAGE	    4096ul
+#define WORDS	    (PAGE / 8)
+#define THREADS_MAX 16
+
+static uint64_t *file, *copy; /* both nr_pages long */
+static _Atomic uint8_t *written;
+static size_t nr_pages;
+
+struct job {
+	pthread_t thread;
+	unsigned index, nr; /* this thread, all */
+	uint64_t seed, count, result;
+};
+
+static struct job jobs[THREADS_MAX];
+static atomic_bool hammering;
+
+static uint64_t next_random(uint64_t *state)
+{
+	uint64_t z = (*state += 0x9e3779b97f4a7c15u);
+
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+	return z ^ z >> 31;
+}
+
+static void fill(uint64_t seed, int store)
+{
+	for (size_t page = 0; page < nr_pages; page++) {
+		for (size_t i = 0; i < WORDS && page % 8 != 3; i++)
+			copy[page * WORDS + i] = next_random(&seed);
+		if (store)
+			memcpy(file + page * WORDS, copy + page * WORDS, PAGE);
+	}
+}
+
+/* A word belongs to one thread, so that the copy needs no lock: thread i has the words i mod nr. */
+static void write_one(struct job *job)
+{
+	size_t page = next_random(&job->seed) % nr_pages;
+	size_t word = next_random(&job->seed) % (WORDS / job->nr) * job->nr + job->index;
+	uint64_t value = next_random(&job->seed);
+
+	copy[page * WORDS + word] = value;
+	/* Before the store: a page counts as written if its store may have been done. */
+	written[page] = 1;
+	((volatile uint64_t *)file)[page * WORDS + word] = value;
+}
+
+static void *write_main(void *arg)
+{
+	struct job *job = arg;
+
+	for (; job->count; job->count--)
+		write_one(job);
+	return NULL;
+}
+
+static void *hammer_main(void *arg)
+{
+	struct job *job = arg;
+
+	while (hammering) {
+		write_one(job);
+		job->result++;
+	}
+	return NULL;
+}
+
+static void *verify_main(void *arg)
+{
+	struct job *job = arg;
+
+	for (size_t i = 0; i < nr_pages; i++) {
+		size_t page = (i + job->count) % nr_pages;
+
+		if (memcmp(file + page * WORDS, copy + page * WORDS, PAGE) != 0) {
+			if (job->result++ == 0)
+				fprintf(stderr, "page %zu differs\n", page);
+		}
+	}
+	return NULL;
+}
+
+static void start(unsigned nr, void *(*main_fn)(void *), uint64_t seed, uint64_t count)
+{
+	for (unsigned i = 0; i < nr; i++) {
+		jobs[i] = (struct job){.index = i, .nr = nr, .seed = seed + i, .count = count};
+		if (pthread_create(&jobs[i].thread, NULL, main_fn, &jobs[i]) != 0)
+			abort();
+	}
+}
+
+static uint64_t finish(unsigned nr)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < nr; i++) {
+		pthread_join(jobs[i].thread, NULL);
+		sum += jobs[i].result;
+	}
+	return sum;
+}
+
+/* Verifying threads all start at the same pages but one: several fault on one page at once. */
+static uint64_t verify(unsigned nr)
+{
+	start(nr, verify_main, 0, 0);
+	return finish(nr);
+}
+
+static int dump(const char *path)
+{
+	FILE *f = fopen(path, "w");
+
+	if (!f || fwrite((void *)written, 1, nr_pages, f) != nr_pages)
+		return -1;
+	return fclose(f);
+}
+
+static unsigned threads(unsigned long nr)
+{
+	return nr < 1 ? 1 : nr > THREADS_MAX ? THREADS_MAX : (unsigned)nr;
+}
+
+/* 0, or what is wrong. */
+static const char *obey(char *line, unsigned *hammers)
+{
+	char verb[16] = "", path[512] = "";
+	unsigned long a = 0, b = 0, c = 0;
+	uint64_t value = 0;
+	int status;
+
+	sscanf(line, "%15s %511s", verb, path);
+	sscanf(line, "%*s %lu %lu %lu", &a, &b, &c);
+	if (strcmp(verb, "fill") == 0) {
+		fill(a, 1);
+	} else if (strcmp(verb, "expect") == 0) {
+		fill(a, 0);
+	} else if (strcmp(verb, "verify") == 0) {
+		value = verify(threads(a));
+	} else if (strcmp(verb, "write") == 0) {
+		start(threads(c), write_main, a, b / threads(c));
+		finish(threads(c));
+	} else if (strcmp(verb, "hammer") == 0) {
+		hammering = true;
+		*hammers = threads(a);
+		start(*hammers, hammer_main, 1234, 0);
+	} else if (strcmp(verb, "stop") == 0) {
+		hammering = false;
+		value = finish(*hammers);
+	} else if (strcmp(verb, "written") == 0) {
+		if (dump(path) != 0)
+			return strerror(errno);
+	} else if (strcmp(verb, "clear") == 0) {
+		memset((void *)written, 0, nr_pages);
+	} else if (strcmp(verb, "fork") == 0) {
+		pid_t pid = fork();
+
+		if (pid < 0)
+			return strerror(errno);
+		if (pid > 0) {
+			waitpid(pid, &status, 0);
+			_exit(status != 0);
+		}
+		value = (uint64_t)getpid();
+	} else {
+		return "unknown order";
+	}
+	printf("ok %llu\n", (unsigned long long)value);
+	return NULL;
+}
+
+static void *private_memory(size_t len)
+{
+	void *at = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (at == MAP_FAILED)
+		abort();
+	return at;
+}
+
+int main(int argc, char **argv)
+{
+	char line[1024];
+	unsigned hammers = 0;
+	int fd;
+
+	if (argc != 3)
+		return 2;
+	nr_pages = strtoul(argv[2], NULL, 0);
+	fd = open(argv[1], O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+	if (fd < 0 || ftruncate(fd, (off_t)(nr_pages * PAGE)) < 0) {
+		perror(argv[1]);
+		return 1;
+	}
+	file = mmap(NULL, nr_pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (file == MAP_FAILED) {
+		perror("mmap");
+		return 1;
+	}
+	close(fd);
+	copy = private_memory(nr_pages * PAGE);
+	written = private_memory(nr_pages);
+	setlinebuf(stdout);
+	printf("ok ready\n");
+	while (fgets(line, sizeof(line), stdin)) {
+		const char *wrong = obey(line, &hammers);
+
+		if (wrong)
+			printf("err %s\n", wrong);
+	}
+	return 0;
+}
