@@ -22,7 +22,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "ctl/holders.h"
-#include "ctl/mountinfo.h"
+#include "base/mountinfo.h"
 #include "ctl/say.h"
 #include "ipc/client.h"
 #include "uffd/proc.h"

@@ -26,6 +26,7 @@
 #include "base/cleanup.h"
 #include "base/fdio.h"
 #include "base/log.h"
+#include "base/mountinfo.h"
 #include "db/db.h"
 #include "fs/fs.h"
 #include "fs/store.h"
@@ -33,7 +34,6 @@
 #include "track/capped.h"
 #include "track/track.h"
 #include "wpfs/mountpoint.h"
-#include "wpfs/mounts.h"
 #include "wpfs/needs.h"
 #include "wpfs/rundir.h"
 #include "wpfs/storedir.h"
@@ -51,7 +51,7 @@ struct daemon {
 	int listen_fd;
 	struct fs *fs;
 	bool mounted;
-	struct mounts_entry mount; /* valid when mounted */
+	struct mountinfo mount; /* valid when mounted */
 	struct track *track;
 	struct capped *capped; /* NULL on a native mount */
 	struct fs_hooks hooks;
@@ -257,7 +257,7 @@ static int mount_fuse(struct daemon *d)
 	}
 	if (!r) {
 		what = "find the mount";
-		r = mounts_find(d->mountpoint, &d->mount);
+		r = mountinfo_find(d->mountpoint, &d->mount);
 	}
 	if (r)
 		log_err("cannot mount on %s: %s: %s", d->mountpoint, what, log_errstr(r));
@@ -423,9 +423,9 @@ static void serve_until_unmounted(struct daemon *d, int signal_fd)
 /* What is mounted on the mountpoint is ours and dead, when the connection was aborted. */
 static void unmount_rest(struct daemon *d)
 {
-	struct mounts_entry entry;
+	struct mountinfo entry;
 
-	if (d->mounted && mounts_find(d->mountpoint, &entry) == 0 && entry.dev == d->mount.dev)
+	if (d->mounted && mountinfo_find(d->mountpoint, &entry) == 0 && entry.dev == d->mount.dev)
 		umount2(d->mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW);
 	d->mounted = false;
 }

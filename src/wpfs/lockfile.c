@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
-#include "wpfs/mounts.h"
+#include "base/mountinfo.h"
 
 #define FINISH_WAIT_S 30
 
@@ -32,9 +32,9 @@ static void holder_read(int fd, struct lockfile_holder *holder)
 
 static bool holder_is_mounted(const struct lockfile_holder *holder)
 {
-	struct mounts_entry entry;
+	struct mountinfo entry;
 
-	return mounts_find(holder->mountpoint, &entry) == 0 &&
+	return mountinfo_find(holder->mountpoint, &entry) == 0 &&
 	       strcmp(entry.fstype, "fuse.wpfs") == 0;
 }
 

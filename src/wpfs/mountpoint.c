@@ -11,7 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "wpfs/mounts.h"
+#include "base/mountinfo.h"
 
 /* realpath(3) asks the last component what it is, and a dead mount there answers ENOTCONN. */
 static int resolve_dead(const char *given, char *path)
@@ -66,9 +66,9 @@ static int check_empty(const char *path)
 
 int mountpoint_check(const char *path, bool *dead)
 {
-	struct mounts_entry entry;
+	struct mountinfo entry;
 	struct statfs st;
-	int r = mounts_find(path, &entry);
+	int r = mountinfo_find(path, &entry);
 
 	*dead = false;
 	if (r == -ENOENT)

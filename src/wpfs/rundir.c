@@ -15,8 +15,8 @@
 #include "base/cleanup.h"
 #include "base/fdio.h"
 #include "base/log.h"
+#include "base/mountinfo.h"
 #include "ipc/wire.h"
-#include "wpfs/mounts.h"
 
 static const char *const private_files[] = {
 	"wpfs.db", "wpfs.db-wal", "wpfs.db-shm", "ids", "ids.new", "lower_id", "lower_id.new",
@@ -111,10 +111,10 @@ static int lower_open_root(struct rundir *rd)
 
 static int lower_adopt(struct rundir *rd, const char *path, const char *options)
 {
-	struct mounts_entry entry;
+	struct mountinfo entry;
 	int r;
 
-	r = mounts_find(path, &entry);
+	r = mountinfo_find(path, &entry);
 	if (!r && strcmp(entry.fstype, "tmpfs") != 0)
 		r = -ENOENT;
 	if (!r)

@@ -17,7 +17,7 @@
 #include "base/cleanup.h"
 #include "ctl/exe.h"
 #include "ctl/json.h"
-#include "ctl/mountinfo.h"
+#include "base/mountinfo.h"
 #include "ctl/out.h"
 #include "ctl/parse.h"
 #include "ctl/say.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include "ctl/mountinfo.h"
+#include "base/mountinfo.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -92,6 +92,20 @@ const struct mountinfo *mountinfo_at(const struct mountinfo_list *list, const ch
 			return &list->mounts[i];
 	}
 	return NULL;
+}
+
+int mountinfo_find(const char *mountpoint, struct mountinfo *mount)
+{
+	const struct mountinfo *found = NULL;
+	struct mountinfo_list list;
+	int r = mountinfo_read(&list);
+
+	if (r == 0)
+		found = mountinfo_at(&list, mountpoint);
+	if (found)
+		*mount = *found;
+	mountinfo_free(&list);
+	return r < 0 ? r : found ? 0 : -ENOENT;
 }
 
 const struct mountinfo *mountinfo_below(const struct mountinfo_list *list,

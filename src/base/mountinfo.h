@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The mounts of this mount namespace, from /proc/self/mountinfo (proc(5)): asks no file system. */
-#ifndef WPFS_CTL_MOUNTINFO_H
-#define WPFS_CTL_MOUNTINFO_H
+#ifndef WPFS_BASE_MOUNTINFO_H
+#define WPFS_BASE_MOUNTINFO_H
 
 #include <limits.h>
 #include <stddef.h>
@@ -28,6 +28,9 @@ int mountinfo_parse(const char *line, struct mountinfo *mount);
 
 /* The mount that a path lookup finds at `mountpoint`: the last one made there; or NULL. */
 const struct mountinfo *mountinfo_at(const struct mountinfo_list *list, const char *mountpoint);
+
+/* The same for one path (absolute, no symbolic links), without a list. -ENOENT: none is there. */
+int mountinfo_find(const char *mountpoint, struct mountinfo *mount);
 
 /* A mount on top of something inside `mount`, or NULL. */
 const struct mountinfo *mountinfo_below(const struct mountinfo_list *list,
