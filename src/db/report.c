@@ -412,7 +412,8 @@ static int report_nothing(struct db_tx *tx, struct report *rp)
 		if (known == 0)
 			return report_fail(
 				rp, -ENOENT,
-				"no program named '%.80s' has mapped a file of this mount",
+				"no program named '%.80s' has mapped a file of this mount shared "
+				"(MAP_PRIVATE mappings and write(2) are not tracked)",
 				q->name);
 	}
 	if (q->epoch && q->kind == WPFS_REPORT_DIRTY && !rp->epoch_seen)

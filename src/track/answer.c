@@ -103,7 +103,7 @@ void answer_report(struct request *rq)
 	char why[DB_WHY_SIZE] = "";
 	struct ipc_records records;
 	struct fs_file file;
-	int r;
+	int r, unseen;
 
 	if (s->set & WPFS_SELECT_FILE) {
 		r = fs_file_by_path(rq->t->config.fs, s->file, &file);
@@ -125,7 +125,11 @@ void answer_report(struct request *rq)
 		return;
 	}
 	ipc_records_init(&records, answer_sink, rq);
-	r = db_report(rq->t->config.db, &query, answer_emit, &records, why);
+	unseen =
+		query.file ? 0 : unseen_report(rq->t, query.uid, query.name, answer_emit, &records);
+	r = unseen < 0 ? unseen : db_report(rq->t->config.db, &query, answer_emit, &records, why);
+	if (r == -ENOENT && query.name && unseen > 0)
+		r = 0; /* such a program is there, and the note says what it does */
 	if (r == 0)
 		r = ipc_records_flush(&records);
 	if (r < 0)

@@ -227,6 +227,15 @@ void answer_report(struct request *rq);
 void answer_sync(struct request *rq);
 void answer_settle(struct request *rq);
 
+/* ---- unseen.c ---- */
+
+/*
+ * Emits a note for each attached program of `uid` (0: any) and name (NULL: any) that uses the
+ * mount without a shared mapping. Gives how many, or -errno of `emit`.
+ */
+int unseen_report(struct track *t, uid_t uid, const char *name,
+		  int (*emit)(void *ctx, uint32_t type, const void *body, size_t len), void *ctx);
+
 /* ---- persist.c: the database's view ---- */
 
 /* An epoch that begins (number > 0) or only ends (0), with the dirty set that the last one had. */
