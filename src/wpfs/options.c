@@ -34,9 +34,8 @@ const char options_help[] =
 	"  -o nr_inodes=N        largest number of files\n"
 	"  -o huge=POLICY        never, always, within_size or advise\n"
 	"  -o mode=MODE,uid=UID,gid=GID   of the root directory\n"
-	"  -o resident=SIZE      keep at most SIZE of contents in memory, the rest in STORE\n"
+	"  -o resident=SIZE      capped: wpctl evict moves pages from memory to STORE\n"
 	"  -o settle=TIME        how long direct I/O may take there (default 100ms)\n"
-	"  -o onerror=wait|sigbus         when a page cannot be read back there\n"
 	"  -o flush=SECONDS      write changes to STORE that often (default 30, 0: at unmount)\n"
 	"  -o harvest=SECONDS    make marks durable that often (default 10, 0: when asked)\n"
 	"  -o io_uring           FUSE over io_uring\n"
@@ -211,17 +210,6 @@ static int take_settle(struct options *o, const char *value, char *error)
 	return 0;
 }
 
-static int take_onerror(struct options *o, const char *value, char *error)
-{
-	if (strcmp(value, "wait") == 0)
-		o->onerror = OPTIONS_ONERROR_WAIT;
-	else if (strcmp(value, "sigbus") == 0)
-		o->onerror = OPTIONS_ONERROR_SIGBUS;
-	else
-		return bad(error, "bad value '%s' in onerror=: wait or sigbus", value);
-	return 0;
-}
-
 static int take_seconds(const char *key, const char *value, unsigned *seconds, char *error)
 {
 	uint64_t n;
@@ -267,8 +255,8 @@ static const struct {
 	{"huge", take_huge},	     {"mode", take_mode},
 	{"uid", take_uid},	     {"gid", take_gid},
 	{"resident", take_resident}, {"settle", take_settle},
-	{"onerror", take_onerror},   {"flush", take_flush},
-	{"harvest", take_harvest},   {"uffd", take_uffd},
+	{"flush", take_flush},	     {"harvest", take_harvest},
+	{"uffd", take_uffd},
 };
 
 static int take_word(struct options *o, const char *word, char *error)

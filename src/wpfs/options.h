@@ -13,11 +13,6 @@
 
 enum options_action { OPTIONS_MOUNT, OPTIONS_PROBE, OPTIONS_HELP, OPTIONS_VERSION };
 
-enum options_onerror {
-	OPTIONS_ONERROR_WAIT, /* who needs a page that cannot be read waits until it can */
-	OPTIONS_ONERROR_SIGBUS,
-};
-
 struct options {
 	enum options_action action;
 	const char *store; /* as given, "none" included; borrowed from argv, like the next */
@@ -31,7 +26,6 @@ struct options {
 
 	uint64_t resident; /* bytes; 0 = native */
 	unsigned settle_ms;
-	enum options_onerror onerror;
 	unsigned flush_s;   /* 0 = only at unmount */
 	unsigned harvest_s; /* 0 = only when asked */
 	bool uring;
