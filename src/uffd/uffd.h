@@ -4,9 +4,9 @@
  * works on; a uffd acts on the mm it was created in, whoever holds it.
  *
  * Errors common to all: the mm is gone (exec or exit and no task keeps it): -ESRCH from
- * uffd_writeprotect, -ENOMEM from the other two, as the kernel has it. While the owner of the mm has
- * an unread event (fork, mremap) the kernel answers EAGAIN; the calls retry for UFFD_RETRY_MS at
- * most, because only the witness reads events and it may be stopped, and then give -EAGAIN.
+ * uffd_writeprotect, -ENOMEM from the other two, as the kernel has it. While the owner of the mm
+ * has an unread event (fork, mremap) the kernel answers EAGAIN; the calls retry for UFFD_RETRY_MS
+ * at most, because only the witness reads events and it may be stopped, and then give -EAGAIN.
  *
  * Kernel: Documentation/admin-guide/mm/userfaultfd.rst, ioctl_userfaultfd(2).
  */
