@@ -10,6 +10,7 @@
 #include "preload/map.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/mman.h>
 #include <sys/stat.h>
 
@@ -204,16 +205,35 @@ static long map_any(struct mapping *r)
 	return ret;
 }
 
+/*
+ * Is it a regular file, and which? A descriptor that was opened through a daemon that is gone still
+ * maps, though fstat(2) fails: then the kernel says what it remembers.
+ */
+static bool identify(int fd, uint64_t *dev, uint64_t *ino)
+{
+	struct statx stx;
+	struct stat st;
+	long err = raw(fstat, fd, &st);
+
+	if (!err) {
+		*dev = st.st_dev;
+		*ino = st.st_ino;
+		return S_ISREG(st.st_mode);
+	}
+	if (err != -ENOTCONN || raw(statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
+				    STATX_TYPE | STATX_INO, &stx) != 0)
+		return false;
+	*dev = shim_makedev(stx.stx_dev_major, stx.stx_dev_minor);
+	*ino = stx.stx_ino;
+	return S_ISREG(stx.stx_mode);
+}
+
 long map_shared(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
 {
 	struct mapping r = {addr, len, prot, flags, fd, off, 0, 0, 0};
-	struct stat st;
 
-	if (raw(fstat, fd, &st) != 0 || !S_ISREG(st.st_mode) ||
-	    discover_cached(st.st_dev) == DISCOVER_OTHER)
+	if (!identify(fd, &r.dev, &r.ino) || discover_cached(r.dev) == DISCOVER_OTHER)
 		return map_over(addr, len, prot, flags, fd, off);
-	r.dev = st.st_dev;
-	r.ino = st.st_ino;
 	return map_any(&r);
 }
 

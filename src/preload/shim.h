@@ -108,6 +108,13 @@ static inline size_t text_copy(char *to, const char *from, size_t size)
 	return i;
 }
 
+/* As in st_dev. */
+static inline uint64_t shim_makedev(uint64_t major, uint64_t minor)
+{
+	return (minor & 0xff) | (major & 0xfff) << 8 | (minor & ~0xffull) << 12 |
+	       (major & ~0xfffull) << 32;
+}
+
 static inline uint64_t page_align_up(uint64_t bytes)
 {
 	return (bytes + SHIM_PAGE_SIZE - 1) & ~(SHIM_PAGE_SIZE - 1);

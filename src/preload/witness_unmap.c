@@ -97,13 +97,6 @@ static void line_char(struct line *line, char c)
 	line->before = c;
 }
 
-/* As st_dev has it. */
-static uint64_t line_dev(const struct line *line)
-{
-	return (line->minor & 0xff) | (line->major & 0xfff) << 8 | (line->minor & ~0xffull) << 12 |
-	       (line->major & ~0xfffull) << 32;
-}
-
 void witness_unmap_rest(const struct witness_boot *boot)
 {
 	struct span keep[1 + WITNESS_MAX];
@@ -131,7 +124,8 @@ void witness_unmap_rest(const struct witness_boot *boot)
 				line_char(&line, buf[i]);
 				continue;
 			}
-			if (!line.kernels && !discover_is_wpfs(line_dev(&line)))
+			if (!line.kernels &&
+			    !discover_is_wpfs(shim_makedev(line.major, line.minor)))
 				unmap_around(line.span, keep, nr_keep);
 			line = (struct line){0};
 		}

@@ -371,6 +371,19 @@ def test_the_shim_finds_the_new_daemon(wpfs):
     assert report.dirty(wpfs, "t", "/g") == {3}
 
 
+def test_a_descriptor_of_the_old_daemon_still_maps_tracked(wpfs):
+    """fstat on it fails from now on; its mappings are tracked all the same."""
+    program = mapped(wpfs)
+    wpfs.kill9()
+    wpfs.restart()
+    program.order("unmap 0")
+    program.order(f"map 0 0 0 {4 * PAGE}")
+    program.order("store 0 1 1")
+    assert report.dirty(wpfs, "t") == {1}
+    program.kill9()
+    assert report.dirty(wpfs, "t") == {1}
+
+
 def test_what_needs_the_daemon_says_so_while_it_is_away(wpfs):
     program = mapped(wpfs)
     program.order(f"open 1 {wpfs.mnt}/g")
