@@ -207,6 +207,10 @@ static void test_stale_bits_are_no_marks(void **state)
 		pagemap_marked(pagemap, (uint64_t)c->at, (uint64_t)c->at + BYTES, false, &stale),
 		0);
 	assert_int_equal(mm_set_count(&stale), PAGES); /* they are there */
+	mm_set_clear(&stale);
+	assert_int_equal(
+		pagemap_marked(pagemap, (uint64_t)c->at, (uint64_t)c->at + BYTES, true, &stale), 0);
+	assert_true(mm_set_is_empty(&stale));
 	for (int own_uffds = 0; own_uffds < 2; own_uffds++) {
 		child_harvest(c, own_uffds, &h);
 		assert_int_equal(h.nr, 1);

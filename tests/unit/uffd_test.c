@@ -345,7 +345,7 @@ static void test_maps_show_what_was_mapped(void **state)
 	assert_true(maps.vmas[0].start < maps.vmas[1].start);
 	assert_int_equal(maps_read(c->pid, &c->dev, 1, &again), 0);
 	assert_true(maps_equal(&maps, &again));
-	assert_int_equal(child_call(c, do_mprotect, at, 4096, PROT_READ, 0, 0, 0), 0);
+	assert_int_equal(child_call(c, do_mprotect, at, LEN(3), PROT_READ, 0, 0, 0), 0);
 	assert_int_equal(maps_read(c->pid, &c->dev, 1, &again), 0);
 	assert_false(maps_equal(&maps, &again));
 	/* of a list that is out of date nothing is claimed */
@@ -353,7 +353,7 @@ static void test_maps_show_what_was_mapped(void **state)
 	assert_int_equal(maps_read_wp(c->pid, &maps, wp), 0);
 	assert_int_equal(wp[0], maps.vmas[0].shared);
 	assert_int_equal(wp[1], maps.vmas[1].shared);
-	assert_int_equal(uffd_unregister(c->uffd, (uint64_t)c->at, (uint64_t)AT(c, 8)), 0);
+	assert_int_equal(uffd_unregister(c->uffd, (uint64_t)AT(c, 8), (uint64_t)AT(c, PAGES)), 0);
 	assert_int_equal(maps_read_wp(c->pid, &maps, wp), 0);
 	assert_false(wp[0] || wp[1]);
 	maps_free(&maps);
