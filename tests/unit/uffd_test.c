@@ -231,6 +231,19 @@ static void test_identity_outlives_the_process(void **state)
 	assert_int_equal(proc_of_pidfd(c->file), -EBADF);
 }
 
+static void test_parent(void **state)
+{
+	struct child *c = tracked(state);
+	struct proc_id me, parent;
+
+	assert_int_equal(proc_identify(getpid(), &me), 0);
+	assert_int_equal(proc_parent(c->pid, &parent), 0);
+	assert_int_equal(parent.pid, me.pid);
+	assert_int_equal(parent.start_time, me.start_time);
+	assert_int_equal(proc_parent(INT32_MAX, &parent), -ESRCH);
+	assert_int_equal(proc_parent(1, &parent), -ESRCH); /* it has none */
+}
+
 static long do_name(long a, long b, long c, long d, long e, long f)
 {
 	return prctl(PR_SET_NAME, "a) R 1 (\tb");
@@ -404,6 +417,7 @@ int main(void)
 		T(test_the_mm_is_gone),
 		T(test_unread_event_is_eagain),
 		T(test_identity_outlives_the_process),
+		T(test_parent),
 		T(test_strange_names),
 		T(test_uid),
 		T(test_one_mm_or_two),
