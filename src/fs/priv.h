@@ -73,8 +73,8 @@ struct fs {
 	pthread_t thread;
 	bool thread_started;
 	bool init_seen;
-	int init_error; /* these two are written before `ready` is posted */
-	bool uring;
+	int init_error;	    /* these two are written before `ready` is posted */
+	_Atomic bool uring; /* set by the handshake, asked by status meanwhile */
 	sem_t ready;
 
 	int done_fd;	   /* eventfd: the session has ended */

@@ -177,6 +177,19 @@ int spill_store_read(struct spill_store *store, uint64_t id, const struct spill_
 	return store_run(store, id, false, runs, nr);
 }
 
+void spill_store_discard(struct spill_store *store, uint64_t id, const struct spill_run *runs,
+			 size_t nr)
+{
+	pthread_mutex_lock(&store->lock);
+	if (store_switch(store, id, false) == 0) {
+		for (size_t i = 0; i < nr; i++)
+			fallocate(store->open_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				  (off_t)(runs[i].first << WPFS_PAGE_SHIFT),
+				  (off_t)(runs[i].nr << WPFS_PAGE_SHIFT));
+	}
+	pthread_mutex_unlock(&store->lock);
+}
+
 int spill_store_remove(struct spill_store *store, uint64_t id)
 {
 	int r;

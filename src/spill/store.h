@@ -41,6 +41,10 @@ int spill_store_write(struct spill_store *store, uint64_t id, const struct spill
 int spill_store_read(struct spill_store *store, uint64_t id, const struct spill_run *runs,
 		     size_t nr);
 
+/* These pages are not needed: their room is given back as far as the file system can. */
+void spill_store_discard(struct spill_store *store, uint64_t id, const struct spill_run *runs,
+			 size_t nr);
+
 /* The file is not needed any more. 0 or -errno; it not being there is no error. */
 int spill_store_remove(struct spill_store *store, uint64_t id);
 

@@ -180,6 +180,7 @@ int capped_load_file(struct capped *c, uint64_t ino, uint64_t *loaded)
 	int r = 0;
 
 	pthread_mutex_lock(&c->lock);
+	capped_wait_drop(c, ino);
 	f = capped_file_find(c, ino);
 	if (f)
 		r = capped_load(c, f, 0, UINT64_MAX, loaded);
@@ -223,6 +224,7 @@ int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr)
 	int r = 0;
 
 	pthread_mutex_lock(&c->lock);
+	capped_wait_drop(c, ino);
 	f = capped_file_find(c, ino);
 	if (f && fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 			   (off_t)(first << WPFS_PAGE_SHIFT), (off_t)(nr << WPFS_PAGE_SHIFT)) < 0)
@@ -238,7 +240,8 @@ static bool file_is_idle(struct capped *c, const struct capped_file *f)
 {
 	struct stat st;
 
-	if (c->accesses[f->ino % CAPPED_SHARDS] || !fs_file_held_alone(c->config.fs, f->ino))
+	if (c->accesses[f->ino % CAPPED_SHARDS] || c->drops[f->ino % CAPPED_SHARDS] ||
+	    !fs_file_held_alone(c->config.fs, f->ino))
 		return false;
 	return f->bits.count == 0 || (fstat(f->fd, &st) == 0 && st.st_nlink == 0);
 }

@@ -48,7 +48,7 @@ enum capped_io {
  * Around each access to [off, off + len) of file `ino` by a FUSE thread; len 0: to the end. Waits
  * for an eviction of the file to end. 0 or -errno: a page cannot be read from the store, and then
  * capped_io_end is not called. `done` (of a DROP): it was, and stored copies go too. Between a
- * begin and its end nothing of the track room may be called, and not another begin of a DROP.
+ * begin and its end nothing of the track room may be called, and not another begin.
  */
 int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, enum capped_io io);
 void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, enum capped_io io,

@@ -348,8 +348,11 @@ static int save_and_punch(struct capped *c, struct capped_batch *b, struct save 
 		r = -errno;
 	if (r == 0)
 		r = spill_store_write(c->store, b->file->ino, s->runs, s->nr);
-	if (r < 0)
+	if (r < 0) {
+		/* A full store must not stay so for pages that are not in it. */
+		spill_store_discard(c->store, b->file->ino, s->runs, s->nr);
 		return r;
+	}
 	pthread_mutex_lock(&c->lock);
 	for (size_t i = 0; i < s->nr; i++) {
 		for (uint64_t p = 0; p < s->runs[i].nr; p++)
@@ -372,7 +375,8 @@ static int batch_begin(struct capped *c, struct capped_batch *b)
 	pthread_mutex_lock(&c->lock);
 	r = capped_mm_orphans(c) ? -EBUSY : 0;
 	c->batch = b;
-	while (r == 0 && c->accesses[b->file->ino % CAPPED_SHARDS])
+	while (r == 0 && (c->accesses[b->file->ino % CAPPED_SHARDS] ||
+			  c->drops[b->file->ino % CAPPED_SHARDS]))
 		pthread_cond_wait(&c->cond, &c->lock);
 	pthread_mutex_unlock(&c->lock);
 	return r;

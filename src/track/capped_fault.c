@@ -243,6 +243,8 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t
 	uint64_t page = 0;
 	int r = fault_resolve(c, mm, addr, &f, &page);
 
+	if (r == 0 && c->drops[f->ino % CAPPED_SHARDS])
+		return -EAGAIN;
 	if (r == 0)
 		residency = fault_residency(f, page);
 	else if (!wp && (r == -ENOENT || r == -ESRCH) && mm->maps_fd >= 0)

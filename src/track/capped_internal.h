@@ -100,13 +100,14 @@ struct capped {
 
 	/* Outermost of this room and of spill; fs may be called under it, but no hook is. */
 	pthread_mutex_t lock;
-	pthread_cond_t cond; /* a batch or an access ended */
+	pthread_cond_t cond; /* a batch, an access or a drop ended */
 	struct capped_file *files;
 	struct capped_mm *mms;
 	uint64_t next_mm;
 	struct capped_wait *waits;
 	struct capped_batch *batch;	  /* set and cleared by the track thread */
 	unsigned accesses[CAPPED_SHARDS]; /* FUSE requests under way, by file */
+	bool drops[CAPPED_SHARDS];	  /* one of them is a drop: nothing is brought back */
 	struct capped_ticket tickets[CAPPED_TICKETS];
 	struct capped_record left; /* of the killed daemon; nr 0: none. Track thread only */
 	void *buf;		   /* CAPPED_CLUSTER pages */
@@ -120,6 +121,13 @@ static inline void capped_nap(void)
 }
 
 /* ---- capped.c: files and their pages ---- */
+
+/* Waits, with the lock let go meanwhile, until no drop of a file is under way. Lock held. */
+static inline void capped_wait_drop(struct capped *c, uint64_t ino)
+{
+	while (c->drops[ino % CAPPED_SHARDS])
+		pthread_cond_wait(&c->cond, &c->lock);
+}
 
 /* All with the lock held, but for what is said. */
 struct capped_file *capped_file_find(struct capped *c, uint64_t ino);

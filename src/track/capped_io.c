@@ -2,8 +2,8 @@
 /*
  * Contents used through the mount, not through a mapping: FUSE requests, the flush, and tickets.
  *
- * An access is counted while it runs, so that no page leaves under it. A drop has the lock to
- * itself: a fault in between would bring back what is being dropped.
+ * An access is counted while it runs, so that no page leaves under it. While a drop runs nothing of
+ * the file comes or goes: a fault in between would bring back what is being dropped.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -45,14 +45,14 @@ int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, 
 	int r = 0;
 
 	pthread_mutex_lock(&c->lock);
-	while (c->batch && c->batch->file->ino % CAPPED_SHARDS == shard)
+	while (c->drops[shard] || (c->batch && c->batch->file->ino % CAPPED_SHARDS == shard))
 		pthread_cond_wait(&c->cond, &c->lock);
 	f = capped_file_find(c, ino);
 	if (f)
 		r = io == CAPPED_DROP ? load_edges(c, f, off, len) : load_range(c, f, off, len);
 	if (r == 0 && io == CAPPED_DROP)
-		return 0; /* with the lock */
-	if (r == 0)
+		c->drops[shard] = true;
+	else if (r == 0)
 		c->accesses[shard]++;
 	pthread_mutex_unlock(&c->lock);
 	return r;
@@ -61,21 +61,21 @@ int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, 
 void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, enum capped_io io,
 		   bool done)
 {
+	uint64_t first = (off + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
+	uint64_t end = len ? (off + len) >> WPFS_PAGE_SHIFT : UINT64_MAX;
+	unsigned shard = ino % CAPPED_SHARDS;
 	struct capped_file *f;
-	uint64_t first, end;
 
+	pthread_mutex_lock(&c->lock);
 	if (io == CAPPED_ACCESS) {
-		pthread_mutex_lock(&c->lock);
-		if (--c->accesses[ino % CAPPED_SHARDS] == 0)
-			pthread_cond_broadcast(&c->cond);
-		pthread_mutex_unlock(&c->lock);
-		return;
+		c->accesses[shard]--;
+	} else {
+		f = capped_file_find(c, ino);
+		if (f && done && first < end)
+			capped_forget(c, f, first, end - first);
+		c->drops[shard] = false;
 	}
-	f = capped_file_find(c, ino);
-	first = (off + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
-	end = len ? (off + len) >> WPFS_PAGE_SHIFT : UINT64_MAX;
-	if (f && done && first < end)
-		capped_forget(c, f, first, end - first);
+	pthread_cond_broadcast(&c->cond);
 	pthread_mutex_unlock(&c->lock);
 }
 
@@ -106,6 +106,7 @@ int capped_read_through(struct capped *c, uint64_t ino, int lower_fd, void *buf,
 	int r;
 
 	pthread_mutex_lock(&c->lock);
+	capped_wait_drop(c, ino);
 	r = read_lower(lower_fd, buf, len, off);
 	f = capped_file_find(c, ino);
 	for (uint64_t page = f ? spill_bits_next(&f->bits, off >> WPFS_PAGE_SHIFT) : UINT64_MAX;

@@ -514,6 +514,98 @@ def test_removed_file(wpfs):
     proc.wait_for(lambda: spilled(wpfs) == 0, harness.SECONDS, "the stored pages to go")
 
 
+def test_flush_reads_through(make_wpfs):
+    """What is in the store is written to the data files without coming back into memory."""
+    wpfs = make_wpfs("store", ["resident=64M", "settle=0", "flush=1"])
+    content = os.urandom(64 * PAGE)
+    (wpfs.mnt / "f").write_bytes(content)
+    ino = os.stat(wpfs.mnt / "f").st_ino
+    assert evict(wpfs) == 64
+    data = harness.Path(wpfs.store) / f"data/{ino & 0xff:02x}/{ino}"
+    proc.wait_for(lambda: data.exists() and data.read_bytes() == content, harness.SECONDS,
+                  "the flush")
+    assert spilled(wpfs) == 64
+
+
+def test_store_full(make_wpfs):
+    """The store has no room: nothing is dropped, no fence is left, one line says why."""
+    wpfs = make_wpfs("store", ["resident=64M", "settle=0", "flush=0"], start=False)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6M", "none", wpfs.store], check=True,
+                   timeout=30)
+    try:
+        wpfs.start()
+        program = refault(wpfs, pages=2048)
+        program.order("fill 8")
+        protect(wpfs)
+        assert "No space left" in refused(wpfs)
+        assert program.order("verify 2") == 0
+        assert report.marked(wpfs, "t") == set(range(2048))
+        program.order("clear")
+        program.order("write 1 10 1")
+        assert report.dirty(wpfs, "t") == written(wpfs, program)
+        program.wait()
+        os.unlink(wpfs.mnt / "f")
+        wpfs.umount()
+    finally:
+        subprocess.run(["umount", wpfs.store], check=True, timeout=30)
+
+
+def test_store_unreadable(wpfs):
+    """A page that cannot be read is waited for; it is never taken for zeros."""
+    program = mapped(wpfs)
+    fill(program)
+    protect(wpfs)
+    assert evict(wpfs) == 64
+    [path] = [path for path in (harness.Path(wpfs.store) / "spill").rglob("*") if path.is_file()]
+    content = path.read_bytes()
+    os.truncate(path, 0)
+    wpfs.allow_log("cannot be had|cannot bring")
+    program.send("load 0 5")
+    proc.wait_for(lambda: "cannot be had" in wpfs.read_log(), harness.SECONDS, "the error line")
+    assert waiting(program.pid)
+    with open(wpfs.mnt / "f", "rb") as file, pytest.raises(OSError):
+        os.pread(file.fileno(), 1, 7 * PAGE)
+    path.write_bytes(content)
+    assert program.read() == "ok 6"
+    assert loaded(program) == [page + 1 for page in range(64)]
+    assert report.marked(wpfs, "t") == ALL
+
+
+RAW_FORK = """
+import ctypes, mmap, os, sys
+with open(sys.argv[1], "r+b") as file:
+    view = mmap.mmap(file.fileno(), 0)
+print("ready", flush=True)
+input()
+pid = ctypes.CDLL(None).syscall(57)  # fork, behind the shim's back
+if pid == 0:
+    print([view[page * 4096] for page in range(64)], flush=True)
+    view[0] = 99
+    input()
+    os._exit(0)
+os.waitpid(pid, 0)
+print([view[page * 4096] for page in range(2)], flush=True)
+input()
+"""
+
+
+def test_raw_fork(wpfs):
+    """The child of a raw fork: pages come for it too, and while it lives nothing is evicted."""
+    program = mapped(wpfs)
+    fill(program)
+    parent = wpfs.spawn("/usr/bin/python3", "-c", RAW_FORK, wpfs.mnt / "f", name="raw")
+    assert parent.read() == "ready"
+    assert evict(wpfs) == 64
+    parent.send("")
+    assert parent.read() == str([page + 1 for page in range(64)])
+    assert "untracked" in refused(wpfs) or "not tracked" in refused(wpfs)
+    parent.send("")
+    assert parent.read() == "[99, 2]"
+    assert evict(wpfs) == 64
+    parent.send("")
+    parent.wait()
+
+
 def test_random(make_wpfs):
     """Stores, evictions and loads in random order against a reference, for several seeds."""
     for seed in range(6):
