@@ -218,7 +218,7 @@ bool files_is_mapped(struct track *t, uint64_t ino);
 void protect_protect(struct request *rq);
 void protect_unprotect(struct request *rq);
 void protect_forget(struct request *rq);
-/* Opens the first epoch of a file of the mm, if none is open. */
+/* Opens the first epoch of a file of the mm, if none is open, and stores the mm. */
 int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file);
 
 /* ---- answer.c ---- */

@@ -60,8 +60,8 @@ static int mapping_arm_fresh(struct track *t, struct tmm *tm, uint64_t file, uin
 	if (f->protect && mm_set_count(&f->own[MM_WPFS].armed) == before)
 		return 0; /* known already: an earlier run, or another mapping */
 	f->protect = true;
-	r = protect_open_epoch(t, tm, file);
-	return r < 0 ? r : persist_mm(t, tm);
+	/* What has armed pages has an open epoch: this is more of it. */
+	return before ? persist_mm(t, tm) : protect_open_epoch(t, tm, file);
 }
 
 /* Arms what has to be and records the mapping. Gives the number of pages armed or -errno. */

@@ -291,9 +291,12 @@ static int protect_mm(struct track *t, struct tmm *tm, const struct selection *s
 int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file)
 {
 	const struct persist_epoch epoch = {.file = file, .number = tm->mm.epoch ?: 1};
+	int r;
 
 	tm->mm.epoch = epoch.number;
-	return persist_mm_epochs(t, tm, &epoch, 1);
+	r = persist_mm_epochs(t, tm, &epoch, 1);
+	/* Open still, though nothing was armed in it any more. */
+	return r == -EEXIST ? persist_mm(t, tm) : r;
 }
 
 /* ---- unprotect ---- */
