@@ -354,6 +354,53 @@ def test_a_raw_munmap_that_something_else_replaced(wpfs):
     assert report.marked(wpfs, "t") == ALL - set(range(8, 16))
 
 
+@pytest.mark.parametrize("how", ["", " ro"])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_mremap_grows(wpfs, how, in_place):
+    """What comes by growing is armed as by a mapping of its own, wherever it goes."""
+    program = wpfs.spawn(harness.program("mapper"), name="t", protect=True)
+    room = place(wpfs, program)
+    program.order(f"open 0 {wpfs.mnt}/f")
+    program.order(f"size 0 {2 * PAGE}")
+    program.order(f"map 0 0 0 {2 * PAGE} at={room}{how}")
+    if not in_place:
+        program.order(f"map 2 1 0 {PAGE} at={room + 2 * PAGE}")
+    program.order(f"size 0 {PAGES * PAGE}")
+    addr = program.order(f"grow 0 {32 * PAGE}")
+    assert (addr == room) == in_place
+    assert pagemap.marked(program.pid, addr, 32) == set(range(32))
+    assert report.dirty(wpfs, "t") == set()
+    assert report.marked(wpfs, "t") == set(range(32))
+    if not how:
+        program.order("store 0 1 1 2")
+        assert killed(wpfs, program) == {1, 2}
+
+
+def place(wpfs, program):
+    """An address where a good deal of room is."""
+    program.order(f"open 1 {wpfs.dir}/elsewhere")
+    program.order(f"size 1 {2 * PAGES * PAGE}")
+    room = program.order(f"map 1 1 0 {2 * PAGES * PAGE}")
+    program.order("unmap 1")
+    return room
+
+
+def test_mapped_piece_by_piece(wpfs):
+    """Each piece joins the epoch that the first one opened."""
+    program = wpfs.spawn(harness.program("mapper"), name="t", protect=True)
+    program.order(f"open 0 {wpfs.mnt}/f")
+    program.order(f"size 0 {PAGES * PAGE}")
+    for piece in range(4):
+        program.order(f"map {piece} 0 {piece * 16 * PAGE} {16 * PAGE}")
+        program.order(f"store {piece} {piece} 1")
+    expected = {0, 17, 34, 51}
+    assert report.dirty(wpfs, "t") == expected
+    assert report.marked(wpfs, "t") == ALL - expected
+    (epoch,) = {mm["epoch"] for mm in wpfs.wpctl_json("ps")["mms"]}
+    assert epoch == 1
+    assert killed(wpfs, program) == expected
+
+
 # ---- mremap and fork (with the daemon killed: test_daemon_death.py)
 
 

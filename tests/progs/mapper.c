@@ -9,12 +9,13 @@
  *   size F BYTES           ftruncate              unmap M [PAGE COUNT]
  *   punch F OFF LEN        fallocate              rawunmap M [PAGE COUNT]    syscall(2)
  *   pwrite F OFF LEN BYTE                         move M         mremap elsewhere -> ADDR
- *   fsync F                                       store M PAGE BYTE [COUNT]
- *   close F                                       load M PAGE -> BYTE
- *   fork IN OUT -> PID     the child takes        advise M PAGE COUNT
- *                          orders from fifo IN,     dontneed|remove|pageout|populate_write
- *                          answers in OUT         msync M
- *   exec PATH [ARG...]     exit STATUS            prot M PAGE COUNT r|rw|none
+ *   fsync F                                       grow M LEN     mremap -> ADDR
+ *   close F                                       store M PAGE BYTE [COUNT]
+ *   fork IN OUT -> PID     the child takes        load M PAGE -> BYTE
+ *                          orders from fifo IN,   advise M PAGE COUNT
+ *                          answers in OUT           dontneed|remove|pageout|populate_write
+ *   exec PATH [ARG...]     exit STATUS            msync M
+ *                                                 prot M PAGE COUNT r|rw|none
  *   seccomp                no new processes, sockets or userfaultfds from now on
  */
 /* clang-format on */
@@ -172,6 +173,18 @@ static long do_move(const struct order *o)
 	return (long)got;
 }
 
+static long do_grow(const struct order *o)
+{
+	size_t slot = number(o, 1) % SLOTS, len = number(o, 2);
+	void *got = mremap(maps[slot].addr, maps[slot].len, len, MREMAP_MAYMOVE);
+
+	if (got == MAP_FAILED)
+		return -errno;
+	maps[slot].addr = got;
+	maps[slot].len = len;
+	return (long)got;
+}
+
 static long do_store(const struct order *o)
 {
 	unsigned long count = o->words > 4 ? number(o, 4) : 1;
@@ -277,7 +290,7 @@ static const struct {
 	{"store", 4, do_store},	    {"load", 3, do_load},     {"advise", 5, do_advise},
 	{"prot", 5, do_prot},	    {"msync", 2, do_msync},   {"fork", 3, do_fork},
 	{"exec", 2, do_exec},	    {"exit", 2, do_exit},     {"rawunmap", 2, do_rawunmap},
-	{"seccomp", 1, do_seccomp},
+	{"seccomp", 1, do_seccomp}, {"grow", 3, do_grow},
 };
 
 static long obey(const struct order *o)
