@@ -46,13 +46,13 @@ static bool has_open(int proc_fd, dev_t dev)
 	return false;
 }
 
-static bool has_mapped(pid_t pid, dev_t dev)
+static bool has_mapped(pid_t pid, const struct holders_of *of)
 {
+	const uint64_t devs[] = {of->dev, of->lower};
 	struct maps_list maps = {0};
-	uint64_t devs[] = {dev};
 	bool found;
 
-	found = maps_read(pid, devs, 1, &maps) == 0 && maps.nr > 0;
+	found = maps_read(pid, devs, of->lower ? 2 : 1, &maps) == 0 && maps.nr > 0;
 	maps_free(&maps);
 	return found;
 }
@@ -93,8 +93,10 @@ static bool is_exiting(int proc_fd)
 	return end && sscanf(end + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && (flags & 0x4);
 }
 
-static int holders_look(struct holder_list *list, int proc, const char *name, dev_t dev)
+static int holders_look(struct holder_list *list, int proc, const char *name,
+			const struct holders_of *of)
 {
+	const dev_t dev = of->dev;
 	_cleanup_close_ int pidfd = -1, proc_fd = -1;
 	struct holder holder = {.pid = (pid_t)atoi(name)};
 
@@ -102,7 +104,7 @@ static int holders_look(struct holder_list *list, int proc, const char *name, de
 	proc_fd = openat(proc, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (pidfd < 0 || proc_fd < 0)
 		return 0; /* it has ended */
-	if (has_mapped(holder.pid, dev))
+	if (has_mapped(holder.pid, of))
 		holder.how |= HOLDER_MAPS;
 	if (has_open(proc_fd, dev))
 		holder.how |= HOLDER_OPEN;
@@ -131,7 +133,7 @@ static int holders_look(struct holder_list *list, int proc, const char *name, de
 	return 0;
 }
 
-int holders_find(dev_t dev, struct holder_list *list)
+int holders_find(const struct holders_of *of, struct holder_list *list)
 {
 	_cleanup_dir_ DIR *proc = opendir("/proc");
 	struct dirent *entry;
@@ -141,9 +143,11 @@ int holders_find(dev_t dev, struct holder_list *list)
 	if (!proc)
 		return -errno;
 	while ((entry = readdir(proc))) {
-		if (!isdigit((unsigned char)entry->d_name[0]) || atoi(entry->d_name) == getpid())
+		pid_t pid = (pid_t)atoi(entry->d_name);
+
+		if (pid <= 0 || pid == getpid() || pid == of->daemon)
 			continue;
-		r = holders_look(list, dirfd(proc), entry->d_name, dev);
+		r = holders_look(list, dirfd(proc), entry->d_name, of);
 		if (r)
 			return r;
 	}

@@ -29,11 +29,18 @@ struct holder_list {
 	size_t nr, room;
 };
 
+/* Whom to look for. */
+struct holders_of {
+	dev_t dev;    /* the file system's device */
+	dev_t lower;  /* capped mounts: the device that mappings of its files have; else 0 */
+	pid_t daemon; /* capped mounts: keeps it busy for those who map; else 0 */
+};
+
 /*
- * Looks at all processes but the calling one. `dev` is the file system's device. Asks the file
- * system nothing. 0 or -errno; to be freed in either case.
+ * Looks at all processes but the calling one. Asks the file system nothing. 0 or -errno; to be
+ * freed in either case.
  */
-int holders_find(dev_t dev, struct holder_list *list);
+int holders_find(const struct holders_of *of, struct holder_list *list);
 void holders_free(struct holder_list *list);
 
 /* "maps files, has files open, works in it": returns buf. */

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/pidfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -40,6 +41,7 @@ struct unmounter {
 	int flags; /* of umount2(2) */
 	bool verbose;
 	dev_t dev;
+	dev_t lower; /* capped mounts: of the lower tmpfs, which programs map; else 0 */
 	char id[WPFS_ID_MAX];
 	struct ipc_client *client; /* NULL: no daemon to ask */
 	int daemon_pidfd;
@@ -83,6 +85,16 @@ out:
 	return r;
 }
 
+/* 0: not to be seen, which only root can. */
+static dev_t lower_dev(const char *id)
+{
+	char path[sizeof(WPFS_RUN_DIR) + WPFS_ID_MAX + 16];
+	struct stat st;
+
+	snprintf(path, sizeof(path), WPFS_RUN_DIR "/%s/private/lower", id);
+	return stat(path, &st) == 0 ? st.st_dev : 0;
+}
+
 /*
  * Connects, so that there is someone to ask and to wait for. The pidfd is the daemon's for sure: it
  * answered on this connection after the pidfd had been opened.
@@ -101,6 +113,8 @@ static void find_daemon(struct unmounter *u)
 	if (ipc_client_call(u->client, WPFS_OP_STATUS, NULL, &status, NULL, NULL) < 0)
 		return;
 	u->daemon_pid = status.pid;
+	if (status.kind == WPFS_KIND_CAPPED)
+		u->lower = lower_dev(u->id);
 	u->daemon_pidfd = pidfd_open(status.pid, 0);
 }
 
@@ -200,6 +214,7 @@ static bool say_mount_below(struct unmounter *u)
  */
 static int wait_busy(struct unmounter *u, int64_t deadline)
 {
+	const struct holders_of of = {u->dev, u->lower, u->lower ? u->daemon_pid : 0};
 	struct holder_list list;
 	struct pollfd *going = NULL;
 	int64_t left = deadline - now_ms();
@@ -207,7 +222,7 @@ static int wait_busy(struct unmounter *u, int64_t deadline)
 	size_t staying = 0;
 	int r = 0;
 
-	r = holders_find(u->dev, &list);
+	r = holders_find(&of, &list);
 	going = calloc(list.nr ?: 1, sizeof(*going));
 	if (r || !going) {
 		ctl_say("%s: in use: cannot look by whom: %s", u->target, log_errstr(r ?: ENOMEM));

@@ -497,6 +497,9 @@ def test_umount_is_busy(wpfs):
     """A mapping keeps the mount, though it is one of the lower file."""
     program = mapped(wpfs)
     assert wpfs.command("umount", wpfs.mnt).returncode != 0
+    told = wpfs.command(harness.UMOUNT_HELPER, wpfs.mnt)
+    assert told.returncode != 0 and f"mapper (pid {program.pid}, tracked as t) maps its files" \
+        in told.stderr and "wpfs (pid" not in told.stderr, told.stderr
     program.order("unmap 0")
     program.order("close 0")
     wpfs.umount()
