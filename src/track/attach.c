@@ -17,6 +17,7 @@
 #include "base/cleanup.h"
 #include "base/fdio.h"
 #include "base/log.h"
+#include "base/units.h"
 #include "track/residency.h"
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
@@ -265,21 +266,48 @@ static bool attach_uffd_is_of(int uffd, int pagemap, uint64_t scratch)
 
 	if (pagemap_is_async(pagemap, scratch) != 0)
 		return false;
-	if (uffd_register_wp(uffd, scratch, scratch + 4096) < 0)
+	if (uffd_register_wp(uffd, scratch, scratch + WPFS_PAGE_SIZE) < 0)
 		return false;
 	is = pagemap_is_async(pagemap, scratch) == 1;
-	uffd_unregister(uffd, scratch, scratch + 4096);
+	uffd_unregister(uffd, scratch, scratch + WPFS_PAGE_SIZE);
 	return is;
+}
+
+/* Sends the witness a command, with a descriptor unless `fd` is -1. */
+static void attach_witness_tell(const struct tmm *tm, const struct wpfs_witness_cmd *cmd, int fd)
+{
+	_cleanup_close_ int chan = proc_borrow_fd(tm->witness_pidfd, tm->chan_fd);
+	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};
+	struct iovec iov = {.iov_base = (void *)cmd, .iov_len = sizeof(*cmd)};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	if (fd >= 0) {
+		struct cmsghdr *c = (struct cmsghdr *)control;
+
+		msg.msg_control = control;
+		msg.msg_controllen = sizeof(control);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
+	}
+	if (chan < 0 || sendmsg(chan, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+		log_warn("track: witness %d cannot be told anything: %s", tm->witness.pid,
+			 log_errstr(chan < 0 ? chan : errno));
 }
 
 static void attach_witness_close(const struct tmm *tm, int fd)
 {
 	const struct wpfs_witness_cmd cmd = {.op = WPFS_WITNESS_CLOSE, .fd = fd};
-	_cleanup_close_ int chan = proc_borrow_fd(tm->witness_pidfd, tm->chan_fd);
 
-	if (chan < 0 || send(chan, &cmd, sizeof(cmd), MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
-		log_warn("track: witness %d cannot be told to close a uffd: %s", tm->witness.pid,
-			 log_errstr(chan < 0 ? chan : errno));
+	attach_witness_tell(tm, &cmd, -1);
+}
+
+void attach_new_life(struct track *t, const struct tmm *tm)
+{
+	const struct wpfs_witness_cmd cmd = {.op = WPFS_WITNESS_LIFE, .fd = -1};
+
+	attach_witness_tell(tm, &cmd, t->life_pipe[0]);
 }
 
 /*
@@ -306,10 +334,15 @@ static int attach_find_child_uffd(const struct tmm *parent, pid_t child, uint64_
 		if (de->d_name[0] == '.' || fd == parent->uffd_fd)
 			continue;
 		uffd = proc_borrow_fd(parent->witness_pidfd, fd);
-		if (uffd < 0 || !uffd_is_uffd(uffd) || !attach_uffd_is_of(uffd, pagemap, scratch))
+		if (uffd < 0 || !uffd_is_uffd(uffd))
 			continue;
-		attach_witness_close(parent, fd);
-		return steal_fd(&uffd);
+		if (attach_uffd_is_of(uffd, pagemap, scratch)) {
+			attach_witness_close(parent, fd);
+			return steal_fd(&uffd);
+		}
+		/* Of a child that never came (a raw clone) and is gone: it takes up a place. */
+		if (uffd_writeprotect(uffd, 0, WPFS_PAGE_SIZE, false) == -ESRCH)
+			attach_witness_close(parent, fd);
 	}
 	return -ENOENT;
 }
@@ -336,6 +369,38 @@ static int attach_copy_model(struct mm *to, const struct mm *from)
 	return 0;
 }
 
+static bool attach_is_armed(const struct mm *mm, const struct mm_vma *vma)
+{
+	return vma->registered && vma->owner == MM_WPFS && mm_file_find(mm, vma->file);
+}
+
+static bool attach_has_armed_mappings(const struct mm *mm)
+{
+	for (size_t i = 0; i < mm->nr_vmas; i++) {
+		if (attach_is_armed(mm, &mm->vmas[i]))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * A child whose uffd is lost (its parent has no witness, or a witness with more children than it
+ * keeps uffds of): nothing watches the mappings it was born with, so what is armed there is dirty.
+ */
+static int attach_doubt_mapped(struct mm *child, const struct mm *parent)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < parent->nr_vmas; i++) {
+		const struct mm_vma *vma = &parent->vmas[i];
+
+		if (attach_is_armed(parent, vma))
+			r = mm_doubt(child, mm_file_find(child, vma->file), vma->pgoff,
+				     mm_vma_pages(vma));
+	}
+	return r;
+}
+
 void attach_forked(struct request *rq)
 {
 	const struct wpfs_forked *forked = rq->body;
@@ -348,19 +413,21 @@ void attach_forked(struct request *rq)
 		request_error(rq, -ESRCH, "no attached process has that cookie");
 		return;
 	}
-	if (parent->state == TMM_NEW || parent->witness_pidfd < 0 || c->forked) {
+	if (parent->state == TMM_NEW || c->forked) {
 		request_reply(rq, 0, &reply, sizeof(reply));
 		return;
 	}
-	uffd = rq->t->config.capped ? residency_find_child(rq->t, c->id.pid, forked->scratch)
-				    : attach_find_child_uffd(parent, c->id.pid, forked->scratch);
-	if (uffd < 0) {
-		request_reply(rq, 0, &reply,
-			      sizeof(reply)); /* nothing armed: a mm like any new one */
+	if (rq->t->config.capped)
+		uffd = residency_find_child(rq->t, c->id.pid, forked->scratch);
+	else if (parent->witness_pidfd >= 0)
+		uffd = attach_find_child_uffd(parent, c->id.pid, forked->scratch);
+	if (uffd < 0 && !attach_has_armed_mappings(&parent->mm)) {
+		request_reply(rq, 0, &reply, sizeof(reply)); /* a mm like any new one */
 		return;
 	}
 	tm = tmm_new(rq->t);
-	if (!tm || attach_copy_model(&tm->mm, &parent->mm) < 0) {
+	if (!tm || attach_copy_model(&tm->mm, &parent->mm) < 0 ||
+	    (uffd < 0 && attach_doubt_mapped(&tm->mm, &parent->mm) < 0)) {
 		if (tm)
 			tmm_free(rq->t, tm);
 		request_error(rq, -ENOMEM, "out of memory");
@@ -375,7 +442,7 @@ void attach_forked(struct request *rq)
 	proc_comm(c->id.pid, tm->comm);
 	tm->client = c;
 	c->tmm = tm;
-	c->forked = true;
-	reply.nr_fds = 1;
-	request_reply_fds(rq, &reply, sizeof(reply), &uffd, 1);
+	c->forked = uffd >= 0;
+	reply.nr_fds = uffd >= 0;
+	request_reply_fds(rq, &reply, sizeof(reply), &uffd, reply.nr_fds);
 }

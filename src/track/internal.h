@@ -142,6 +142,8 @@ typedef void (*request_fn)(struct request *rq);
 void attach_hello(struct request *rq);
 void attach_attach(struct request *rq);
 void attach_forked(struct request *rq);
+/* Tells the witness of an mm taken back that there is a daemon again: it waits for that one. */
+void attach_new_life(struct track *t, const struct tmm *tm);
 
 /* ---- mapping.c ---- */
 void mapping_map(struct request *rq);

@@ -198,6 +198,8 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 		return 0;
 	}
 	own_resume(tm);
+	if (tm->witness_pidfd >= 0)
+		attach_new_life(t, tm);
 	log_info("track: pid %d (%s) is back", tm->program.pid, tm->comm);
 	return track_watch_add(t, &tm->program_watch, EPOLLIN);
 }
