@@ -317,8 +317,23 @@ static int save_read(struct save *s, const struct capped_batch *b)
 	return at < 0 && errno != ENXIO ? -errno : 0;
 }
 
-/* Punches the batch and counts what is gone; a page that stays loses its bit. Lock held. */
-static int punch(struct capped *c, const struct capped_batch *b, const struct save *s,
+/* A page that did not go although it was punched may be zeros now. */
+static int put_back(struct capped *c, const struct capped_batch *b, const struct save *s,
+		    uint64_t page, off_t size)
+{
+	off_t off = (off_t)(page << WPFS_PAGE_SHIFT);
+	size_t len =
+		(size_t)(size - off < (off_t)WPFS_PAGE_SIZE ? size - off : (off_t)WPFS_PAGE_SIZE);
+	int r = fdio_pwrite_full(b->file->fd, s->buf + ((page - b->first) << WPFS_PAGE_SHIFT), len,
+				 off);
+
+	if (r == 0)
+		capped_forget(c, b->file, page, 1);
+	return r;
+}
+
+/* Punches the batch and counts what is gone. Lock held. */
+static int punch(struct capped *c, const struct capped_batch *b, const struct save *s, off_t size,
 		 uint64_t *pages)
 {
 	off_t from = (off_t)(b->first << WPFS_PAGE_SHIFT), at;
@@ -329,8 +344,10 @@ static int punch(struct capped *c, const struct capped_batch *b, const struct sa
 		      (off_t)(b->nr << WPFS_PAGE_SHIFT)) < 0)
 		r = -errno;
 	at = lseek(b->file->fd, from, SEEK_DATA);
-	while (at >= 0 && (uint64_t)at >> WPFS_PAGE_SHIFT < b->first + b->nr) {
-		capped_forget(c, b->file, (uint64_t)at >> WPFS_PAGE_SHIFT, 1);
+	while (at >= 0 && at < size && (uint64_t)at >> WPFS_PAGE_SHIFT < b->first + b->nr) {
+		int err = put_back(c, b, s, (uint64_t)at >> WPFS_PAGE_SHIFT, size);
+
+		r = r < 0 ? r : err;
 		stay++;
 		at = lseek(b->file->fd, at + (off_t)WPFS_PAGE_SIZE, SEEK_DATA);
 	}
@@ -359,7 +376,7 @@ static int save_and_punch(struct capped *c, struct capped_batch *b, struct save 
 			spill_bits_set(&b->file->bits, s->runs[i].first + p);
 		c->counts.spilled += s->runs[i].nr;
 	}
-	r = punch(c, b, s, pages);
+	r = punch(c, b, s, st.st_size, pages);
 	pthread_mutex_unlock(&c->lock);
 	futimens(b->file->fd, (struct timespec[2]){st.st_atim, st.st_mtim});
 	return r;

@@ -302,7 +302,7 @@ static int evict_mm(struct evict *e, struct tmm *tm)
 		maps_it |= tm->mm.vmas[i].file == e->ino;
 	if (!maps_it)
 		return 0;
-	if (!tm->capped || tm->witness_pidfd < 0)
+	if (!tm->capped || tm->witness_pidfd < 0 || proc_is_dead(tm->witness_pidfd))
 		return evict_refuse(e, tm, "has mapped it and has no witness");
 	if (evict_is_pinned(tmm_pid(tm)))
 		return evict_refuse(e, tm, "has memory pinned for direct I/O");
@@ -370,15 +370,35 @@ static int evict_collect(struct evict *e)
 	return r == 0 ? evict_foreigners(e) : r;
 }
 
+/*
+ * Bringing one page of a huge one back would make zeros of its neighbours that are still in the
+ * store. The lower is mounted with huge=never; only this setting, which is for tests, overrides it.
+ */
+static bool evict_makes_huge(void)
+{
+	_cleanup_free_ char *text = NULL;
+
+	return fdio_read_file(AT_FDCWD, "/sys/kernel/mm/transparent_hugepage/shmem_enabled", &text,
+			      NULL) == 0 &&
+	       strstr(text, "[force]");
+}
+
 static int evict_file(struct evict *e, const struct fs_file *file, uint64_t *pages)
 {
 	struct capped *c = e->t->config.capped;
 	struct capped_file *f;
 	struct tmm *tm;
 	size_t nr = 1;
-	int r = capped_file_open(c, &file->handle, file->ino,
-				 (file->size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT, &f,
-				 &e->lower_ino);
+	int r;
+
+	if (evict_makes_huge()) {
+		snprintf(e->why, sizeof(e->why),
+			 "transparent_hugepage/shmem_enabled is set to force: set it to never");
+		return -EOPNOTSUPP;
+	}
+	r = capped_file_open(c, &file->handle, file->ino,
+			     (file->size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT, &f,
+			     &e->lower_ino);
 
 	if (r < 0)
 		return r;

@@ -321,7 +321,12 @@ static int take_arguments(struct options *o, int nr, char **args, char *error)
 	if (o->resident && strcmp(o->store, "none") == 0)
 		return bad(error,
 			   "resident= needs a STORE: with 'none' there is no place for the rest");
-	return 0;
+	if (!o->resident || strstr(o->lower, "huge=never"))
+		return 0;
+	if (strstr(o->lower, "huge="))
+		return bad(error, "huge= other than never does not go with resident=");
+	/* A part of a huge page cannot leave memory. */
+	return lower_add(o, error, "huge=never");
 }
 
 int options_parse(int argc, char **argv, struct options *o, char error[OPTIONS_ERROR_SIZE])

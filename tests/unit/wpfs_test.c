@@ -120,6 +120,7 @@ static void test_refusals_name_the_word(void **state)
 		{"-o size= none /m", "size="},
 		{"-o nr_inodes=5% none /m", "5%"},
 		{"-o huge=maybe none /m", "maybe"},
+		{"-o resident=1G,huge=always s /m", "resident="},
 		{"-o mode=8 none /m", "'8'"},
 		{"-o mode=17777 none /m", "17777"},
 		{"-o uid=nobody-here none /m", "nobody-here"},
