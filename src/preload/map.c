@@ -167,6 +167,7 @@ static long map_fixed(const struct mapping *r)
 static long map_tracked(struct mapping *r)
 {
 	struct mount *mount = &shim.mounts[r->mount];
+	uint64_t armed;
 
 	if (shim.bad_name)
 		shim_say("WPFS_NAME is not 1-64 of A-Z a-z 0-9 . _ -: this program has no name, "
@@ -179,6 +180,9 @@ static long map_tracked(struct mapping *r)
 		return lower_map(r);
 	if (r->flags & MAP_ANY_FIXED)
 		return map_fixed(r);
+	/* Announced: a harvest between the call and its report would find it, and nobody watching.
+	 */
+	mapping_tell(r, 0, 0, true, &armed);
 	return mapped(r, plain_map(r));
 }
 

@@ -167,8 +167,8 @@ static void client_request(struct track *t, struct client *c, const void *packet
 		c->closing = true;
 		return;
 	}
-	if (c->tmm)
-		c->tmm->aside_start = c->tmm->aside_end = 0; /* whatever it was about is over */
+	if (c->tmm && hdr->op != WPFS_OP_UNMAP) /* which may be one of several for one munmap */
+		c->tmm->announced = (struct announced){0};
 	request_table[hdr->op].fn(&rq);
 }
 

@@ -15,6 +15,7 @@
 #include "uffd/proc.h"
 
 #define TRACK_NAME_SIZE (WPFS_NAME_MAX + 16) /* "name", "name/2", "name/PID" and NUL */
+#define ANNOUNCED_GOING 8
 #define TRACK_MAX_DEVS	64
 
 /* What an epoll event is about: the first member of whatever is watched. */
@@ -31,6 +32,20 @@ struct own_uffd {
 	int copy;	/* never read or polled */
 	unsigned looks; /* in a row, at which somebody waited for it to be read */
 	struct own_uffd *prev, *next;
+};
+
+/*
+ * What the client is about to do, known so that a harvest between its request and its system call
+ * is not misled. Over with its next request, or after a while: it may have been stopped.
+ */
+struct announced {
+	uint64_t until_ns;				  /* CLOCK_MONOTONIC */
+	uint64_t aside_start, aside_end;		  /* a REGISTER of its own uffd */
+	uint64_t coming_file, coming_pgoff, coming_pages; /* a mapping, no address yet */
+	struct {
+		uint64_t start, end;
+	} going[ANNOUNCED_GOING]; /* one munmap: read-only and harvested already; the last ones */
+	unsigned nr_going;	  /* of all, the older ones are forgotten */
 };
 
 /*
@@ -58,8 +73,8 @@ struct tmm {
 	int chan_fd;   /* of the command channel in the witness */
 	int uffd_copy; /* ours, only when there is no witness (and no event to be read) */
 	struct own_uffd *uffds;
-	struct capped_mm *capped;	 /* capped mounts, while it lives: who serves its faults */
-	uint64_t aside_start, aside_end; /* the program's REGISTER of this range is under way */
+	struct capped_mm *capped; /* capped mounts, while it lives: who serves its faults */
+	struct announced announced;
 	struct client *client; /* may be NULL: the connection can be lost while the mm lives */
 	struct tmm *prev, *next;
 };
@@ -178,6 +193,8 @@ pid_t tmm_pid(const struct tmm *tm);
 uint64_t tmm_dirty(const struct tmm *tm);
 /* Reads the marks of a live mm into its model. 0 or -errno; -ESRCH: the mm is gone. */
 int tmm_harvest(struct track *t, struct tmm *tm);
+/* Something in tm->announced was set. */
+void tmm_announce(struct tmm *tm);
 /* Gives a NEW mm its row and its name. 0 or -errno. */
 int tmm_enlist(struct track *t, struct tmm *tm);
 

@@ -64,6 +64,7 @@ void life_end(struct track *t, struct tmm *tm)
 		tm->client->closing = true;
 		tm->client = NULL;
 	}
+	tm->announced = (struct announced){0};
 	if (tm->state == TMM_NEW) {
 		life_release_witness(tm);
 		tmm_free(t, tm);

@@ -145,6 +145,12 @@ void mapping_map(struct request *rq)
 	r = mm_plan_arm(&tm->mm, map->ino, MM_WPFS, fresh, map->offset >> WPFS_PAGE_SHIFT,
 			(map->len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT, &set);
 	armed = r < 0 ? r : (int64_t)mm_set_count(&set);
+	if (r == 0 && map->query) {
+		tm->announced.coming_file = map->ino;
+		tm->announced.coming_pgoff = map->offset >> WPFS_PAGE_SHIFT;
+		tm->announced.coming_pages = (map->len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
+		tmm_announce(tm);
+	}
 	if (r == 0 && !map->query)
 		armed = mapping_new(rq->t, tm, map, &set, fresh);
 	mm_set_free(&set);
@@ -181,6 +187,14 @@ void mapping_unmap(struct request *rq)
 		 * stored. */
 		if (r == 0)
 			r = persist_mm(rq->t, tm);
+		if (r == 0) {
+			struct announced *a = &tm->announced;
+			unsigned slot = a->nr_going++ % ANNOUNCED_GOING;
+
+			a->going[slot].start = range->addr;
+			a->going[slot].end = range->addr + range->len;
+			tmm_announce(tm);
+		}
 	}
 	request_reply(rq, r, NULL, 0);
 }

@@ -85,8 +85,9 @@ void own_pre(struct request *rq)
 		if (r == 0)
 			r = own_step_aside(rq->t, tm, range->addr, range->addr + range->len);
 		tm->mm.own_uffds = true;
-		tm->aside_start = range->addr;
-		tm->aside_end = range->addr + range->len;
+		tm->announced.aside_start = range->addr;
+		tm->announced.aside_end = range->addr + range->len;
+		tmm_announce(tm);
 	}
 	request_reply(rq, r, NULL, 0);
 }

@@ -278,7 +278,7 @@ static int evict_vma(struct evict *e, struct tmm *tm, int uffd, const struct mm_
 
 	if (vma->registered && vma->owner == MM_PROGRAM)
 		return evict_refuse(e, tm, "has a userfaultfd of its own there");
-	if (vma->start < tm->aside_end && tm->aside_start < vma->end)
+	if (vma->start < tm->announced.aside_end && tm->announced.aside_start < vma->end)
 		return evict_refuse(e, tm, "is about to register a userfaultfd of its own there");
 	r = uffd_register_missing(uffd, vma->start, vma->end);
 	if (r == -EPERM)

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <time.h>
 #include <utlist.h>
 
 #include "base/cleanup.h"
@@ -13,6 +15,8 @@
 #include "track/residency.h"
 #include "uffd/harvest.h"
 #include "uffd/uffd.h"
+
+#define TMM_ANNOUNCED_NS 2000000000u /* between a request and its system call, at most */
 
 struct tmm *tmm_new(struct track *t)
 {
@@ -121,6 +125,74 @@ static bool tmm_knows(const struct tmm *tm, const struct mm_vma *vma)
 	return false;
 }
 
+static uint64_t tmm_now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+void tmm_announce(struct tmm *tm)
+{
+	tm->announced.until_ns = tmm_now_ns() + TMM_ANNOUNCED_NS;
+}
+
+/* Was this mapping made by a call of which the daemon is still to be told? */
+static bool tmm_is_coming(const struct tmm *tm, const struct mm_vma *vma)
+{
+	const struct announced *a = &tm->announced;
+
+	return !vma->registered && a->coming_pages && vma->file == a->coming_file &&
+	       vma->pgoff == a->coming_pgoff && mm_vma_pages(vma) == a->coming_pages &&
+	       !tmm_knows(tm, vma);
+}
+
+/* Has this mapping a part that was harvested for an munmap that is still to come? Cuts to it. */
+static bool tmm_is_going(const struct tmm *tm, const struct mm_vma *vma, uint64_t *start,
+			 uint64_t *end)
+{
+	const struct announced *a = &tm->announced;
+
+	if (!vma->registered || vma->prot & PROT_WRITE)
+		return false;
+	for (unsigned i = 0; i < a->nr_going && i < ANNOUNCED_GOING; i++) {
+		if (vma->start >= a->going[i].end || a->going[i].start >= vma->end)
+			continue;
+		if (*start < a->going[i].start)
+			*start = a->going[i].start;
+		if (*end > a->going[i].end)
+			*end = a->going[i].end;
+		return true;
+	}
+	return false;
+}
+
+/*
+ * Takes out of a harvest what is there only for a moment, between a request and the system call
+ * it is about: nobody has stored there, or can, and what is armed there would count as unwatched.
+ */
+static int tmm_hide_announced(struct tmm *tm, struct harvest *h)
+{
+	struct mm view = {.vmas = h->vmas, .nr_vmas = h->nr};
+	int r = 0;
+
+	if (tmm_now_ns() >= tm->announced.until_ns)
+		tm->announced = (struct announced){0};
+	for (size_t i = 0; r == 0 && i < view.nr_vmas;) {
+		const struct mm_vma *vma = &view.vmas[i];
+		uint64_t start = vma->start, end = vma->end;
+
+		if (tmm_is_going(tm, vma, &start, &end) || tmm_is_coming(tm, vma))
+			r = mm_unmap(&view, start, end);
+		else
+			i++;
+	}
+	h->vmas = view.vmas;
+	h->nr = view.nr_vmas;
+	return r;
+}
+
 /*
  * Armed mappings that nobody registered: those that can never be written are harmless. The test
  * is an attempt to register, which the kernel refuses with EPERM for just those. The others stay
@@ -137,7 +209,7 @@ static int tmm_seal(struct track *t, struct tmm *tm, struct harvest *h)
 		int r;
 
 		if (vma->registered || !f ||
-		    (vma->start < tm->aside_end && tm->aside_start < vma->end))
+		    (vma->start < tm->announced.aside_end && tm->announced.aside_start < vma->end))
 			continue;
 		if (!f->protect && mm_set_is_empty(&f->own[MM_WPFS].armed))
 			continue;
@@ -184,7 +256,9 @@ int tmm_harvest(struct track *t, struct tmm *tm)
 		return -ESRCH;
 	}
 	residency_translate(t, h.vmas, h.nr);
-	r = tmm_seal(t, tm, &h);
+	r = tmm_hide_announced(tm, &h);
+	if (r == 0)
+		r = tmm_seal(t, tm, &h);
 	if (r < 0) {
 		mm_vmas_free(h.vmas, h.nr);
 		return r;

@@ -241,6 +241,8 @@ def test_mapped_while_the_daemon_is_dead(wpfs):
     wpfs.kill9()
     program.order(f"map 1 0 {8 * PAGE} {8 * PAGE}")
     program.order("store 1 0 1")
+    (line,) = program.stderr().splitlines()
+    assert "its daemon is not running" in line
     wpfs.restart()
     assert report.dirty(wpfs, "t") == {1} | set(range(8, 16))
     program.order("store 0 20 1")
