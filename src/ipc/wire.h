@@ -104,6 +104,20 @@ struct wpfs_attach {
 	int32_t uffd_fd;
 	int32_t chan_fd;
 	uint32_t reserved;
+	uint64_t untold; /* address of the struct wpfs_untold of this mount in the program */
+};
+
+/*
+ * What the program could not tell: a shared mapping made (or grown) while the daemon did not
+ * answer, or where asking was not allowed. The daemon reads it in the mm itself at every harvest,
+ * so that such a mapping counts although it is gone again by then. Written by the shim only: the
+ * slot first, then the count.
+ */
+#define WPFS_UNTOLD_FILES 15
+
+struct wpfs_untold {
+	uint64_t count;			  /* mappings so far; 0 at the first ATTACH */
+	uint64_t file[WPFS_UNTOLD_FILES]; /* [n % 15]: st_ino of mapping n; 0: not known which */
 };
 
 struct wpfs_attach_reply {
@@ -293,7 +307,8 @@ struct wpfs_rec_note {
 _Static_assert(sizeof(struct wpfs_hdr) == 16, "wire layout");
 _Static_assert(sizeof(struct wpfs_hello) == 80, "wire layout");
 _Static_assert(sizeof(struct wpfs_hello_reply) == 16, "wire layout");
-_Static_assert(sizeof(struct wpfs_attach) == 16, "wire layout");
+_Static_assert(sizeof(struct wpfs_attach) == 24, "wire layout");
+_Static_assert(sizeof(struct wpfs_untold) == 128, "wire layout");
 _Static_assert(sizeof(struct wpfs_witness_cmd) == 8, "wire layout");
 _Static_assert(sizeof(struct wpfs_witness_fds) == 260, "wire layout");
 _Static_assert(sizeof(struct wpfs_map) == 64, "wire layout");
