@@ -191,8 +191,14 @@ int tmm_uffd(const struct tmm *tm);
 pid_t tmm_pid(const struct tmm *tm);
 /* Pages that are dirty of what wpfs armed, over all files, as of the last harvest. */
 uint64_t tmm_dirty(const struct tmm *tm);
+/* What the kernel says of a live mm now, the model left as it is; vmas are the caller's to free. */
+struct harvest;
+int tmm_look(struct track *t, const struct tmm *tm, uint64_t skip_start, uint64_t skip_end,
+	     struct harvest *h);
 /* Reads the marks of a live mm into its model. 0 or -errno; -ESRCH: the mm is gone. */
 int tmm_harvest(struct track *t, struct tmm *tm);
+/* The same, as if nothing were mapped in [skip_start, skip_end): a mapping is being made there. */
+int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64_t skip_end);
 /* Something in tm->announced was set. */
 void tmm_announce(struct tmm *tm);
 /* Gives a NEW mm its row and its name. 0 or -errno. */

@@ -82,9 +82,7 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 	int r = 0;
 
 	mm_set_init(&vma.marked);
-	/* What was there before was replaced without a word: its stores are unknown. */
-	r = mm_vanish(&tm->mm, map->final, map->final + len);
-	if (r == 0 && fresh)
+	if (fresh)
 		r = mapping_arm_fresh(t, tm, map->ino, vma.pgoff, mm_vma_pages(&vma));
 	if (r == 0 && !mm_set_is_empty(set)) {
 		r = arm_pages(t, tm, vma.file, vma.start, vma.end, vma.pgoff, set);
@@ -114,6 +112,27 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 	return r < 0 ? r : armed;
 }
 
+/*
+ * Ends what the model knows where a mapping is made: before it is decided what of the file can be
+ * armed. It was moved away, which a look at the whole mm tells, or replaced without a word, and
+ * then its last stores are unknown.
+ */
+static int mapping_clear_place(struct track *t, struct tmm *tm, const struct wpfs_map *map)
+{
+	uint64_t end = map->final + ((map->len + WPFS_PAGE_SIZE - 1) & ~(WPFS_PAGE_SIZE - 1));
+	bool known = false;
+
+	for (size_t i = 0; i < tm->mm.nr_vmas; i++)
+		known |= tm->mm.vmas[i].start < end && map->final < tm->mm.vmas[i].end;
+	if (known && map->addr == map->final) {
+		int r = tmm_harvest_but(t, tm, map->final, end);
+
+		if (r < 0)
+			return r;
+	}
+	return mm_vanish(&tm->mm, map->final, end);
+}
+
 void mapping_map(struct request *rq)
 {
 	const struct wpfs_map *map = rq->body;
@@ -139,11 +158,14 @@ void mapping_map(struct request *rq)
 		return;
 	}
 	tm->mapped_shared = true;
+	if (!map->query)
+		r = mapping_clear_place(rq->t, tm, map);
 	f = mm_file_find(&tm->mm, map->ino);
 	fresh = tm->mm.protect_new || (f && f->protect);
 	mm_set_init(&set);
-	r = mm_plan_arm(&tm->mm, map->ino, MM_WPFS, fresh, map->offset >> WPFS_PAGE_SHIFT,
-			(map->len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT, &set);
+	if (r == 0)
+		r = mm_plan_arm(&tm->mm, map->ino, MM_WPFS, fresh, map->offset >> WPFS_PAGE_SHIFT,
+				(map->len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT, &set);
 	armed = r < 0 ? r : (int64_t)mm_set_count(&set);
 	if (r == 0 && map->query) {
 		tm->announced.coming_file = map->ino;

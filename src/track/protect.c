@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "track/residency.h"
+#include "uffd/harvest.h"
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
 
@@ -205,6 +206,68 @@ static int protect_mark_all(struct track *t, struct tmm *tm, const struct select
 	return 0;
 }
 
+/* What a mapping shows of the turns' files is in doubt: changed in the old epoch and in the new. */
+static int protect_doubt(struct tmm *tm, const struct selection *sel, struct turn *turns, size_t nr,
+			 const struct mm_vma *vma)
+{
+	for (size_t i = 0; i < nr; i++) {
+		const struct mm_owned *own = &turns[i].f->own[MM_WPFS];
+		uint64_t start, end, pgoff, pages;
+		int r;
+
+		if (turns[i].f->id != vma->file || !protect_part(sel, vma, &start, &end, &pgoff))
+			continue;
+		pages = (end - start) >> WPFS_PAGE_SHIFT;
+		tm->mm.conservative += mm_set_count_range(&own->armed, pgoff, pages);
+		r = mm_set_or_range(&turns[i].was_dirty, &turns[i].was_armed, pgoff, pages);
+		if (r == 0)
+			r = mm_set_or_range(&turns[i].stays, &own->armed, pgoff, pages);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static bool protect_same_vma(const struct mm_vma *a, const struct mm_vma *b)
+{
+	return a->start == b->start && a->end == b->end && a->file == b->file &&
+	       a->pgoff == b->pgoff;
+}
+
+/*
+ * Were the mappings, while they were being marked, those that the harvest had seen? One that had
+ * moved meanwhile was not marked, or another one in its place was; a registered one that turned up
+ * was not marked either.
+ */
+static int protect_recheck(struct track *t, struct tmm *tm, const struct selection *sel,
+			   struct turn *turns, size_t nr)
+{
+	size_t a = 0, b = 0;
+	struct harvest h;
+	int r = tmm_look(t, tm, 0, 0, &h);
+
+	/* Both ascend by address. */
+	while (r == 0 && (a < tm->mm.nr_vmas || b < h.nr)) {
+		const struct mm_vma *was = a < tm->mm.nr_vmas ? &tm->mm.vmas[a] : NULL;
+		const struct mm_vma *is = b < h.nr ? &h.vmas[b] : NULL;
+
+		if (was && is && protect_same_vma(was, is)) {
+			a++;
+			b++;
+		} else if (was && (!is || was->start <= is->start)) {
+			r = protect_doubt(tm, sel, turns, nr, was);
+			a++;
+		} else {
+			if (is->registered)
+				r = protect_doubt(tm, sel, turns, nr, is);
+			b++;
+		}
+	}
+	if (r != -ESRCH)
+		mm_vmas_free(h.vmas, h.nr);
+	return r;
+}
+
 /* Step 2 for one file: the new epoch has nothing dirty but what stays. */
 static int turn_end(const struct selection *sel, struct turn *turn)
 {
@@ -268,6 +331,8 @@ static int protect_mm(struct track *t, struct tmm *tm, const struct selection *s
 		r = persist_mm(t, tm);
 		if (r == 0)
 			r = protect_mark_all(t, tm, sel, turns, nr);
+		if (r == 0 && tm->state == TMM_LIVE)
+			r = protect_recheck(t, tm, sel, turns, nr);
 		for (size_t i = 0; r == 0 && i < nr; i++)
 			r = turn_end(sel, &turns[i]);
 		if (r == 0) {

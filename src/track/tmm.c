@@ -172,13 +172,13 @@ static bool tmm_is_going(const struct tmm *tm, const struct mm_vma *vma, uint64_
  * Takes out of a harvest what is there only for a moment, between a request and the system call
  * it is about: nobody has stored there, or can, and what is armed there would count as unwatched.
  */
-static int tmm_hide_announced(struct tmm *tm, struct harvest *h)
+static int tmm_hide_announced(const struct tmm *tm, struct harvest *h)
 {
 	struct mm view = {.vmas = h->vmas, .nr_vmas = h->nr};
 	int r = 0;
 
 	if (tmm_now_ns() >= tm->announced.until_ns)
-		tm->announced = (struct announced){0};
+		return 0;
 	for (size_t i = 0; r == 0 && i < view.nr_vmas;) {
 		const struct mm_vma *vma = &view.vmas[i];
 		uint64_t start = vma->start, end = vma->end;
@@ -231,34 +231,47 @@ static int tmm_seal(struct track *t, struct tmm *tm, struct harvest *h)
 	return 0;
 }
 
-int tmm_harvest(struct track *t, struct tmm *tm)
+int tmm_look(struct track *t, const struct tmm *tm, uint64_t skip_start, uint64_t skip_end,
+	     struct harvest *h)
 {
 	struct harvest_request req = {
 		.pid = tmm_pid(tm),
 		.devs = t->devs,
 		.nr_devs = t->nr_devs,
+		.skip_start = skip_start,
+		.skip_end = skip_end,
 		/* a synchronous registration is in VmFlags only, and on a capped mount ours is one
 		 */
 		.own_uffds = tm->mm.own_uffds || t->config.capped,
 	};
-	uint64_t doubted = tm->mm.conservative;
-	const char *broken;
-	struct harvest h;
 	int r;
 
 	if (req.pid == 0)
 		return -ESRCH;
-	r = harvest_mm(&req, &h);
+	r = harvest_mm(&req, h);
 	if (r < 0)
 		return r;
 	if (tmm_pid(tm) != req.pid) {
-		mm_vmas_free(h.vmas, h.nr); /* it died under the scan: the pid may be another's */
+		mm_vmas_free(h->vmas, h->nr); /* it died under the scan: the pid may be another's */
 		return -ESRCH;
 	}
-	residency_translate(t, h.vmas, h.nr);
-	r = tmm_hide_announced(tm, &h);
-	if (r == 0)
-		r = tmm_seal(t, tm, &h);
+	residency_translate(t, h->vmas, h->nr);
+	r = tmm_hide_announced(tm, h);
+	if (r < 0)
+		mm_vmas_free(h->vmas, h->nr);
+	return r;
+}
+
+int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64_t skip_end)
+{
+	uint64_t doubted = tm->mm.conservative;
+	const char *broken;
+	struct harvest h;
+	int r = tmm_look(t, tm, skip_start, skip_end, &h);
+
+	if (r < 0)
+		return r;
+	r = tmm_seal(t, tm, &h);
 	if (r < 0) {
 		mm_vmas_free(h.vmas, h.nr);
 		return r;
@@ -272,6 +285,11 @@ int tmm_harvest(struct track *t, struct tmm *tm)
 	t->harvests++;
 	t->conservative += tm->mm.conservative - doubted;
 	return r;
+}
+
+int tmm_harvest(struct track *t, struct tmm *tm)
+{
+	return tmm_harvest_but(t, tm, 0, 0);
 }
 
 /* The first free instance of a name; a detached one of that name is free to be taken on. */

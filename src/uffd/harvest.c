@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
+#include "base/units.h"
 #include "uffd/maps.h"
 #include "uffd/pagemap.h"
 
@@ -26,6 +27,33 @@ static int harvest_vma(int pagemap, bool wp, struct mm_vma *vma)
 	return pagemap_marked(pagemap, vma->start, vma->end, async, &vma->marked);
 }
 
+/* Adds the part [start, end) of a mapping with its marks. */
+static int harvest_part(int pagemap, const struct maps_vma *m, uint64_t start, uint64_t end,
+			bool wp, struct harvest *out)
+{
+	uint64_t pgoff = m->pgoff + ((start - m->start) >> WPFS_PAGE_SHIFT);
+	struct mm_vma *vma;
+
+	if (start >= end || pgoff + ((end - start) >> WPFS_PAGE_SHIFT) > MM_PGOFF_MAX)
+		return 0; /* nothing, or where nothing can be armed */
+	vma = &out->vmas[out->nr++];
+	*vma = (struct mm_vma){
+		.start = start,
+		.end = end,
+		.file = m->ino,
+		.pgoff = pgoff,
+		.dev = m->dev,
+		.prot = m->prot,
+	};
+	mm_set_init(&vma->marked);
+	return harvest_vma(pagemap, wp, vma);
+}
+
+static uint64_t clamp_u64(uint64_t value, uint64_t low, uint64_t high)
+{
+	return value < low ? low : value > high ? high : value;
+}
+
 static int harvest_scan(const struct harvest_request *req, const struct maps_list *maps,
 			struct harvest *out)
 {
@@ -35,7 +63,7 @@ static int harvest_scan(const struct harvest_request *req, const struct maps_lis
 
 	out->nr = 0;
 	out->private_maps = false;
-	out->vmas = calloc(maps->nr + 1, sizeof(*out->vmas));
+	out->vmas = calloc(2 * maps->nr + 1, sizeof(*out->vmas)); /* one may be cut in two */
 	if (!wp || !out->vmas)
 		return -ENOMEM;
 	pagemap = pagemap_open(req->pid);
@@ -48,25 +76,18 @@ static int harvest_scan(const struct harvest_request *req, const struct maps_lis
 	}
 	for (size_t i = 0; r == 0 && i < maps->nr; i++) {
 		const struct maps_vma *m = &maps->vmas[i];
-		struct mm_vma *vma;
+		uint64_t cut = clamp_u64(req->skip_start, m->start, m->end);
+		uint64_t on = clamp_u64(req->skip_end, m->start, m->end);
 
 		if (!m->shared) {
 			out->private_maps = true;
 			continue;
 		}
-		if (m->pgoff + ((m->end - m->start) >> 12) > MM_PGOFF_MAX)
-			continue; /* nothing can be armed there */
-		vma = &out->vmas[out->nr++];
-		*vma = (struct mm_vma){
-			.start = m->start,
-			.end = m->end,
-			.file = m->ino,
-			.pgoff = m->pgoff,
-			.dev = m->dev,
-			.prot = m->prot,
-		};
-		mm_set_init(&vma->marked);
-		r = harvest_vma(pagemap, wp[i], vma);
+		if (req->skip_start >= req->skip_end)
+			cut = on = m->end;
+		r = harvest_part(pagemap, m, m->start, cut, wp[i], out);
+		if (r == 0)
+			r = harvest_part(pagemap, m, on, m->end, wp[i], out);
 	}
 	return r;
 }
@@ -77,15 +98,16 @@ static void harvest_drop(struct harvest *h)
 	*h = (struct harvest){0};
 }
 
-/* Is this mapping in the list, unchanged? */
+/* Is this mapping, or the part of one, still what it was? */
 static bool harvest_still(const struct mm_vma *vma, const struct maps_list *maps)
 {
 	for (size_t i = 0; i < maps->nr; i++) {
 		const struct maps_vma *m = &maps->vmas[i];
 
-		if (m->start == vma->start)
-			return m->end == vma->end && m->pgoff == vma->pgoff && m->dev == vma->dev &&
-			       m->ino == vma->file && m->shared;
+		if (m->start <= vma->start && vma->end <= m->end)
+			return m->pgoff + ((vma->start - m->start) >> WPFS_PAGE_SHIFT) ==
+				       vma->pgoff &&
+			       m->dev == vma->dev && m->ino == vma->file && m->shared;
 	}
 	return false;
 }

@@ -15,6 +15,8 @@ struct harvest_request {
 	const uint64_t *devs; /* st_dev numbers the mount has had */
 	size_t nr_devs;
 	bool own_uffds; /* the program has uffds of its own: look at VmFlags too */
+	/* Addresses to leave out: a mapping that is just being made there. Empty: none. */
+	uint64_t skip_start, skip_end;
 };
 
 struct harvest {
