@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Page table entries of another process, as /proc/PID/pagemap shows them (see the kernel's pagemap.rst)."""
+"""Page table entries of another process: /proc/PID/pagemap, see the kernel's pagemap.rst."""
 
 import os
 import struct

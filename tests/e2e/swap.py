@@ -38,7 +38,7 @@ def _file(size):
 
 @contextlib.contextmanager
 def area(size):
-    """A swap area of `size` bytes, the first to be used; its pages come back into memory at the end."""
+    """A swap area of `size` bytes, used before any other; its pages come back at the end."""
     if not CONTROL.exists():
         subprocess.run(["modprobe", "zram"], check=False, timeout=60, stderr=subprocess.DEVNULL)
     with (_zram if CONTROL.exists() else _file)(size) as path:

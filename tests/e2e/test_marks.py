@@ -297,7 +297,7 @@ def test_map_fixed_of_another_file_system_over_a_tracked_range(wpfs):
 
 @pytest.mark.parametrize("protect", [True, False])
 def test_map_fixed_has_no_unarmed_window(wpfs, protect):
-    """A thread stores where the mapping appears, all the while: what landed in the file is dirty."""
+    """A thread stores where it appears, all the while: what landed in the file is dirty."""
     pages = 16384
     if not protect:
         mapped(wpfs, pages=pages).kill9()  # all of it armed under this name, nothing written

@@ -32,9 +32,10 @@ def test_the_same_name_again_at_another_address(wpfs):
     second.order(f"open 0 {wpfs.mnt}/f")
     elsewhere = first.addr - (1 << 30)
     assert second.order(f"map 0 0 0 {PAGES * PAGE} at={elsewhere}") == elsewhere
-    assert pagemap.marked(second.pid, elsewhere, PAGES) == ALL - {1, 2, 3}, "not before mmap returns"
+    assert pagemap.marked(second.pid, elsewhere, PAGES) == ALL - {1, 2, 3}, "mmap returned"
     assert report.dirty(wpfs, "t") == {1, 2, 3}
-    runs = [run for one in report.mm_of(wpfs.wpctl_json("marks"), "t")["maps"] for run in one["runs"]]
+    (one,) = report.mm_of(wpfs.wpctl_json("marks"), "t")["maps"]
+    runs = one["runs"]
     assert [int(run["vaddr"], 16) for run in runs] == [elsewhere, elsewhere + 4 * PAGE]
     second.order("store 0 10 1")
     assert killed(wpfs, second) == {1, 2, 3, 10}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A program with a userfaultfd of its own sees on wpfs what it sees on tmpfs, and its marks outlive it."""
+"""A program with a userfaultfd of its own: sees what it sees on tmpfs, and its marks outlive it."""
 
 import re
 import subprocess
@@ -120,7 +120,7 @@ def test_another_name_has_no_faults(wpfs):
 
 
 def test_marks_of_a_normal_exit_are_gone(wpfs):
-    """The last close of its uffd, unmapping, exit: as in the kernel, nothing is left to come back."""
+    """The last close of its uffd, unmapping, exit: as in the kernel, nothing comes back."""
     output(wpfs.run(OWN, "script", "nonblock", wpfs.mnt / "f", name="t"))
     assert report.marked(wpfs, "t", owner="program") <= {60, 61, 63}
     assert report.ps(wpfs, "t")["state"] == "detached"

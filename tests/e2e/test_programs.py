@@ -292,7 +292,7 @@ db.close()
 
 
 def test_sqlite(wpfs):
-    """It reads by a mapping that grows, and writes with write(2): its pages are armed, none is dirty."""
+    """It reads by a mapping that grows, and writes with write(2): armed pages, none dirty."""
     script = Script(wpfs, """
 import sqlite3, sys
 db = sqlite3.connect(sys.argv[1] + "/f")
