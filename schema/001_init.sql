@@ -73,6 +73,8 @@ CREATE TABLE mm (
 	flags INTEGER NOT NULL,          -- DB_MM_* of src/db/marks.h
 	conservative INTEGER NOT NULL CHECK (conservative >= 0), -- pages dirty without proof, so far
 	comm TEXT NOT NULL,
+	untold INTEGER NOT NULL,         -- address of what it could not tell; 0 = none
+	untold_seen INTEGER NOT NULL,    -- how much of that is accounted for
 	CHECK ((state = 1) = (pid > 0)),
 	CHECK (witness_pid >= 0 AND (witness_pid > 0 OR (uffd_fd = -1 AND chan_fd = -1)))
 ) STRICT;

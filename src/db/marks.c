@@ -21,18 +21,20 @@ int db_mm_put(struct db_tx *tx, const struct db_mm *m)
 		tx,
 		"INSERT INTO mm (id, uid, name, state, pid, start_time, boot_id, witness_pid,"
 		" witness_start, uffd_fd, chan_fd, lower_id, epoch, protect, flags, conservative,"
-		" comm) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15,"
-		" ?16, ?17) ON CONFLICT (id) DO UPDATE SET uid = ?2, name = ?3, state = ?4, pid = "
+		" comm, untold, untold_seen)"
+		" VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15,"
+		" ?16, ?17, ?18, ?19) ON CONFLICT (id) DO UPDATE SET uid = ?2, name = ?3, state = "
+		"?4, pid = "
 		"?5,"
 		" start_time = ?6, boot_id = ?7, witness_pid = ?8, witness_start = ?9, uffd_fd = "
 		"?10,"
 		" chan_fd = ?11, lower_id = ?12, epoch = ?13, protect = ?14, flags = ?15,"
-		" conservative = ?16, comm = ?17",
-		"iitiiitiiiitiiiit", (int64_t)m->id, (int64_t)m->uid, m->name, (int64_t)m->state,
+		" conservative = ?16, comm = ?17, untold = ?18, untold_seen = ?19",
+		"iitiiitiiiitiiiitii", (int64_t)m->id, (int64_t)m->uid, m->name, (int64_t)m->state,
 		(int64_t)m->pid, (int64_t)m->start_time, m->boot_id, (int64_t)m->witness_pid,
 		(int64_t)m->witness_start, (int64_t)m->uffd_fd, (int64_t)m->chan_fd, m->lower_id,
 		(int64_t)m->epoch, (int64_t)m->protect, (int64_t)m->flags, (int64_t)m->conservative,
-		m->comm);
+		m->comm, (int64_t)m->untold, (int64_t)m->untold_seen);
 }
 
 int db_mm_delete(struct db_tx *tx, uint64_t id)
@@ -280,9 +282,20 @@ int db_epoch_close(struct db_tx *tx, uint64_t mm, uint64_t file, int64_t now_ns,
 int db_epoch_open(struct db_tx *tx, uint64_t mm, uint64_t file, uint64_t number, int64_t now_ns,
 		  const struct mm_set *last)
 {
+	int64_t open;
 	int r = mm_file_need(tx, mm, file);
 
 	if (r == 0)
+		r = sql_get_i64(tx, &open,
+				"SELECT closed_ns IS NULL FROM epoch"
+				" WHERE mm = ?1 AND file = ?2 AND number = ?3",
+				"iii", (int64_t)mm, (int64_t)file, (int64_t)number);
+	if (r == 0 && open)
+		return 0; /* it goes on */
+	if (r == 0)	  /* unprotected, and armed again before another began */
+		r = sql_exec(tx, "DELETE FROM epoch WHERE mm = ?1 AND file = ?2 AND number = ?3",
+			     "iii", (int64_t)mm, (int64_t)file, (int64_t)number);
+	if (r == 0 || r == -ENODATA)
 		r = db_epoch_close(tx, mm, file, now_ns, last);
 	if (r == 0)
 		r = sql_exec(tx,

@@ -46,6 +46,8 @@ struct db_mm {
 	uint32_t flags;		   /* DB_MM_* */
 	uint64_t conservative;	   /* pages called dirty without proof, so far */
 	char comm[16];
+	uint64_t untold;      /* address of its struct wpfs_untold; 0 = none */
+	uint64_t untold_seen; /* how much of that is accounted for */
 };
 
 /* Makes or replaces the row. -EEXIST: another row has this uid and name. */
@@ -94,7 +96,8 @@ int db_file_delete(struct db_tx *tx, uint64_t id);
 #define DB_EPOCHS_KEPT 64 /* closed ones per mm and file; older ones are dropped */
 
 /*
- * Epoch `number` of the file begins in that mm; numbers ascend. An epoch that was open is closed
+ * Epoch `number` of the file begins in that mm; numbers ascend. Nothing happens if just that one is
+ * open; one of that number that was closed is forgotten. An epoch that was open is closed
  * with the dirty set `last` (may be NULL: empty), kept for `wpctl dirty --epoch`. What it had armed
  * and dirty is left to db_set_put. Times in ns since 1970.
  */

@@ -24,7 +24,7 @@ static int mm_row_get(struct db_tx *tx, uint64_t id, struct db_mm *m)
 	int r = sql_query(tx, &st,
 			  "SELECT uid, name, state, pid, start_time, boot_id, witness_pid,"
 			  " witness_start, uffd_fd, chan_fd, lower_id, epoch, protect, flags,"
-			  " conservative, comm FROM mm WHERE id = ?1",
+			  " conservative, comm, untold, untold_seen FROM mm WHERE id = ?1",
 			  "i", (int64_t)id);
 
 	if (r == 0)
@@ -45,6 +45,8 @@ static int mm_row_get(struct db_tx *tx, uint64_t id, struct db_mm *m)
 		.protect = sqlite3_column_int64(st, 12) != 0,
 		.flags = (uint32_t)sqlite3_column_int64(st, 13) & DB_MM_FLAGS_ALL,
 		.conservative = (uint64_t)sqlite3_column_int64(st, 14),
+		.untold = (uint64_t)sqlite3_column_int64(st, 16),
+		.untold_seen = (uint64_t)sqlite3_column_int64(st, 17),
 	};
 	/* what says neither is detached: nobody is to be signalled or borrowed from by its numbers
 	 */

@@ -111,7 +111,7 @@ static const struct {
 } request_table[] = {
 	[WPFS_OP_HELLO] = {ROLE_ANY, attach_hello},
 	[WPFS_OP_ATTACH] = {ROLE_SHIM, attach_attach},
-	[WPFS_OP_FORKED] = {ROLE_SHIM, attach_forked},
+	[WPFS_OP_FORKED] = {ROLE_SHIM, fork_forked},
 	[WPFS_OP_MAP] = {ROLE_ATTACHED, mapping_map},
 	[WPFS_OP_UNMAP] = {ROLE_ATTACHED, mapping_unmap},
 	[WPFS_OP_REMOVE] = {ROLE_ATTACHED, mapping_remove},

@@ -48,6 +48,13 @@ struct announced {
 	unsigned nr_going;	  /* of all, the older ones are forgotten */
 };
 
+/* A child's uffd in the table of its parent's witness. */
+struct stray {
+	int fd;
+	bool claimed; /* the child has come; the witness is about to close it */
+	uint64_t since_ms;
+};
+
 /*
  * A tracked mm. Moves: NEW (attached, nothing mapped, not in the database) -> LIVE (has a row)
  * -> DETACHED (kept in the database only; this struct stays while the mount does).
@@ -61,11 +68,12 @@ struct tmm {
 	uid_t uid;
 	char name[TRACK_NAME_SIZE]; /* "" = unnamed */
 	char comm[16];
-	bool stale_row;		/* the database still calls it live */
-	bool fork_child;	/* named by its parent: kept only if it wrote something */
-	bool private_maps;	/* seen mapping files of the mount MAP_PRIVATE */
-	bool mapped_shared;	/* has mapped a file of the mount shared at some time */
-	uint64_t fork_dirty;	/* tmm_dirty() when it was forked */
+	bool stale_row;	     /* the database still calls it live */
+	bool fork_child;     /* named by its parent: kept only if it wrote something */
+	bool private_maps;   /* seen mapping files of the mount MAP_PRIVATE */
+	bool mapped_shared;  /* has mapped a file of the mount shared at some time */
+	bool epoch_turned;   /* protected or unprotected since: fork_dirty tells nothing any more */
+	uint64_t fork_dirty; /* tmm_dirty() when it was forked */
 	struct proc_id program; /* pid 0 when detached */
 	struct proc_id witness; /* pid 0: none */
 	int witness_pidfd;
@@ -73,6 +81,10 @@ struct tmm {
 	int chan_fd;   /* of the command channel in the witness */
 	int uffd_copy; /* ours, only when there is no witness (and no event to be read) */
 	struct own_uffd *uffds;
+	struct stray strays[WPFS_WITNESS_FDS];
+	size_t nr_strays;
+	uint64_t untold;	  /* address of its struct wpfs_untold; 0: it has none */
+	uint64_t untold_seen;	  /* how much of that is accounted for */
 	struct capped_mm *capped; /* capped mounts, while it lives: who serves its faults */
 	struct announced announced;
 	struct client *client; /* may be NULL: the connection can be lost while the mm lives */
@@ -156,9 +168,17 @@ typedef void (*request_fn)(struct request *rq);
 /* ---- attach.c ---- */
 void attach_hello(struct request *rq);
 void attach_attach(struct request *rq);
-void attach_forked(struct request *rq);
+
+/* ---- fork.c ---- */
+void fork_forked(struct request *rq);
 /* Tells the witness of an mm taken back that there is a daemon again: it waits for that one. */
-void attach_new_life(struct track *t, const struct tmm *tm);
+void fork_new_life(struct track *t, const struct tmm *tm);
+/* Children of a live mm that nobody tracks get a row in which what is armed is dirty. -errno. */
+int fork_look_for_strays(struct track *t, struct tmm *tm);
+/* Children of before this daemon have had their time. */
+void fork_resume_strays(struct tmm *tm);
+/* How long a child may take to claim its uffd before it counts as one that does not. */
+#define FORK_CLAIM_MS 1000
 
 /* ---- mapping.c ---- */
 void mapping_map(struct request *rq);

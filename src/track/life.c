@@ -41,7 +41,7 @@ static bool life_worth_keeping(const struct tmm *tm)
 {
 	if (!tm->name[0])
 		return false;
-	return !tm->fork_child || tmm_dirty(tm) != tm->fork_dirty;
+	return !tm->fork_child || tm->epoch_turned || tmm_dirty(tm) != tm->fork_dirty;
 }
 
 static void life_forget(struct track *t, struct tmm *tm)
@@ -200,7 +200,9 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 	}
 	own_resume(tm);
 	if (tm->witness_pidfd >= 0)
-		attach_new_life(t, tm);
+		fork_new_life(t, tm);
+	if (tm->witness_pidfd >= 0 && !t->config.capped)
+		fork_resume_strays(tm);
 	log_info("track: pid %d (%s) is back", tm->program.pid, tm->comm);
 	return track_watch_add(t, &tm->program_watch, EPOLLIN);
 }

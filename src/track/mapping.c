@@ -183,6 +183,13 @@ void mapping_map(struct request *rq)
 			armed = r;
 	}
 	if (armed < 0) {
+		/* The program has the mapping all the same, and nobody watches it. */
+		f = mm_file_find(&tm->mm, map->ino);
+		if (f && !map->query)
+			mm_doubt(&tm->mm, f, map->offset >> WPFS_PAGE_SHIFT,
+				 (map->len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT);
+		log_warn("track: cannot arm a mapping of pid %d: %s", rq->c->id.pid,
+			 log_errstr((int)armed));
 		request_error(rq, (int)armed, "cannot arm a mapping of pid %d: %s", rq->c->id.pid,
 			      log_errstr((int)armed));
 		return;

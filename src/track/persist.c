@@ -58,6 +58,8 @@ static int persist_load_mm(void *ctx, const struct db_mm *row, struct mm *model)
 	tm->program = (struct proc_id){row->pid, row->start_time};
 	tm->uffd_fd = row->uffd_fd;
 	tm->chan_fd = row->chan_fd;
+	tm->untold = row->untold;
+	tm->untold_seen = row->untold_seen;
 	return 0;
 }
 
@@ -150,6 +152,8 @@ static void persist_row(const struct track *t, const struct tmm *tm, struct db_m
 			 (tm->fork_child ? DB_MM_FORK_CHILD : 0) |
 			 (tm->witness_pidfd < 0 ? DB_MM_NO_WITNESS : 0),
 		.conservative = tm->mm.conservative,
+		.untold = tm->untold,
+		.untold_seen = tm->untold_seen,
 	};
 	snprintf(row->name, sizeof(row->name), "%s", tm->name);
 	snprintf(row->comm, sizeof(row->comm), "%s", tm->comm);

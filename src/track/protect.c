@@ -344,6 +344,7 @@ static int protect_mm(struct track *t, struct tmm *tm, const struct selection *s
 		reply->pages +=
 			mm_set_count_range(&turns[i].f->own[MM_WPFS].armed, sel->pgoff, sel->nr);
 	if (r == 0 && nr) {
+		tm->epoch_turned = true;
 		reply->mms++;
 		reply->files += nr;
 		if (tm->mm.epoch > reply->epoch)
@@ -427,6 +428,7 @@ static int unprotect_mm(struct track *t, struct tmm *tm, const struct selection 
 		files++;
 	}
 	if (r == 0 && files) {
+		tm->epoch_turned = true;
 		r = tm->state == TMM_LIVE ? tmm_harvest(t, tm) : 0;
 		reply->mms++;
 		reply->files += files;

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <utlist.h>
@@ -262,6 +263,47 @@ int tmm_look(struct track *t, const struct tmm *tm, uint64_t skip_start, uint64_
 	return r;
 }
 
+/* All that is armed of one file (0: of any) is dirty. */
+static int tmm_doubt_file(struct tmm *tm, uint64_t file)
+{
+	struct mm_file *f = file ? mm_file_find(&tm->mm, file) : NULL;
+
+	if (!file)
+		return mm_lost(&tm->mm);
+	return f ? mm_doubt(&tm->mm, f, 0, MM_PGOFF_MAX) : 0;
+}
+
+/*
+ * Mappings that the program could not tell of, and that may be gone again: their files' armed pages
+ * are in doubt. The program writes that memory; all it can do with it is to make its own pages
+ * dirty, or lie about itself.
+ */
+static int tmm_untold(struct tmm *tm, pid_t pid)
+{
+	struct wpfs_untold untold;
+	const struct iovec here = {&untold, sizeof(untold)};
+	const struct iovec there = {(void *)(uintptr_t)tm->untold, sizeof(untold)};
+	uint64_t from = tm->untold_seen;
+	int r = 0;
+
+	if (!tm->untold)
+		return 0;
+	if (process_vm_readv(pid, &here, 1, &there, 1, 0) != (ssize_t)sizeof(untold)) {
+		if (errno == ESRCH)
+			return -ESRCH;
+		tm->untold = 0; /* not readable, or not there: nothing it says can be known */
+		return mm_lost(&tm->mm);
+	}
+	if (untold.count < from || untold.count - from > WPFS_UNTOLD_FILES)
+		r = mm_lost(&tm->mm);
+	else
+		for (uint64_t n = from; r == 0 && n < untold.count; n++)
+			r = tmm_doubt_file(tm, untold.file[n % WPFS_UNTOLD_FILES]);
+	if (r == 0)
+		tm->untold_seen = untold.count;
+	return r;
+}
+
 int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64_t skip_end)
 {
 	uint64_t doubted = tm->mm.conservative;
@@ -279,6 +321,10 @@ int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64
 	tm->private_maps = h.private_maps;
 	tm->mapped_shared |= h.nr > 0;
 	r = mm_observe(&tm->mm, h.vmas, h.nr);
+	if (r == 0)
+		r = tmm_untold(tm, tmm_pid(tm));
+	if (r == 0 && tm->witness_pidfd >= 0 && !t->config.capped)
+		r = fork_look_for_strays(t, tm);
 	broken = mm_check(&tm->mm);
 	if (broken)
 		log_err("track: mm %llu: %s", (unsigned long long)tm->mm.id, broken);

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""No store of a fork child is lost, however it was born and whatever else has its name."""
+
+import os
+
+import pytest
+
+import harness
+import report
+from harness import PAGE
+from mapper import ALL, Child, mapped
+
+
+def union(wpfs, name="t"):
+    """Dirty in the mm of this name or in an instance of it: what a backup copies."""
+    answer = wpfs.wpctl_json("dirty", "--name", name)
+    return {page for mm in answer["mms"] for page in report.pages_of(mm)}
+
+
+def test_as_many_pages_as_before_the_protection(wpfs):
+    """It wrote other pages than its parent, but just as many: still something to keep."""
+    program = mapped(wpfs)
+    for page in (1, 2, 3):
+        program.order(f"store 0 {page} 1")
+    child = Child(wpfs, program)
+    wpfs.wpctl("protect", wpfs.mnt)
+    for page in (11, 12, 13):
+        child.order(f"store 0 {page} 1")
+    child.end()
+    assert union(wpfs) == {11, 12, 13}
+
+
+SAME_PID = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o666)
+os.ftruncate(fd, 64 * 4096)
+view = mmap.mmap(fd, 64 * 4096)
+
+def child(page, pid=0):
+    for _ in range(500):
+        with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+            last.write(str(pid - 1) if pid else "0")
+        got = os.fork()
+        if got == 0:
+            if not pid or os.getpid() == pid:
+                view[page * 4096] = 1
+            os._exit(0)
+        os.waitpid(got, 0)
+        if not pid or got == pid:
+            return got
+    sys.exit("the kernel never gave that pid again")
+
+first = child(10, 30000)
+print(first, child(20, first))
+"""
+
+
+@pytest.mark.alone
+def test_a_pid_again(wpfs):
+    done = wpfs.run("/usr/bin/python3", "-c", SAME_PID, wpfs.mnt / "f", name="t", protect=True)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.split()
+    assert first == second
+    assert union(wpfs) == {10, 20}
+    assert report.dirty(wpfs, f"t/{first}") == {10}
+    assert report.dirty(wpfs, f"t/{first}.2") == {20}
+
+
+def test_born_and_ended_while_the_daemon_is_dead(wpfs):
+    """Nobody saw its stores: a row of its own says so, and its parent stays exact."""
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    wpfs.kill9()
+    child = Child(wpfs, program)
+    child.order("store 0 33 1")
+    child.end()
+    wpfs.restart()
+    assert union(wpfs) == ALL
+    assert report.dirty(wpfs, "t") == {1}
+    assert report.dirty(wpfs, "t/untracked") == ALL
+    # A new epoch begins with nothing in doubt: that child is gone.
+    wpfs.wpctl("protect", wpfs.mnt)
+    program.order("store 0 2 1")
+    assert union(wpfs) == {2}
+
+
+def test_born_while_the_daemon_is_dead_and_alive_after(wpfs):
+    program = mapped(wpfs)
+    wpfs.kill9()
+    child = Child(wpfs, program)
+    wpfs.restart()
+    child.order("store 0 33 1")
+    assert 33 in union(wpfs)
+    wpfs.wpctl("protect", wpfs.mnt)
+    child.order("store 0 34 1")
+    assert 34 in union(wpfs)
+    child.end()
+    assert 34 in union(wpfs)
+
+
+PROGRAM = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o666)
+os.ftruncate(fd, 64 * 4096)
+view = mmap.mmap(fd, 64 * 4096)
+view[0] = 1
+os.setresuid(1000, 1000, 1000)
+pid = os.fork()
+if pid == 0:
+    view[10 * 4096] = 1
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+
+
+def test_of_a_program_that_gave_root_up(wpfs):
+    done = wpfs.run("/usr/bin/python3", "-c", PROGRAM, wpfs.mnt / "f", name="t", protect=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert union(wpfs) == {0, 10}
+
+
+def test_a_file_that_grew_between_runs(wpfs):
+    """More pages of a file that has an open epoch: armed as the first ones were."""
+    for pages, page in ((16, 1), (64, 20)):
+        program = mapped(wpfs, pages=pages)
+        program.order(f"store 0 {page} 1")
+        program.wait()
+    assert report.dirty(wpfs, "t") == {1, 20}
+    assert os.stat(wpfs.mnt / "f").st_size == 64 * PAGE
+
+
+def test_protected_again_after_unprotect(wpfs):
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    wpfs.wpctl("unprotect", wpfs.mnt, "--name", "t")
+    program.order("unmap 0")
+    program.order(f"map 0 0 0 {64 * PAGE}")
+    program.order("store 0 2 1")
+    assert report.dirty(wpfs, "t") == {2}
+    assert harness.SANITIZER.search(wpfs.read_log()) is None
