@@ -19,6 +19,7 @@
 #include "base/compat.h"
 #include "preload/client.h"
 #include "preload/fds.h"
+#include "preload/untold.h"
 #include "preload/witness.h"
 
 /* Descriptors of an attach in progress; all closed at its end, whoever has them by then. */
@@ -144,6 +145,7 @@ static int send_attach(struct mount *mount, const int *fds, unsigned nr_fds)
 		.nr_fds = nr_fds,
 		.uffd_fd = mount->witness_uffd,
 		.chan_fd = mount->witness_chan,
+		.untold = (uint64_t)&mount->untold,
 	};
 	struct wpfs_attach_reply reply;
 	struct client_call call = {
@@ -289,8 +291,10 @@ static int attach_first(struct mount *mount)
 	}
 	err = attach_new(mount, &fds);
 	attach_close(&fds);
-	if (!err)
+	if (!err) {
 		mount->state = MOUNT_ATTACHED;
+		atomic_store(&mount->was_attached, true);
+	}
 	return err;
 }
 
@@ -408,8 +412,11 @@ void mount_forked(struct mount *mount, bool tracked)
 	mount_disconnect(mount); /* the child's copy of the parent's socket */
 	mount->witness_pid = 0;
 	mount->said = false;
+	untold_reset(mount);
 	if (mount->state == MOUNT_NONE)
 		return;
+	if (!tracked)
+		atomic_store(&mount->was_attached, false);
 	if (mount->state == MOUNT_ATTACHED && tracked) {
 		err = fork_attach(mount, &fds);
 		attach_close(&fds);

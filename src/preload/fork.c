@@ -51,7 +51,7 @@ static void after_in_child(void)
 	fds_forget_uffds();
 	witness_forget();
 	for (uint32_t i = 0; i < SHIM_MOUNTS; i++)
-		mount_forked(&shim.mounts[i], ranges_of_mount(i));
+		mount_forked(&shim.mounts[i], ranges_of_mount(i, false));
 	shim_unlock(&mine);
 }
 

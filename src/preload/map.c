@@ -18,6 +18,7 @@
 #include "preload/discover.h"
 #include "preload/lower.h"
 #include "preload/mapping.h"
+#include "preload/untold.h"
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
@@ -41,12 +42,12 @@ static long mapped(const struct mapping *r, long at)
 	err = mapping_tell(r, (uint64_t)at, (uint64_t)at, false, &armed);
 	if (!err) {
 		mapping_remember(r, (uint64_t)at);
-	} else {
+	} else if (shim.require) {
+		raw(munmap, at, r->len);
 		ranges_cut((uint64_t)at, page_align_up(r->len));
-		if (shim.require) {
-			raw(munmap, at, r->len);
-			return -ECONNREFUSED;
-		}
+		return -ECONNREFUSED;
+	} else {
+		mapping_untold(r, (uint64_t)at, err);
 	}
 	return at;
 }
@@ -91,6 +92,24 @@ static long fixed_plain(const struct mapping *r)
 	at = plain_map(r);
 	if (!raw_failed(at))
 		ranges_cut((uint64_t)at, page_align_up(r->len));
+	else if (r->flags & MAP_FIXED)
+		mapping_bring_back(r->addr, page_align_up(r->len));
+	return at;
+}
+
+/* The daemon cannot be told of it, or did not take it: `err`. Refused if it must be tracked. */
+static long untold_plain(const struct mapping *r, int err)
+{
+	long at;
+
+	if (shim.require)
+		return -ECONNREFUSED;
+	/* With MAP_FIXED another thread may use it at once, and the kernel may not return. */
+	if ((r->flags & MAP_ANY_FIXED) && err != -EINVAL)
+		untold_count(&shim.mounts[r->mount], r->ino);
+	at = r->flags & MAP_ANY_FIXED ? fixed_plain(r) : plain_map(r);
+	if (!raw_failed(at))
+		mapping_untold(r, (uint64_t)at, err);
 	return at;
 }
 
@@ -109,6 +128,7 @@ static long fixed_armed(const struct mapping *r)
 	bool no_replace = r->flags & MAP_FIXED_NOREPLACE;
 	uint64_t armed;
 	long err, at;
+	int told;
 
 	/* With the final rights once, for the errors they may give. */
 	err = try_elsewhere(r);
@@ -129,7 +149,8 @@ static long fixed_armed(const struct mapping *r)
 			mapping_bring_back(r->addr, page_align_up(r->len));
 		return at;
 	}
-	err = mapping_tell(r, (uint64_t)at, r->addr, false, &armed);
+	told = mapping_tell(r, (uint64_t)at, r->addr, false, &armed);
+	err = told;
 	if (!err)
 		err = raw(mremap, at, page_align_up(r->len), page_align_up(r->len),
 			  MREMAP_MAYMOVE | MREMAP_FIXED, r->addr);
@@ -137,10 +158,9 @@ static long fixed_armed(const struct mapping *r)
 		raw(munmap, at, r->len);
 		if (no_replace)
 			raw(munmap, r->addr, r->len);
-		if (!shim.require)
-			return plain_map(r);
-		mapping_bring_back(r->addr, page_align_up(r->len));
-		return -ECONNREFUSED;
+		if (!no_replace)
+			mapping_bring_back(r->addr, page_align_up(r->len));
+		return untold_plain(r, told ? told : -EIO);
 	}
 	mapping_remember(r, r->addr);
 	raw(mprotect, r->addr, r->len, r->prot);
@@ -160,7 +180,7 @@ static long map_fixed(const struct mapping *r)
 		return plain_map(r); /* for its error */
 	err = mapping_tell(r, r->addr, r->addr, true, &armed);
 	if (err)
-		return shim.require ? -ECONNREFUSED : fixed_plain(r);
+		return untold_plain(r, err);
 	return armed ? fixed_armed(r) : mapped(r, fixed_plain(r));
 }
 
@@ -168,14 +188,16 @@ static long map_tracked(struct mapping *r)
 {
 	struct mount *mount = &shim.mounts[r->mount];
 	uint64_t armed;
+	int err;
 
 	if (shim.bad_name)
 		shim_say("WPFS_NAME is not 1-64 of A-Z a-z 0-9 . _ -: this program has no name, "
 			 "its marks end with it",
 			 "", "");
 	shim.bad_name = false;
-	if (mount_ready(mount) != 0)
-		return shim.require ? -ECONNREFUSED : fixed_plain(r);
+	err = mount_ready(mount);
+	if (err)
+		return untold_plain(r, mapping_refused(err));
 	if (mount->kind == WPFS_KIND_CAPPED)
 		return lower_map(r);
 	if (r->flags & MAP_ANY_FIXED)
@@ -202,8 +224,14 @@ static long map_any(struct mapping *r)
 	struct shim_guard guard;
 	long ret;
 
-	if (!shim_lock(&guard))
+	if (!shim_lock(&guard)) {
+		/* A vfork child's mappings are this program's too. */
+		if (discover_cached(r->dev) >= 0)
+			untold_count(&shim.mounts[discover_cached(r->dev)], r->ino);
+		else
+			untold_count_unknown();
 		return plain_map(r);
+	}
 	ret = map_locked(r);
 	shim_unlock(&guard);
 	return ret;

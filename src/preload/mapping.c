@@ -6,9 +6,11 @@
  */
 #include "preload/mapping.h"
 
+#include <errno.h>
 #include <linux/mman.h>
 
 #include "preload/attach.h"
+#include "preload/untold.h"
 
 bool mapping_span_valid(uint64_t addr, uint64_t len)
 {
@@ -51,14 +53,14 @@ int mapping_tell(const struct mapping *r, uint64_t at, uint64_t final, bool quer
 	err = mount_call(&shim.mounts[r->mount], WPFS_OP_MAP, &body, sizeof(body), NULL, &status,
 			 &reply, sizeof(reply), NULL);
 	if (err)
-		return err;
+		return mapping_refused(err);
 	if (status < 0)
 		return status;
 	*armed = reply.armed_pages;
 	return 0;
 }
 
-void mapping_remember(const struct mapping *r, uint64_t at)
+static void remember(const struct mapping *r, uint64_t at, bool untold)
 {
 	struct range range = {
 		.start = at,
@@ -69,9 +71,28 @@ void mapping_remember(const struct mapping *r, uint64_t at)
 		.mount = r->mount,
 		.prot = (uint32_t)r->prot,
 		.flags = (uint32_t)r->flags,
+		.untold = untold,
 	};
 
 	ranges_add(&range);
+}
+
+void mapping_remember(const struct mapping *r, uint64_t at)
+{
+	remember(r, at, false);
+}
+
+void mapping_untold(const struct mapping *r, uint64_t at, int err)
+{
+	struct mount *mount = &shim.mounts[r->mount];
+
+	if (err == -EINVAL || !atomic_load(&mount->was_attached)) {
+		ranges_cut(at, page_align_up(r->len));
+		return;
+	}
+	untold_count(mount, r->ino);
+	/* So that its growth is seen, and its end while the daemon is there again. */
+	remember(r, at, true);
 }
 
 void mapping_retire(uint64_t addr, uint64_t len)
@@ -98,8 +119,12 @@ void mapping_bring_back(uint64_t addr, uint64_t len)
 	struct mapping r;
 
 	for (; addr < end && ranges_next(addr, end, &piece); addr = piece.end) {
+		int err;
+
 		mapping_of_range(&piece, &r);
-		mapping_tell(&r, piece.start, piece.start, false, &armed);
+		err = mapping_tell(&r, piece.start, piece.start, false, &armed);
+		if (err)
+			mapping_untold(&r, piece.start, err);
 		raw(mprotect, piece.start, r.len, piece.prot);
 	}
 }

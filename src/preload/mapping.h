@@ -6,6 +6,8 @@
 #ifndef WPFS_PRELOAD_MAPPING_H
 #define WPFS_PRELOAD_MAPPING_H
 
+#include <errno.h>
+
 #include "preload/ranges.h"
 #include "preload/shim.h"
 
@@ -38,6 +40,19 @@ int mapping_tell(const struct mapping *r, uint64_t at, uint64_t final, bool quer
 
 /* It is at `at`, and tracked. */
 void mapping_remember(const struct mapping *r, uint64_t at);
+
+/* Of what mount_ready() and mount_call() give: -EINVAL is the daemon's word about a file only. */
+static inline int mapping_refused(int err)
+{
+	return err == -EINVAL ? -EIO : err;
+}
+
+/*
+ * It is or will be at `at`, and mapping_tell() gave `err` or was not even called: counted as untold
+ * unless the daemon said that it is none of its files, or never knew this program. Before the
+ * program can use it.
+ */
+void mapping_untold(const struct mapping *r, uint64_t at, int err);
 
 /*
  * What is known in [addr, addr + len) becomes read-only and is harvested. A piece for which that

@@ -155,13 +155,13 @@ bool ranges_next(uint64_t from, uint64_t end, struct range *piece)
 	return true;
 }
 
-bool ranges_of_mount(uint32_t mount)
+bool ranges_of_mount(uint32_t mount, bool told)
 {
 	const struct range *ranges = atomic_load(&table);
 	uint32_t nr = ranges ? atomic_load(&ranges_count) : 0;
 
 	for (uint32_t i = 0; i < nr; i++) {
-		if (ranges[i].mount == mount)
+		if (ranges[i].mount == mount && !(told && ranges[i].untold))
 			return true;
 	}
 	return false;

@@ -15,7 +15,7 @@ struct range {
 	uint64_t dev, ino;
 	uint32_t mount;	      /* index */
 	uint32_t prot, flags; /* of its mmap(2) */
-	uint32_t reserved;
+	uint32_t untold;      /* 1: the daemon does not know of it from us */
 };
 
 /* Number of ranges; 0 lets every hook go straight to the kernel. */
@@ -43,7 +43,7 @@ void ranges_cut(uint64_t addr, uint64_t len);
  */
 bool ranges_next(uint64_t from, uint64_t end, struct range *piece);
 
-/* Is any mapping of this mount known? */
-bool ranges_of_mount(uint32_t mount);
+/* Is any mapping of this mount known? `told`: to the daemon as well. */
+bool ranges_of_mount(uint32_t mount, bool told);
 
 #endif

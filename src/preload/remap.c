@@ -17,12 +17,16 @@ static void remap_grown(const struct range *from, uint64_t offset, uint64_t star
 {
 	struct mapping r;
 	uint64_t armed;
+	int err;
 
 	mapping_of_range(from, &r);
 	r.addr = start;
 	r.len = len;
 	r.off = offset;
-	if (mapping_tell(&r, start, start, false, &armed) == 0)
+	err = mapping_tell(&r, start, start, false, &armed);
+	if (err)
+		mapping_untold(&r, start, err);
+	else
 		mapping_remember(&r, start);
 }
 

@@ -29,14 +29,16 @@
 #define unlikely(x)    __builtin_expect(!!(x), 0)
 
 /*
- * NONE -> KNOWN -> ATTACHED -> UNTRACKED; KNOWN -> UNTRACKED. In a fork child ATTACHED -> KNOWN, or
- * it stays so when the child attached as well.
+ * NONE -> KNOWN -> ATTACHED -> UNTRACKED; KNOWN -> UNTRACKED; ATTACHED -> KNOWN when a new daemon
+ * does not know this mm and nothing of it is mapped. In a fork child ATTACHED -> KNOWN without
+ * mappings of it, else -> FORKED -> ATTACHED or UNTRACKED.
  */
 enum mount_state {
 	MOUNT_NONE = 0,
 	MOUNT_KNOWN,	 /* its id is known; attached at the first need */
 	MOUNT_ATTACHED,	 /* the daemon knows this mm; sock may be -1: connect again at need */
-	MOUNT_UNTRACKED, /* refused or hung: never asked again by this mm */
+	MOUNT_FORKED,	 /* mapped by a fork child that the daemon was not told of yet */
+	MOUNT_UNTRACKED, /* refused or hung: never asked again by this mm and its fork children */
 };
 
 /* One wpfs mount. Guarded by the lock; sock is also read without it, see fds.c. */
@@ -47,8 +49,13 @@ struct mount {
 	_Atomic int sock;	     /* -1: not connected */
 	uint64_t sock_dev, sock_ino; /* of fstat: is the number still our socket? */
 	uint64_t cookie;
+	uint64_t parent_cookie; /* FORKED: of the parent, or of its parent if that never said so */
 	uint32_t seq;
-	bool said; /* the line about this mount was said */
+	bool said;		   /* the line about this mount was said */
+	const char *why;	   /* UNTRACKED: that line */
+	struct wpfs_untold untold; /* written as untold.h says, read by the daemon */
+	_Atomic bool
+		was_attached; /* this mm, or the parent it has mappings from; no lock to read */
 
 	int witness_pid;		/* 0: none */
 	int witness_uffd, witness_chan; /* numbers in the witness's table, -1 without one */

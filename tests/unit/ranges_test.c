@@ -70,7 +70,7 @@ static void test_against_a_model(void **state)
 		model_check(&model);
 	}
 	for (uint32_t m = 0; m < SHIM_MOUNTS; m++)
-		assert_int_equal(ranges_of_mount(m),
+		assert_int_equal(ranges_of_mount(m, false),
 				 memchr(model.mount, (int)m + 1, PAGES) != NULL);
 	ranges_cut(BASE, PAGES * SHIM_PAGE_SIZE);
 	assert_false(ranges_any());
