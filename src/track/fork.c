@@ -349,6 +349,7 @@ static int fork_doubt_children(struct track *t, struct tmm *tm)
 		row->mm.id = t->next_mm++;
 		row->uid = tm->uid;
 		row->state = TMM_DETACHED;
+		row->fork_child = true;
 		snprintf(row->name, sizeof(row->name), "%s", name);
 		memcpy(row->comm, tm->comm, sizeof(row->comm));
 	}

@@ -123,7 +123,9 @@ static int own_rearm(struct tmm *tm, int uffd, uint64_t start, uint64_t end)
 		uint64_t pgoff = vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT);
 		struct mm_set set;
 
-		if (from >= to)
+		/* Registered before: its marks are in the page tables, and what the program has
+		 * un-protected since the last look must not be protected again. */
+		if (from >= to || (vma->registered && vma->owner == MM_PROGRAM))
 			continue;
 		mm_set_init(&set);
 		r = mm_plan_arm(&tm->mm, vma->file, MM_PROGRAM, false, pgoff,
@@ -147,11 +149,9 @@ void own_post(struct request *rq)
 	    uffd_is_uffd(rq->fds->fd[0])) {
 		copy = own_keep(tm, range->fd, &rq->fds->fd[0]);
 		tm->mm.own_uffds = true;
-		r = copy < 0
-			    ? copy
-			    : mm_set_registered(&tm->mm, range->addr, end, true, MM_PROGRAM, false);
+		r = copy < 0 ? copy : own_rearm(tm, copy, range->addr, end);
 		if (r == 0)
-			r = own_rearm(tm, copy, range->addr, end);
+			r = mm_set_registered(&tm->mm, range->addr, end, true, MM_PROGRAM, false);
 		if (r == 0)
 			r = tmm_harvest(rq->t, tm);
 		if (r == 0)

@@ -323,6 +323,9 @@ static int protect_mm(struct track *t, struct tmm *tm, const struct selection *s
 	size_t nr = 0;
 	int r = tm->state == TMM_LIVE ? tmm_harvest(t, tm) : 0;
 
+	/* What it had mapped when it ended is of the epoch that closes now. */
+	if (tm->state == TMM_DETACHED)
+		mm_forget_vmas(&tm->mm);
 	if (r == 0)
 		r = protect_collect(tm, sel, &turns, &nr);
 	for (size_t i = 0; r == 0 && i < nr; i++)
@@ -441,31 +444,58 @@ static int unprotect_mm(struct track *t, struct tmm *tm, const struct selection 
 typedef int (*protect_mm_fn)(struct track *t, struct tmm *tm, const struct selection *sel,
 			     struct wpfs_protect_reply *reply);
 
+/*
+ * A fork child that ended, with nothing dirty since the last protect: its epoch has been kept for
+ * as long as it was the last one, and nobody will ever have its name again.
+ */
+static bool protect_is_over(const struct tmm *tm, const struct selection *sel)
+{
+	return tm->state == TMM_DETACHED && tm->fork_child && tm->epoch_turned && !sel->file &&
+	       tmm_dirty(tm) == 0;
+}
+
+/*
+ * All that are selected, whatever becomes of one: it is not in an epoch half way, as what could not
+ * be marked is dirty, but who asked must know.
+ */
 static void protect_each(struct request *rq, protect_mm_fn fn)
 {
 	struct wpfs_protect_reply reply = {0};
+	char failed[128] = "";
 	struct selection sel;
-	struct tmm *tm;
+	struct tmm *tm, *next;
 	bool any = false;
+	int result = 0;
 
 	if (!protect_select(rq, &sel))
 		return;
 	life_sweep(rq->t);
-	DL_FOREACH (rq->t->tmms, tm) {
+	DL_FOREACH_SAFE(rq->t->tmms, tm, next)
+	{
 		int r;
 
 		if (!tmm_selected(tm, rq->c->peer.uid, sel.name))
 			continue;
 		any = true;
-		r = fn(rq->t, tm, &sel, &reply);
-		if (r < 0) {
-			request_error(rq, r, "%s (pid %d): %s", tm->name[0] ? tm->name : tm->comm,
-				      tm->program.pid, log_errstr(r));
-			return;
+		if (fn == protect_mm && protect_is_over(tm, &sel)) {
+			r = persist_forget(rq->t, tm);
+			if (r == 0)
+				tmm_free(rq->t, tm);
+		} else {
+			r = fn(rq->t, tm, &sel, &reply);
 		}
+		if (r == 0 || result < 0)
+			continue;
+		result = r;
+		snprintf(failed, sizeof(failed), "%s (pid %d)", tm->name[0] ? tm->name : tm->comm,
+			 tm->program.pid);
 	}
 	if (!any)
 		protect_none(rq, &sel);
+	else if (result < 0)
+		request_error(rq, result,
+			      "%s: %s: what it has armed counts as dirty; %llu others are done",
+			      failed, log_errstr(result), (unsigned long long)reply.mms);
 	else
 		request_reply(rq, 0, &reply, sizeof(reply));
 }

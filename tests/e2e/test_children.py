@@ -138,3 +138,44 @@ def test_protected_again_after_unprotect(wpfs):
     program.order("store 0 2 1")
     assert report.dirty(wpfs, "t") == {2}
     assert harness.SANITIZER.search(wpfs.read_log()) is None
+
+
+def test_children_do_not_pile_up(wpfs):
+    """One that ended is kept for the epoch in which it wrote and as the last closed one."""
+    program = mapped(wpfs)
+    for _ in range(2):
+        child = Child(wpfs, program)
+        child.order("store 0 5 1")
+        child.end()
+    assert len(report.names(wpfs)) == 3
+    wpfs.wpctl("protect", wpfs.mnt)
+    assert len(report.names(wpfs)) == 3 and union(wpfs) == set()
+    wpfs.wpctl("protect", wpfs.mnt)
+    assert set(report.names(wpfs)) == {"t"}
+
+
+def test_protect_does_what_it_can(wpfs):
+    """A program without its witness cannot be protected; the others are, and one line says so."""
+    broken, whole = mapped(wpfs, name="a"), mapped(wpfs, name="b", path="g")
+    whole.order("store 0 1 1")
+    (witness,) = harness.proc.children(broken.pid)
+    pidfd = os.pidfd_open(witness)
+    os.kill(witness, 9)
+    assert harness.proc.is_over(pidfd, harness.SECONDS)
+    os.close(pidfd)
+    done = wpfs.wpctl("protect", wpfs.mnt, status=1)
+    assert len(done.stderr.splitlines()) == 1 and "a (pid" in done.stderr, done.stderr
+    assert report.dirty(wpfs, "b", "/g") == set()
+    assert report.dirty(wpfs, "a") == ALL
+
+
+def test_an_epoch_of_a_program_that_ended(wpfs):
+    program = mapped(wpfs)
+    program.order("store 0 5 1")
+    program.kill9()
+    assert report.dirty(wpfs, "t") == {5}
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    assert report.dirty(wpfs, "t") == set() and report.marked(wpfs, "t") == ALL
+    program = mapped(wpfs)
+    program.order("store 0 6 1")
+    assert report.dirty(wpfs, "t") == {6}
