@@ -53,6 +53,7 @@ int capped_file_get(struct capped *c, const struct fs_handle *handle, uint64_t i
 		    struct capped_file **file)
 {
 	struct capped_file *f = capped_file_find(c, ino);
+	struct stat st;
 	int r;
 
 	*file = f;
@@ -69,6 +70,8 @@ int capped_file_get(struct capped *c, const struct fs_handle *handle, uint64_t i
 		free(f);
 		return r;
 	}
+	if (fstat(f->fd, &st) == 0) /* which cannot fail */
+		f->lower_ino = st.st_ino;
 	HASH_ADD(hh, c->files, ino, sizeof(f->ino), f);
 	*file = f;
 	return 0;
@@ -97,14 +100,21 @@ int capped_file_prepare(struct capped *c, struct capped_file *f, uint64_t pages)
 	return r < 0 ? r : spill_bits_reserve(&f->bits, pages);
 }
 
+void capped_tidy(struct capped *c, struct capped_file *f)
+{
+	/* What a batch has written there has no bits yet. */
+	if (f->missing && f->bits.count == 0 && !(c->batch && c->batch->file == f))
+		spill_store_remove(c->store, f->ino);
+}
+
 void capped_forget(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr)
 {
 	uint64_t before = f->bits.count;
 
 	spill_bits_clear_range(&f->bits, first, nr);
 	c->counts.spilled -= before - f->bits.count;
-	if (before && f->bits.count == 0)
-		spill_store_remove(c->store, f->ino);
+	if (before)
+		capped_tidy(c, f);
 }
 
 /* ---- pages ---- */
@@ -168,10 +178,7 @@ int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_
 		page = spill_bits_next(&f->bits, page + run);
 	}
 	keep_times(f->fd, &st);
-	if (r < 0)
-		log_err("cannot bring pages of file %" PRIu64 " back from the store: %s", f->ino,
-			log_errstr(r));
-	return r;
+	return r == -ENODATA || r == -ENOENT ? -EIO : r;
 }
 
 int capped_load_file(struct capped *c, uint64_t ino, uint64_t *loaded)
@@ -191,17 +198,14 @@ int capped_load_file(struct capped *c, uint64_t ino, uint64_t *loaded)
 int capped_file_open(struct capped *c, const struct fs_handle *handle, uint64_t ino, uint64_t pages,
 		     struct capped_file **file, uint64_t *lower_ino)
 {
-	struct stat st;
 	int r;
 
 	pthread_mutex_lock(&c->lock);
 	r = capped_file_get(c, handle, ino, file);
 	if (r == 0)
 		r = capped_file_prepare(c, *file, pages);
-	if (r == 0 && fstat((*file)->fd, &st) < 0)
-		r = -errno;
 	if (r == 0)
-		*lower_ino = st.st_ino;
+		*lower_ino = (*file)->lower_ino;
 	pthread_mutex_unlock(&c->lock);
 	return r;
 }

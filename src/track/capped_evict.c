@@ -255,6 +255,7 @@ static void unfence(struct capped *c, struct capped_batch *b)
 			capped_nap();
 	}
 	c->batch = NULL;
+	capped_tidy(c, b->file);
 	for (size_t i = 0; i < b->nr_pieces; i++) {
 		if (b->pieces[i].mm)
 			uffd_wake(b->pieces[i].mm->uffd, b->pieces[i].start, b->pieces[i].end);
@@ -384,6 +385,60 @@ static int save_and_punch(struct capped *c, struct capped_batch *b, struct save 
 
 /* ---- a batch ---- */
 
+/* Is all of a mapping that shows pages of the batch in pieces, as it is now? */
+static bool batch_covers(const struct capped_batch *b, const struct capped_mm *mm,
+			 const struct maps_vma *vma)
+{
+	uint64_t from = vma->pgoff > b->first ? vma->pgoff : b->first;
+	uint64_t to = vma->pgoff + ((vma->end - vma->start) >> WPFS_PAGE_SHIFT);
+
+	if (to > b->first + b->nr)
+		to = b->first + b->nr;
+	while (from < to) {
+		uint64_t at = vma->start + ((from - vma->pgoff) << WPFS_PAGE_SHIFT);
+		const struct capped_piece *p = NULL;
+
+		for (size_t i = 0; i < b->nr_pieces && !p; i++) {
+			const struct capped_piece *q = &b->pieces[i];
+
+			if (q->mm == mm && q->start <= at && at < q->end &&
+			    q->pgoff + ((at - q->start) >> WPFS_PAGE_SHIFT) == from)
+				p = q;
+		}
+		if (!p)
+			return false;
+		from = p->pgoff + ((p->end - p->start) >> WPFS_PAGE_SHIFT);
+	}
+	return true;
+}
+
+/*
+ * Moves before the batch began were not followed; from then on they are. -EAGAIN: something is not
+ * where it was, or its event is still unread.
+ */
+static int batch_check(struct capped *c, struct capped_batch *b, const struct capped_mapping *maps,
+		       size_t nr)
+{
+	struct maps_list list = {0};
+	int r = 0;
+
+	pthread_mutex_lock(&c->lock);
+	for (size_t i = 0; r == 0 && i < nr; i++) {
+		if (i && maps[i].mm == maps[i - 1].mm)
+			continue;
+		if (maps_read(maps[i].mm->pid, &c->lower_dev, 1, &list) < 0)
+			r = -EAGAIN;
+		for (size_t v = 0; r == 0 && v < list.nr; v++) {
+			if (list.vmas[v].ino == b->file->lower_ino &&
+			    !batch_covers(b, maps[i].mm, &list.vmas[v]))
+				r = -EAGAIN;
+		}
+	}
+	pthread_mutex_unlock(&c->lock);
+	maps_free(&list);
+	return r;
+}
+
 /* -EBUSY: there is a child that may map the file and is in no piece. Later ones join the batch. */
 static int batch_begin(struct capped *c, struct capped_batch *b)
 {
@@ -427,24 +482,27 @@ static int take_lease(int fd)
 	return 0;
 }
 
-static int batch_run(struct capped *c, struct capped_batch *b, struct save *s, uint64_t *pages,
-		     char *why, size_t why_size)
+static int batch_run(struct capped *c, struct capped_batch *b, const struct capped_mapping *maps,
+		     size_t nr, struct save *s, uint64_t *pages, char *why, size_t why_size)
 {
 	const struct timespec settle = {.tv_sec = c->config.settle_ms / 1000,
 					.tv_nsec = c->config.settle_ms % 1000 * 1000000L};
+	const bool mapped = b->nr_pieces; /* forks add to them once the batch has begun */
 	int r = batch_begin(c, b);
 
 	if (r < 0) {
 		snprintf(why, why_size, "a process that maps it was forked just now: try again");
 		return r;
 	}
-	r = fence(c, b);
+	r = batch_check(c, b, maps, nr);
+	if (r == 0)
+		r = fence(c, b);
 	if (r < 0) {
 		snprintf(why, why_size, "its mappings change just now (%s): try again",
 			 log_errstr(r));
-		return r;
+		return -EAGAIN;
 	}
-	if (b->nr_pieces)
+	if (mapped)
 		nanosleep(&settle, NULL);
 	r = take_lease(b->file->fd);
 	if (r < 0) {
@@ -472,7 +530,7 @@ static int evict_batch(struct capped *c, struct capped_batch *b, const struct ca
 	}
 	for (size_t i = 0; i < nr; i++)
 		batch_map(b, &maps[i]);
-	r = batch_run(c, b, s, pages, why, why_size);
+	r = batch_run(c, b, maps, nr, s, pages, why, why_size);
 	unfence(c, b);
 	capped_record_clear(c);
 	for (size_t i = 0; i < b->nr_pieces; i++)

@@ -29,7 +29,8 @@
 
 /* A file that a descriptor was handed out of, or that has or had spilled pages. */
 struct capped_file {
-	uint64_t ino; /* constant, like the next two */
+	uint64_t ino; /* constant, like the next three */
+	uint64_t lower_ino;
 	struct fs_handle handle;
 	int fd;	      /* the one struct file of the lower file, O_RDWR; fs keeps the inode for us */
 	bool missing; /* its mappings are registered for missing faults; bits is open; never undone
@@ -139,9 +140,15 @@ int capped_file_get(struct capped *c, const struct fs_handle *handle, uint64_t i
 /* From now on pages of it may be spilled: opens its bits with room for `pages`. 0 or -errno. */
 int capped_file_prepare(struct capped *c, struct capped_file *f, uint64_t pages);
 
-/* Brings spilled pages of [first, first + nr) back. `loaded` (may be NULL) counts. 0 or -errno. */
+/*
+ * Brings spilled pages of [first, first + nr) back. `loaded` (may be NULL) counts. 0 or -errno:
+ * -EIO: what is stored cannot be read or is not there.
+ */
 int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr,
 		uint64_t *loaded);
+
+/* Removes the file of the store if nothing in it is needed any more. */
+void capped_tidy(struct capped *c, struct capped_file *f);
 
 /* Forgets stored copies. */
 void capped_forget(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr);

@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <string.h>
 #include <sys/random.h>
 #include <time.h>
@@ -50,6 +51,9 @@ int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, 
 	f = capped_file_find(c, ino);
 	if (f)
 		r = io == CAPPED_DROP ? load_edges(c, f, off, len) : load_range(c, f, off, len);
+	if (r < 0)
+		log_err("cannot bring pages of file %" PRIu64 " back from the store: %s", ino,
+			log_errstr(r));
 	if (r == 0 && io == CAPPED_DROP)
 		c->drops[shard] = true;
 	else if (r == 0)

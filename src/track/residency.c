@@ -27,7 +27,8 @@
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
 
-#define WHY_SIZE 256
+#define WHY_SIZE    256
+#define EVICT_TRIES 20
 
 /* ---- mms ---- */
 
@@ -285,8 +286,10 @@ static int evict_vma(struct evict *e, struct tmm *tm, int uffd, const struct mm_
 		return evict_refuse(e, tm, "has mapped it for reading only");
 	if (r == -EBUSY)
 		return evict_refuse(e, tm, "has a userfaultfd of its own there");
-	if (r < 0)
-		return evict_refuse(e, tm, "changes its mappings just now: try again");
+	if (r < 0) {
+		evict_refuse(e, tm, "changes its mappings just now: try again");
+		return -EAGAIN;
+	}
 	return evict_add(e, tm, vma);
 }
 
@@ -407,8 +410,16 @@ static int evict_file(struct evict *e, const struct fs_file *file, uint64_t *pag
 	e->mms = calloc(nr, sizeof(struct tmm *));
 	if (!e->mms)
 		return -ENOMEM;
-	r = evict_collect(e);
-	return r < 0 ? r : capped_evict(c, f, e->maps, e->nr, pages, e->why, sizeof(e->why));
+	/* What gives up because a mapping was moved or unmapped under it is begun again. */
+	for (int tries = 0; tries < EVICT_TRIES; tries++) {
+		e->nr = e->nr_mms = 0;
+		r = evict_collect(e);
+		if (r == 0)
+			r = capped_evict(c, f, e->maps, e->nr, pages, e->why, sizeof(e->why));
+		if (r != -EAGAIN)
+			break;
+	}
+	return r;
 }
 
 /* The file a request is about, checked. False: answered. */

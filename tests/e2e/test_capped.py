@@ -7,6 +7,7 @@ they were marked.
 import mmap
 import os
 import random
+import select
 import subprocess
 
 import pytest
@@ -301,6 +302,26 @@ def test_fork_under_eviction(wpfs):
         assert program.order("verify 4") == 0
         program.order("write 5 20 2")
         assert program.order("verify 2") == 0
+
+
+@pytest.mark.parametrize("what", ["forks 15", "moves 20"])
+def test_eviction_meanwhile(make_wpfs, what):
+    """Evictions at any moment of forks and moves: each goes well or says that it did not."""
+    wpfs = make_wpfs("store", ["resident=64M", "settle=0"])
+    program = refault(wpfs, pages=512)
+    program.order("fill 3")
+    protect(wpfs)
+    program.send(what)
+    done, evicted = select.poll(), 0
+    done.register(program.popen.stdout, select.POLLIN)
+    while not done.poll(0):
+        told = wpfs.wpctl("evict", wpfs.mnt, "/f", status=None)
+        assert told.returncode == 0 or len(told.stderr.splitlines()) == 1, told.stderr
+        evicted += told.returncode == 0
+    assert program.read() == "ok 0"
+    assert evicted, f"none went well: {told.stderr}"
+    assert program.order("verify 2") == 0
+    assert report.marked(wpfs, "t") == set(range(512)) and report.dirty(wpfs, "t") == set()
 
 
 def test_file_calls(wpfs):

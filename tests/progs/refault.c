@@ -1,18 +1,25 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* clang-format off */
 /*
  * Maps a file and knows what should be in it: a copy of all contents is kept in private memory, and
  * which pages were written. Orders on stdin, one line each, answered "ok [VALUE]" or "err WHAT":
  *
  *   fill SEED          random contents; every eighth page is zeros
  *   expect SEED        what "fill SEED" wrote should be there
- *   verify THREADS     all threads compare all pages, each from another place on -> pages that
- * differ write SEED N THREADS   N writes of 8 bytes at random places hammer THREADS     writes go
- * on until "stop" -> number of writes stop written PATH       one byte per page: written since the
- * last "clear"? clear fork               a child goes on here with the orders; the parent waits for
- * its end
+ *   verify THREADS     all threads compare all pages in the same order -> pages that differ
+ *   write SEED N THREADS   N writes of 8 bytes at random places
+ *   hammer THREADS     writes go on until "stop"
+ *   stop               -> number of writes
+ *   written PATH       one byte per page: written since the last "clear"?
+ *   clear
+ *   forks N            N children one after the other, each compares all pages and writes some of
+ *                      them -> how many saw a wrong page
+ *   moves N            the mapping moves N times and is compared in between -> wrong pages
+ *   fork               a child goes on here with the orders; the parent waits for its end
  *
  * usage: refault FILE PAGES
  */
+/* clang-format on */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -99,9 +106,7 @@ static void *verify_main(void *arg)
 {
 	struct job *job = arg;
 
-	for (size_t i = 0; i < nr_pages; i++) {
-		size_t page = (i + job->count) % nr_pages;
-
+	for (size_t page = 0; page < nr_pages; page++) {
 		if (memcmp(file + page * WORDS, copy + page * WORDS, PAGE) != 0) {
 			if (job->result++ == 0)
 				fprintf(stderr, "page %zu differs\n", page);
@@ -130,7 +135,7 @@ static uint64_t finish(unsigned nr)
 	return sum;
 }
 
-/* Verifying threads all start at the same pages but one: several fault on one page at once. */
+/* All threads go through the pages in the same order: several fault on one page at once. */
 static uint64_t verify(unsigned nr)
 {
 	start(nr, verify_main, 0, 0);
@@ -144,6 +149,50 @@ static int dump(const char *path)
 	if (!f || fwrite((void *)written, 1, nr_pages, f) != nr_pages)
 		return -1;
 	return fclose(f);
+}
+
+/* What a child writes is the parent's too: the same bytes, so that the copy stays right. */
+static int child_main(unsigned long number)
+{
+	if (verify(2) != 0)
+		return 1;
+	for (size_t page = number % 7; page < nr_pages; page += 7)
+		((volatile uint64_t *)file)[page * WORDS] = copy[page * WORDS];
+	return verify(1) != 0;
+}
+
+static uint64_t forks(unsigned long nr)
+{
+	uint64_t wrong = 0;
+	int status;
+
+	for (unsigned long i = 0; i < nr; i++) {
+		pid_t pid = fork();
+
+		if (pid < 0)
+			return nr;
+		if (pid == 0)
+			_exit(child_main(i));
+		waitpid(pid, &status, 0);
+		wrong += status != 0;
+	}
+	return wrong;
+}
+
+static uint64_t moves(unsigned long nr)
+{
+	uint64_t wrong = 0;
+	void *to;
+
+	for (unsigned long i = 0; i < nr; i++) {
+		to = mmap(NULL, nr_pages * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (to == MAP_FAILED || mremap(file, nr_pages * PAGE, nr_pages * PAGE,
+					       MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED)
+			return nr_pages;
+		file = to;
+		wrong += verify(1);
+	}
+	return wrong;
 }
 
 static unsigned threads(unsigned long nr)
@@ -182,6 +231,10 @@ static const char *obey(char *line, unsigned *hammers)
 			return strerror(errno);
 	} else if (strcmp(verb, "clear") == 0) {
 		memset((void *)written, 0, nr_pages);
+	} else if (strcmp(verb, "forks") == 0) {
+		value = forks(a);
+	} else if (strcmp(verb, "moves") == 0) {
+		value = moves(a);
 	} else if (strcmp(verb, "fork") == 0) {
 		pid_t pid = fork();
 
