@@ -311,14 +311,17 @@ def test_eviction_meanwhile(make_wpfs, what):
     program = refault(wpfs, pages=512)
     program.order("fill 3")
     protect(wpfs)
-    program.send(what)
     done, evicted = select.poll(), 0
     done.register(program.popen.stdout, select.POLLIN)
-    while not done.poll(0):
-        told = wpfs.wpctl("evict", wpfs.mnt, "/f", status=None)
-        assert told.returncode == 0 or len(told.stderr.splitlines()) == 1, told.stderr
-        evicted += told.returncode == 0
-    assert program.read() == "ok 0"
+    for _ in range(20):  # until three went well in the midst of it
+        program.send(what)
+        while not done.poll(0):
+            told = wpfs.wpctl("evict", wpfs.mnt, "/f", status=None)
+            assert told.returncode == 0 or len(told.stderr.splitlines()) == 1, told.stderr
+            evicted += told.returncode == 0
+        assert program.read() == "ok 0"
+        if evicted >= 3:
+            break
     assert evicted, f"none went well: {told.stderr}"
     assert program.order("verify 2") == 0
     assert report.marked(wpfs, "t") == set(range(512)) and report.dirty(wpfs, "t") == set()
