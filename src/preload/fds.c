@@ -12,6 +12,7 @@
 
 #include "preload/attach.h"
 #include "preload/client.h"
+#include "preload/filter.h"
 
 #define UFFDS_MAX 64 /* more are not watched: the daemon then finds out by looking */
 
@@ -153,7 +154,7 @@ long fds_dup3(int old, int fd, int flags, bool is_dup2)
 	uint32_t of_mount;
 	long ret;
 
-	if (old < 0 || fd < 0 || old == fd || raw_failed(raw(fcntl, old, F_GETFD)) ||
+	if (filtered() || old < 0 || fd < 0 || old == fd || raw_failed(raw(fcntl, old, F_GETFD)) ||
 	    !(fds_hit((unsigned)fd, (unsigned)fd) || fds_hit((unsigned)old, (unsigned)old)) ||
 	    !shim_lock(&guard))
 		return real_dup3(old, fd, flags, is_dup2);

@@ -12,13 +12,16 @@
 #include <stdarg.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "base/compat.h"
 #include "preload/fds.h"
+#include "preload/filter.h"
 #include "preload/map.h"
 #include "preload/ranges.h"
 #include "preload/uffd.h"
+#include "preload/untold.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -35,12 +38,24 @@ static long result(long ret)
 	return ret;
 }
 
+/* What the hooks watch is there, and may be asked about. */
+static bool watched(void)
+{
+	return unlikely(ranges_any()) && !filtered();
+}
+
 static void *map(void *addr, size_t len, int prot, int flags, int fd, off_t off)
 {
 	int type = flags & MAP_TYPE;
+	bool shared =
+		(type == MAP_SHARED || type == MAP_SHARED_VALIDATE) && !(flags & MAP_ANONYMOUS);
 	long ret;
 
-	if ((type == MAP_SHARED || type == MAP_SHARED_VALIDATE) && !(flags & MAP_ANONYMOUS))
+	if (shared && filtered())
+		untold_count_unknown();
+	if (filtered())
+		ret = raw(mmap, addr, len, prot, flags, fd, off);
+	else if (shared)
 		ret = map_shared((uint64_t)addr, len, prot, flags, fd, (uint64_t)off);
 	else if (unlikely((flags & MAP_FIXED) && ranges_any()))
 		ret = map_over((uint64_t)addr, len, prot, flags, fd, (uint64_t)off);
@@ -61,7 +76,7 @@ EXPORT void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off64_t
 
 EXPORT int munmap(void *addr, size_t len)
 {
-	if (likely(!ranges_any()))
+	if (!watched())
 		return (int)result(raw(munmap, addr, len));
 	return (int)result(map_unmap((uint64_t)addr, len));
 }
@@ -76,7 +91,9 @@ EXPORT void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 		new_addr = va_arg(ap, void *);
 		va_end(ap);
 	}
-	if (likely(!ranges_any()))
+	if (filtered() && (new_len > old_len || !old_len))
+		untold_count_unknown();
+	if (!watched())
 		return (void *)result(raw(mremap, old, old_len, new_len, flags, new_addr));
 	return (void *)result(
 		map_remap((uint64_t)old, old_len, new_len, flags, (uint64_t)new_addr));
@@ -84,7 +101,7 @@ EXPORT void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 
 EXPORT int madvise(void *addr, size_t len, int advice)
 {
-	if (unlikely(advice == MADV_REMOVE && ranges_any()))
+	if (advice == MADV_REMOVE && watched())
 		return (int)result(map_remove((uint64_t)addr, len));
 	return (int)result(raw(madvise, addr, len, advice));
 }
@@ -92,7 +109,7 @@ EXPORT int madvise(void *addr, size_t len, int advice)
 EXPORT int msync(void *addr, size_t len, int flags)
 {
 	pthread_testcancel();
-	if (unlikely((flags & MS_SYNC) && ranges_any()))
+	if ((flags & MS_SYNC) && watched())
 		return (int)result(map_msync((uint64_t)addr, len, flags));
 	return (int)result(raw(msync, addr, len, flags));
 }
@@ -105,7 +122,7 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 	va_start(ap, request);
 	arg = va_arg(ap, void *);
 	va_end(ap);
-	if (unlikely(ranges_any())) {
+	if (watched()) {
 		/* The kernel's requests have 32 bits; programs pass them as int, sign-extended. */
 		if ((uint32_t)request == (uint32_t)UFFDIO_REGISTER)
 			return (int)result(uffd_register(fd, arg));
@@ -118,7 +135,7 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 EXPORT int close(int fd)
 {
 	pthread_testcancel();
-	return (int)result(unlikely(fds_any()) ? fds_close(fd) : raw(close, fd));
+	return (int)result(unlikely(fds_any()) && !filtered() ? fds_close(fd) : raw(close, fd));
 }
 
 EXPORT int dup2(int old, int fd)
@@ -133,8 +150,9 @@ EXPORT int dup3(int old, int fd, int flags)
 
 EXPORT int close_range(unsigned first, unsigned last, int flags)
 {
-	long ret = unlikely(fds_any()) ? fds_close_range(first, last, (unsigned)flags)
-				       : raw(close_range, first, last, flags);
+	long ret = unlikely(fds_any()) && !filtered()
+			   ? fds_close_range(first, last, (unsigned)flags)
+			   : raw(close_range, first, last, flags);
 
 	return (int)result(ret);
 }
@@ -150,4 +168,28 @@ EXPORT void closefrom(int first)
 	max = sysconf(_SC_OPEN_MAX);
 	for (long fd = from; fd < max; fd++)
 		fds_close((int)fd);
+}
+
+EXPORT int prctl(int option, ...)
+{
+	long args[5] = {option};
+	va_list ap;
+
+	va_start(ap, option);
+	for (int i = 1; i < 5; i++)
+		args[i] = va_arg(ap, long);
+	va_end(ap);
+	return (int)result(filter_prctl(args));
+}
+
+EXPORT long syscall(long nr, ...)
+{
+	long args[6];
+	va_list ap;
+
+	va_start(ap, nr);
+	for (int i = 0; i < 6; i++)
+		args[i] = va_arg(ap, long);
+	va_end(ap);
+	return result(filter_syscall(nr, args));
 }

@@ -13,12 +13,14 @@
 #include <unistd.h>
 
 #include "preload/attach.h"
+#include "preload/filter.h"
 
 struct shim shim;
 
 /* 0 = free, 1 = held, 2 = held and somebody may wait. */
 static _Atomic uint32_t lock_word;
-static _Atomic int lock_owner; /* thread id, 0 = nobody */
+static _Atomic int lock_owner;	/* thread id, 0 = nobody */
+static _Atomic uint32_t inside; /* threads that have it or wait for it */
 
 static void lock_take(void)
 {
@@ -101,13 +103,22 @@ static void init_locked(void)
 bool shim_lock(struct shim_guard *guard)
 {
 	uint64_t all = ~(uint64_t)0;
-	int tid = (int)raw(gettid);
+	int tid;
 
+	if (filtered())
+		return false;
+	tid = (int)raw(gettid);
 	if (shim.initialised && (int)raw(getpid) != shim.pid)
 		return false;
 	if (atomic_load(&lock_owner) == tid)
 		return false;
 	raw(rt_sigprocmask, SIG_SETMASK, &all, &guard->mask, RAW_SIGSET_BYTES);
+	atomic_fetch_add(&inside, 1);
+	if (atomic_load(&filters) != 0) {
+		atomic_fetch_sub(&inside, 1);
+		raw(rt_sigprocmask, SIG_SETMASK, &guard->mask, NULL, RAW_SIGSET_BYTES);
+		return false;
+	}
 	lock_take();
 	atomic_store(&lock_owner, tid);
 	if (!shim.initialised)
@@ -120,12 +131,26 @@ void shim_unlock(const struct shim_guard *guard)
 	atomic_store(&lock_owner, 0);
 	lock_drop();
 	raw(rt_sigprocmask, SIG_SETMASK, &guard->mask, NULL, RAW_SIGSET_BYTES);
+	atomic_fetch_sub(&inside, 1);
+}
+
+bool shim_is_owner(void)
+{
+	return !shim.initialised || (int)raw(getpid) == shim.pid;
+}
+
+bool shim_others_inside(void)
+{
+	bool mine = atomic_load(&lock_owner) == (int)raw(gettid);
+
+	return atomic_load(&inside) > (mine ? 1u : 0u);
 }
 
 void shim_adopt(void)
 {
 	shim.pid = (int)raw(getpid);
 	atomic_store(&lock_owner, (int)raw(gettid));
+	atomic_store(&inside, 1);
 	atomic_store(&lock_word, 1); /* who waited for it is not in this process */
 }
 
@@ -171,13 +196,13 @@ void shim_say_mount(struct mount *mount, const char *text)
 /*
  * Under `wpctl run` the mount is known: attach before the program can install a seccomp filter that
  * would forbid it, or drop what it takes. If that fails nothing is said: most processes of a tree
- * never map a file of the mount, and the first mapping tries again.
+ * never map a file of the mount, and the first mapping tries again, but not a daemon that hangs.
  */
 __attribute__((constructor)) static void shim_start(void)
 {
 	struct shim_guard guard;
 	struct mount *mount;
-	int index;
+	int index, err;
 
 	if (!shim_lock(&guard))
 		return;
@@ -185,7 +210,8 @@ __attribute__((constructor)) static void shim_start(void)
 	if (index >= 0) {
 		mount = &shim.mounts[index];
 		mount->said = true;
-		if (mount_ready(mount) != 0)
+		err = mount_ready(mount);
+		if (err && err != -ETIMEDOUT)
 			mount->state = MOUNT_KNOWN;
 		mount->said = false;
 	}

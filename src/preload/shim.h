@@ -81,9 +81,16 @@ struct shim_guard {
 	uint64_t mask; /* signals that were blocked before */
 };
 
-/* Takes the lock; false: not to be had, do the plain system call. Initialises at the first time. */
+/* Takes the lock; false: not to be had (filter.h, too), do the plain system call. Initialises at
+ * the first time. */
 bool shim_lock(struct shim_guard *guard);
 void shim_unlock(const struct shim_guard *guard);
+
+/* Is this the process whose state this is, or one that shares or copied it? Once initialised. */
+bool shim_is_owner(void);
+
+/* Does another thread hold the lock or wait for it? */
+bool shim_others_inside(void);
 
 /* In a fork child that has the lock: this process is the owner of the state now. */
 void shim_adopt(void);
