@@ -3,7 +3,8 @@
  * HELLO, userfaultfd, witness, ATTACH; then only the witness holds the uffd, and the program only
  * its socket. What happens when the daemon goes away: the next request finds the socket closed,
  * connects again, and says ATTACH without descriptors (the witness still has them). A daemon that
- * hangs is waited for once; then this mm is its own again, and its marks are conservative.
+ * hangs is waited for once; then this mm and its fork children are their own again, and their marks
+ * are conservative. A fork child whose daemon is away says that it is one when that is back.
  */
 #include "preload/attach.h"
 
@@ -19,6 +20,7 @@
 #include "base/compat.h"
 #include "preload/client.h"
 #include "preload/fds.h"
+#include "preload/ranges.h"
 #include "preload/untold.h"
 #include "preload/witness.h"
 
@@ -26,6 +28,11 @@
 struct attach_fds {
 	int devuffd, life, uffd, chan[2], witness;
 };
+
+#define ATTACH_NO_FDS                                                                              \
+	{                                                                                          \
+		-1, -1, -1, {-1, -1}, -1                                                           \
+	}
 
 bool mount_id_valid(const char *id)
 {
@@ -72,13 +79,75 @@ static void mount_disconnect(struct mount *mount)
 	fds_changed();
 }
 
-/* After a time-out or nonsense: nothing more is asked. Closing tells the daemon, should it wake. */
-static void mount_give_up(struct mount *mount)
+/*
+ * Nothing more is asked, by this mm and its fork children. Closing tells the daemon, should it
+ * wake.
+ */
+static void mount_give_up(struct mount *mount, const char *why)
 {
 	mount_disconnect(mount);
 	mount->state = MOUNT_UNTRACKED;
-	shim_say_mount(mount, ": its daemon does not answer: this program is not tracked any more, "
-			      "its marks may count as dirty");
+	mount->why = why;
+	shim_say_mount(mount, why);
+}
+
+/* Not a no of the daemon: it is away, or this program is short of something. */
+static bool passing(const struct mount *mount, int err)
+{
+	switch (err) {
+	case -ENOENT:
+		return atomic_load(&mount->sock) < 0;
+	case -ECONNREFUSED:
+	case -EPIPE:
+	case -EMFILE:
+	case -ENFILE:
+	case -ENOMEM:
+	case -ENOBUFS:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static const char *reason(int err)
+{
+	switch (err) {
+	case -ENOENT:
+	case -ECONNREFUSED:
+	case -EPIPE:
+		return ": its daemon is not running: this program is not tracked";
+	case -EMFILE:
+	case -ENFILE:
+		return ": no descriptor is free to reach its daemon with: this program is not "
+		       "tracked";
+	case -ENOMEM:
+	case -ENOBUFS:
+		return ": no memory is free to reach its daemon with: this program is not tracked";
+	case -EPERM:
+		return ": its socket is not root's: this program is not tracked";
+	case -ETIMEDOUT:
+	case -EPROTO:
+		return ": its daemon does not answer: this program is not tracked any more, its "
+		       "marks may count as dirty";
+	case -ESRCH:
+		return ": its daemon does not know this program: it is not tracked any more, its "
+		       "marks may count as dirty";
+	default:
+		return ": cannot attach: this program is not tracked";
+	}
+}
+
+/* What was asked failed: final, or tried again at the next need. */
+static void mount_failed(struct mount *mount, int err)
+{
+	bool unknown = mount->state == MOUNT_KNOWN; /* nothing is lost by asking again */
+
+	if (mount->state == MOUNT_UNTRACKED)
+		return;
+	if (err == -ETIMEDOUT || err == -EPROTO || !(unknown || passing(mount, err)))
+		mount_give_up(mount, reason(err));
+	else
+		shim_say_mount(mount, reason(err));
 }
 
 static int mount_connect(struct mount *mount)
@@ -206,26 +275,33 @@ static int attach_with(struct mount *mount, struct attach_fds *fds, bool inherit
 		err = send_attach(mount, &fds->uffd, 1);
 	}
 	if (err && pid > 0) {
-		raw(pidfd_send_signal, fds->witness, SIGKILL, NULL, 0);
+		witness_end(pid);
 		mount->witness_pid = 0;
+	}
+	return err;
+}
+
+/* Connects for an attach that needs a userfaultfd. */
+static int attach_connect(struct mount *mount, struct attach_fds *fds)
+{
+	int err = mount_connect(mount);
+
+	if (!err)
+		err = say_hello(mount, fds);
+	if (!err && (fds->devuffd < 0 || fds->life < 0)) {
+		mount_give_up(mount, ": this user gets no userfaultfd from it (-o uffd=): this "
+				     "program is not tracked");
+		err = -EPERM;
 	}
 	return err;
 }
 
 static int attach_new(struct mount *mount, struct attach_fds *fds)
 {
-	int err = mount_connect(mount);
+	int err = attach_connect(mount, fds);
 
-	if (!err)
-		err = say_hello(mount, fds);
 	if (err)
 		return err;
-	if (fds->devuffd < 0 || fds->life < 0) {
-		mount->state = MOUNT_UNTRACKED;
-		shim_say_mount(mount, ": this user gets no userfaultfd from it (-o uffd=): this "
-				      "program is not tracked");
-		return -EPERM;
-	}
 	fds->uffd = (int)raw(ioctl, fds->devuffd, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
 	return fds->uffd < 0 ? fds->uffd : attach_with(mount, fds, false);
 }
@@ -240,90 +316,121 @@ static void attach_close(struct attach_fds *fds)
 	close_if(fds->witness);
 }
 
-/* The daemon was started again; the witness, if any, is as it was. */
-static int attach_again(struct mount *mount)
+/*
+ * The child's marks are in a uffd that the parent's witness got from the fork event. Only this
+ * process can say which one it is: the daemon tries them on a page of its own. fds->uffd is -1 if
+ * there is none.
+ */
+static int fork_say(struct mount *mount, struct attach_fds *fds)
 {
-	struct attach_fds fds = {-1, -1, -1, {-1, -1}, -1};
+	struct wpfs_forked forked = {.cookie = mount->parent_cookie};
+	struct wpfs_forked_reply reply = {0};
+	struct client_call call = {
+		.op = WPFS_OP_FORKED,
+		.body = &forked,
+		.body_len = sizeof(forked),
+		.reply = &reply,
+		.reply_len = sizeof(reply),
+	};
+	long scratch;
+	int err = attach_connect(mount, fds);
+
+	if (err)
+		return err;
+	scratch = raw(mmap, NULL, SHIM_PAGE_SIZE, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (raw_failed(scratch))
+		return (int)scratch;
+	forked.scratch = (uint64_t)scratch;
+	err = mount_request(mount, &call);
+	raw(munmap, scratch, SHIM_PAGE_SIZE);
+	close_if(call.fds[1]);
+	if (err || call.status < 0) {
+		close_if(call.fds[0]);
+		return err ? err : call.status;
+	}
+	fds->uffd = call.fds[0];
+	return 0;
+}
+
+static int attach_forked(struct mount *mount, struct attach_fds *fds)
+{
+	int err = fork_say(mount, fds);
+	bool inherited = fds->uffd >= 0;
+
+	if (err)
+		return err;
+	if (!inherited)
+		fds->uffd =
+			(int)raw(ioctl, fds->devuffd, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	err = fds->uffd < 0 ? fds->uffd : attach_with(mount, fds, inherited);
+	/* The daemon takes it for attached: it cannot say so a second time. */
+	return passing(mount, err) ? -ECHILD : err;
+}
+
+/*
+ * The daemon was started again; the witness, if any, is as it was. A program that had mapped
+ * nothing is not in the daemon's database, and becomes a new one: its witness has nothing to
+ * witness.
+ */
+static int attach_again(struct mount *mount, struct attach_fds *fds)
+{
 	int err = mount_connect(mount);
 
 	if (!err)
-		err = say_hello(mount, &fds);
+		err = say_hello(mount, fds);
 	if (!err)
 		err = send_attach(mount, NULL, 0);
-	attach_close(&fds);
-	return err;
+	if (err != -ESRCH || ranges_of_mount((uint32_t)(mount - shim.mounts), true))
+		return err;
+	mount_disconnect(mount);
+	attach_close(fds);
+	*fds = (struct attach_fds)ATTACH_NO_FDS;
+	witness_end(mount->witness_pid);
+	mount->state = MOUNT_KNOWN;
+	return attach_new(mount, fds);
 }
 
-static void say_why(struct mount *mount, int err)
+/* A filter may kill for any call that attaching needs; one from before main is no exception. */
+static bool filter_forbids(struct mount *mount)
 {
-	switch (err) {
-	case -ENOENT:
-	case -ECONNREFUSED:
-	case -EPIPE:
-		shim_say_mount(mount, ": its daemon is not running: this program is not tracked");
-		break;
-	case -EPERM:
-		shim_say_mount(mount, ": its socket is not root's: this program is not tracked");
-		break;
-	case -ETIMEDOUT:
-	case -EPROTO:
-		mount_give_up(mount);
-		break;
-	default:
-		shim_say_mount(mount, ": cannot attach: this program is not tracked");
-		break;
-	}
-}
-
-static int attach_first(struct mount *mount)
-{
-	struct attach_fds fds = {-1, -1, -1, {-1, -1}, -1};
-	int err;
-
-	/* A filter may kill for any call that attaching needs; one from before main is no
-	 * exception. */
-	if (raw(prctl, PR_GET_SECCOMP, 0, 0, 0, 0) != 0) {
-		mount->state = MOUNT_UNTRACKED;
-		shim_say_mount(mount,
-			       ": a seccomp filter is installed already: this program is not "
-			       "tracked (use wpctl run, which attaches at start)");
-		return -EACCES;
-	}
-	err = attach_new(mount, &fds);
-	attach_close(&fds);
-	if (!err) {
-		mount->state = MOUNT_ATTACHED;
-		atomic_store(&mount->was_attached, true);
-	}
-	return err;
+	if (raw(prctl, PR_GET_SECCOMP, 0, 0, 0, 0) == 0)
+		return false;
+	mount_give_up(mount, ": a seccomp filter is installed already: this program is not tracked "
+			     "(use wpctl run, which attaches at start)");
+	return true;
 }
 
 int mount_ready(struct mount *mount)
 {
+	struct attach_fds fds = ATTACH_NO_FDS;
 	int err;
 
-	if (mount->state == MOUNT_UNTRACKED)
+	if (mount->state == MOUNT_UNTRACKED) {
+		shim_say_mount(mount, mount->why); /* at start nothing was said */
 		return -EACCES;
+	}
 	if (mount->state == MOUNT_ATTACHED && client_sock_ours(mount, atomic_load(&mount->sock)))
 		return 0;
-	if (mount->state == MOUNT_ATTACHED) {
-		atomic_store(&mount->sock, -1);
-		err = attach_again(mount);
-		/* It is there, but does not know this mm (any more), or says no. */
-		if (err && err != -ECONNREFUSED && err != -ENOENT && err != -EPIPE)
-			mount_give_up(mount);
-		else if (err == -ENOENT && atomic_load(&mount->sock) >= 0)
-			mount_give_up(mount);
-	} else {
-		err = attach_first(mount);
-	}
+	atomic_store(&mount->sock, -1);
+	if (mount->state != MOUNT_ATTACHED && filter_forbids(mount))
+		return -EACCES;
+	if (mount->state == MOUNT_ATTACHED)
+		err = attach_again(mount, &fds);
+	else if (mount->state == MOUNT_FORKED)
+		err = attach_forked(mount, &fds);
+	else
+		err = attach_new(mount, &fds);
+	attach_close(&fds);
 	if (err) {
-		say_why(mount, err);
+		mount_failed(mount, err);
 		mount_disconnect(mount);
-	} else {
-		mount->said = false;
+		return err;
 	}
-	return err;
+	mount->state = MOUNT_ATTACHED;
+	atomic_store(&mount->was_attached, true);
+	mount->said = false;
+	return 0;
 }
 
 int mount_call(struct mount *mount, enum wpfs_op op, const void *body, size_t body_len,
@@ -350,7 +457,7 @@ int mount_call(struct mount *mount, enum wpfs_op op, const void *body, size_t bo
 			mount_disconnect(mount);
 	}
 	if (err) {
-		say_why(mount, err);
+		mount_failed(mount, err);
 		return err;
 	}
 	for (int i = fd ? 1 : 0; i < CLIENT_FDS; i++)
@@ -361,71 +468,22 @@ int mount_call(struct mount *mount, enum wpfs_op op, const void *body, size_t bo
 	return 0;
 }
 
-/*
- * The child's marks are in a uffd that the parent's witness got from the fork event. Only this
- * process can say which one it is: the daemon tries them on a page of its own.
- */
-static int fork_attach(struct mount *mount, struct attach_fds *fds)
-{
-	struct wpfs_forked forked = {.cookie = mount->cookie};
-	struct wpfs_forked_reply reply = {0};
-	struct client_call call = {
-		.op = WPFS_OP_FORKED,
-		.body = &forked,
-		.body_len = sizeof(forked),
-		.reply = &reply,
-		.reply_len = sizeof(reply),
-	};
-	long scratch;
-	int err = mount_connect(mount);
-
-	if (!err)
-		err = say_hello(mount, fds);
-	if (err)
-		return err;
-	if (fds->devuffd < 0 || fds->life < 0)
-		return -EPERM;
-	scratch = raw(mmap, NULL, SHIM_PAGE_SIZE, PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (raw_failed(scratch))
-		return (int)scratch;
-	forked.scratch = (uint64_t)scratch;
-	err = mount_request(mount, &call);
-	raw(munmap, scratch, SHIM_PAGE_SIZE);
-	close_if(call.fds[1]);
-	if (err || call.status < 0) {
-		close_if(call.fds[0]);
-		return err ? err : call.status;
-	}
-	fds->uffd = call.fds[0];
-	if (fds->uffd >= 0)
-		return attach_with(mount, fds, true);
-	fds->uffd = (int)raw(ioctl, fds->devuffd, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-	return fds->uffd < 0 ? fds->uffd : attach_with(mount, fds, false);
-}
-
 void mount_forked(struct mount *mount, bool tracked)
 {
-	struct attach_fds fds = {-1, -1, -1, {-1, -1}, -1};
-	int err;
-
 	mount_disconnect(mount); /* the child's copy of the parent's socket */
 	mount->witness_pid = 0;
-	mount->said = false;
 	untold_reset(mount);
-	if (mount->state == MOUNT_NONE)
-		return;
 	if (!tracked)
 		atomic_store(&mount->was_attached, false);
-	if (mount->state == MOUNT_ATTACHED && tracked) {
-		err = fork_attach(mount, &fds);
-		attach_close(&fds);
-		if (err) {
-			mount->state = MOUNT_UNTRACKED;
-			say_why(mount, err);
-			mount_disconnect(mount);
-		}
-	} else {
+	if (mount->state == MOUNT_NONE || mount->state == MOUNT_UNTRACKED)
+		return;
+	mount->said = false;
+	if (mount->state == MOUNT_ATTACHED)
+		mount->parent_cookie = mount->cookie;
+	if (mount->state == MOUNT_KNOWN || !tracked) {
 		mount->state = MOUNT_KNOWN;
+		return;
 	}
+	mount->state = MOUNT_FORKED;
+	mount_ready(mount);
 }

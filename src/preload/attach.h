@@ -17,7 +17,9 @@ int mount_find(const char *id);
  */
 int mount_ready(struct mount *mount);
 
-/* Drops the state of the parent in a fork child; `tracked`: mappings of this mount were inherited.
+/*
+ * Drops the state of the parent in a fork child, and says FORKED if `tracked`: mappings of this
+ * mount were inherited. Where that has to wait for the daemon, mount_ready() does it later.
  */
 void mount_forked(struct mount *mount, bool tracked);
 

@@ -12,8 +12,7 @@
 #include <sys/time.h>
 #include <sys/un.h>
 
-#define CONNECT_TIMEOUT_S 5
-#define SOCK_NUMBER	  512 /* wanted: out of the way of programs that count from 3 */
+#define SOCK_NUMBER 512 /* wanted: out of the way of programs that count from 3 */
 
 static int set_timeout(int sock, int which, unsigned seconds)
 {
@@ -53,7 +52,7 @@ int client_connect(const char *id)
 	if (sock < 0)
 		return sock;
 	sock = move_high(sock);
-	err = set_timeout(sock, SO_SNDTIMEO, CONNECT_TIMEOUT_S);
+	err = set_timeout(sock, SO_SNDTIMEO, CLIENT_TIMEOUT_S);
 	if (!err)
 		err = set_timeout(sock, SO_RCVTIMEO, CLIENT_TIMEOUT_S);
 	if (!err)
@@ -106,16 +105,19 @@ static int call_send(int sock, uint32_t seq, const struct client_call *call)
 	return n < 0 ? -EPIPE : 0;
 }
 
-/* Moves what came as SCM_RIGHTS into call->fds; false if it was more than that. */
-static bool take_fds(struct msghdr *msg, struct client_call *call)
+/*
+ * Moves what came as SCM_RIGHTS into call->fds. -EPROTO if it was more than that, -EMFILE if the
+ * program has no numbers left for them: the kernel then drops some, and says so the same way.
+ */
+static int take_fds(struct msghdr *msg, struct client_call *call)
 {
 	const struct cmsghdr *cmsg = msg->msg_control;
-	bool fit = !(msg->msg_flags & (MSG_CTRUNC | MSG_TRUNC));
+	bool cut = msg->msg_flags & MSG_CTRUNC, fit = !(msg->msg_flags & MSG_TRUNC);
 	const int *fds;
 	size_t nr;
 
 	if (msg->msg_controllen < sizeof(*cmsg) || cmsg->cmsg_type != SCM_RIGHTS)
-		return fit;
+		return !fit ? -EPROTO : cut ? -EMFILE : 0;
 	fds = (const int *)CMSG_DATA(cmsg);
 	nr = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 	for (size_t i = 0; i < nr; i++) {
@@ -126,7 +128,9 @@ static bool take_fds(struct msghdr *msg, struct client_call *call)
 			fit = false;
 		}
 	}
-	return fit;
+	if (!fit || (cut && nr >= CLIENT_FDS))
+		return -EPROTO;
+	return cut ? -EMFILE : 0;
 }
 
 static void drop_fds(struct client_call *call)
@@ -152,6 +156,7 @@ static int call_receive(int sock, uint32_t seq, struct client_call *call)
 			     .msg_controllen = sizeof(control)};
 	bool good;
 	long n;
+	int err;
 
 	do {
 		n = raw(recvmsg, sock, &msg, MSG_CMSG_CLOEXEC);
@@ -160,14 +165,15 @@ static int call_receive(int sock, uint32_t seq, struct client_call *call)
 		return -ETIMEDOUT;
 	if (n <= 0)
 		return -EPIPE;
-	good = take_fds(&msg, call) && (size_t)n >= sizeof(packet.hdr) &&
-	       packet.hdr.len == (size_t)n && packet.hdr.version == WPFS_WIRE_VERSION &&
-	       packet.hdr.op == WPFS_OP_REPLY && packet.hdr.seq == seq;
+	err = take_fds(&msg, call);
+	good = (size_t)n >= sizeof(packet.hdr) && packet.hdr.len == (size_t)n &&
+	       packet.hdr.version == WPFS_WIRE_VERSION && packet.hdr.op == WPFS_OP_REPLY &&
+	       packet.hdr.seq == seq;
 	if (good && packet.hdr.status >= 0)
 		good = (size_t)n == sizeof(packet.hdr) + call->reply_len;
-	if (!good) {
+	if (err || !good) {
 		drop_fds(call);
-		return -EPROTO;
+		return err ? err : -EPROTO;
 	}
 	call->status = packet.hdr.status;
 	if (call->status >= 0 && call->reply)

@@ -6,7 +6,7 @@
 #include "preload/shim.h"
 
 #define CLIENT_FDS	  2   /* descriptors per packet at most, either way */
-#define CLIENT_TIMEOUT_S  15  /* arming and harvesting take milliseconds per GiB */
+#define CLIENT_TIMEOUT_S  10  /* arming and harvesting take milliseconds per GiB */
 #define CLIENT_PATIENCE_S 600 /* what the disk may take */
 
 struct client_call {
@@ -32,7 +32,8 @@ int client_connect(const char *id);
 
 /*
  * Sends the request and waits for its reply. 0 or -errno: -ETIMEDOUT = it hangs; -EPIPE = it is
- * gone; -EPROTO = it talks nonsense. On an error fds are all -1; close the socket.
+ * gone; -EPROTO = it talks nonsense; -EMFILE = no numbers are free for the descriptors that came.
+ * On an error fds are all -1; after all but -EMFILE close the socket.
  */
 int client_call(int sock, uint32_t seq, struct client_call *call);
 

@@ -216,6 +216,8 @@ static long map_locked(struct mapping *r)
 		r->mount = (uint32_t)mount;
 		return map_tracked(r);
 	}
+	if (mount == DISCOVER_UNKNOWN)
+		untold_count_unknown(); /* it may be, and its daemon is not there to say so */
 	return r->flags & MAP_ANY_FIXED ? fixed_plain(r) : plain_map(r);
 }
 
@@ -238,22 +240,15 @@ static long map_any(struct mapping *r)
 }
 
 /*
- * Is it a regular file, and which? A descriptor that was opened through a daemon that is gone still
- * maps, though fstat(2) fails: then the kernel says what it remembers.
+ * Is it a regular file, and which? What the kernel remembers is enough, and asks nobody: a daemon
+ * that hangs, or that is gone (then fstat(2) fails, but the descriptor still maps).
  */
 static bool identify(int fd, uint64_t *dev, uint64_t *ino)
 {
 	struct statx stx;
-	struct stat st;
-	long err = raw(fstat, fd, &st);
 
-	if (!err) {
-		*dev = st.st_dev;
-		*ino = st.st_ino;
-		return S_ISREG(st.st_mode);
-	}
-	if (err != -ENOTCONN || raw(statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
-				    STATX_TYPE | STATX_INO, &stx) != 0)
+	if (raw(statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &stx) !=
+	    0)
 		return false;
 	*dev = shim_makedev(stx.stx_dev_major, stx.stx_dev_minor);
 	*ino = stx.stx_ino;

@@ -13,6 +13,7 @@
 #include <linux/futex.h>
 #include <linux/sched.h>
 #include <linux/time_types.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -21,8 +22,10 @@
 
 #define GUARD_BYTES  4096
 #define START_WAIT_S 5
+#define END_WAIT_MS  2000
 
 _Atomic uint64_t witness_stacks[WITNESS_MAX];
+static int witness_pids[WITNESS_MAX]; /* of each stack; guarded by the shim's lock */
 
 void witness_forget(void)
 {
@@ -140,6 +143,44 @@ int witness_start(const struct witness_args *args, int *pidfd)
 		*pidfd = -1;
 		pid = -ECHILD;
 	}
+	witness_pids[slot - witness_stacks] = pid;
 	raw(close, program);
 	return pid;
+}
+
+/* True when it is dead; the program may have reaped it itself. */
+static bool end_task(int pid)
+{
+	int pidfd = (int)raw(pidfd_open, pid, 0);
+	struct pollfd polled = {.fd = pidfd, .events = POLLIN};
+	struct __kernel_timespec wait = {.tv_sec = END_WAIT_MS / 1000};
+	bool dead;
+
+	if (pidfd < 0)
+		return pidfd == -ESRCH;
+	/* The number may be somebody else's by now: a child without an exit signal is ours. */
+	if (raw(waitid, P_PIDFD, pidfd, NULL, WEXITED | WNOHANG | WNOWAIT | __WCLONE, NULL) != 0) {
+		raw(close, pidfd);
+		return true;
+	}
+	raw(pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+	dead = raw(ppoll, &polled, 1, &wait, NULL, RAW_SIGSET_BYTES) == 1;
+	raw(waitid, P_PIDFD, pidfd, NULL, WEXITED | WNOHANG | __WCLONE, NULL);
+	raw(close, pidfd);
+	return dead;
+}
+
+void witness_end(int pid)
+{
+	for (int i = 0; i < WITNESS_MAX; i++) {
+		uint64_t stack = atomic_load(&witness_stacks[i]);
+
+		if (!stack || witness_pids[i] != pid)
+			continue;
+		if (!end_task(pid))
+			return; /* it may still run on it */
+		atomic_store(&witness_stacks[i], 0);
+		raw(munmap, stack, WITNESS_STACK_BYTES);
+		return;
+	}
 }

@@ -32,8 +32,8 @@ struct witness_boot {
 #define WITNESS_MAX 8 /* in one mm: one for each mount, and some that never got ready */
 
 /*
- * Stacks of all witnesses of this mm, 0 = a free slot: none may take away another's. Only grows;
- * written under the shim's lock.
+ * Stacks of all witnesses of this mm, 0 = a free slot: none may take away another's. Written
+ * under the shim's lock.
  */
 extern _Atomic uint64_t witness_stacks[WITNESS_MAX];
 
@@ -55,6 +55,12 @@ struct witness_args {
  * descriptor of it (the caller's); or -errno: there is none. All signals must be blocked.
  */
 int witness_start(const struct witness_args *args, int *pidfd);
+
+/*
+ * Ends the witness with this pid and takes its stack away: nothing is left of it. Its descriptors
+ * are closed, so what only they kept armed is armed no more.
+ */
+void witness_end(int pid);
 
 /* The rest is inside the witness. */
 

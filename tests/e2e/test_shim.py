@@ -5,6 +5,8 @@ and descriptors, and whatever the other end of the socket is.
 """
 
 import os
+import resource
+import signal
 import socket
 import struct
 import subprocess
@@ -15,10 +17,12 @@ import uuid
 import pytest
 
 import harness
+import proc
 import report
 from mapper import Child, map_file, mapped
 
 PAGE = harness.PAGE
+TIMEOUT = 10  # seconds; CLIENT_TIMEOUT_S of the library
 PROMPT = 5  # seconds; anything that waited for a daemon would take longer than this
 HDR = struct.Struct("=IHHIi")
 HELLO_REPLY = struct.Struct("=QII")
@@ -113,17 +117,24 @@ def test_mapped_before_main(wpfs):
     assert set(pages) == {0, 1}
 
 
-def test_under_a_seccomp_filter_it_is_not_tried(wpfs):
-    """The filter kills for anything that attaching needs: the program lives, and says a line."""
-    done = wpfs.command(harness.program("confined"), wpfs.mnt / "f", env=preload())
-    assert done.returncode == 0, done.stderr
-    assert "a seccomp filter is installed already" in done.stderr
-    assert done.stdout == "ok\n"
-    # Attached at start, it is tracked.
-    done = wpfs.run(harness.program("confined"), wpfs.mnt / "f", name="c", protect=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "ok\n"
-    assert [mm["dirty"] for mm in wpfs.wpctl_json("dirty", "--name", "c")["mms"]] == [1]
+@pytest.mark.parametrize("tracked", [False, True])
+def test_under_a_seccomp_filter_nothing_is_tried(wpfs, tracked):
+    """The filter kills for anything that attaching needs: the program lives."""
+    how = wpfs.run if tracked else wpfs.command
+    done = how(harness.program("confined"), wpfs.mnt / "f",
+               env=preload(), **({"name": "c"} if tracked else {}))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
+@pytest.mark.parametrize("how", ["prctl", "syscall", "failed"])
+def test_a_filter_that_only_knows_the_programs_calls(wpfs, how):
+    """What is mapped under it counts; a filter that was not installed changes nothing."""
+    done = wpfs.run(harness.program("strict"), how, wpfs.mnt / "f", name="s", protect=True)
+    assert (done.returncode, done.stdout) == (0, "mapped\ndone\n"), done.stderr
+    if how == "failed":
+        assert report.dirty(wpfs, "s") == {1, 2}
+    else:
+        assert report.dirty(wpfs, "s") >= {1, 2}
 
 
 def test_two_mounts_in_one_program(make_wpfs):
@@ -369,6 +380,120 @@ def test_the_shim_finds_the_new_daemon(wpfs):
     program.kill9()
     assert report.dirty(wpfs, "t") == {1, 2}
     assert report.dirty(wpfs, "t", "/g") == {3}
+
+
+def test_attached_and_nothing_mapped(wpfs):
+    """The new daemon does not know it: it attaches as a new program, with a new witness."""
+    program = wpfs.spawn(harness.program("mapper"), name="t", protect=True)
+    assert program.ask("load") == "err EINVAL"  # it runs
+    (old,) = proc.children(program.pid)
+    wpfs.kill9()
+    wpfs.restart()
+    map_file(program, wpfs.mnt / "f")
+    program.order("store 0 1 1")
+    (new,) = proc.children(program.pid)
+    assert new != old
+    assert report.dirty(wpfs, "t") == {1}
+    assert program.stderr() == ""
+    program.kill9()
+    assert report.dirty(wpfs, "t") == {1}
+
+
+def test_attached_and_mapped_only_while_the_daemon_was_away(wpfs):
+    """As above, and the mapping that it has counts from when the new daemon knows of it."""
+    program = wpfs.spawn(harness.program("mapper"), name="t", protect=True)
+    program.order(f"open 0 {wpfs.mnt}/f")
+    program.order(f"size 0 {8 * PAGE}")
+    wpfs.kill9()
+    program.order(f"map 0 0 0 {8 * PAGE}")
+    program.order("store 0 1 1")
+    wpfs.restart()
+    program.order(f"open 1 {wpfs.mnt}/f")
+    program.order(f"map 1 1 0 {8 * PAGE}")
+    program.order("store 0 2 1")
+    assert report.dirty(wpfs, "t") >= {1, 2}
+    program.kill9()
+    assert report.dirty(wpfs, "t") >= {1, 2}
+
+
+def test_a_daemon_that_stands_still(wpfs):
+    """It is waited for once by a program; then neither it nor its children ever wait again."""
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    os.kill(wpfs.pid, signal.SIGSTOP)
+    try:
+        start = time.monotonic()
+        program.order(f"map 1 0 {8 * PAGE} {8 * PAGE}")
+        assert time.monotonic() - start < 2 * TIMEOUT - 1
+        start = time.monotonic()
+        program.order("store 1 0 1")
+        program.order("unmap 1")
+        program.order(f"map 1 0 {8 * PAGE} {8 * PAGE}")
+        child = Child(wpfs, program)
+        child.order(f"map 2 0 0 {8 * PAGE}")
+        child.order("unmap 0 40 8")
+        assert time.monotonic() - start < PROMPT
+    finally:
+        os.kill(wpfs.pid, signal.SIGCONT)
+    assert report.dirty(wpfs, "t") >= {1, 8}
+    child.end()
+    (line,) = program.stderr().splitlines()
+    assert "its daemon does not answer" in line
+    program.kill9()
+    assert report.dirty(wpfs, "t") >= {1, 8}
+
+
+def test_a_child_born_without_a_daemon(wpfs):
+    """It says whose child it is when there is a daemon again, with what it could not tell."""
+    program = mapped(wpfs)
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"size 1 {8 * PAGE}")
+    program.order(f"map 1 1 0 {8 * PAGE}")
+    program.order("store 0 1 1")
+    wpfs.kill9()
+    child = Child(wpfs, program)
+    child.order("store 0 2 1")
+    child.order(f"map 2 1 0 {8 * PAGE}")
+    child.order("store 2 3 1")
+    child.order("unmap 2")
+    wpfs.restart()
+    child.order(f"map 3 0 {32 * PAGE} {8 * PAGE}")
+    child.order("store 3 0 1")
+    name = f"t/{child.pid}"
+    assert report.dirty(wpfs, name) == {1, 2, 32}
+    assert 3 in report.dirty(wpfs, name, "/g")
+    program.order("store 0 4 1")
+    child.order("unmap 3")
+    child.end()
+    assert report.dirty(wpfs, name) == {1, 2, 32}
+    assert {1, 4} <= report.dirty(wpfs, "t")
+    program.kill9()
+
+
+def limit_descriptors(program, most):
+    hard = resource.prlimit(program.pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (min(most, hard), hard))
+
+
+def test_without_a_free_descriptor_that_is_what_it_says(wpfs):
+    """And what it then cannot tell counts; with a descriptor again it is tracked again."""
+    program = mapped(wpfs)
+    wpfs.kill9()
+    wpfs.restart()
+    limit_descriptors(program, 4)
+    program.order(f"map 1 0 {8 * PAGE} {8 * PAGE}")
+    program.order("store 1 0 1")
+    program.order("unmap 1")
+    (line,) = program.stderr().splitlines()
+    assert "no descriptor is free" in line
+    limit_descriptors(program, 1024)
+    program.order(f"map 1 0 0 {8 * PAGE}")
+    assert 8 in report.dirty(wpfs, "t")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 1 5 1")
+    program.order("unmap 1")
+    assert report.dirty(wpfs, "t") == {5}
+    program.kill9()
 
 
 def test_a_descriptor_of_the_old_daemon_still_maps_tracked(wpfs):
