@@ -99,6 +99,12 @@ EXPORT void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 		map_remap((uint64_t)old, old_len, new_len, flags, (uint64_t)new_addr));
 }
 
+EXPORT int mprotect(void *addr, size_t len, int prot)
+{
+	return (int)result(watched() ? map_protect((uint64_t)addr, len, prot)
+				     : raw(mprotect, addr, len, prot));
+}
+
 EXPORT int madvise(void *addr, size_t len, int advice)
 {
 	if (advice == MADV_REMOVE && watched())

@@ -105,7 +105,8 @@ void mapping_retire(uint64_t addr, uint64_t len)
 		struct mount *mount = &shim.mounts[piece.mount];
 		int status;
 
-		if (mount_ready(mount) == 0 && raw(mprotect, body.addr, body.len, PROT_READ) == 0)
+		if (mount_ready(mount) == 0 &&
+		    raw(mprotect, body.addr, body.len, piece.prot & ~PROT_WRITE) == 0)
 			mount_call(mount, WPFS_OP_UNMAP, &body, sizeof(body), NULL, &status, NULL,
 				   0, NULL);
 		addr = piece.end;

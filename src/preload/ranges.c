@@ -155,6 +155,19 @@ bool ranges_next(uint64_t from, uint64_t end, struct range *piece)
 	return true;
 }
 
+void ranges_protect(uint64_t addr, uint64_t len, uint32_t prot)
+{
+	uint64_t end = addr + len;
+	struct range piece;
+
+	for (; addr < end && ranges_next(addr, end, &piece); addr = piece.end) {
+		if (piece.prot == prot)
+			continue;
+		piece.prot = prot;
+		ranges_add(&piece);
+	}
+}
+
 bool ranges_of_mount(uint32_t mount, bool told)
 {
 	const struct range *ranges = atomic_load(&table);

@@ -14,7 +14,7 @@ struct range {
 	uint64_t offset; /* in the file, at start */
 	uint64_t dev, ino;
 	uint32_t mount;	      /* index */
-	uint32_t prot, flags; /* of its mmap(2) */
+	uint32_t prot, flags; /* of its mmap(2); prot: as mprotect(2) left it */
 	uint32_t untold;      /* 1: the daemon does not know of it from us */
 };
 
@@ -36,6 +36,9 @@ void ranges_add(const struct range *range);
 
 /* Forgets [addr, addr + len). */
 void ranges_cut(uint64_t addr, uint64_t len);
+
+/* What is known in [addr, addr + len) has these rights now. */
+void ranges_protect(uint64_t addr, uint64_t len, uint32_t prot);
 
 /*
  * The lowest piece at or above `from` of what is known inside [from, end), clipped to it; false:

@@ -124,6 +124,22 @@ static int tell_pieces(enum wpfs_op op, uint64_t addr, uint64_t len)
 	return first;
 }
 
+/* Only noted: what is retired for a call that then fails gets its rights back. */
+long map_protect(uint64_t addr, uint64_t len, int prot)
+{
+	uint64_t span = page_align_up(len);
+	struct shim_guard guard;
+	long ret;
+
+	if (!mapping_span_valid(addr, len) || !ranges_overlap(addr, span) || !shim_lock(&guard))
+		return raw(mprotect, addr, len, prot);
+	ret = raw(mprotect, addr, len, prot);
+	if (ret == 0)
+		ranges_protect(addr, span, (uint32_t)prot & (PROT_READ | PROT_WRITE | PROT_EXEC));
+	shim_unlock(&guard);
+	return ret;
+}
+
 long map_remove(uint64_t addr, uint64_t len)
 {
 	struct shim_guard guard;

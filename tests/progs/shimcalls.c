@@ -188,6 +188,26 @@ static void remaps(void)
 	TRY("munmap", munmap(place, LEN));
 }
 
+/* A call that fails leaves what it would have replaced as it was, and not as it was mapped. */
+static void rights(void)
+{
+	char *p = mmap(NULL, LEN, PROT_READ, MAP_SHARED, file, 0), *place = free_place();
+
+	puts("-- rights");
+	TRY("mprotect", mprotect(p, LEN / 2, RW));
+	p[0] = 'o';
+	TRY("mprotect nothing there", mprotect(place, LEN, RW));
+	/* What is to move and grow is two mappings. */
+	mmap(place, LEN, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	mprotect(place + LEN / 2, LEN / 2, PROT_READ);
+	TRY("grow two mappings",
+	    mremap(place, LEN / 2 + PAGE, LEN, MREMAP_MAYMOVE | MREMAP_FIXED, p));
+	p[1] = 'p';
+	printf("still writable: %c %c\n", p[0], p[1]);
+	TRY("munmap", munmap(place, LEN));
+	TRY("munmap", munmap(p, LEN));
+}
+
 static void advice(void)
 {
 	char *p = map_file();
@@ -353,6 +373,7 @@ int main(int argc, char **argv)
 	wrong_unmaps();
 	right_maps();
 	remaps();
+	rights();
 	advice();
 	descriptors();
 	threads();
