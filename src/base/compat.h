@@ -120,6 +120,11 @@ struct fuse_backing_map {
 #define FUSE_OVER_IO_URING (1ULL << 41) /* Linux 6.14 */
 #endif
 
+/* statx(2) gives the mount id that is never used again: Linux 6.8 */
+#ifndef STATX_MNT_ID_UNIQUE
+#define STATX_MNT_ID_UNIQUE 0x00004000U
+#endif
+
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
 #endif

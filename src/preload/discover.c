@@ -4,7 +4,8 @@
  * table calls it fuse.wpfs. Anybody can mount one that says so: what it answers is only an id, and
  * the id only names a socket below /run/wpfs that root must hold.
  *
- * The cache is read without the lock: one word holds a dev and what it is.
+ * The cache is read without the lock: one word holds a dev and what it is. The mount id beside it
+ * is written first; who sees a new one with an old word asks once more than needed.
  */
 #include "preload/discover.h"
 
@@ -24,6 +25,7 @@
 #define CACHE_MOUNT 2
 
 static _Atomic uint64_t cache[CACHE_SIZE];
+static _Atomic uint64_t cache_mnt[CACHE_SIZE]; /* of what is not wpfs */
 
 int discover_cached(uint64_t dev)
 {
@@ -37,6 +39,17 @@ int discover_cached(uint64_t dev)
 			return what == CACHE_OTHER ? DISCOVER_OTHER : (int)what - CACHE_MOUNT;
 	}
 	return DISCOVER_UNKNOWN;
+}
+
+bool discover_is_other(uint64_t dev, uint64_t mnt)
+{
+	for (int i = 0; i < CACHE_SIZE; i++) {
+		uint64_t word = atomic_load_explicit(&cache[i], memory_order_acquire);
+
+		if (word == (dev << 8 | CACHE_OTHER))
+			return atomic_load_explicit(&cache_mnt[i], memory_order_relaxed) == mnt;
+	}
+	return false;
 }
 
 bool discover_is_wpfs(uint64_t dev)
@@ -53,14 +66,25 @@ bool discover_any_wpfs(void)
 	return false;
 }
 
-/* When it is full, what is not wpfs makes room: forgetting that costs a question, no more. */
-static void cache_put(uint64_t dev, unsigned what)
+static void cache_set(int slot, uint64_t dev, unsigned what, uint64_t mnt)
+{
+	atomic_store(&cache_mnt[slot], mnt);
+	atomic_store(&cache[slot], dev << 8 | what);
+}
+
+/*
+ * In the place of what was not wpfs and had the same number, else in a free one. When it is full,
+ * what is not wpfs makes room: forgetting that costs a question, no more.
+ */
+static void cache_put(uint64_t dev, unsigned what, uint64_t mnt)
 {
 	static unsigned next; /* guarded by the shim's lock */
 
 	for (int i = 0; i < CACHE_SIZE; i++) {
-		if ((atomic_load(&cache[i]) & 0xff) == 0) {
-			atomic_store(&cache[i], dev << 8 | what);
+		uint64_t word = atomic_load(&cache[i]);
+
+		if ((word & 0xff) == 0 || word == (dev << 8 | CACHE_OTHER)) {
+			cache_set(i, dev, what, mnt);
 			return;
 		}
 	}
@@ -68,7 +92,7 @@ static void cache_put(uint64_t dev, unsigned what)
 		unsigned slot = next++ % CACHE_SIZE;
 
 		if ((atomic_load(&cache[slot]) & 0xff) == CACHE_OTHER) {
-			atomic_store(&cache[slot], dev << 8 | what);
+			cache_set((int)slot, dev, what, mnt);
 			return;
 		}
 	}
@@ -77,7 +101,7 @@ static void cache_put(uint64_t dev, unsigned what)
 void discover_add(uint64_t dev, int mount)
 {
 	if (discover_cached(dev) < 0)
-		cache_put(dev, CACHE_MOUNT + (unsigned)mount);
+		cache_put(dev, CACHE_MOUNT + (unsigned)mount, 0);
 }
 
 /* A line of /proc/self/mountinfo, seen one character at a time: lines may be of any length. */
@@ -158,18 +182,18 @@ static bool mount_table_says_wpfs(uint64_t dev)
 	return found;
 }
 
-int discover_fd(int fd, uint64_t dev)
+int discover_fd(int fd, uint64_t dev, uint64_t mnt)
 {
 	struct wpfs_mount_info info = {0};
 	int known = discover_cached(dev), mount;
 	struct statfs fs;
 
-	if (known != DISCOVER_UNKNOWN)
+	if (known >= 0 || discover_is_other(dev, mnt))
 		return known;
 	if (raw(fstatfs, fd, &fs) != 0)
 		return DISCOVER_UNKNOWN;
 	if (fs.f_type != FUSE_SUPER_MAGIC || !mount_table_says_wpfs(dev)) {
-		cache_put(dev, CACHE_OTHER);
+		cache_put(dev, CACHE_OTHER, mnt);
 		return DISCOVER_OTHER;
 	}
 	/* Its daemon may be away just now: not an answer for ever. */
@@ -177,16 +201,16 @@ int discover_fd(int fd, uint64_t dev)
 		return DISCOVER_UNKNOWN;
 	info.id[sizeof(info.id) - 1] = '\0';
 	if (info.version != 1 || !mount_id_valid(info.id)) {
-		cache_put(dev, CACHE_OTHER);
+		cache_put(dev, CACHE_OTHER, mnt);
 		return DISCOVER_OTHER;
 	}
 	mount = mount_find(info.id);
 	if (mount < 0) {
 		shim_say("this program maps files of too many wpfs mounts: not tracked on mount ",
 			 info.id, "");
-		cache_put(dev, CACHE_OTHER);
+		cache_put(dev, CACHE_OTHER, mnt);
 		return DISCOVER_OTHER;
 	}
-	cache_put(dev, CACHE_MOUNT + (unsigned)mount);
+	cache_put(dev, CACHE_MOUNT + (unsigned)mount, 0);
 	return mount;
 }

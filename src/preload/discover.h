@@ -11,8 +11,14 @@
 /* Index of the mount, or one of the above. No lock. */
 int discover_cached(uint64_t dev);
 
+/*
+ * Is it known that this is not wpfs? A device number may be given to another file system once its
+ * first one is gone; the mount id (STATX_MNT_ID_UNIQUE) never is. No lock.
+ */
+bool discover_is_other(uint64_t dev, uint64_t mnt);
+
 /* The same, asking when it is not known; `fd` is an open file with that st_dev. Under the lock. */
-int discover_fd(int fd, uint64_t dev);
+int discover_fd(int fd, uint64_t dev, uint64_t mnt);
 
 /* Mappings of `dev` belong to this mount too (the lower files of a capped one). Under the lock. */
 void discover_add(uint64_t dev, int mount);

@@ -14,6 +14,7 @@
 #include <linux/mman.h>
 #include <sys/stat.h>
 
+#include "base/compat.h"
 #include "preload/attach.h"
 #include "preload/discover.h"
 #include "preload/lower.h"
@@ -210,7 +211,7 @@ static long map_tracked(struct mapping *r)
 
 static long map_locked(struct mapping *r)
 {
-	int mount = discover_fd(r->fd, r->dev);
+	int mount = discover_fd(r->fd, r->dev, r->mnt);
 
 	if (mount >= 0) {
 		r->mount = (uint32_t)mount;
@@ -243,30 +244,31 @@ static long map_any(struct mapping *r)
  * Is it a regular file, and which? What the kernel remembers is enough, and asks nobody: a daemon
  * that hangs, or that is gone (then fstat(2) fails, but the descriptor still maps).
  */
-static bool identify(int fd, uint64_t *dev, uint64_t *ino)
+static bool identify(int fd, struct mapping *r)
 {
 	struct statx stx;
 
-	if (raw(statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &stx) !=
-	    0)
+	if (raw(statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
+		STATX_TYPE | STATX_INO | STATX_MNT_ID_UNIQUE, &stx) != 0)
 		return false;
-	*dev = shim_makedev(stx.stx_dev_major, stx.stx_dev_minor);
-	*ino = stx.stx_ino;
+	r->dev = shim_makedev(stx.stx_dev_major, stx.stx_dev_minor);
+	r->ino = stx.stx_ino;
+	r->mnt = stx.stx_mnt_id;
 	return S_ISREG(stx.stx_mode);
 }
 
 long map_shared(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
 {
-	struct mapping r = {addr, len, prot, flags, fd, off, 0, 0, 0};
+	struct mapping r = {addr, len, prot, flags, fd, off, 0, 0, 0, 0};
 
-	if (!identify(fd, &r.dev, &r.ino) || discover_cached(r.dev) == DISCOVER_OTHER)
+	if (!identify(fd, &r) || discover_is_other(r.dev, r.mnt))
 		return map_over(addr, len, prot, flags, fd, off);
 	return map_any(&r);
 }
 
 long map_over(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
 {
-	struct mapping r = {addr, len, prot, flags, fd, off, 0, 0, 0};
+	struct mapping r = {addr, len, prot, flags, fd, off, 0, 0, 0, 0};
 	struct shim_guard guard;
 	long ret;
 

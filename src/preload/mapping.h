@@ -22,6 +22,7 @@ struct mapping {
 	int prot, flags, fd;
 	uint64_t off;
 	uint64_t dev, ino; /* of the program's descriptor */
+	uint64_t mnt;	   /* mount id of that, never used again */
 	uint32_t mount;	   /* index */
 };
 

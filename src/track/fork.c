@@ -23,8 +23,8 @@
 #include "uffd/uffd.h"
 
 /*
- * Who has that cookie; a parent that has not spoken with this daemon yet has only its pid. The
- * child may be of another user by now, but then it must be its child still.
+ * Who has that cookie; a parent that has spoken with another daemon since, or with none, has only
+ * its pid. The child may be of another user by now, but then it must be its child still.
  */
 static struct tmm *fork_parent(struct track *t, uint64_t cookie, const struct client *child)
 {
@@ -41,7 +41,7 @@ static struct tmm *fork_parent(struct track *t, uint64_t cookie, const struct cl
 	if (!known)
 		return NULL;
 	DL_FOREACH (t->tmms, tm) {
-		if (tm->state == TMM_LIVE && !tm->client && tm->program.pid == parent.pid &&
+		if (tm->state == TMM_LIVE && tm->program.pid == parent.pid &&
 		    tm->program.start_time == parent.start_time)
 			return tm;
 	}
@@ -254,6 +254,9 @@ void fork_forked(struct request *rq)
 		request_reply(rq, 0, &reply, sizeof(reply)); /* a mm like any new one */
 		return;
 	}
+	/* What the parent could not tell of before the fork is the child's too. */
+	if (tmm_pid(parent))
+		tmm_untold(parent, tmm_pid(parent));
 	tm = tmm_new(rq->t);
 	if (!tm || fork_copy_model(&tm->mm, &parent->mm) < 0 ||
 	    (uffd < 0 && fork_doubt_mapped(&tm->mm, &parent->mm) < 0)) {

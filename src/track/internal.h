@@ -221,6 +221,12 @@ int tmm_harvest(struct track *t, struct tmm *tm);
 int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64_t skip_end);
 /* Something in tm->announced was set. */
 void tmm_announce(struct tmm *tm);
+/*
+ * Mappings that the program could not tell of, and that may be gone again: their files' armed pages
+ * are in doubt. The program writes that memory; all it can do with it is to make its own pages
+ * dirty, or lie about itself. `pid`: any task of the mm. 0 or -errno.
+ */
+int tmm_untold(struct tmm *tm, pid_t pid);
 /* Gives a NEW mm its row and its name. 0 or -errno. */
 int tmm_enlist(struct track *t, struct tmm *tm);
 

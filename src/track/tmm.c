@@ -273,28 +273,27 @@ static int tmm_doubt_file(struct tmm *tm, uint64_t file)
 	return f ? mm_doubt(&tm->mm, f, 0, MM_PGOFF_MAX) : 0;
 }
 
-/*
- * Mappings that the program could not tell of, and that may be gone again: their files' armed pages
- * are in doubt. The program writes that memory; all it can do with it is to make its own pages
- * dirty, or lie about itself.
- */
-static int tmm_untold(struct tmm *tm, pid_t pid)
+int tmm_untold(struct tmm *tm, pid_t pid)
 {
 	struct wpfs_untold untold;
 	const struct iovec here = {&untold, sizeof(untold)};
 	const struct iovec there = {(void *)(uintptr_t)tm->untold, sizeof(untold)};
-	uint64_t from = tm->untold_seen;
+	const struct iovec again = {(void *)(uintptr_t)tm->untold, sizeof(untold.count)};
+	uint64_t from = tm->untold_seen, last = 0;
+	const struct iovec here_again = {&last, sizeof(last)};
 	int r = 0;
 
 	if (!tm->untold)
 		return 0;
-	if (process_vm_readv(pid, &here, 1, &there, 1, 0) != (ssize_t)sizeof(untold)) {
+	/* The count once more: a slot of the first may have been written anew meanwhile. */
+	if (process_vm_readv(pid, &here, 1, &there, 1, 0) != (ssize_t)sizeof(untold) ||
+	    process_vm_readv(pid, &here_again, 1, &again, 1, 0) != (ssize_t)sizeof(last)) {
 		if (errno == ESRCH)
 			return -ESRCH;
 		tm->untold = 0; /* not readable, or not there: nothing it says can be known */
 		return mm_lost(&tm->mm);
 	}
-	if (untold.count < from || untold.count - from > WPFS_UNTOLD_FILES)
+	if (untold.count < from || last - from > WPFS_UNTOLD_FILES)
 		r = mm_lost(&tm->mm);
 	else
 		for (uint64_t n = from; r == 0 && n < untold.count; n++)
