@@ -528,3 +528,31 @@ def test_what_needs_the_daemon_says_so_while_it_is_away(wpfs):
     program.order("msync 0")
     assert report.dirty(wpfs, "t") == {1}
     assert 2 in report.dirty(wpfs, "t", "/g"), "what was unmapped unseen is in doubt, so dirty"
+
+
+@pytest.mark.alone
+def test_a_device_number_again(make_wpfs):
+    """File systems that were not wpfs go, and their numbers become those of a wpfs mount."""
+    wpfs = make_wpfs(start=False)
+    others = [wpfs.dir / f"other{number}" for number in range(4)]
+    program = wpfs.spawn_bare(harness.program("mapper"),
+                              env=preload(WPFS_NAME="t", WPFS_PROTECT="1"))
+    numbers = set()
+    for slot, other in enumerate(others):
+        other.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", other], timeout=harness.SECONDS, check=True)
+        numbers.add(os.stat(other).st_dev)
+        program.order(f"open {slot} {other}/f")
+        program.order(f"size {slot} {PAGE}")
+        program.order(f"map {slot} {slot} 0 {PAGE}")
+        program.order(f"unmap {slot}")
+        program.order(f"close {slot}")
+    for other in others:
+        subprocess.run(["umount", other], timeout=harness.SECONDS, check=True)
+    wpfs.start()
+    assert os.stat(wpfs.mnt).st_dev in numbers, "the kernel gave the numbers to somebody else"
+    program.order(f"open 0 {wpfs.mnt}/f")
+    program.order(f"size 0 {4 * PAGE}")
+    program.order(f"map 0 0 0 {4 * PAGE}")
+    program.order("store 0 2 1")
+    assert report.dirty(wpfs, "t") == {2}
