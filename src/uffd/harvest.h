@@ -33,7 +33,7 @@ struct harvest {
  */
 int harvest_mm(const struct harvest_request *req, struct harvest *harvest);
 
-#define HARVEST_TRIES 8
+#define HARVEST_TRIES 32
 
 /*
  * For tests: called between the scan and the second reading, so that a change under the scan can

@@ -120,9 +120,8 @@ def test_mapped_before_main(wpfs):
 @pytest.mark.parametrize("tracked", [False, True])
 def test_under_a_seccomp_filter_nothing_is_tried(wpfs, tracked):
     """The filter kills for anything that attaching needs: the program lives."""
-    how = wpfs.run if tracked else wpfs.command
-    done = how(harness.program("confined"), wpfs.mnt / "f",
-               env=preload(), **({"name": "c"} if tracked else {}))
+    argv = (harness.program("confined"), wpfs.mnt / "f")
+    done = wpfs.run(*argv, name="c") if tracked else wpfs.command(*argv, env=preload())
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 
 
