@@ -303,12 +303,52 @@ int tmm_untold(struct tmm *tm, pid_t pid)
 	return r;
 }
 
+/* Is every file that was watched through some mapping still watched through one? */
+static bool tmm_is_plausible(const struct tmm *tm, const struct harvest *h)
+{
+	for (size_t i = 0; i < tm->mm.nr_vmas; i++) {
+		const struct mm_vma *v = &tm->mm.vmas[i];
+		bool found = !v->registered;
+
+		for (size_t j = 0; j < h->nr && !found; j++) {
+			const struct mm_vma *now = &h->vmas[j];
+
+			found = now->registered && now->file == v->file &&
+				now->pgoff < v->pgoff + mm_vma_pages(v) &&
+				v->pgoff < now->pgoff + mm_vma_pages(now);
+		}
+		if (!found)
+			return false;
+	}
+	return true;
+}
+
+#define TMM_LOOKS 5
+
+/*
+ * A mapping that was away just while its registration was asked for, and back for the second
+ * reading of the maps, looks like one that nobody watches. That would only cost precision; a look
+ * more costs little, and a mapping that is really gone is gone the next time too.
+ */
+static int tmm_look_well(struct track *t, const struct tmm *tm, uint64_t skip_start,
+			 uint64_t skip_end, struct harvest *h)
+{
+	int r;
+
+	for (int looks = 1;; looks++) {
+		r = tmm_look(t, tm, skip_start, skip_end, h);
+		if (r < 0 || looks == TMM_LOOKS || tmm_is_plausible(tm, h))
+			return r;
+		mm_vmas_free(h->vmas, h->nr);
+	}
+}
+
 int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64_t skip_end)
 {
 	uint64_t doubted = tm->mm.conservative;
 	const char *broken;
 	struct harvest h;
-	int r = tmm_look(t, tm, skip_start, skip_end, &h);
+	int r = tmm_look_well(t, tm, skip_start, skip_end, &h);
 
 	if (r < 0)
 		return r;
