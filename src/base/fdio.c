@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/cleanup.h"
 
@@ -24,6 +25,26 @@ int fdio_pread_full(int fd, void *buf, size_t len, off_t off)
 		off += n;
 		len -= (size_t)n;
 	}
+	return 0;
+}
+
+int fdio_pread_zeros(int fd, void *buf, size_t len, uint64_t off)
+{
+	char *p = buf;
+	size_t got = 0;
+
+	while (fd >= 0 && got < len) {
+		ssize_t n = pread(fd, p + got, len - got, (off_t)(off + got));
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			break;
+		got += (size_t)n;
+	}
+	memset(p + got, 0, len - got);
 	return 0;
 }
 

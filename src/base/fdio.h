@@ -10,6 +10,10 @@
 /* Reads exactly `len` bytes at `off`; 0, -errno, or -ENODATA when the file ends before. */
 int fdio_pread_full(int fd, void *buf, size_t len, off_t off);
 
+/* The same, but what lies behind the end of the file (or of no file, fd -1) is zeros. 0 or -errno.
+ */
+int fdio_pread_zeros(int fd, void *buf, size_t len, uint64_t off);
+
 /* Writes exactly `len` bytes at `off`; 0 or -errno (-ENOSPC when nothing more is taken). */
 int fdio_pwrite_full(int fd, const void *buf, size_t len, off_t off);
 

@@ -52,26 +52,6 @@ static uint64_t next_data(int fd, uint64_t off, uint64_t end)
 	return at < 0 || (uint64_t)at > end ? end : (uint64_t)at;
 }
 
-/* Reads len bytes; what lies behind the end of the file is zeros. */
-static int read_window(int fd, char *buf, size_t len, uint64_t off)
-{
-	size_t got = 0;
-
-	while (fd >= 0 && got < len) {
-		ssize_t n = pread(fd, buf + got, len - got, (off_t)(off + got));
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		if (n == 0)
-			break;
-		got += (size_t)n;
-	}
-	memset(buf + got, 0, len - got);
-	return 0;
-}
-
 int store_data_read(int data_fd, uint64_t id, int lower_fd, uint64_t size)
 {
 	_cleanup_close_ int fd = data_open(data_fd, id, O_RDONLY);
@@ -177,7 +157,7 @@ struct writing {
 static int read_lower(const struct writing *wr, int lower_fd, char *buf, size_t len, uint64_t off)
 {
 	return wr->through ? wr->through->read(wr->through->ctx, wr->id, lower_fd, buf, len, off)
-			   : read_window(lower_fd, buf, len, off);
+			   : fdio_pread_zeros(lower_fd, buf, len, off);
 }
 
 static uint64_t next_lower(const struct writing *wr, int lower_fd, uint64_t off, uint64_t end)
@@ -216,7 +196,7 @@ static int write_windows(struct writing *wr, int lower_fd, uint64_t size, char *
 		w.len = size - w.off < WINDOW ? (size_t)(size - w.off) : WINDOW;
 		r = read_lower(wr, lower_fd, bufs, w.len, w.off);
 		if (!r)
-			r = read_window(wr->fd, bufs + WINDOW, w.len, w.off);
+			r = fdio_pread_zeros(wr->fd, bufs + WINDOW, w.len, w.off);
 		if (!r && window_differs(&w)) {
 			r = prepare(wr);
 			w.fd = wr->fd;

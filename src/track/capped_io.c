@@ -83,25 +83,6 @@ void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, e
 	pthread_mutex_unlock(&c->lock);
 }
 
-static int read_lower(int fd, char *buf, size_t len, uint64_t off)
-{
-	size_t got = 0;
-
-	while (got < len) {
-		ssize_t n = pread(fd, buf + got, len - got, (off_t)(off + got));
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		if (n == 0)
-			break;
-		got += (size_t)n;
-	}
-	memset(buf + got, 0, len - got);
-	return 0;
-}
-
 int capped_read_through(struct capped *c, uint64_t ino, int lower_fd, void *buf, size_t len,
 			uint64_t off)
 {
@@ -111,7 +92,7 @@ int capped_read_through(struct capped *c, uint64_t ino, int lower_fd, void *buf,
 
 	pthread_mutex_lock(&c->lock);
 	capped_wait_drop(c, ino);
-	r = read_lower(lower_fd, buf, len, off);
+	r = fdio_pread_zeros(lower_fd, buf, len, off);
 	f = capped_file_find(c, ino);
 	for (uint64_t page = f ? spill_bits_next(&f->bits, off >> WPFS_PAGE_SHIFT) : UINT64_MAX;
 	     r == 0 && page < end; page = spill_bits_next(&f->bits, page + 1)) {
