@@ -255,8 +255,10 @@ void fork_forked(struct request *rq)
 		return;
 	}
 	/* What the parent could not tell of before the fork is the child's too. */
-	if (tmm_pid(parent))
-		tmm_untold(parent, tmm_pid(parent));
+	if (tmm_pid(parent) && tmm_untold(parent, tmm_pid(parent)) == -ENOMEM) {
+		request_error(rq, -ENOMEM, "out of memory");
+		return;
+	}
 	tm = tmm_new(rq->t);
 	if (!tm || fork_copy_model(&tm->mm, &parent->mm) < 0 ||
 	    (uffd < 0 && fork_doubt_mapped(&tm->mm, &parent->mm) < 0)) {

@@ -56,7 +56,7 @@ static void life_forget(struct track *t, struct tmm *tm)
 
 void life_end(struct track *t, struct tmm *tm)
 {
-	int r;
+	int r, lost = 0;
 
 	if (tm->client) {
 		tm->client->tmm = NULL;
@@ -77,14 +77,18 @@ void life_end(struct track *t, struct tmm *tm)
 		log_info("track: the last marks of %s (pid %d) are not known (%s): what was armed "
 			 "counts as dirty",
 			 tm->name[0] ? tm->name : tm->comm, tm->program.pid, log_errstr(r));
-		mm_lost(&tm->mm);
+		lost = mm_lost(&tm->mm);
 		mm_forget_vmas(&tm->mm);
 		t->conservative += tm->mm.conservative - before;
 	}
 	track_watch_remove(t, &tm->program_watch);
 	tm->state = TMM_DETACHED;
 	log_debug("track: pid %d ended", tm->program.pid);
-	if (life_worth_keeping(tm)) {
+	if (lost < 0) {
+		/* Its row stays a live one: the next daemon finds nobody there and counts all. */
+		log_err("track: cannot count what %s had armed as dirty: %s", tm->name,
+			log_errstr(lost));
+	} else if (life_worth_keeping(tm)) {
 		const int program = tm->program.pid;
 
 		tm->program.pid = 0;
@@ -99,7 +103,7 @@ void life_end(struct track *t, struct tmm *tm)
 	own_free_all(tm);
 	close_fd(&tm->uffd_copy);
 	tm->program.pid = 0;
-	if (!life_worth_keeping(tm))
+	if (lost == 0 && !life_worth_keeping(tm))
 		life_forget(t, tm);
 }
 
@@ -155,8 +159,10 @@ void life_end_all(struct track *t)
 		if (tm->state == TMM_DETACHED)
 			continue;
 		/* Mapped still (a lazy umount): stores that nobody will see may follow. */
-		if (tm->state == TMM_LIVE && tmm_harvest(t, tm) == 0 && tm->mm.nr_vmas)
-			mm_lost(&tm->mm);
+		if (tm->state == TMM_LIVE && tmm_harvest(t, tm) == 0 && tm->mm.nr_vmas &&
+		    mm_lost(&tm->mm) < 0)
+			log_err("track: out of memory: the marks of %s may miss its last stores",
+				tm->name);
 		life_end(t, tm);
 	}
 }
