@@ -86,6 +86,8 @@ const char *parse_path(const char *text, char *buf, size_t size)
 
 	if (text[0] != '/')
 		return "does not begin with '/': it is a path inside the mount";
+	if (size < sizeof("/"))
+		return "is too long";
 	while (*text) {
 		size_t len;
 
