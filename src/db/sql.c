@@ -18,6 +18,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "db/mark_runs.h"
 #include "db/sql.h"
 
 #define BUSY_TIMEOUT_MS 5000
@@ -117,6 +118,9 @@ static int open_uri(struct db_tx *tx, const char *path, int flags, const char *q
 	sqlite3_extended_result_codes(tx->sql, 1);
 	sqlite3_busy_timeout(tx->sql, BUSY_TIMEOUT_MS);
 	sqlite3_db_config(tx->sql, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
+	/* views use it, and a migration that alters a table looks at all views */
+	if (rc == SQLITE_OK)
+		rc = mark_runs_register(tx->sql);
 	if (rc != SQLITE_OK)
 		return sql_errno(tx, rc);
 	/* the schema may be a stranger's: it must not call functions, and sizes are checked */

@@ -2,6 +2,7 @@
 """What the documents name is there."""
 
 import re
+import subprocess
 
 import pytest
 
@@ -35,3 +36,12 @@ def test_every_row_has_a_test():
     assert rows
     for row in rows:
         assert "tests/" in row.split("|")[-2], f"no test named: {row}"
+
+
+@pytest.mark.parametrize("page", sorted((harness.SOURCE / "man").glob("*.[0-9]")), ids=lambda p: p.name)
+def test_man_page(page):
+    """mandoc has nothing to say against it, and meson installs it."""
+    lint = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", page], capture_output=True,
+                          text=True, timeout=harness.SECONDS, check=False)
+    assert lint.returncode == 0 and not lint.stdout, lint.stdout
+    assert f"'{page.name}'" in (harness.SOURCE / "man/meson.build").read_text()
