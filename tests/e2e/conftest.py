@@ -101,6 +101,6 @@ def pytest_runtest_logreport(report):
     _seconds[report.nodeid] = (seconds, outcome, why)
     if report.when in ("teardown", "???"):
         with open(path, "a", encoding="utf-8") as results:
-            results.write(json.dumps({"name": f"e2e {report.nodeid}", "outcome": outcome,
+            results.write(json.dumps({"name": f"{harness.BUILD.name} {report.nodeid}", "outcome": outcome,
                                       "seconds": seconds, "why": why}) + "\n")
         del _seconds[report.nodeid]

@@ -27,7 +27,7 @@ RUN_DIR = Path("/run/wpfs")
 PAGE = 4096
 SECONDS = 30  # for one thing to happen; generous, since nothing waits it out when all is well
 
-SANITIZER = re.compile(r"ERROR: \w+Sanitizer|runtime error:|SUMMARY: \w+Sanitizer")
+SANITIZER = re.compile(r"(ERROR|WARNING): \w+Sanitizer|runtime error:|SUMMARY: \w+Sanitizer")
 ERROR_LINE = re.compile(r"^<([0-3])>")
 
 # struct wpfs_mount_info of include/wpfs.h: version, kind, id[40]
@@ -127,6 +127,7 @@ class Wpfs:
                if not key.startswith(("WPFS_", "LD_PRELOAD"))}
         env["ASAN_OPTIONS"] = f"log_path={self.dir}/san:detect_stack_use_after_return=0"
         env["UBSAN_OPTIONS"] = f"log_path={self.dir}/san:print_stacktrace=1:halt_on_error=1"
+        env["TSAN_OPTIONS"] = f"log_path={self.dir}/san"
         env["LSAN_OPTIONS"] = f"suppressions={SOURCE}/tests/e2e/lsan.supp:print_suppressions=0"
         env.update(extra or {})
         return env

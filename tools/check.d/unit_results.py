@@ -27,7 +27,7 @@ def program_results(test):
         yield f"{test['name']} ({test['result']})", "failed"
 
 
-def main(log):
+def main(log, build):
     programs = 0
     with open(log, encoding="utf-8") as lines:
         for line in lines:
@@ -36,12 +36,12 @@ def main(log):
             programs += 1
             for name, outcome in results:
                 seconds = test["duration"] / len(results)
-                print(json.dumps({"name": f"unit {name}", "outcome": outcome, "seconds": seconds}))
+                print(json.dumps({"name": f"{build} {name}", "outcome": outcome, "seconds": seconds}))
     return programs
 
 
 try:
-    ran = main(sys.argv[1])
+    ran = main(*sys.argv[1:3])
 except (OSError, ValueError) as problem:
     print(f"tools/check: {problem}", file=sys.stderr)
     ran = 0
