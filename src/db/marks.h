@@ -108,6 +108,13 @@ int db_epoch_open(struct db_tx *tx, uint64_t mm, uint64_t file, uint64_t number,
 int db_epoch_close(struct db_tx *tx, uint64_t mm, uint64_t file, int64_t now_ns,
 		   const struct mm_set *last);
 
+/*
+ * Adds the dirty sets of the closed epochs from .. to of a file in an mm to *set; *open says
+ * whether the open one is among them. -ENOENT: `from` is not kept. Not inside a job.
+ */
+int db_epochs_dirty(struct db *db, uint64_t mm, uint64_t file, uint64_t from, uint64_t to,
+		    struct mm_set *set, bool *open);
+
 /* ---- loading ----------------------------------------------------------------------------------
  */
 

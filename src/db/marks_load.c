@@ -260,3 +260,46 @@ int db_mm_last_id(struct db *db, uint64_t *id)
 	*id = r < 0 ? 0 : (uint64_t)found;
 	return 0;
 }
+
+struct epochs {
+	uint64_t mm, file, from, to;
+	struct mm_set *set;
+	bool *open;
+};
+
+static int epochs_job(struct db_tx *tx, void *arg)
+{
+	const struct epochs *e = arg;
+	int64_t number = (int64_t)e->from, closed;
+	int r;
+
+	*e->open = false;
+	do {
+		const struct chunk_key key = {CHUNKS_EPOCH, e->mm, e->file, (uint64_t)number};
+
+		r = sql_get_i64(tx, &closed,
+				"SELECT closed_ns IS NOT NULL FROM epoch"
+				" WHERE mm = ?1 AND file = ?2 AND number = ?3",
+				"iii", (int64_t)e->mm, (int64_t)e->file, number);
+		if (r == -ENODATA)
+			return -ENOENT;
+		*e->open |= r == 0 && !closed;
+		if (r == 0 && closed)
+			r = chunks_get(tx, &key, e->set);
+		if (r == 0)
+			r = sql_get_i64(tx, &number,
+					"SELECT min(number) FROM epoch WHERE mm = ?1 AND file = ?2"
+					" AND number > ?3 AND number <= ?4",
+					"iiii", (int64_t)e->mm, (int64_t)e->file, number,
+					(int64_t)e->to);
+	} while (r == 0);
+	return r == -ENODATA ? 0 : r;
+}
+
+int db_epochs_dirty(struct db *db, uint64_t mm, uint64_t file, uint64_t from, uint64_t to,
+		    struct mm_set *set, bool *open)
+{
+	struct epochs e = {mm, file, from, to < INT64_MAX ? to : INT64_MAX, set, open};
+
+	return from > INT64_MAX ? -ENOENT : db_read(db, epochs_job, &e);
+}

@@ -53,6 +53,12 @@ enum wpfs_op {
 	WPFS_OP_EVICT,	     /* wpfs_select -> wpfs_evict_reply (capped) */
 	WPFS_OP_LOAD,	     /* wpfs_select -> wpfs_evict_reply (capped) */
 	WPFS_OP_SETTLE,	     /* no body -> status, when the harvests of the dead are done */
+	/* a program about its own mm (libwpfs), on a CTL connection that it made itself */
+	WPFS_OP_SELF_PROTECT = 96, /* wpfs_self -> wpfs_protect_reply */
+	WPFS_OP_SELF_UNPROTECT,	   /* wpfs_self -> wpfs_protect_reply */
+	WPFS_OP_SELF_SYNC,	   /* no body -> status; all marks of this mm are durable */
+	WPFS_OP_SELF_RUNS, /* wpfs_self -> RECORDs of RUNs, ascending; status, 1: cut, ask for what
+			    * comes after the last one */
 	/* the server */
 	WPFS_OP_REPLY = 128,
 	WPFS_OP_RECORD,
@@ -224,6 +230,26 @@ struct wpfs_select {
 	char file[WPFS_PATH_MAX]; /* path inside the mount, with leading '/' */
 };
 
+#define WPFS_SELF_RUNS_MAX (1u << 20) /* in one answer */
+
+enum wpfs_self_runs {
+	WPFS_SELF_DIRTY = 1, /* armed by wpfs and not proven unwritten, in these epochs */
+	WPFS_SELF_CLEAN,     /* armed by wpfs and not written, in the open epoch */
+	WPFS_SELF_WATCHED,   /* marked through a userfaultfd of the program's own */
+};
+
+/*
+ * The mm is that of the process that connected. Epochs from .. to of the file; from 0: only the
+ * open one, to 0: up to and with the open one.
+ */
+struct wpfs_self {
+	uint32_t runs; /* enum wpfs_self_runs, for RUNS; else 0 */
+	uint32_t reserved;
+	uint64_t file; /* file id (st_ino); 0: all that the mm has to do with, not for RUNS */
+	uint64_t offset, len; /* bytes in the file, page-aligned; len 0: all of it */
+	uint64_t from, to;    /* DIRTY: epochs */
+};
+
 struct wpfs_protect_reply {
 	uint64_t epoch; /* the one that began */
 	uint64_t mms, files, pages;
@@ -314,6 +340,7 @@ _Static_assert(sizeof(struct wpfs_witness_fds) == 260, "wire layout");
 _Static_assert(sizeof(struct wpfs_map) == 64, "wire layout");
 _Static_assert(sizeof(struct wpfs_uffd_range) == 32, "wire layout");
 _Static_assert(sizeof(struct wpfs_select) == 32 + 80 + 4096, "wire layout");
+_Static_assert(sizeof(struct wpfs_self) == 48, "wire layout");
 _Static_assert(sizeof(struct wpfs_rec_run) == 24, "wire layout");
 
 #endif

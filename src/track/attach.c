@@ -131,6 +131,19 @@ static void attach_again(struct request *rq)
 	request_error(rq, -ESRCH, "pid %d is not attached", c->id.pid);
 }
 
+/* Tracked twice, each of two witnesses would see what the other one's uffd armed as its own. */
+static bool attach_is_attached(const struct track *t, const struct client *c)
+{
+	struct tmm *tm;
+
+	DL_FOREACH (t->tmms, tm) {
+		if (tm != c->tmm && tm->state != TMM_DETACHED && tm->program.pid == c->id.pid &&
+		    tm->program.start_time == c->id.start_time)
+			return true;
+	}
+	return false;
+}
+
 /* Checks the witness and takes it over. 0 or -errno. */
 static int attach_witness(struct request *rq, struct tmm *tm, int *pidfd)
 {
@@ -202,6 +215,10 @@ void attach_attach(struct request *rq)
 		return;
 	}
 	life_sweep(rq->t); /* the same process before exec */
+	if (attach_is_attached(rq->t, c)) {
+		request_error(rq, -EEXIST, "pid %d is attached already", c->id.pid);
+		return;
+	}
 	tm = c->tmm ?: tmm_new(rq->t);
 	if (!tm) {
 		request_error(rq, -ENOMEM, "out of memory");

@@ -130,6 +130,10 @@ static const struct {
 	[WPFS_OP_EVICT] = {ROLE_CTL, residency_evict},
 	[WPFS_OP_LOAD] = {ROLE_CTL, residency_load},
 	[WPFS_OP_SETTLE] = {ROLE_CTL, answer_settle},
+	[WPFS_OP_SELF_PROTECT] = {ROLE_CTL, self_protect},
+	[WPFS_OP_SELF_UNPROTECT] = {ROLE_CTL, self_unprotect},
+	[WPFS_OP_SELF_SYNC] = {ROLE_CTL, self_sync},
+	[WPFS_OP_SELF_RUNS] = {ROLE_CTL, self_runs},
 };
 
 static bool request_allowed(const struct client *c, enum request_role role)

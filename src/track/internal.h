@@ -266,6 +266,21 @@ void files_free(struct track *t);
 bool files_is_mapped(struct track *t, uint64_t ino);
 
 /* ---- protect.c ---- */
+
+/* What a protect or unprotect is about, in the daemon's terms. */
+struct protect_selection {
+	const char *name; /* NULL: any */
+	uint64_t file;	  /* 0: any */
+	bool ranged;
+	uint64_t pgoff, nr; /* pages of the file; all of it unless ranged */
+};
+
+/* One mm; what was done is added to *reply. 0 or -errno: what could not be marked is dirty. */
+int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *sel,
+	       struct wpfs_protect_reply *reply);
+int unprotect_mm(struct track *t, struct tmm *tm, const struct protect_selection *sel,
+		 struct wpfs_protect_reply *reply);
+
 void protect_protect(struct request *rq);
 void protect_unprotect(struct request *rq);
 void protect_forget(struct request *rq);
@@ -277,6 +292,12 @@ void answer_status(struct request *rq);
 void answer_report(struct request *rq);
 void answer_sync(struct request *rq);
 void answer_settle(struct request *rq);
+
+/* ---- self.c: what a program asks about its own mm ---- */
+void self_protect(struct request *rq);
+void self_unprotect(struct request *rq);
+void self_sync(struct request *rq);
+void self_runs(struct request *rq);
 
 /* ---- unseen.c ---- */
 

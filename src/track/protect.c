@@ -24,22 +24,14 @@
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
 
-/* What a request selects, in the daemon's terms. */
-struct selection {
-	const char *name; /* NULL: any */
-	uint64_t file;	  /* 0: any */
-	bool ranged;
-	uint64_t pgoff, nr; /* pages of the file; all of it unless ranged */
-};
-
 /* Fills *sel from a checked request, or answers with the error. False: answered. */
-static bool protect_select(struct request *rq, struct selection *sel)
+static bool protect_select(struct request *rq, struct protect_selection *sel)
 {
 	const struct wpfs_select *s = rq->body;
 	struct fs_file file;
 	int r;
 
-	*sel = (struct selection){.nr = MM_PGOFF_MAX};
+	*sel = (struct protect_selection){.nr = MM_PGOFF_MAX};
 	if (s->set & WPFS_SELECT_NAME)
 		sel->name = s->name;
 	if (s->set & WPFS_SELECT_FILE) {
@@ -74,7 +66,7 @@ static bool protect_select(struct request *rq, struct selection *sel)
 	return true;
 }
 
-static void protect_none(struct request *rq, const struct selection *sel)
+static void protect_none(struct request *rq, const struct protect_selection *sel)
 {
 	if (sel->name)
 		request_error(rq, -ENOENT, "no program named '%s' has mapped a file of this mount",
@@ -106,8 +98,8 @@ static void turns_free(struct turn *turns, size_t nr)
 }
 
 /* The part of a mapping that the selection covers. False: none. */
-static bool protect_part(const struct selection *sel, const struct mm_vma *vma, uint64_t *start,
-			 uint64_t *end, uint64_t *pgoff)
+static bool protect_part(const struct protect_selection *sel, const struct mm_vma *vma,
+			 uint64_t *start, uint64_t *end, uint64_t *pgoff)
 {
 	uint64_t from = vma->pgoff > sel->pgoff ? vma->pgoff : sel->pgoff;
 	uint64_t to = vma->pgoff + mm_vma_pages(vma);
@@ -123,7 +115,7 @@ static bool protect_part(const struct selection *sel, const struct mm_vma *vma, 
 }
 
 /* Step 1 for one file: remember the old epoch, arm all that is mapped, all of it dirty for now. */
-static int turn_begin(struct tmm *tm, const struct selection *sel, struct turn *turn)
+static int turn_begin(struct tmm *tm, const struct protect_selection *sel, struct turn *turn)
 {
 	struct mm_owned *own = &turn->f->own[MM_WPFS];
 	int r = mm_set_copy(&turn->was_armed, &own->armed);
@@ -147,7 +139,7 @@ static int turn_begin(struct tmm *tm, const struct selection *sel, struct turn *
 
 /* Marks one mapping and moves what it had seen written into the old epoch. */
 static int turn_mark(struct track *t, struct tmm *tm, int uffd, int pagemap,
-		     const struct selection *sel, struct turn *turn, size_t vma_index)
+		     const struct protect_selection *sel, struct turn *turn, size_t vma_index)
 {
 	struct mm_vma *vma = &tm->mm.vmas[vma_index];
 	_cleanup_set_ struct mm_set written = {0};
@@ -182,7 +174,7 @@ static int turn_mark(struct track *t, struct tmm *tm, int uffd, int pagemap,
 	return r < 0 ? r : mm_set_or(&turn->was_dirty, &written);
 }
 
-static int protect_mark_all(struct track *t, struct tmm *tm, const struct selection *sel,
+static int protect_mark_all(struct track *t, struct tmm *tm, const struct protect_selection *sel,
 			    struct turn *turns, size_t nr)
 {
 	_cleanup_close_ int uffd = -1, pagemap = -1;
@@ -207,8 +199,8 @@ static int protect_mark_all(struct track *t, struct tmm *tm, const struct select
 }
 
 /* What a mapping shows of the turns' files is in doubt: changed in the old epoch and in the new. */
-static int protect_doubt(struct tmm *tm, const struct selection *sel, struct turn *turns, size_t nr,
-			 const struct mm_vma *vma)
+static int protect_doubt(struct tmm *tm, const struct protect_selection *sel, struct turn *turns,
+			 size_t nr, const struct mm_vma *vma)
 {
 	for (size_t i = 0; i < nr; i++) {
 		const struct mm_owned *own = &turns[i].f->own[MM_WPFS];
@@ -228,10 +220,27 @@ static int protect_doubt(struct tmm *tm, const struct selection *sel, struct tur
 	return 0;
 }
 
-static bool protect_same_vma(const struct mm_vma *a, const struct mm_vma *b)
+/*
+ * Is all of `vma` there among these, showing the same pages of the same file? The kernel merges
+ * neighbours once they are registered alike, so it may be in other pieces. They ascend by address;
+ * *from is where to begin, and only goes forward for a `vma` that ascends too.
+ */
+static bool protect_is_among(const struct mm_vma *vma, const struct mm_vma *vmas, size_t nr,
+			     size_t *from)
 {
-	return a->start == b->start && a->end == b->end && a->file == b->file &&
-	       a->pgoff == b->pgoff;
+	uint64_t at = vma->start;
+
+	while (*from < nr && vmas[*from].end <= at)
+		(*from)++;
+	for (size_t i = *from; i < nr && at < vma->end && vmas[i].start <= at; i++) {
+		const struct mm_vma *v = &vmas[i];
+
+		if (v->file != vma->file || (v->start >> WPFS_PAGE_SHIFT) - v->pgoff !=
+						    (vma->start >> WPFS_PAGE_SHIFT) - vma->pgoff)
+			return false;
+		at = v->end;
+	}
+	return at >= vma->end;
 }
 
 /*
@@ -239,37 +248,31 @@ static bool protect_same_vma(const struct mm_vma *a, const struct mm_vma *b)
  * moved meanwhile was not marked, or another one in its place was; a registered one that turned up
  * was not marked either.
  */
-static int protect_recheck(struct track *t, struct tmm *tm, const struct selection *sel,
+static int protect_recheck(struct track *t, struct tmm *tm, const struct protect_selection *sel,
 			   struct turn *turns, size_t nr)
 {
-	size_t a = 0, b = 0;
 	struct harvest h;
+	size_t from = 0;
 	int r = tmm_look(t, tm, 0, 0, &h);
 
-	/* Both ascend by address. */
-	while (r == 0 && (a < tm->mm.nr_vmas || b < h.nr)) {
-		const struct mm_vma *was = a < tm->mm.nr_vmas ? &tm->mm.vmas[a] : NULL;
-		const struct mm_vma *is = b < h.nr ? &h.vmas[b] : NULL;
-
-		if (was && is && protect_same_vma(was, is)) {
-			a++;
-			b++;
-		} else if (was && (!is || was->start <= is->start)) {
-			r = protect_doubt(tm, sel, turns, nr, was);
-			a++;
-		} else {
-			if (is->registered)
-				r = protect_doubt(tm, sel, turns, nr, is);
-			b++;
-		}
+	if (r < 0)
+		return r;
+	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
+		if (!protect_is_among(&tm->mm.vmas[i], h.vmas, h.nr, &from))
+			r = protect_doubt(tm, sel, turns, nr, &tm->mm.vmas[i]);
 	}
-	if (r != -ESRCH)
-		mm_vmas_free(h.vmas, h.nr);
+	from = 0;
+	for (size_t i = 0; r == 0 && i < h.nr; i++) {
+		if (h.vmas[i].registered &&
+		    !protect_is_among(&h.vmas[i], tm->mm.vmas, tm->mm.nr_vmas, &from))
+			r = protect_doubt(tm, sel, turns, nr, &h.vmas[i]);
+	}
+	mm_vmas_free(h.vmas, h.nr);
 	return r;
 }
 
 /* Step 2 for one file: the new epoch has nothing dirty but what stays. */
-static int turn_end(const struct selection *sel, struct turn *turn)
+static int turn_end(const struct protect_selection *sel, struct turn *turn)
 {
 	struct mm_owned *own = &turn->f->own[MM_WPFS];
 	int r = mm_set_copy(&own->dirty, &turn->stays);
@@ -294,7 +297,7 @@ static int protect_commit(struct track *t, struct tmm *tm, struct turn *turns, s
 }
 
 /* Collects the files of the mm that the selection means: mapped, or armed before. */
-static int protect_collect(struct tmm *tm, const struct selection *sel, struct turn **turns,
+static int protect_collect(struct tmm *tm, const struct protect_selection *sel, struct turn **turns,
 			   size_t *nr)
 {
 	struct mm_file *f, *next;
@@ -316,8 +319,8 @@ static int protect_collect(struct tmm *tm, const struct selection *sel, struct t
 	return 0;
 }
 
-static int protect_mm(struct track *t, struct tmm *tm, const struct selection *sel,
-		      struct wpfs_protect_reply *reply)
+int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *sel,
+	       struct wpfs_protect_reply *reply)
 {
 	struct turn *turns = NULL;
 	size_t nr = 0;
@@ -370,7 +373,7 @@ int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file)
 
 /* ---- unprotect ---- */
 
-static int unprotect_file(struct track *t, struct tmm *tm, const struct selection *sel,
+static int unprotect_file(struct track *t, struct tmm *tm, const struct protect_selection *sel,
 			  struct mm_file *f)
 {
 	_cleanup_close_ int uffd = -1;
@@ -407,8 +410,8 @@ static int unprotect_file(struct track *t, struct tmm *tm, const struct selectio
 	return r;
 }
 
-static int unprotect_mm(struct track *t, struct tmm *tm, const struct selection *sel,
-			struct wpfs_protect_reply *reply)
+int unprotect_mm(struct track *t, struct tmm *tm, const struct protect_selection *sel,
+		 struct wpfs_protect_reply *reply)
 {
 	struct mm_file *f, *next;
 	uint64_t files = 0;
@@ -441,14 +444,14 @@ static int unprotect_mm(struct track *t, struct tmm *tm, const struct selection 
 
 /* ---- requests ---- */
 
-typedef int (*protect_mm_fn)(struct track *t, struct tmm *tm, const struct selection *sel,
+typedef int (*protect_mm_fn)(struct track *t, struct tmm *tm, const struct protect_selection *sel,
 			     struct wpfs_protect_reply *reply);
 
 /*
  * A fork child that ended, with nothing dirty since the last protect: its epoch has been kept for
  * as long as it was the last one, and nobody will ever have its name again.
  */
-static bool protect_is_over(const struct tmm *tm, const struct selection *sel)
+static bool protect_is_over(const struct tmm *tm, const struct protect_selection *sel)
 {
 	return tm->state == TMM_DETACHED && tm->fork_child && tm->epoch_turned && !sel->file &&
 	       tmm_dirty(tm) == 0;
@@ -462,7 +465,7 @@ static void protect_each(struct request *rq, protect_mm_fn fn)
 {
 	struct wpfs_protect_reply reply = {0};
 	char failed[128] = "";
-	struct selection sel;
+	struct protect_selection sel;
 	struct tmm *tm, *next;
 	bool any = false;
 	int result = 0;
@@ -512,7 +515,7 @@ void protect_unprotect(struct request *rq)
 
 void protect_forget(struct request *rq)
 {
-	struct selection sel;
+	struct protect_selection sel;
 	struct tmm *tm, *next;
 	bool any = false;
 
