@@ -54,6 +54,7 @@ int mount_find(const char *id)
 
 		if (mount->state == MOUNT_NONE) {
 			text_copy(mount->id, id, sizeof(mount->id));
+			text_copy(mount->name, shim.name, sizeof(mount->name));
 			mount->state = MOUNT_KNOWN;
 			return i;
 		}
@@ -195,7 +196,7 @@ static int say_hello(struct mount *mount, struct attach_fds *fds)
 	};
 	int err;
 
-	text_copy(hello.name, shim.name, sizeof(hello.name));
+	text_copy(hello.name, mount->name, sizeof(hello.name));
 	err = mount_request(mount, &call);
 	if (!err && call.status < 0)
 		err = call.status;

@@ -16,6 +16,8 @@
 #include <unistd.h>
 
 #include "base/compat.h"
+#include "preload/attach.h"
+#include "preload/core.h"
 #include "preload/fds.h"
 #include "preload/filter.h"
 #include "preload/map.h"
@@ -28,6 +30,12 @@
 #ifndef MAP_TYPE
 #define MAP_TYPE 0x0f
 #endif
+
+/* For a libwpfs in the same program: it must not be a second shim. */
+EXPORT const struct core *wpfs_preload_core(void)
+{
+	return &core;
+}
 
 static long result(long ret)
 {
@@ -56,7 +64,7 @@ static void *map(void *addr, size_t len, int prot, int flags, int fd, off_t off)
 	if (filtered())
 		ret = raw(mmap, addr, len, prot, flags, fd, off);
 	else if (shared)
-		ret = map_shared((uint64_t)addr, len, prot, flags, fd, (uint64_t)off);
+		ret = map_shared((uint64_t)addr, len, prot, flags, fd, (uint64_t)off, false);
 	else if (unlikely((flags & MAP_FIXED) && ranges_any()))
 		ret = map_over((uint64_t)addr, len, prot, flags, fd, (uint64_t)off);
 	else
@@ -198,4 +206,30 @@ EXPORT long syscall(long nr, ...)
 		args[i] = va_arg(ap, long);
 	va_end(ap);
 	return result(filter_syscall(nr, args));
+}
+
+/*
+ * Under `wpctl run` the mount is known: attach before the program can install a seccomp filter that
+ * would forbid it, or drop what it takes. If that fails nothing is said: most processes of a tree
+ * never map a file of the mount, and the first mapping tries again, but not a daemon that hangs.
+ */
+__attribute__((constructor)) static void shim_start(void)
+{
+	struct shim_guard guard;
+	struct mount *mount;
+	int index, err;
+
+	if (!shim_lock(&guard))
+		return;
+	shim.hooks = true;
+	index = shim.mount_id[0] ? mount_find(shim.mount_id) : -1;
+	if (index >= 0) {
+		mount = &shim.mounts[index];
+		mount->said = true;
+		err = mount_ready(mount);
+		if (err && err != -ETIMEDOUT)
+			mount->state = MOUNT_KNOWN;
+		mount->said = false;
+	}
+	shim_unlock(&guard);
 }

@@ -82,7 +82,7 @@ static long tell(const struct mapping *r, uint64_t at, uint64_t final)
 	if (mapping_tell(r, at, final, false, &armed) == 0)
 		return 0;
 	raw(munmap, at, r->len);
-	return shim.require ? -ECONNREFUSED : -ENODEV;
+	return r->require ? -ECONNREFUSED : -ENODEV;
 }
 
 static long map_anywhere(const struct mapping *r, int fd)
@@ -142,7 +142,7 @@ long lower_map(struct mapping *r)
 		return err;
 	fd = exchange_ticket(r);
 	if (fd < 0)
-		return shim.require ? -ECONNREFUSED : -ENODEV;
+		return r->require ? -ECONNREFUSED : -ENODEV;
 	ret = map_place(r, fd);
 	raw(close, fd);
 	return ret;

@@ -43,7 +43,7 @@ static long mapped(const struct mapping *r, long at)
 	err = mapping_tell(r, (uint64_t)at, (uint64_t)at, false, &armed);
 	if (!err) {
 		mapping_remember(r, (uint64_t)at);
-	} else if (shim.require) {
+	} else if (r->require) {
 		raw(munmap, at, r->len);
 		ranges_cut((uint64_t)at, page_align_up(r->len));
 		return -ECONNREFUSED;
@@ -103,7 +103,7 @@ static long untold_plain(const struct mapping *r, int err)
 {
 	long at;
 
-	if (shim.require)
+	if (r->require)
 		return -ECONNREFUSED;
 	/* With MAP_FIXED another thread may use it at once, and the kernel may not return. */
 	if ((r->flags & MAP_ANY_FIXED) && err != -EINVAL)
@@ -228,6 +228,8 @@ static long map_any(struct mapping *r)
 	long ret;
 
 	if (!shim_lock(&guard)) {
+		if (r->require && !shim.require)
+			return -EPERM;
 		/* A vfork child's mappings are this program's too. */
 		if (discover_cached(r->dev) >= 0)
 			untold_count(&shim.mounts[discover_cached(r->dev)], r->ino);
@@ -240,11 +242,7 @@ static long map_any(struct mapping *r)
 	return ret;
 }
 
-/*
- * Is it a regular file, and which? What the kernel remembers is enough, and asks nobody: a daemon
- * that hangs, or that is gone (then fstat(2) fails, but the descriptor still maps).
- */
-static bool identify(int fd, struct mapping *r)
+bool map_identify(int fd, struct mapping *r)
 {
 	struct statx stx;
 
@@ -257,18 +255,19 @@ static bool identify(int fd, struct mapping *r)
 	return S_ISREG(stx.stx_mode);
 }
 
-long map_shared(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
+long map_shared(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off,
+		bool require)
 {
-	struct mapping r = {addr, len, prot, flags, fd, off, 0, 0, 0, 0};
+	struct mapping r = {addr, len, prot, flags, fd, off, 0, 0, 0, 0, require || shim.require};
 
-	if (!identify(fd, &r) || discover_is_other(r.dev, r.mnt))
+	if (!map_identify(fd, &r) || discover_is_other(r.dev, r.mnt))
 		return map_over(addr, len, prot, flags, fd, off);
 	return map_any(&r);
 }
 
 long map_over(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
 {
-	struct mapping r = {addr, len, prot, flags, fd, off, 0, 0, 0, 0};
+	struct mapping r = {addr, len, prot, flags, fd, off, 0, 0, 0, 0, shim.require};
 	struct shim_guard guard;
 	long ret;
 

@@ -6,10 +6,19 @@
 #ifndef WPFS_PRELOAD_MAP_H
 #define WPFS_PRELOAD_MAP_H
 
-#include "preload/shim.h"
+#include "preload/mapping.h"
 
-/* MAP_SHARED of a file. */
-long map_shared(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off);
+/*
+ * Is it a regular file, and which? Fills dev, ino and mnt. What the kernel remembers is enough, and
+ * asks nobody: a daemon that hangs, or that is gone (then fstat(2) fails, but the descriptor still
+ * maps).
+ */
+bool map_identify(int fd, struct mapping *r);
+
+/* MAP_SHARED of a file. `require`: -ECONNREFUSED or -EPERM where a mapping of a wpfs file could not
+ * be tracked; without it WPFS_REQUIRE decides. */
+long map_shared(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off,
+		bool require);
 
 /* Any other mapping with MAP_FIXED: it may replace a wpfs mapping. */
 long map_over(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off);

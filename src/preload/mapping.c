@@ -31,6 +31,7 @@ void mapping_of_range(const struct range *range, struct mapping *r)
 		.dev = range->dev,
 		.ino = range->ino,
 		.mount = range->mount,
+		.require = shim.require,
 	};
 }
 

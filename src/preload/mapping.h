@@ -24,6 +24,7 @@ struct mapping {
 	uint64_t dev, ino; /* of the program's descriptor */
 	uint64_t mnt;	   /* mount id of that, never used again */
 	uint32_t mount;	   /* index */
+	bool require;	   /* fails if it cannot be tracked */
 };
 
 /* Would munmap(2) take these? */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Start-up and the lock. The environment is read once, by whoever comes first: the constructor
- * below or a hook called from the constructor of another library.
+ * Start-up and the lock. The environment is read once, by whoever comes first: the constructor in
+ * hooks.c, a hook called from the constructor of another library, or libwpfs.
  */
 #include "preload/shim.h"
 
@@ -58,7 +58,7 @@ static bool env_flag(const char *name)
 	return value && *value && !text_equal(value, "0");
 }
 
-static bool name_valid(const char *name)
+bool shim_name_valid(const char *name)
 {
 	size_t len = 0;
 
@@ -90,7 +90,7 @@ static void init_locked(void)
 	}
 	name = env_get("WPFS_NAME");
 	if (name && *name) {
-		shim.bad_name = !name_valid(name);
+		shim.bad_name = !shim_name_valid(name);
 		if (!shim.bad_name)
 			text_copy(shim.name, name, sizeof(shim.name));
 	}
@@ -191,29 +191,4 @@ void shim_say_mount(struct mount *mount, const char *text)
 	if (!mount->said)
 		shim_say("mount ", mount->id, text);
 	mount->said = true;
-}
-
-/*
- * Under `wpctl run` the mount is known: attach before the program can install a seccomp filter that
- * would forbid it, or drop what it takes. If that fails nothing is said: most processes of a tree
- * never map a file of the mount, and the first mapping tries again, but not a daemon that hangs.
- */
-__attribute__((constructor)) static void shim_start(void)
-{
-	struct shim_guard guard;
-	struct mount *mount;
-	int index, err;
-
-	if (!shim_lock(&guard))
-		return;
-	index = shim.mount_id[0] ? mount_find(shim.mount_id) : -1;
-	if (index >= 0) {
-		mount = &shim.mounts[index];
-		mount->said = true;
-		err = mount_ready(mount);
-		if (err && err != -ETIMEDOUT)
-			mount->state = MOUNT_KNOWN;
-		mount->said = false;
-	}
-	shim_unlock(&guard);
 }

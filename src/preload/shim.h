@@ -46,8 +46,9 @@ struct mount {
 	enum mount_state state;
 	enum wpfs_kind kind;
 	char id[WPFS_ID_MAX];
-	_Atomic int sock;	     /* -1: not connected */
-	uint64_t sock_dev, sock_ino; /* of fstat: is the number still our socket? */
+	char name[WPFS_NAME_MAX + 8]; /* what this program calls itself there; "" = nothing */
+	_Atomic int sock;	      /* -1: not connected */
+	uint64_t sock_dev, sock_ino;  /* of fstat: is the number still our socket? */
 	uint64_t cookie;
 	uint64_t parent_cookie; /* FORKED: of the parent, or of its parent if that never said so */
 	uint32_t seq;
@@ -64,6 +65,7 @@ struct mount {
 struct shim {
 	/* constant after shim_init */
 	bool protect, quiet, require;
+	bool hooks;    /* this copy stands in front of libc: the preloaded one */
 	bool bad_name; /* WPFS_NAME is no name; said at the first mapping, then false */
 	char name[WPFS_NAME_MAX + 8];
 	char mount_id[WPFS_ID_MAX]; /* WPFS_MOUNT, "" = not given */
@@ -85,6 +87,9 @@ struct shim_guard {
  * the first time. */
 bool shim_lock(struct shim_guard *guard);
 void shim_unlock(const struct shim_guard *guard);
+
+/* 1 to WPFS_NAME_MAX of [A-Za-z0-9._-]. */
+bool shim_name_valid(const char *name);
 
 /* Is this the process whose state this is, or one that shares or copied it? Once initialised. */
 bool shim_is_owner(void);
