@@ -1,0 +1,482 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A callback before the first store to a page: a userfaultfd of this process, with synchronous
+ * write-protection, and one thread that reads it for all handles. The registration goes through the
+ * shim, so that the daemon steps aside, keeps a copy of the userfaultfd (the marks then outlive the
+ * process) and protects what an earlier run left.
+ *
+ * The kernel may send a second message about a page that was un-protected between a thread's fault
+ * and its message. So each watch has a bit for every page that was called for since it was last
+ * protected; a message about such a page is only answered. A callback runs without any lock; if the
+ * page is watched anew meanwhile, its bit is clear afterwards and it is called for again, before
+ * the mark goes: the store that waits will come after that wpfs_watch.
+ *
+ * Locks: setup, then table, then the shim's (under setup only). UFFDIO_WRITEPROTECT is done under
+ * table, where "protected" and "bit clear" must be one step; it waits for no page fault, since
+ * those drop the kernel's locks before they wait for us. Both are taken over a fork.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <utlist.h>
+
+#include "base/compat.h"
+#include "base/units.h"
+#include "lib/handle.h"
+
+struct watch {
+	uint64_t start, end; /* bytes; disjoint from all others */
+	struct wpfs *handle;
+	wpfs_write_fn fn;
+	void *arg;
+	struct watch *prev, *next;
+	uint64_t called[]; /* a bit per page: not protected any more */
+};
+
+static pthread_mutex_t setup = PTHREAD_MUTEX_INITIALIZER; /* one change of watches at a time */
+static pthread_mutex_t table = PTHREAD_MUTEX_INITIALIZER;
+
+static struct watch *watches; /* guarded by table; changed under setup too */
+static int uffd = -1;	      /* guarded by setup until the thread is there, then constant */
+static dev_t uffd_dev;	      /* with uffd: is the number still ours? */
+static ino_t uffd_ino;
+static bool running; /* guarded by setup: the thread is there */
+static __thread bool in_reader;
+
+static uint64_t calling; /* guarded by table: the page of the callback that runs; 0: none */
+static uint64_t calls;	 /* guarded by table: so far */
+static pthread_cond_t called_back = PTHREAD_COND_INITIALIZER; /* with table: a callback is over */
+
+/* ---- the table ---- */
+
+static struct watch *watch_new(uint64_t start, uint64_t end, const struct watch *like)
+{
+	size_t words = ((end - start) / WPFS_PAGE + 63) / 64;
+	struct watch *w = calloc(1, sizeof(*w) + words * sizeof(w->called[0]));
+
+	if (!w)
+		return NULL;
+	w->start = start;
+	w->end = end;
+	w->handle = like->handle;
+	w->fn = like->fn;
+	w->arg = like->arg;
+	return w;
+}
+
+static struct watch *watch_at(uint64_t addr)
+{
+	struct watch *w;
+
+	DL_FOREACH (watches, w) {
+		if (w->start <= addr && addr < w->end)
+			return w;
+	}
+	return NULL;
+}
+
+static bool test_bit(const struct watch *w, uint64_t page)
+{
+	uint64_t i = (page - w->start) / WPFS_PAGE;
+
+	return w->called[i / 64] >> i % 64 & 1;
+}
+
+static void set_bit(struct watch *w, uint64_t page)
+{
+	uint64_t i = (page - w->start) / WPFS_PAGE;
+
+	w->called[i / 64] |= (uint64_t)1 << i % 64;
+}
+
+/* The part [start, end) of a watch as one of its own. */
+static struct watch *watch_part(const struct watch *w, uint64_t start, uint64_t end)
+{
+	struct watch *part = watch_new(start, end, w);
+
+	for (uint64_t page = start; part && page < end; page += WPFS_PAGE) {
+		if (test_bit(w, page))
+			set_bit(part, page);
+	}
+	return part;
+}
+
+/* Takes [start, end) out of the table. 0, or -ENOMEM and nothing is changed. */
+static int watches_cut(uint64_t start, uint64_t end)
+{
+	struct watch *left = NULL, *right = NULL, *w, *next;
+
+	DL_FOREACH (watches, w) { /* at most one reaches out of either end */
+		if (w->end <= start || end <= w->start)
+			continue;
+		if (w->start < start && !(left = watch_part(w, w->start, start)))
+			goto no_memory;
+		if (end < w->end && !(right = watch_part(w, end, w->end)))
+			goto no_memory;
+	}
+	DL_FOREACH_SAFE(watches, w, next)
+	{
+		if (w->end <= start || end <= w->start)
+			continue;
+		DL_DELETE(watches, w);
+		free(w);
+	}
+	if (left)
+		DL_APPEND(watches, left);
+	if (right)
+		DL_APPEND(watches, right);
+	return 0;
+
+no_memory:
+	free(left);
+	free(right);
+	return -ENOMEM;
+}
+
+bool watch_overlaps(uint64_t addr, uint64_t len)
+{
+	bool found = false;
+	struct watch *w;
+
+	pthread_mutex_lock(&table);
+	DL_FOREACH (watches, w)
+		found |= w->start < addr + len && addr < w->end;
+	pthread_mutex_unlock(&table);
+	return found;
+}
+
+/* ---- the thread ---- */
+
+static int write_protect(uint64_t start, uint64_t len, bool on)
+{
+	struct uffdio_writeprotect wp = {
+		.range = {.start = start, .len = len},
+		.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
+	};
+	int ret;
+
+	do {
+		ret = ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
+	} while (ret < 0 && errno == EAGAIN);
+	return ret < 0 ? -errno : 0;
+}
+
+/* The page stays as it is; who waits tries again. */
+static void wake(uint64_t page)
+{
+	struct uffdio_range range = {.start = page, .len = WPFS_PAGE};
+
+	ioctl(uffd, UFFDIO_WAKE, &range);
+}
+
+/* A store to the page waits. Under the table's lock, but for the callback. */
+static void serve(uint64_t page)
+{
+	bool called = false;
+	struct watch *w;
+
+	while ((w = watch_at(page)) && !test_bit(w, page)) {
+		wpfs_write_fn fn = w->fn;
+		void *arg = w->arg;
+
+		set_bit(w, page);
+		calling = page;
+		calls++;
+		pthread_mutex_unlock(&table);
+		fn((void *)page, arg);
+		pthread_mutex_lock(&table);
+		calling = 0;
+		pthread_cond_broadcast(&called_back);
+		called = true;
+	}
+	if (!called || write_protect(page, WPFS_PAGE, false) != 0)
+		wake(page);
+}
+
+/* The program may have closed the number and opened something else. */
+static bool uffd_is_ours(void)
+{
+	struct stat st;
+
+	return fstat(uffd, &st) == 0 && st.st_dev == uffd_dev && st.st_ino == uffd_ino;
+}
+
+static void *reader_main(void *arg)
+{
+	struct pollfd polled = {.fd = uffd, .events = POLLIN};
+	struct uffd_msg msg;
+
+	in_reader = true;
+	pthread_setname_np(pthread_self(), "wpfs-watch");
+	for (;;) {
+		int n = poll(&polled, 1, -1);
+
+		if ((n < 0 && errno != EINTR) || !uffd_is_ours() ||
+		    (n > 0 && !(polled.revents & POLLIN)))
+			return NULL;
+		while (read(uffd, &msg, sizeof(msg)) == (ssize_t)sizeof(msg)) {
+			if (msg.event != UFFD_EVENT_PAGEFAULT)
+				continue;
+			pthread_mutex_lock(&table);
+			serve(msg.arg.pagefault.address & ~(uint64_t)(WPFS_PAGE - 1));
+			pthread_mutex_unlock(&table);
+		}
+	}
+}
+
+static int start_thread(void)
+{
+	sigset_t all, before;
+	pthread_t reader;
+	int err;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	err = pthread_create(&reader, NULL, reader_main, NULL);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (!err)
+		pthread_detach(reader);
+	return -err;
+}
+
+/* ---- fork: the child has no watches, and no thread ---- */
+
+static void fork_before(void)
+{
+	pthread_mutex_lock(&setup);
+	pthread_mutex_lock(&table);
+}
+
+static void fork_in_parent(void)
+{
+	pthread_mutex_unlock(&table);
+	pthread_mutex_unlock(&setup);
+}
+
+static void fork_in_child(void)
+{
+	struct watch *w, *next;
+
+	DL_FOREACH_SAFE(watches, w, next)
+	{
+		DL_DELETE(watches, w);
+		free(w);
+	}
+	/* It is of the parent's memory: held here, it would outlive the parent. */
+	if (uffd >= 0 && uffd_is_ours())
+		close(uffd);
+	uffd = -1;
+	running = false;
+	calling = 0;
+	pthread_cond_init(&called_back, NULL);
+	pthread_mutex_unlock(&table);
+	pthread_mutex_unlock(&setup);
+}
+
+/* ---- start ---- */
+
+/* The userfaultfd and its thread, at the first watch. Under setup. 0 or -errno. */
+static int start(struct wpfs *handle)
+{
+	static bool forks_seen;
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
+	};
+	struct stat st;
+	int fd, err = 0;
+
+	if (running && uffd_is_ours())
+		return 0;
+	running = false; /* it was closed behind our back: its thread has ended */
+	/* After the shim's own: it is then called inside of ours. */
+	if (!forks_seen && pthread_atfork(fork_before, fork_in_parent, fork_in_child) != 0)
+		return -ENOMEM;
+	forks_seen = true;
+	fd = handle->core->new_uffd(handle->mount);
+	if (fd < 0)
+		return fd;
+	if (ioctl(fd, UFFDIO_API, &api) < 0 || fstat(fd, &st) < 0)
+		err = -errno;
+	if (!err) {
+		uffd = fd;
+		uffd_dev = st.st_dev;
+		uffd_ino = st.st_ino;
+		err = start_thread();
+	}
+	if (err) {
+		uffd = -1;
+		close(fd);
+		return err;
+	}
+	running = true;
+	return 0;
+}
+
+/* ---- calls ---- */
+
+static bool pages_valid(uint64_t addr, uint64_t len)
+{
+	return len > 0 && !((addr | len) & (WPFS_PAGE - 1)) && addr + len > addr;
+}
+
+/* Is some page watched by somebody else? */
+static bool others_watch(uint64_t start, uint64_t end, const struct watch *mine)
+{
+	struct watch *w;
+
+	DL_FOREACH (watches, w) {
+		if (w->start < end && start < w->end &&
+		    (w->handle != mine->handle || w->fn != mine->fn || w->arg != mine->arg))
+			return true;
+	}
+	return false;
+}
+
+/* In one step for the thread: these pages are protected, and none was called for. */
+static int insert_and_protect(struct watch *w, bool resume)
+{
+	int err;
+
+	pthread_mutex_lock(&table);
+	err = watches_cut(w->start, w->end);
+	if (!err) {
+		DL_APPEND(watches, w);
+		if (!resume)
+			err = write_protect(w->start, w->end - w->start, true);
+	}
+	pthread_mutex_unlock(&table);
+	return err;
+}
+
+/* Takes the range from the thread and from the userfaultfd; who waits there goes on. Under setup.
+ */
+static int end_watches(struct wpfs *handle, uint64_t start, uint64_t end)
+{
+	struct uffdio_range range = {.start = start, .len = end - start};
+	int err;
+
+	pthread_mutex_lock(&table);
+	err = watches_cut(start, end);
+	pthread_mutex_unlock(&table);
+	if (!err)
+		handle->core->uffd_unregister(uffd, &range);
+	return err;
+}
+
+static int watch_locked(struct wpfs *handle, uint64_t addr, uint64_t len, bool resume,
+			const struct watch *like)
+{
+	struct uffdio_register reg = {
+		.range = {.start = addr, .len = len},
+		.mode = UFFDIO_REGISTER_MODE_WP,
+	};
+	struct watch *w;
+	long err = start(handle);
+
+	if (err)
+		return (int)err;
+	if (others_watch(addr, addr + len, like)) /* nobody changes them but under setup */
+		return -EEXIST;
+	w = watch_new(addr, addr + len, like);
+	if (!w)
+		return -ENOMEM;
+	err = handle->core->uffd_register(uffd, &reg);
+	if (err) {
+		free(w);
+		return (int)err;
+	}
+	err = insert_and_protect(w, resume);
+	if (err) {
+		if (watch_at(addr) != w)
+			free(w);
+		end_watches(handle, addr, addr + len);
+	}
+	return (int)err;
+}
+
+int wpfs_watch(struct wpfs *handle, void *addr, size_t len, unsigned flags, wpfs_write_fn fn,
+	       void *arg)
+{
+	struct watch like = {.handle = handle, .fn = fn, .arg = arg};
+	uint64_t start = (uint64_t)addr;
+	int err;
+
+	if (!pages_valid(start, len) || !fn || (flags & ~WPFS_WATCH_RESUME))
+		return lib_fail(-EINVAL, "wpfs_watch",
+				"not whole pages, no callback or unknown flags");
+	if (!handle->core->covers(handle->mount, start, len))
+		return lib_fail(-EINVAL, "wpfs_watch",
+				"not all of it is mapped from this mount with wpfs_map");
+	pthread_mutex_lock(&setup);
+	err = watch_locked(handle, start, len, flags & WPFS_WATCH_RESUME, &like);
+	pthread_mutex_unlock(&setup);
+	if (err == -EEXIST)
+		return lib_fail(err, "wpfs_watch", "part of it is watched for somebody else");
+	return err ? lib_fail_errno(err, "wpfs_watch") : 0;
+}
+
+/* Waits for a callback of a page in the range that began before; not in the thread itself. */
+static void wait_for_call(uint64_t start, uint64_t end)
+{
+	uint64_t seen;
+
+	if (in_reader)
+		return;
+	pthread_mutex_lock(&table);
+	seen = calls;
+	while (calling >= start && calling < end && calls == seen)
+		pthread_cond_wait(&called_back, &table);
+	pthread_mutex_unlock(&table);
+}
+
+int wpfs_unwatch(struct wpfs *handle, void *addr, size_t len)
+{
+	uint64_t start = (uint64_t)addr;
+	int err = 0;
+
+	if (!pages_valid(start, len))
+		return lib_fail(-EINVAL, "wpfs_unwatch", "not whole pages");
+	pthread_mutex_lock(&setup);
+	if (watch_overlaps(start, len))
+		err = end_watches(handle, start, start + len);
+	pthread_mutex_unlock(&setup);
+	if (err)
+		return lib_fail_errno(err, "wpfs_unwatch");
+	wait_for_call(start, start + len);
+	return 0;
+}
+
+/* The range of some watch of this handle; false: there is none. */
+static bool any_of(const struct wpfs *handle, uint64_t *start, uint64_t *len)
+{
+	struct watch *w;
+
+	pthread_mutex_lock(&table);
+	DL_FOREACH (watches, w) {
+		if (w->handle != handle)
+			continue;
+		*start = w->start;
+		*len = w->end - w->start;
+		break;
+	}
+	pthread_mutex_unlock(&table);
+	return w != NULL;
+}
+
+void watch_end_all(struct wpfs *handle)
+{
+	uint64_t start, len;
+
+	while (any_of(handle, &start, &len)) {
+		if (wpfs_unwatch(handle, (void *)start, len) != 0)
+			return; /* whole watches need no memory to end */
+	}
+}
