@@ -417,6 +417,39 @@ static void test_epochs(void **state)
 	mm_set_free(&last);
 }
 
+/* Three epochs, each with pages of its own; the last one is open. */
+static void test_epochs_dirty(void **state)
+{
+	struct mm_set last[3] = {{NULL}}, set = {NULL};
+	bool open = false;
+
+	assert_int_equal(mm_set_add_range(&last[1], 5, 2), 0);
+	assert_int_equal(mm_set_add_range(&last[2], 65536, 65536), 0);
+	for (uint64_t i = 0; i < 3; i++) {
+		struct epoch e = {3 + 2 * i, &last[i]}; /* each closes the one before it */
+
+		assert_int_equal(db_call(db, epoch_job, &e), 0);
+	}
+	assert_int_equal(db_epochs_dirty(db, 7, 10, 3, 3, &set, &open), 0);
+	assert_true(!open && mm_set_is_equal(&set, &last[1]));
+	mm_set_clear(&set);
+	assert_int_equal(db_epochs_dirty(db, 7, 10, 5, 6, &set, &open), 0);
+	assert_true(!open && mm_set_is_equal(&set, &last[2]));
+	assert_int_equal(db_epochs_dirty(db, 7, 10, 3, UINT64_MAX, &set, &open), 0);
+	assert_true(open && mm_set_count(&set) == 2 + 65536);
+	mm_set_clear(&set);
+	assert_int_equal(db_epochs_dirty(db, 7, 10, 7, UINT64_MAX, &set, &open), 0);
+	assert_true(open && mm_set_is_empty(&set));
+	assert_int_equal(db_epochs_dirty(db, 7, 10, 4, 7, &set, &open), -ENOENT);
+	assert_int_equal(db_epochs_dirty(db, 7, 11, 3, 7, &set, &open), -ENOENT);
+	assert_int_equal(db_epochs_dirty(db, 8, 10, 3, 7, &set, &open), -ENOENT);
+	assert_int_equal(db_epochs_dirty(db, 7, 10, UINT64_MAX, UINT64_MAX, &set, &open), -ENOENT);
+	assert_true(mm_set_is_empty(&set));
+	for (int i = 0; i < 3; i++)
+		mm_set_free(&last[i]);
+	mm_set_free(&set);
+}
+
 /* ---- rows that nobody of us wrote ---- */
 
 static int text_job(struct db_tx *tx, void *arg)
@@ -479,8 +512,8 @@ static void test_corrupt(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(test_round_trip), TEST(test_changes), TEST(test_delete),
-		TEST(test_rows),       TEST(test_epochs),  TEST(test_corrupt),
+		TEST(test_round_trip), TEST(test_changes),	TEST(test_delete),  TEST(test_rows),
+		TEST(test_epochs),     TEST(test_epochs_dirty), TEST(test_corrupt),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
