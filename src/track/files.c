@@ -83,6 +83,15 @@ int files_load(struct track *t, const struct db_file *row, bool same_lower)
 	return 0;
 }
 
+/* A file of several names keeps the one it is known by, for as long as it has that. */
+static bool files_has_path(struct track *t, const struct track_file *file)
+{
+	struct fs_file found;
+
+	return file->path && fs_file_by_path(t->config.fs, file->path, &found) == 0 &&
+	       found.ino == file->ino;
+}
+
 int files_put(struct track *t, struct db_tx *tx, uint64_t ino)
 {
 	struct track_file *file = files_get(t, ino);
@@ -93,7 +102,7 @@ int files_put(struct track *t, struct db_tx *tx, uint64_t ino)
 	if (!files_learn(t, file))
 		return db_file_put(tx, ino, NULL, 0, file->path);
 	if (fs_handle_path(t->config.fs, &file->handle, path, sizeof(path)) == 0 &&
-	    (!file->path || strcmp(file->path, path) != 0)) {
+	    (!file->path || strcmp(file->path, path) != 0) && !files_has_path(t, file)) {
 		char *copy = strdup(path);
 
 		if (!copy)

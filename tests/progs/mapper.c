@@ -5,18 +5,20 @@
  * with one line: "ok [VALUE]" or "err ENAME". It knows nothing of wpfs. F and M are numbers of its
  * own for open files and mappings; offsets and lengths in bytes, PAGE and COUNT in pages of M.
  *
- *   open F PATH            O_RDWR|O_CREAT         map M F OFF LEN [ro] [private] [at=ADDR] -> ADDR
- *   size F BYTES           ftruncate              unmap M [PAGE COUNT]
- *   punch F OFF LEN        fallocate              rawunmap M [PAGE COUNT]    syscall(2)
- *   pwrite F OFF LEN BYTE                         move M         mremap elsewhere -> ADDR
- *   fsync F                                       grow M LEN     mremap -> ADDR
- *   close F                                       store M PAGE BYTE [COUNT]
- *   fork IN OUT -> PID     the child takes        load M PAGE -> BYTE
- *                          orders from fifo IN,   advise M PAGE COUNT
- *                          answers in OUT           dontneed|remove|pageout|populate_write
+ *   open F PATH            O_RDWR|O_CREAT         map M F OFF LEN [ro] [private] [at=ADDR] [anon]
+ *   size F BYTES           ftruncate                  [raw] [populate] [locked] -> ADDR
+ *   punch F OFF LEN        fallocate              unmap M [PAGE COUNT]
+ *   pwrite F OFF LEN BYTE                         rawunmap M [PAGE COUNT]    syscall(2)
+ *   fsync F                                       move M         mremap elsewhere -> ADDR
+ *   close F                                       grow M LEN     mremap -> ADDR
+ *   fork IN OUT -> PID     the child takes        store M PAGE BYTE [COUNT]
+ *                          orders from fifo IN,   load M PAGE -> BYTE
+ *                          answers in OUT         advise M PAGE COUNT WHAT   madvise(2)
  *   exec PATH [ARG...]     exit STATUS            msync M
  *                                                 prot M PAGE COUNT r|rw|none
  *   seccomp                no new processes, sockets or userfaultfds from now on
+ *
+ * More of them: mapper_life.c, mapper_child.c.
  */
 /* clang-format on */
 #include <errno.h>
@@ -34,45 +36,18 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define PAGE	  4096ul
-#define SLOTS	  64
-#define WORDS_MAX 16
+#include "mapper.h"
 
-#ifndef MADV_POPULATE_WRITE
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ  22
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 
-static struct {
-	char *addr;
-	size_t len;
-} maps[SLOTS];
-static int files[SLOTS];
-
-struct order {
-	char *word[WORDS_MAX + 1]; /* NULL-terminated */
-	int words;
-};
-
-static unsigned long number(const struct order *o, int i)
-{
-	return i < o->words ? strtoul(o->word[i], NULL, 0) : 0;
-}
-
-static int *file_at(const struct order *o, int i)
-{
-	return &files[number(o, i) % SLOTS];
-}
-
-static char *page_at(const struct order *o, int map, int page)
-{
-	return maps[number(o, map) % SLOTS].addr + number(o, page) * PAGE;
-}
-
-/* Turns what a system call returned into what an order returns: a value or -errno. */
-static long result(long value)
-{
-	return value < 0 ? -errno : value;
-}
+struct map maps[SLOTS];
+int files[SLOTS];
 
 static long do_open(const struct order *o)
 {
@@ -119,12 +94,22 @@ static long do_map(const struct order *o)
 	int prot = PROT_READ | PROT_WRITE, flags = MAP_SHARED;
 	size_t len = number(o, 4), slot = number(o, 1) % SLOTS;
 	void *want = NULL, *got;
+	bool raw = false; /* as a program does that makes its system calls itself */
+	int fd = *file_at(o, 2);
 
 	for (int i = 5; i < o->words; i++) {
 		if (strcmp(o->word[i], "ro") == 0) {
 			prot = PROT_READ;
 		} else if (strcmp(o->word[i], "private") == 0) {
 			flags = (flags & ~MAP_SHARED) | MAP_PRIVATE;
+		} else if (strcmp(o->word[i], "anon") == 0) {
+			flags = (flags & ~MAP_SHARED) | MAP_PRIVATE | MAP_ANONYMOUS;
+		} else if (strcmp(o->word[i], "raw") == 0) {
+			raw = true;
+		} else if (strcmp(o->word[i], "populate") == 0) {
+			flags |= MAP_POPULATE;
+		} else if (strcmp(o->word[i], "locked") == 0) {
+			flags |= MAP_LOCKED;
 		} else if (strncmp(o->word[i], "at=", 3) == 0) {
 			want = (void *)strtoul(o->word[i] + 3, NULL, 0);
 			flags |= MAP_FIXED;
@@ -132,7 +117,12 @@ static long do_map(const struct order *o)
 			return -EINVAL;
 		}
 	}
-	got = mmap(want, len, prot, flags, *file_at(o, 2), (off_t)number(o, 3));
+	if (flags & MAP_ANONYMOUS)
+		fd = -1;
+	if (raw)
+		got = (void *)syscall(SYS_mmap, want, len, prot, flags, fd, number(o, 3));
+	else
+		got = mmap(want, len, prot, flags, fd, (off_t)number(o, 3));
 	if (got == MAP_FAILED)
 		return -errno;
 	maps[slot].addr = got;
@@ -209,6 +199,11 @@ static long do_advise(const struct order *o)
 		{"dontneed", MADV_DONTNEED},
 		{"remove", MADV_REMOVE},
 		{"pageout", MADV_PAGEOUT},
+		{"cold", MADV_COLD},
+		{"willneed", MADV_WILLNEED},
+		{"hugepage", MADV_HUGEPAGE},
+		{"collapse", MADV_COLLAPSE},
+		{"populate_read", MADV_POPULATE_READ},
 		{"populate_write", MADV_POPULATE_WRITE},
 	};
 
@@ -279,25 +274,24 @@ static long do_exit(const struct order *o)
 	exit((int)number(o, 1));
 }
 
-static const struct {
-	const char *verb;
-	int words; /* at least, with the verb */
-	long (*run)(const struct order *o);
-} verbs[] = {
+static const struct verb verbs[] = {
 	{"open", 3, do_open},	    {"size", 3, do_size},     {"punch", 4, do_punch},
 	{"close", 2, do_close},	    {"pwrite", 5, do_pwrite}, {"fsync", 2, do_fsync},
 	{"map", 5, do_map},	    {"unmap", 2, do_unmap},   {"move", 2, do_move},
 	{"store", 4, do_store},	    {"load", 3, do_load},     {"advise", 5, do_advise},
 	{"prot", 5, do_prot},	    {"msync", 2, do_msync},   {"fork", 3, do_fork},
 	{"exec", 2, do_exec},	    {"exit", 2, do_exit},     {"rawunmap", 2, do_rawunmap},
-	{"seccomp", 1, do_seccomp}, {"grow", 3, do_grow},
+	{"seccomp", 1, do_seccomp}, {"grow", 3, do_grow},     {0},
 };
 
 static long obey(const struct order *o)
 {
-	for (size_t i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++)
-		if (strcmp(o->word[0], verbs[i].verb) == 0)
-			return o->words >= verbs[i].words ? verbs[i].run(o) : -EINVAL;
+	const struct verb *const tables[] = {verbs, life_verbs, child_verbs};
+
+	for (size_t t = 0; t < sizeof(tables) / sizeof(tables[0]); t++)
+		for (const struct verb *v = tables[t]; v->name; v++)
+			if (strcmp(o->word[0], v->name) == 0)
+				return o->words >= v->words ? v->run(o) : -EINVAL;
 	return -ENOSYS;
 }
 

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+A program whose pages are armed, by wpfs or by a userfaultfd of its own, with or without threads that
+write to it all the while, and what must be true of its marks whatever is done to its mapping.
+"""
+
+import errno
+import os
+
+import harness
+import report
+from harness import PAGE
+
+PAGES = 4096
+BASE = PAGES - 64  # below it the threads write, from it on things are done to the mapping
+SPAN = range(BASE + 8, BASE + 24)  # what most things are done to
+HOME, ELSEWHERE, THERE = 0x200000000000, 0x210000000000, 0x220000000000
+
+
+class Life:
+    """A program of a name of its own with mapping 0 of all of a file of that name, file 0."""
+
+    def __init__(self, wpfs, kind, threads, events="remap fork"):
+        self.wpfs, self.kind, self.threads = wpfs, kind, threads
+        self.name = "busy" if threads else "quiet"
+        self.reference = wpfs.dir / f"{self.name}.reference"
+        self.path = f"/{self.name}"
+        self.file = wpfs.mnt / self.name
+        self.all = set(range(PAGES))
+        self.written = set()  # by stores that were orders
+        self.changed = set()  # dirty for owner wpfs though no store was seen, by design
+        self.gone = set()  # marks of owner program that go as they do in the kernel
+        self.family = set()  # written by children
+        self.twice = False  # a page may be marked through one mapping and written through another
+        self.program = wpfs.spawn(harness.program("mapper"), name=self.name,
+                                  protect=kind == "wpfs")
+        self.order = self.program.order
+        self.order(f"open 0 {self.file}")
+        self.order(f"size 0 {PAGES * PAGE}")
+        self.addr = self.order(f"map 0 0 0 {PAGES * PAGE} at={HOME}")
+        self.uffd = self.order(f"uffd 0 0 {PAGES} {events}") if kind == "own" else None
+        self.write_on()
+
+    @property
+    def own(self):
+        return self.kind == "own"
+
+    @property
+    def pid(self):
+        return self.program.pid
+
+    def write_on(self):
+        if self.threads:
+            self.order(f"writers 0 0 {BASE} {self.threads} {self.reference}")
+            self.order("busy 100")
+
+    def store(self, *pages, mapping=0, first=0):
+        """Stores through a mapping that shows the file from page `first` on."""
+        for page in pages:
+            self.order(f"store {mapping} {page - first} 1")
+            self.written.add(page)
+
+    def unseen_if_own(self, *pages):
+        """They were stored to where the program's userfaultfd is not."""
+        if self.own:
+            self.written -= set(pages)
+
+    def report(self, verb, state):
+        """The file's pages in what `wpctl VERB` says of this program, each once."""
+        owner = "program" if self.own else "wpfs"
+        mm = report.mm_of(self.wpfs.wpctl_json(verb), self.name)
+        assert mm["state"] == state
+        return set(report.pages_of(mm, self.path, owner))
+
+    def check(self, state="live"):
+        """What was written must not be called clean, nothing else may be called written."""
+        bits = self.reference.read_bytes() if self.threads else b""
+        done = {page for page, value in enumerate(bits) if value & 2}
+        begun = {page for page, value in enumerate(bits) if value == 1}
+        dirty, marked = self.report("dirty", state), self.report("marks", state)
+        if self.own:
+            self.check_own(dirty, marked, done, begun)
+        else:
+            self.check_wpfs(dirty, marked, done, begun)
+        if self.family:
+            mms = self.wpfs.wpctl_json("dirty", "--name", self.name)["mms"]
+            union = {page for mm in mms for page in report.pages_of(mm, self.path)}
+            assert not self.family - union, "a child's stores are not known"
+
+    def check_wpfs(self, dirty, marked, done, begun):
+        must = self.written | done | self.changed
+        assert not must - dirty, "a mark lies"
+        assert not dirty - must - begun, "dirty, and nobody wrote"
+        assert not self.all - dirty - marked, "neither dirty nor marked"
+        assert self.twice or not marked & (self.written | done), "written, and marked"
+
+    def check_own(self, dirty, marked, done, begun):
+        must_not = self.written | done | self.gone
+        assert self.twice or not marked & must_not, "a mark lies"
+        assert not self.all - must_not - begun - marked, "marks are lost"
+        assert self.twice or not dirty & marked
+
+    def end(self):
+        """kill -9, in the midst of writes if there are any: what was known stays known."""
+        if self.threads:
+            self.write_on()
+        self.program.kill9()
+        self.check("detached")
+
+
+def live(wpfs, kind, threads, what, events="remap fork", after=True):
+    """One life: some stores, `what` is done, some stores more; then a look, the end, a look."""
+    life = Life(wpfs, kind, threads, events)
+    life.store(BASE + 1, BASE + 9, BASE + 17)
+    what(life)
+    life.store(BASE + 2, BASE + 30)
+    if after:
+        life.store(BASE + 10)
+    if threads:
+        life.order("busy 50")
+        life.order("rest")
+    life.check()
+    life.end()
+
+
+def another(life):
+    """A program of which wpfs knows nothing, with the same file 0 and mapping 0."""
+    program = life.wpfs.spawn_bare(harness.program("mapper"))
+    program.order(f"open 0 {life.file}")
+    program.order(f"map 0 0 0 {PAGES * PAGE}")
+    return program
+
+
+def poke(pid, addr):
+    """As a debugger does. False: the kernel refuses it."""
+    fd = os.open(f"/proc/{pid}/mem", os.O_WRONLY)
+    try:
+        return os.pwrite(fd, b"x", addr) == 1
+    except OSError as error:
+        assert error.errno == errno.EIO
+        return False
+    finally:
+        os.close(fd)

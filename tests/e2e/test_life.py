@@ -1,0 +1,486 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The life of a mark: whatever can happen to a mapping, a file or a process, once to a program that
+wpfs protects and once to one with a userfaultfd of its own, each quietly and while threads write to
+other pages of the same mapping. See life.py for what is checked.
+"""
+
+import os
+
+import pytest
+
+import life
+import report
+from harness import PAGE
+from life import BASE, ELSEWHERE, HOME, PAGES, SPAN, THERE
+
+EVENTS = "remap fork"
+BYTES = len(SPAN) * PAGE
+CASES = {}
+
+
+def case(kinds=("wpfs", "own"), after=True, events=EVENTS):
+    """`after`: the pages of SPAN can be stored to through mapping 0 when it is done."""
+
+    def add(what):
+        CASES[what.__name__] = (what, kinds, after, events)
+        return what
+
+    return add
+
+
+def span(verb, *words):
+    return " ".join([verb, "0", str(SPAN[0]), str(len(SPAN)), *words])
+
+
+# ---- what leaves a mark where it is
+
+
+@case()
+def dontneed(t):
+    t.order(span("advise", "dontneed"))
+
+
+@case()
+def pageout(t):
+    t.order(span("advise", "pageout"))
+
+
+@case()
+def cold(t):
+    t.order(span("advise", "cold"))
+
+
+@case()
+def willneed(t):
+    t.order(span("advise", "willneed"))
+
+
+@case()
+def populate_read(t):
+    t.order(span("advise", "populate_read"))
+
+
+@case()
+def mlock(t):
+    t.order(span("lock"))
+    t.order(span("unlock"))
+
+
+@case()
+def msync(t):
+    t.order("msync 0")
+
+
+@case()
+def mprotect_splits_and_merges(t):
+    t.order(span("prot", "r"))
+    t.order(f"prot 0 {SPAN[4]} 4 none")
+    t.wpfs.wpctl("sync", t.wpfs.mnt)
+    t.order(f"prot 0 {SPAN[4]} 4 r")
+    t.order(span("prot", "rw"))
+
+
+@case()
+def stores_of_another_mm(t):
+    other = life.another(t)
+    other.order(f"store 0 {BASE} 1 64")
+    other.order("unmap 0")
+
+
+@case()
+def write_system_calls(t):
+    t.order(f"pwrite 0 {SPAN[0] * PAGE} {BYTES} 1")
+
+
+@case()
+def looks_from_outside(t):
+    for _ in range(5):
+        t.wpfs.wpctl("sync", t.wpfs.mnt)
+        t.store(BASE + 31)
+
+
+# ---- contents that are dropped: marked, and dirty where wpfs says what is
+
+
+@case()
+def punch(t):
+    t.order(f"punch 0 {SPAN[0] * PAGE} {BYTES}")
+    t.changed |= set(SPAN)
+
+
+@case()
+def madv_remove(t):
+    t.order(span("advise", "remove"))
+    t.changed |= set(SPAN)
+
+
+@case()
+def truncate_and_extend(t):
+    t.order(f"size 0 {SPAN[0] * PAGE + 100}")
+    t.order(f"size 0 {PAGES * PAGE}")
+    t.changed |= set(range(SPAN[0], PAGES))
+
+
+# ---- what counts as a store
+
+
+@case()
+def populate_write(t):
+    t.order(span("advise", "populate_write"))
+    t.changed |= set(SPAN)
+    t.gone |= set(SPAN)
+
+
+@case()
+def stores_of_the_kernel(t):
+    t.order(f"kstore 0 {BASE + 40}")
+    t.written.add(BASE + 40)
+
+
+@case()
+def stores_of_a_debugger(t):
+    """Where a userfaultfd would have to be asked first the kernel refuses them."""
+    assert life.poke(t.pid, t.addr + (BASE + 41) * PAGE) != t.own
+    if not t.own:
+        t.written.add(BASE + 41)
+
+
+# ---- mappings that go, and what comes in their place
+
+
+@case(after=False)
+def munmap_of_a_part(t):
+    t.order(span("unmap"))
+    t.gone |= set(SPAN)
+
+
+@case(after=False)
+def raw_munmap_of_a_part(t):
+    t.order(span("rawunmap"))
+    t.gone |= set(SPAN)
+    t.changed |= set(SPAN)
+
+
+@case()
+def mapped_again(t):
+    """What wpfs armed is armed again; a userfaultfd of the program's own is not there any more."""
+    t.order(span("unmap"))
+    t.order(f"map 1 0 {SPAN[0] * PAGE} {BYTES} at={t.addr + SPAN[0] * PAGE}")
+    t.gone |= set(SPAN)
+
+
+def over(t, what, file=0, offset=0):
+    """A mapping over SPAN: gone in it is what the program armed."""
+    t.order(f"map 1 {file} {offset} {BYTES} at={t.addr + SPAN[0] * PAGE} {what}")
+    t.gone |= set(SPAN)
+    if "raw" in what:
+        t.changed |= set(SPAN)
+
+
+def other_file(t, path):
+    t.order(f"open 1 {path}")
+    t.order(f"size 1 {BYTES}")
+
+
+@case(after=False)
+def map_fixed_of_another_file(t):
+    other_file(t, t.wpfs.mnt / "g")
+    over(t, "", file=1)
+    t.order("store 1 3 1")
+    if not t.own:
+        assert report.dirty(t.wpfs, t.name, "/g") == {3}
+
+
+@case(after=False)
+def map_fixed_of_another_file_system(t):
+    other_file(t, t.wpfs.dir / "g")
+    over(t, "", file=1)
+    t.order("store 1 3 1")
+
+
+@case(after=False)
+def map_fixed_of_the_same_file(t):
+    """Another part of it: those pages are mapped twice now."""
+    over(t, "", offset=(BASE + 40) * PAGE)
+    t.store(BASE + 43, mapping=1, first=BASE + 40)
+    t.unseen_if_own(BASE + 43)
+    t.twice = True
+
+
+@case(after=False)
+def map_fixed_anonymous(t):
+    over(t, "anon")
+    t.order("store 1 3 1")
+
+
+@case(after=False)
+def map_fixed_private(t):
+    over(t, "private", offset=SPAN[0] * PAGE)
+    t.order("store 1 3 1")
+
+
+@case(after=False)
+def raw_map_fixed_anonymous(t):
+    over(t, "raw anon")
+    t.order("store 1 3 1")
+
+
+@case(after=False)
+def raw_map_fixed_private(t):
+    over(t, "raw private", offset=SPAN[0] * PAGE)
+    t.order("store 1 3 1")
+
+
+@case(after=False)
+def raw_map_fixed_of_another_file(t):
+    other_file(t, t.wpfs.mnt / "g")
+    over(t, "raw", file=1)
+    t.order("store 1 3 1")
+
+
+@case()
+def raw_map_fixed_of_the_same_pages(t):
+    """It looks as the one before did, and nobody watches it."""
+    over(t, "raw", offset=SPAN[0] * PAGE)
+    t.store(BASE + 11)
+    t.unseen_if_own(BASE + 11)
+
+
+# ---- mremap
+
+
+@case()
+def mremap_moves(t):
+    t.addr = t.order(f"remap 0 0 {PAGES} {PAGES} at={ELSEWHERE}")
+    t.store(BASE + 12)
+    t.addr = t.order(f"remap 0 0 {PAGES} {PAGES} at={HOME}")
+
+
+@case(kinds=["own"], events="")
+def mremap_moves_without_events(t):
+    t.addr = t.order(f"remap 0 0 {PAGES} {PAGES} at={ELSEWHERE}")
+    t.gone |= t.all
+
+
+@case(after=False)
+def mremap_moves_a_part(t):
+    t.order(f"remap 0 {SPAN[0]} {len(SPAN)} {len(SPAN)} at={ELSEWHERE} as=1")
+    t.store(SPAN[2], mapping=1, first=SPAN[0])
+
+
+@case(after=False)
+def mremap_onto_another_part(t):
+    """MREMAP_FIXED: what was there is replaced."""
+    t.order(f"remap 0 {SPAN[0]} 8 8 at={t.addr + SPAN[8] * PAGE} as=1")
+    t.store(SPAN[3], mapping=1, first=SPAN[0])
+    t.gone |= set(SPAN[8:])
+
+
+@case()
+def mremap_shrinks(t):
+    t.order(f"remap 0 0 {PAGES} {PAGES - 16}")
+    t.gone |= set(range(PAGES - 16, PAGES))
+
+
+def grown(t, where):
+    t.order(f"size 0 {(PAGES + 64) * PAGE}")
+    t.addr = t.order(f"remap 0 0 {PAGES} {PAGES + 64} {where}")
+    t.store(PAGES + 3)
+    t.unseen_if_own(PAGES + 3)
+    if not t.own:
+        t.all |= set(range(PAGES, PAGES + 64))
+
+
+@case()
+def mremap_grows(t):
+    grown(t, "")
+    assert t.addr == HOME
+
+
+@case()
+def mremap_grows_elsewhere(t):
+    grown(t, f"at={ELSEWHERE}")
+
+
+@case()
+def mremap_dontunmap(t):
+    """The old mapping stays, without a mark: whatever is armed there can be written unseen."""
+    t.order(f"remap 0 {SPAN[0]} {len(SPAN)} {len(SPAN)} at={THERE} as=1 keep")
+    t.changed |= set(SPAN)
+    t.store(SPAN[3], mapping=1, first=SPAN[0])
+    t.twice = True
+
+
+# ---- several mappings
+
+
+@case()
+def mapped_twice(t):
+    t.order(f"map 1 0 0 {PAGES * PAGE}")
+    t.store(BASE + 40, mapping=1)
+    t.unseen_if_own(BASE + 40)
+    t.order("unmap 1")
+    t.twice = True
+
+
+@case()
+def mapped_read_only_too(t):
+    t.order(f"map 1 0 0 {PAGES * PAGE} ro")
+    t.order(f"load 1 {BASE + 40}")
+    t.twice = True
+
+
+@case()
+def mapped_private_too(t):
+    t.order(f"map 1 0 0 {PAGES * PAGE} private")
+    t.order(f"store 1 {BASE + 40} 1")
+
+
+@case()
+def mapped_populated(t):
+    t.order(f"map 1 0 0 {PAGES * PAGE} populate")
+    t.twice = True
+
+
+@case()
+def mapped_locked(t):
+    t.order(f"map 1 0 {SPAN[0] * PAGE} {BYTES} locked")
+    t.twice = True
+
+
+@case()
+def mapped_beyond_the_end(t):
+    t.order(f"map 1 0 {BASE * PAGE} {128 * PAGE}")
+    t.order(f"size 0 {(PAGES + 64) * PAGE}")
+    t.store(PAGES + 3, mapping=1, first=BASE)
+    t.unseen_if_own(PAGES + 3)
+    if not t.own:
+        t.all |= set(range(PAGES, PAGES + 64))
+    t.twice = True
+
+
+# ---- children
+
+
+def children(t, how, count=1):
+    t.order(f"child {how} 0 {BASE + 40} {count}")
+    return set(range(BASE + 40, BASE + 40 + count))
+
+
+@case()
+def fork(t):
+    written = children(t, "fork")
+    t.family |= set() if t.own else written
+
+
+@case()
+def fork_storm(t):
+    for _ in range(3):
+        written = children(t, "fork", 12)
+    t.family |= set() if t.own else written
+
+
+@case()
+def fork_in_a_thread(t):
+    written = children(t, "thread", 2)
+    t.family |= set() if t.own else written
+
+
+@case()
+def double_fork(t):
+    written = children(t, "double", 2)
+    t.family |= set() if t.own else written
+
+
+@case()
+def raw_clone(t):
+    written = children(t, "raw", 2)
+    t.family |= set() if t.own else written
+
+
+@case(kinds=["own"], events="")
+def fork_without_events(t):
+    children(t, "fork", 3)
+
+
+@case()
+def vfork(t):
+    t.written |= children(t, "vfork", 2)
+
+
+@case()
+def clone_vm(t):
+    t.written |= children(t, "vm", 2)
+
+
+@case()
+def posix_spawn(t):
+    children(t, "spawn", 2)
+
+
+# ---- registrations
+
+
+@case()
+def several_registrations(t):
+    """A userfaultfd of the program on a part of the mapping, after the one that was there."""
+    if t.own:
+        t.order(f"unreg {t.uffd} 0 {SPAN[0]} {len(SPAN)}")
+    t.order(span("uffd"))
+    t.written -= set(SPAN) if t.own else set()  # protected anew
+    t.changed |= set(SPAN)
+
+
+@case(kinds=["own"])
+def unregister(t):
+    t.order(f"unreg {t.uffd} 0 {SPAN[0]} {len(SPAN)}")
+    t.gone |= set(SPAN)
+
+
+@case(kinds=["own"])
+def unregister_and_register(t):
+    """Leftovers are cleared: what is registered anew is not marked."""
+    t.order(f"unreg {t.uffd} 0 {SPAN[0]} {len(SPAN)}")
+    t.order(f"reg {t.uffd} 0 {SPAN[0]} {len(SPAN)}")
+    t.gone |= set(SPAN)
+
+
+@case(kinds=["own"])
+def last_close(t):
+    if t.threads:
+        t.order("rest")  # nobody would let them go on
+    t.order(f"uclose {t.uffd}")
+    t.gone |= t.all
+
+
+# ---- names of the file
+
+
+@case()
+def rename(t):
+    os.rename(t.file, t.wpfs.mnt / "h")
+    t.path = "/h"
+
+
+@case()
+def hard_link(t):
+    """It keeps the name it is known by, and is found by either."""
+    link = t.wpfs.mnt / f"{t.name}.link"
+    os.link(t.file, link)
+    t.order(f"open 1 {link}")
+    t.order(f"map 1 1 0 {PAGES * PAGE}")
+    t.store(BASE + 40, mapping=1)
+    t.unseen_if_own(BASE + 40)
+    t.order("unmap 1")
+    t.twice = True
+
+
+LIVES = [(name, kind) for name, (_, kinds, _, _) in CASES.items() for kind in kinds]
+
+
+@pytest.mark.parametrize("name,kind", LIVES)
+def test_life(wpfs, name, kind):
+    what, _, after, events = CASES[name]
+    for threads in (0, 2):
+        life.live(wpfs, kind, threads, what, events, after)

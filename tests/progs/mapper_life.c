@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* clang-format off */
+/*
+ * Orders of `mapper` about what can happen to a mark, and threads that write all the while:
+ *
+ *   remap M PAGE COUNT NEW [at=ADDR] [as=M2] [keep]
+ *                                             mremap of a part to NEW pages, MREMAP_FIXED,
+ *                                             MREMAP_DONTUNMAP -> ADDR; M2, or M if it is all of M,
+ *                                             is there from now on
+ *   lock M PAGE COUNT      unlock M PAGE COUNT
+ *   kstore M PAGE          the kernel stores: read(2) into the page
+ *   uffd M PAGE COUNT [remap] [fork] [async]  a userfaultfd of its own and a thread that serves it:
+ *                                             registers and write-protects the range -> U
+ *   wp U M PAGE COUNT on|off                  UFFDIO_WRITEPROTECT
+ *   reg U M PAGE COUNT  unreg U M PAGE COUNT  UFFDIO_REGISTER, UFFDIO_UNREGISTER
+ *   uclose U                                  the last close
+ *   writers M FIRST COUNT N FILE   N threads store to random pages of a part of M and note in FILE,
+ *                                  per page of M: 0 = never, 1 = begun, 2 = done
+ *   busy N                         returns when N more stores are done
+ *   rest -> STORES                 the threads end
+ */
+/* clang-format on */
+#include "mapper.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/compat.h"
+
+#define WRITERS_MAX 8
+#define WATCHED_MAX 128 /* a uffd, its stop and its children's */
+
+/* ---- mappings ---- */
+
+static bool has(const struct order *o, int from, const char *word)
+{
+	for (int i = from; i < o->words; i++)
+		if (strcmp(o->word[i], word) == 0)
+			return true;
+	return false;
+}
+
+static long do_remap(const struct order *o)
+{
+	size_t len = number(o, 3) * PAGE, len_new = number(o, 4) * PAGE;
+	char *from = page_at(o, 1, 2), *got, *want = NULL;
+	struct map *to = map_at(o, 1);
+	int flags = MREMAP_MAYMOVE;
+
+	if (from != to->addr || len != to->len)
+		to = NULL;
+	if (has(o, 5, "keep"))
+		flags |= MREMAP_DONTUNMAP;
+	for (int i = 5; i < o->words; i++) {
+		if (strncmp(o->word[i], "at=", 3) == 0) {
+			want = (char *)strtoul(o->word[i] + 3, NULL, 0);
+			flags |= MREMAP_FIXED;
+		}
+		if (strncmp(o->word[i], "as=", 3) == 0)
+			to = &maps[strtoul(o->word[i] + 3, NULL, 0) % SLOTS];
+	}
+	got = mremap(from, len, len_new, flags, want);
+	if (got == MAP_FAILED)
+		return -errno;
+	if (to)
+		*to = (struct map){got, len_new};
+	return (long)got;
+}
+
+static long do_lock(const struct order *o)
+{
+	return result(mlock(page_at(o, 1, 2), number(o, 3) * PAGE));
+}
+
+static long do_unlock(const struct order *o)
+{
+	return result(munlock(page_at(o, 1, 2), number(o, 3) * PAGE));
+}
+
+static long do_kstore(const struct order *o)
+{
+	int zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+	long ret = result(read(zero, page_at(o, 1, 2), PAGE));
+
+	close(zero);
+	return ret;
+}
+
+/* ---- a userfaultfd of its own ---- */
+
+static struct served {
+	int fd, stop;
+	pthread_t thread;
+} served[SLOTS];
+
+/*
+ * Lets the thread go on that wrote. While an event is still to be read the page cannot be changed
+ * (EAGAIN): then the thread tries again and says so again.
+ */
+static void unprotect(int fd, uint64_t addr)
+{
+	struct uffdio_writeprotect wp = {.range = {addr & ~(PAGE - 1), PAGE}};
+
+	if (ioctl(fd, UFFDIO_WRITEPROTECT, &wp) < 0 && errno == EAGAIN)
+		ioctl(fd, UFFDIO_WAKE, &wp.range);
+}
+
+static void serve_message(struct pollfd *watched, nfds_t *nr, int fd)
+{
+	struct uffd_msg msg;
+
+	if (read(fd, &msg, sizeof(msg)) != (ssize_t)sizeof(msg))
+		return;
+	if (msg.event == UFFD_EVENT_PAGEFAULT)
+		unprotect(fd, msg.arg.pagefault.address);
+	else if (msg.event == UFFD_EVENT_FORK && *nr < WATCHED_MAX)
+		watched[(*nr)++] = (struct pollfd){(int)msg.arg.fork.ufd, POLLIN, 0};
+}
+
+static void *serve(void *arg)
+{
+	const struct served *s = arg;
+	struct pollfd watched[WATCHED_MAX] = {{s->stop, POLLIN, 0}, {s->fd, POLLIN, 0}};
+	nfds_t nr = 2;
+
+	while (!(watched[0].revents & POLLIN)) {
+		if (poll(watched, nr, -1) < 0)
+			continue;
+		for (nfds_t i = 1, n = nr; i < n; i++) {
+			if (watched[i].revents & POLLIN)
+				serve_message(watched, &nr, watched[i].fd);
+			else if (watched[i].revents) /* the child is gone */
+				watched[i].fd = ~watched[i].fd;
+		}
+	}
+	return NULL;
+}
+
+static long protect_range(int fd, char *at, size_t len, bool on)
+{
+	struct uffdio_writeprotect wp = {.range = {(uintptr_t)at, len},
+					 .mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
+
+	return result(ioctl(fd, UFFDIO_WRITEPROTECT, &wp));
+}
+
+static long register_range(int fd, char *at, size_t len)
+{
+	struct uffdio_register reg = {.range = {(uintptr_t)at, len},
+				      .mode = UFFDIO_REGISTER_MODE_WP};
+
+	return result(ioctl(fd, UFFDIO_REGISTER, &reg));
+}
+
+static long do_uffd(const struct order *o)
+{
+	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_WP_HUGETLBFS_SHMEM};
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	struct served *s;
+	long ret;
+
+	if (fd < 0 || fd >= SLOTS)
+		return fd < 0 ? -errno : -EMFILE;
+	if (has(o, 4, "remap"))
+		api.features |= UFFD_FEATURE_EVENT_REMAP;
+	if (has(o, 4, "fork"))
+		api.features |= UFFD_FEATURE_EVENT_FORK;
+	if (has(o, 4, "async"))
+		api.features |= UFFD_FEATURE_WP_ASYNC;
+	if (ioctl(fd, UFFDIO_API, &api) < 0)
+		return -errno;
+	s = &served[fd];
+	*s = (struct served){.fd = fd, .stop = eventfd(0, EFD_CLOEXEC)};
+	if (s->stop < 0 || pthread_create(&s->thread, NULL, serve, s))
+		return -EAGAIN;
+	ret = register_range(fd, page_at(o, 1, 2), number(o, 3) * PAGE);
+	if (ret == 0)
+		ret = protect_range(fd, page_at(o, 1, 2), number(o, 3) * PAGE, true);
+	return ret < 0 ? ret : fd;
+}
+
+static long do_wp(const struct order *o)
+{
+	return protect_range((int)number(o, 1), page_at(o, 2, 3), number(o, 4) * PAGE,
+			     has(o, 5, "on"));
+}
+
+static long do_reg(const struct order *o)
+{
+	return register_range((int)number(o, 1), page_at(o, 2, 3), number(o, 4) * PAGE);
+}
+
+static long do_unreg(const struct order *o)
+{
+	struct uffdio_range range = {(uintptr_t)page_at(o, 2, 3), number(o, 4) * PAGE};
+
+	return result(ioctl((int)number(o, 1), UFFDIO_UNREGISTER, &range));
+}
+
+static long do_uclose(const struct order *o)
+{
+	struct served *s = &served[number(o, 1) % SLOTS];
+	uint64_t one = 1;
+
+	/* Nobody may be left waiting for the thread that ends. */
+	if (write(s->stop, &one, sizeof(one)) != (ssize_t)sizeof(one) ||
+	    pthread_join(s->thread, NULL))
+		return -EIO;
+	close(s->stop);
+	return result(close(s->fd));
+}
+
+/* ---- threads that write ---- */
+
+static struct {
+	struct map *map;
+	size_t first, count;
+	_Atomic unsigned char *reference;
+	_Atomic bool stop;
+	_Atomic unsigned long stores;
+	pthread_t thread[WRITERS_MAX];
+	int nr;
+} writers;
+
+static __thread sigjmp_buf again;
+static __thread volatile sig_atomic_t storing;
+
+/* The mapping has moved away between the look at its address and the store. */
+static void on_fault(int sig)
+{
+	if (storing)
+		siglongjmp(again, 1);
+	signal(sig, SIG_DFL);
+}
+
+static void store_to(size_t page, char value)
+{
+	writers.reference[page] |= 1;
+	if (sigsetjmp(again, 0) && writers.stop) {
+		storing = 0;
+		return;
+	}
+	storing = 1;
+	((volatile char *)writers.map->addr)[page * PAGE] = value;
+	storing = 0;
+	writers.reference[page] |= 2;
+	writers.stores++;
+}
+
+static void *write_pages(void *arg)
+{
+	const struct timespec pause = {.tv_nsec = 150000};
+	uint64_t random = (uintptr_t)arg * 0x9e3779b97f4a7c15 + 1;
+
+	while (!writers.stop) {
+		for (int i = 0; i < 2; i++) {
+			random ^= random << 13;
+			random ^= random >> 7;
+			random ^= random << 17;
+			store_to(writers.first + random % writers.count, (char)random);
+		}
+		nanosleep(&pause, NULL); /* or all would be written in a moment */
+	}
+	return NULL;
+}
+
+static long do_writers(const struct order *o)
+{
+	struct sigaction act = {.sa_handler = on_fault, .sa_flags = SA_NODEFER};
+	int fd = open(o->word[5], O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	size_t pages = map_at(o, 1)->len / PAGE;
+
+	if (fd < 0 || ftruncate(fd, (off_t)pages) < 0)
+		return -errno;
+	writers.reference = mmap(NULL, pages, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	close(fd);
+	if (writers.reference == MAP_FAILED || sigaction(SIGSEGV, &act, NULL) < 0 ||
+	    sigaction(SIGBUS, &act, NULL) < 0)
+		return -errno;
+	writers.map = map_at(o, 1);
+	writers.first = number(o, 2);
+	writers.count = number(o, 3);
+	writers.stop = false;
+	writers.nr = (int)number(o, 4);
+	for (int i = 0; i < writers.nr && i < WRITERS_MAX; i++)
+		if (pthread_create(&writers.thread[i], NULL, write_pages,
+				   (void *)(uintptr_t)(i + 1)))
+			return -EAGAIN;
+	return 0;
+}
+
+static long do_busy(const struct order *o)
+{
+	const struct timespec pause = {.tv_nsec = 100000};
+	unsigned long until = writers.stores + number(o, 1);
+
+	while (writers.nr && writers.stores < until)
+		nanosleep(&pause, NULL);
+	return (long)writers.stores;
+}
+
+static long do_rest(const struct order *o)
+{
+	writers.stop = true;
+	for (int i = 0; i < writers.nr; i++)
+		pthread_join(writers.thread[i], NULL);
+	writers.nr = 0;
+	return (long)writers.stores;
+}
+
+const struct verb life_verbs[] = {
+	{"remap", 5, do_remap},
+	{"lock", 4, do_lock},
+	{"unlock", 4, do_unlock},
+	{"kstore", 3, do_kstore},
+	{"uffd", 4, do_uffd},
+	{"wp", 6, do_wp},
+	{"reg", 5, do_reg},
+	{"unreg", 5, do_unreg},
+	{"uclose", 2, do_uclose},
+	{"writers", 6, do_writers},
+	{"busy", 2, do_busy},
+	{"rest", 1, do_rest},
+	{0},
+};
