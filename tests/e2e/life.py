@@ -20,7 +20,7 @@ HOME, ELSEWHERE, THERE = 0x200000000000, 0x210000000000, 0x220000000000
 class Life:
     """A program of a name of its own with mapping 0 of all of a file of that name, file 0."""
 
-    def __init__(self, wpfs, kind, threads, events="remap fork"):
+    def __init__(self, wpfs, kind, threads, events="remap fork", populated=False):
         self.wpfs, self.kind, self.threads = wpfs, kind, threads
         self.name = "busy" if threads else "quiet"
         self.reference = wpfs.dir / f"{self.name}.reference"
@@ -33,13 +33,25 @@ class Life:
         self.family = set()  # written by children
         self.twice = False  # a page may be marked through one mapping and written through another
         self.program = wpfs.spawn(harness.program("mapper"), name=self.name,
-                                  protect=kind == "wpfs")
+                                  protect=kind == "wpfs" and not populated)
         self.order = self.program.order
+        self.map(populated)
+        self.arm(events, populated)
+        self.write_on()
+
+    def map(self, populated=False):
         self.order(f"open 0 {self.file}")
         self.order(f"size 0 {PAGES * PAGE}")
         self.addr = self.order(f"map 0 0 0 {PAGES * PAGE} at={HOME}")
-        self.uffd = self.order(f"uffd 0 0 {PAGES} {events}") if kind == "own" else None
-        self.write_on()
+        if populated:
+            self.order(f"store 0 0 9 {PAGES}")
+
+    def arm(self, events, populated):
+        self.uffd = None
+        if self.own:
+            self.uffd = self.order(f"uffd 0 0 {PAGES} {events}")
+        elif populated:
+            self.wpfs.wpctl("protect", self.wpfs.mnt, "--name", self.name)
 
     @property
     def own(self):
@@ -53,6 +65,11 @@ class Life:
         if self.threads:
             self.order(f"writers 0 0 {BASE} {self.threads} {self.reference}")
             self.order("busy 100")
+
+    def rest(self):
+        if self.threads:
+            self.order("busy 50")
+            self.order("rest")
 
     def store(self, *pages, mapping=0, first=0):
         """Stores through a mapping that shows the file from page `first` on."""
@@ -108,17 +125,15 @@ class Life:
         self.check("detached")
 
 
-def live(wpfs, kind, threads, what, events="remap fork", after=True):
+def live(wpfs, kind, threads, what, events="remap fork", after=True, populated=False, cls=Life):
     """One life: some stores, `what` is done, some stores more; then a look, the end, a look."""
-    life = Life(wpfs, kind, threads, events)
+    life = cls(wpfs, kind, threads, events, populated)
     life.store(BASE + 1, BASE + 9, BASE + 17)
     what(life)
     life.store(BASE + 2, BASE + 30)
     if after:
         life.store(BASE + 10)
-    if threads:
-        life.order("busy 50")
-        life.order("rest")
+    life.rest()
     life.check()
     life.end()
 

@@ -11,6 +11,7 @@ import pytest
 
 import life
 import report
+import swap
 from harness import PAGE
 from life import BASE, ELSEWHERE, HOME, PAGES, SPAN, THERE
 
@@ -247,6 +248,21 @@ def raw_map_fixed_of_the_same_pages(t):
     t.unseen_if_own(BASE + 11)
 
 
+@case()
+def mapped_again_over_something_else(t):
+    """What stood there meanwhile left nothing behind, and takes nothing of what comes after it."""
+    over(t, "anon")
+    t.order("store 1 3 1")
+    t.wpfs.wpctl("sync", t.wpfs.mnt)
+    t.order(f"map 1 0 {SPAN[0] * PAGE} {BYTES} at={t.addr + SPAN[0] * PAGE}")
+    t.wpfs.wpctl("sync", t.wpfs.mnt)
+    if t.own:
+        t.order(f"reg {t.uffd} 0 {SPAN[0]} {len(SPAN)}")
+        t.order(f"wp {t.uffd} 0 {SPAN[0]} {len(SPAN)} on")
+        t.gone -= set(SPAN)
+        t.written -= set(SPAN)
+
+
 # ---- mremap
 
 
@@ -476,11 +492,108 @@ def hard_link(t):
     t.twice = True
 
 
-LIVES = [(name, kind) for name, (_, kinds, _, _) in CASES.items() for kind in kinds]
+def lives(names=CASES):
+    return [(name, kind) for name in names for kind in CASES[name][1]]
 
 
-@pytest.mark.parametrize("name,kind", LIVES)
-def test_life(wpfs, name, kind):
+def both(wpfs, name, kind, **more):
     what, _, after, events = CASES[name]
     for threads in (0, 2):
-        life.live(wpfs, kind, threads, what, events, after)
+        life.live(wpfs, kind, threads, what, events, after, **more)
+
+
+@pytest.mark.parametrize("name,kind", lives())
+def test_life(wpfs, name, kind):
+    both(wpfs, name, kind)
+
+
+# ---- huge pages
+
+
+@case()
+def collapse(t):
+    """The kernel may refuse it where pages are armed; what it does it must do with their marks."""
+    t.program.ask(f"advise 0 0 {PAGES} hugepage")
+    t.program.ask(f"advise 0 0 {PAGES} collapse")
+
+
+HUGE = ["collapse", "dontneed", "punch", "populate_write", "mprotect_splits_and_merges",
+        "munmap_of_a_part", "mremap_moves", "mremap_moves_a_part", "fork", "stores_of_the_kernel"]
+
+
+def huge_pages(pid):
+    with open(f"/proc/{pid}/smaps", encoding="utf-8") as lines:
+        return sum(int(line.split()[1]) for line in lines if line.startswith("ShmemPmdMapped:"))
+
+
+@pytest.mark.parametrize("name,kind", lives(HUGE))
+def test_huge_pages(make_wpfs, name, kind):
+    """The pages are there and huge when they are armed, which takes them apart."""
+    wpfs = make_wpfs(options=["huge=always"])
+    seen = []
+
+    class Huge(life.Life):
+        def arm(self, events, populated):
+            seen.append(huge_pages(self.pid))
+            super().arm(events, populated)
+
+    both(wpfs, name, kind, populated=True, cls=Huge)
+    assert seen == [PAGES * 4] * 2, "no huge pages"
+
+
+# ---- what needs more than one program, or the machine
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("kind", ["wpfs", "own"])
+def test_swapoff(wpfs, kind):
+    """Out to swap, and back because the swap area goes."""
+    with swap.area(128 << 20) as area:
+        lives_ = [life.Life(wpfs, kind, threads, populated=True) for threads in (0, 2)]
+        for t in lives_:
+            t.store(BASE + 1, BASE + 9)
+            t.order(f"advise 0 0 {PAGES} pageout")
+            assert swap.pages_of(t.pid, t.addr) > 32, f"nothing went to {area.name}"
+            t.store(BASE + 2, BASE + 30)
+    for t in lives_:
+        t.store(BASE + 3)
+        t.rest()
+        t.check()
+        t.end()
+
+
+@pytest.mark.parametrize("kind", ["wpfs", "own"])
+def test_unlinked(wpfs, kind):
+    """Tracked while it is mapped; with the last mapping its marks go, and so for good."""
+    for threads in (0, 2):
+        t = life.Life(wpfs, kind, threads)
+        t.store(BASE + 1)
+        os.unlink(t.file)
+        t.store(BASE + 2)
+        t.rest()
+        t.check()
+        t.program.kill9()
+        assert t.report("dirty", "detached") == t.report("marks", "detached") == set()
+        (wpfs.mnt / t.name).write_bytes(bytes(PAGES * PAGE))
+        assert t.report("marks", "detached") == set(), "another file has its marks"
+
+
+@pytest.mark.parametrize("kind", ["wpfs", "own"])
+def test_exec_chain(wpfs, kind):
+    """Each program of a chain goes on where the last one ended, whatever its threads were at."""
+    for threads in (0, 2):
+        t = life.Life(wpfs, kind, threads)
+        for turn in range(3):
+            t.store(BASE + turn)
+            t.program.send(f"exec {t.program.argv[-1]}")
+            t.map()
+            if kind == "own":
+                fd = t.order("uffd 0 0 1")  # arms what was, nothing else but its first page
+                t.order(f"reg {fd} 0 0 {PAGES}")
+                t.order(f"wp {fd} 0 0 1 off")
+                t.written.add(0)
+            t.check()
+            t.write_on()
+        t.rest()
+        t.check()
+        t.end()
