@@ -161,7 +161,7 @@ static int turn_mark(struct track *t, struct tmm *tm, int uffd, int pagemap,
 		}
 	}
 	if (r == 0)
-		r = residency_protect(t, tm, pagemap, start, end, &written);
+		r = residency_protect(t, tm, uffd, pagemap, start, end, &written);
 	if (r < 0) {
 		/* Unmarked, so dirty from the first moment of the new epoch. */
 		log_warn("track: cannot protect a mapping of pid %d: %s", tm->program.pid,

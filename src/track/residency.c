@@ -138,12 +138,31 @@ int residency_bring_back(struct track *t, uint64_t file)
 	return t->config.capped ? capped_load_file(t->config.capped, file, NULL) : 0;
 }
 
-int residency_protect(struct track *t, struct tmm *tm, int pagemap, uint64_t start, uint64_t end,
-		      struct mm_set *written)
+/*
+ * Takes huge entries apart by marking their pages. None of them was marked, so all count as written
+ * in the epoch that ends, whatever is stored until then. One that comes after that gets one mark
+ * for all of its pages: too much will be dirty then, never too little.
+ */
+static int residency_protect_huge(int uffd, int pagemap, uint64_t start, uint64_t end,
+				  struct mm_set *written)
 {
+	_cleanup_set_ struct mm_set huge = {NULL};
+	int r = pagemap_huge_unmarked(pagemap, start, end, &huge);
+
+	if (r == 0)
+		r = mm_set_or(written, &huge);
+	return r < 0 ? r : arm_runs(uffd, start, end, 0, &huge);
+}
+
+int residency_protect(struct track *t, struct tmm *tm, int uffd, int pagemap, uint64_t start,
+		      uint64_t end, struct mm_set *written)
+{
+	int r;
+
 	if (tm->capped)
 		return capped_protect(t->config.capped, tm->capped, start, end, written);
-	return pagemap_protect(pagemap, start, end, written);
+	r = residency_protect_huge(uffd, pagemap, start, end, written);
+	return r < 0 ? r : pagemap_protect(pagemap, start, end, written);
 }
 
 int residency_map(struct track *t, struct tmm *tm, struct mm_vma *vma)

@@ -38,9 +38,9 @@ bool residency_must_stay(struct track *t, uint64_t file);
 /* Brings all of a file back before something is mapped that cannot be served. Native: 0. */
 int residency_bring_back(struct track *t, uint64_t file);
 
-/* pagemap_protect for a mapping that wpfs registered. */
-int residency_protect(struct track *t, struct tmm *tm, int pagemap, uint64_t start, uint64_t end,
-		      struct mm_set *written);
+/* Marks all of a mapping that wpfs registered with `uffd`, as pagemap_protect does. */
+int residency_protect(struct track *t, struct tmm *tm, int uffd, int pagemap, uint64_t start,
+		      uint64_t end, struct mm_set *written);
 
 /*
  * A mapping is being made: registers it if pages of its file may be in the store, or brings them

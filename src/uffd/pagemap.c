@@ -84,6 +84,16 @@ int pagemap_protect(int pagemap, uint64_t start, uint64_t end, struct mm_set *wr
 	return pagemap_scan(pagemap, start, end, arg, written);
 }
 
+int pagemap_huge_unmarked(int pagemap, uint64_t start, uint64_t end, struct mm_set *pages)
+{
+	struct pm_scan_arg arg = {
+		.category_mask = PAGE_IS_HUGE | PAGE_IS_WRITTEN,
+		.return_mask = PAGE_IS_HUGE,
+	};
+
+	return pagemap_scan(pagemap, start, end, arg, pages);
+}
+
 int pagemap_is_async(int pagemap, uint64_t addr)
 {
 	struct page_region region;

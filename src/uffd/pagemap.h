@@ -34,6 +34,13 @@ int pagemap_marked(int pagemap, uint64_t start, uint64_t end, bool async, struct
  */
 int pagemap_protect(int pagemap, uint64_t start, uint64_t end, struct mm_set *written);
 
+/*
+ * Adds the pages of [start, end) that are mapped by a huge entry without a mark. A huge entry can
+ * have one mark for all of its pages, and the first store takes it from all: UFFDIO_WRITEPROTECT
+ * takes the entry apart, pagemap_protect() does not. 0 or -errno.
+ */
+int pagemap_huge_unmarked(int pagemap, uint64_t start, uint64_t end, struct mm_set *pages);
+
 /* Is the mapping at `addr` registered with a WP_ASYNC uffd? 1, 0 or -errno. */
 int pagemap_is_async(int pagemap, uint64_t addr);
 
