@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""tools/bench runs and gives every row. Its figures are nobody's business here."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+import harness
+
+ROWS = {
+    "first_write", "advantage_sync_uffd", "advantage_mprotect", "own_uffd_fault",
+    "own_uffd_protect_page", "own_uffd_protect_gib", "mmap_attached", "mmap_not_attached",
+    "rearm_gib", "rearm_64gib", "rearm_alternating", "harvest_gib", "harvest_gib_commits",
+    "harvest_gib_one_chunk", "harvest_64gib", "harvest_64gib_commits", "harvest_64gib_one_chunk",
+    "db_64gib_half", "db_64gib_all", "kill_to_committed", "harvest_processes", "daemon_memory",
+    "harvest_mappings",
+}
+
+
+@pytest.mark.timeout(60)
+def test_marks_gives_every_row(tmp_path):
+    env = dict(os.environ, WPFS_BUILD=str(harness.BUILD), TMPDIR=str(tmp_path),
+               LSAN_OPTIONS=f"suppressions={harness.SOURCE}/tests/e2e/lsan.supp:print_suppressions=0")
+    done = subprocess.run([harness.SOURCE / "tools/bench", "marks", "--json", "--tiny"], env=env,
+                          timeout=50, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["bench"] == "marks" and result["tiny"]
+    assert set(result["rows"]) == ROWS
+    for key, row in result["rows"].items():
+        assert set(row) == {"unit", "wpfs", "raw", "value", "goal", "bound", "slack_ns", "ok"}, key
+        for name in ("wpfs", "value", "raw"):
+            figures = row[name]
+            assert figures is None or figures["min"] <= figures["median"] <= figures["max"], key
+        assert row["wpfs"]["min"] > 0 or row["unit"] in ("", "B"), f"{key}: nothing was measured"
