@@ -340,6 +340,16 @@ static bool others_watch(uint64_t start, uint64_t end, const struct watch *mine)
 	return false;
 }
 
+/* Is all of it watched? Then it is registered. */
+static bool all_watched(uint64_t start, uint64_t end)
+{
+	struct watch *w;
+
+	while (start < end && (w = watch_at(start)))
+		start = w->end;
+	return start >= end;
+}
+
 /* In one step for the thread: these pages are protected, and none was called for. */
 static int insert_and_protect(struct watch *w, bool resume)
 {
@@ -388,7 +398,8 @@ static int watch_locked(struct wpfs *handle, uint64_t addr, uint64_t len, bool r
 	w = watch_new(addr, addr + len, like);
 	if (!w)
 		return -ENOMEM;
-	err = handle->core->uffd_register(uffd, &reg);
+	if (!all_watched(addr, addr + len))
+		err = handle->core->uffd_register(uffd, &reg);
 	if (err) {
 		free(w);
 		return (int)err;

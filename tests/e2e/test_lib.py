@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """libwpfs: explicit marks. tests/progs/libuser.c takes the orders."""
 
+import errno
 import os
+import re
+import socket
+import struct
 import subprocess
 
 import pytest
@@ -370,6 +374,42 @@ def test_errors(wpfs, tmp_path):
     one.end()
 
 
+SELF_PROTECT, SELF_SYNC, SELF_RUNS = 96, 98, 99
+HEADER = "IHHIi"  # struct wpfs_hdr of src/ipc/wire.h
+
+
+def request(wpfs, op, body):
+    """One request of a process that is not attached, on a wpctl connection: the reply's status."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(harness.SECONDS)
+        sock.connect(str(harness.RUN_DIR / wpfs.id / "sock"))
+        hello = struct.pack("II72x", 2, 0)
+        for seq, (number, payload) in enumerate([(1, hello), (op, body)]):
+            size = struct.calcsize(HEADER) + len(payload)
+            sock.send(struct.pack(HEADER, size, 1, number, seq, 0) + payload)
+            reply = sock.recv(65536)
+    return struct.unpack_from(HEADER, reply)[4]
+
+
+def self_body(runs=0, file=0, offset=0, length=0, since=0, until=0):
+    return struct.pack("II5Q", runs, 0, file, offset, length, since, until)
+
+
+def test_only_about_oneself(wpfs):
+    """A process that is not attached has nothing to ask, and bad questions are refused first."""
+    one = user(wpfs)
+    one.do("protect 0 0 0")
+    ino = os.stat(wpfs.mnt / "f").st_ino
+    for op, body in ((SELF_PROTECT, self_body()), (SELF_SYNC, b""), (SELF_RUNS, self_body(1, ino))):
+        assert request(wpfs, op, body) == -errno.ESRCH
+    for bad in (self_body(0, ino), self_body(4, ino), self_body(1, 0), self_body(1, ino, 1),
+                self_body(1, ino, 0, 5), self_body(1, ino, 2 ** 64 - PAGE, 2 * PAGE),
+                self_body(1, ino, 2 ** 44, PAGE), self_body(1, ino, 0, 0, 5, 4)):
+        assert request(wpfs, SELF_RUNS, bad) == -errno.EINVAL
+    assert one.clean() == ALL
+    one.end()
+
+
 def test_descriptors_closed_behind_its_back(wpfs):
     one = user(wpfs)
     one.do("protect 0 0 0")
@@ -496,3 +536,134 @@ def test_watch_errors(wpfs):
     one.do(f"attach {wpfs.mnt} -")
     assert one.fails("watch 0 4 8") == "EEXIST"
     one.end()
+
+
+@BOTH
+@pytest.mark.parametrize("what", ["once", "again", "end"])
+def test_watch_against_writers(wpfs, what, env):
+    (wpfs.mnt / "f").write_bytes(bytes(64 * PAGE))
+    done = wpfs.command(harness.program("libwatch"), what, wpfs.mnt / "f", env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls = int(done.stdout.split("calls ")[1])
+    assert calls == 6400 if what == "once" else calls > 0
+
+
+@pytest.mark.parametrize("what", ["once", "again"])
+def test_watch_on_a_capped_mount(make_wpfs, what):
+    wpfs = make_wpfs(store=True, options=["resident=64M"])
+    (wpfs.mnt / "f").write_bytes(bytes(64 * PAGE))
+    done = wpfs.command(harness.program("libwatch"), what, wpfs.mnt / "f", env=BARE)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_protect_on_a_capped_mount(make_wpfs):
+    wpfs = make_wpfs(store=True, options=["resident=64M"])
+    one = user(wpfs)
+    one.do("protect 0 0 0")
+    one.do("store 0 3 1")
+    assert one.dirty() == {3}
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    one.do("store 0 5 1")
+    assert one.do("load 0 3") == "1"
+    assert one.dirty() == {3, 5}
+    assert one.clean() == ALL - {3, 5}
+    one.end()
+
+
+# ---- as others build against it
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory):
+    """An installed libwpfs, and the environment to build and run with it."""
+    root = tmp_path_factory.mktemp("prefix")
+    subprocess.run(["meson", "install", "-C", str(harness.BUILD), "--no-rebuild", "--quiet",
+                    "--skip-subprojects", "--destdir", str(root)],
+                   check=True, timeout=120, stdout=subprocess.DEVNULL)
+    pc = next(root.rglob("wpfs.pc"))
+    lib = next(root.rglob("libwpfs.so.0")).parent
+    return {"PKG_CONFIG_PATH": str(pc.parent), "PKG_CONFIG_SYSROOT_DIR": str(root),
+            "LD_LIBRARY_PATH": str(lib)}
+
+
+def flags(prefix, *what):
+    done = subprocess.run(["pkg-config", *what, "wpfs"], env={**os.environ, **prefix}, check=True,
+                          timeout=30, capture_output=True, text=True)
+    return done.stdout.split()
+
+
+def compiled(prefix, compiler, source, to):
+    subprocess.run([*compiler, "-Wall", "-Wextra", "-Wpedantic", "-Werror", str(source), "-o", str(to),
+                    *flags(prefix, "--cflags", "--libs")], check=True, timeout=120)
+    return to
+
+
+def counts(done):
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [int(line.split()[0]) for line in done.stdout.splitlines()]
+
+
+def test_the_example(wpfs, prefix, tmp_path):
+    """examples/increment.c with an installed library, as its first lines say."""
+    file, copy = wpfs.mnt / "f", tmp_path / "copy"
+    file.write_bytes(os.urandom(256 * PAGE + 100))
+    example = compiled(prefix, ["cc"], harness.SOURCE / "examples/increment.c", tmp_path / "increment")
+    first, second = counts(wpfs.command(example, file, copy, env=prefix))
+    assert first == 257 and 1 <= second <= 3
+    assert copy.read_bytes() == file.read_bytes()
+    # Its last stores, before it ended, were backed up: nothing is left for the next run.
+    first, second = counts(wpfs.command(example, file, copy, "50", env=prefix))
+    assert first == 0 and 30 <= second <= 50
+    assert copy.read_bytes() == file.read_bytes()
+    (tmp_path / "copy.epoch").unlink()
+    assert counts(wpfs.command(example, file, copy, env=prefix))[0] == 257
+    assert len((harness.SOURCE / "examples/increment.c").read_text().splitlines()) < 100
+
+
+def test_the_header_in_cxx(prefix, tmp_path):
+    source = tmp_path / "user.cc"
+    source.write_text("""
+#include <wpfs.h>
+#include <cstdio>
+static void on_write(void *, void *) {}
+int main()
+{
+    struct wpfs *w;
+    struct wpfs_runs runs = {0, nullptr};
+    uint64_t epoch;
+    void *at = nullptr;
+    int err = wpfs_attach("/", "x", &w);
+    if (err)
+        return std::printf("%s\\n", wpfs_error()) < 0;
+    wpfs_map(w, &at, WPFS_PAGE, 3, 1, 0, 0);
+    wpfs_protect(w, -1, 0, 0, &epoch);
+    wpfs_dirty(w, 0, 0, 0, 0, 0, &runs);
+    wpfs_watch(w, at, WPFS_PAGE, WPFS_WATCH_RESUME, on_write, nullptr);
+    wpfs_runs_free(&runs);
+    wpfs_detach(w);
+    struct wpfs_mount_info info;
+    return info.kind == WPFS_KIND_CAPPED;
+}
+""")
+    for standard in ("-std=c++11", "-std=c++20"):
+        program = compiled(prefix, ["c++", standard, "-Wno-maybe-uninitialized"], source,
+                           tmp_path / "user")
+        done = subprocess.run([program], env={**os.environ, **prefix}, timeout=30, check=True,
+                              capture_output=True, text=True)
+        assert done.stdout == "/: not on a wpfs mount\n"
+
+
+def test_what_it_exports(prefix):
+    """Only what the header declares, with versions; and no function of libc is replaced."""
+    library = LIB / "libwpfs.so.0"
+    done = subprocess.run(["nm", "-D", "--defined-only", library], check=True, timeout=30,
+                          capture_output=True, text=True)
+    names = {line.split()[-1] for line in done.stdout.splitlines() if " A " not in line}
+    header = (harness.SOURCE / "include/wpfs.h").read_text()
+    declared = set(re.findall(r"^(?:int|void|const char \*)\s?\*?(wpfs_\w+)\(", header, re.M))
+    assert len(declared) > 12
+    assert names == {f"{name}@@WPFS_0" for name in declared}
+    done = subprocess.run(["readelf", "-d", library], check=True, timeout=30, capture_output=True,
+                          text=True)
+    assert "soname: [libwpfs.so.0]" in done.stdout
+    assert "NODELETE" in done.stdout
