@@ -7,6 +7,7 @@
 #include "base/units.h"
 #include "ctl/ctl.h"
 #include "ctl/json.h"
+#include "ctl/say.h"
 #include "ctl/table.h"
 #include "ctl/target.h"
 
@@ -20,6 +21,10 @@ static void show_json(const struct wpfs_protect_reply *reply)
 	json_u64(&json, "mms", reply->mms);
 	json_u64(&json, "files", reply->files);
 	json_u64(&json, "pages", reply->pages);
+	json_array(&json, "notes");
+	if (reply->note[0])
+		json_string(&json, NULL, reply->note);
+	json_end(&json);
 	json_end(&json);
 }
 
@@ -35,6 +40,10 @@ static void show_text(enum wpfs_op op, const struct wpfs_protect_reply *reply)
 	if (op == WPFS_OP_PROTECT && reply->epoch)
 		printf(", epoch %" PRIu64, reply->epoch);
 	putchar('\n');
+	if (reply->note[0]) {
+		say_text(stdout, reply->note);
+		putchar('\n');
+	}
 }
 
 static int change(const struct ctl_args *args, enum wpfs_op op)
@@ -49,6 +58,7 @@ static int change(const struct ctl_args *args, enum wpfs_op op)
 	r = target_call(&target, op, &args->select, &reply, NULL, NULL);
 	if (r)
 		return r;
+	reply.note[sizeof(reply.note) - 1] = '\0';
 	if (args->json)
 		show_json(&reply);
 	else

@@ -68,6 +68,20 @@ const char *out_state_name(unsigned state)
 	}
 }
 
+const char *out_written_name(unsigned written)
+{
+	switch (written) {
+	case WPFS_WRITTEN_NO:
+		return "no";
+	case WPFS_WRITTEN_YES:
+		return "yes";
+	case WPFS_WRITTEN_UNKNOWN:
+		return "unknown";
+	default:
+		return NULL;
+	}
+}
+
 const char *out_owner_name(unsigned owner)
 {
 	switch (owner) {

@@ -26,6 +26,7 @@ struct out {
 	bool begun;		    /* something is on stdout */
 	bool in_mm;		    /* an mm came and is not finished */
 	bool in_map;		    /* the same of a map */
+	bool in_union;		    /* a union came, the last of the document */
 	struct wpfs_rec_mm mm;	    /* the last, when in_mm */
 	struct out_notes notes;	    /* of the mm at hand */
 	struct out_notes all_notes; /* of none */
@@ -57,5 +58,6 @@ void out_notes_free(struct out_notes *notes);
 /* The words for wire values. */
 const char *out_state_name(unsigned state);
 const char *out_owner_name(unsigned owner);
+const char *out_written_name(unsigned written); /* NULL: none */
 
 #endif

@@ -7,7 +7,7 @@
 #include "ctl/out.h"
 
 /* Levels of the document that are open while ... is being written. */
-enum { DEPTH_MMS = 2, DEPTH_MM = 3, DEPTH_MAPS = 4, DEPTH_MAP = 5 };
+enum { DEPTH_DOCUMENT = 1, DEPTH_MMS = 2, DEPTH_MM = 3, DEPTH_MAPS = 4, DEPTH_MAP = 5 };
 
 static void put_notes(struct json *json, struct out_notes *notes)
 {
@@ -65,6 +65,16 @@ static void put_mm(struct out *out, const struct wpfs_rec_mm *mm)
 	out->in_mm = true;
 }
 
+static void put_written(struct json *json, unsigned written)
+{
+	const char *name = out_written_name(written);
+
+	if (name)
+		json_string(json, "write_calls", name);
+	else
+		json_null(json, "write_calls");
+}
+
 static void put_map(struct out *out, const struct wpfs_rec_map *map)
 {
 	struct json *json = &out->writer;
@@ -86,8 +96,26 @@ static void put_map(struct out *out, const struct wpfs_rec_map *map)
 	json_u64(json, "armed", map->armed);
 	json_u64(json, "marked", map->marked);
 	json_u64(json, "dirty", map->dirty);
+	if (out->kind == WPFS_REPORT_DIRTY)
+		put_written(json, map->written);
 	json_array(json, "runs");
 	out->in_map = true;
+}
+
+static void put_union(struct out *out, const struct wpfs_rec_map *map)
+{
+	struct json *json = &out->writer;
+
+	begin(out);
+	end_mm(out);
+	json_end(json); /* of the mms */
+	json_object(json, "union");
+	json_bytes(json, "file", map->path);
+	json_u64(json, "armed", map->armed);
+	json_u64(json, "dirty", map->dirty);
+	put_written(json, map->written);
+	json_array(json, "runs");
+	out->in_map = out->in_union = true;
 }
 
 static void put_run(struct json *json, const struct wpfs_rec_run *run)
@@ -116,6 +144,10 @@ int out_json_record(struct out *out, enum wpfs_rec_type type, const void *body)
 		if (out->in_map)
 			put_run(&out->writer, body);
 		break;
+	case WPFS_REC_UNION:
+		if (out->kind == WPFS_REPORT_DIRTY)
+			put_union(out, body);
+		break;
 	case WPFS_REC_NOTE:
 		break; /* out_record keeps them */
 	}
@@ -126,7 +158,10 @@ void out_json_finish(struct out *out)
 {
 	begin(out);
 	end_mm(out);
-	json_end(&out->writer);
+	if (out->in_union)
+		json_end_to(&out->writer, DEPTH_DOCUMENT);
+	else
+		json_end(&out->writer);
 	put_notes(&out->writer, &out->all_notes);
 	json_end(&out->writer);
 }

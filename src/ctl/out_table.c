@@ -143,6 +143,17 @@ static void put_map(struct out *out, const struct wpfs_rec_map *map)
 	printf("%s\n", map->owner == WPFS_OWNER_PROGRAM ? "  (own userfaultfd)" : "");
 }
 
+static void put_union(struct out *out, const struct wpfs_rec_map *map)
+{
+	end_mm(out);
+	out->in_map = true;
+	printf("\n%sall of them%s  ", table_paint(TABLE_BOLD), table_paint(TABLE_PLAIN));
+	say_text(stdout, map->path);
+	printf("  ");
+	put_share(out, map->marked, map->dirty, map->armed);
+	putchar('\n');
+}
+
 static void put_run(const struct wpfs_rec_run *run)
 {
 	char range[48], count[40];
@@ -191,6 +202,8 @@ int out_table_record(struct out *out, enum wpfs_rec_type type, const void *body)
 		put_mm(out, body);
 	else if (type == WPFS_REC_MAP)
 		put_map(out, body);
+	else if (type == WPFS_REC_UNION)
+		put_union(out, body);
 	else if (type == WPFS_REC_RUN && out->in_map)
 		put_run(body);
 	return 0;

@@ -149,12 +149,22 @@ int db_vmas_replace(struct db_tx *tx, uint64_t mm, const struct mm_vma *vmas, si
 
 /* ---- files in an address space ---- */
 
-int db_mm_file_put(struct db_tx *tx, uint64_t mm, uint64_t file, bool protect)
+int db_mm_file_put(struct db_tx *tx, uint64_t mm, uint64_t file, bool protect,
+		   enum mm_written written)
 {
 	return sql_exec(tx,
-			"INSERT INTO mm_file (mm, file, protect) VALUES (?1, ?2, ?3)"
-			" ON CONFLICT DO UPDATE SET protect = ?3 WHERE protect <> ?3",
-			"iii", (int64_t)mm, (int64_t)file, (int64_t)protect);
+			"INSERT INTO mm_file (mm, file, protect, written) VALUES (?1, ?2, ?3, ?4)"
+			" ON CONFLICT DO UPDATE SET protect = ?3, written = ?4"
+			" WHERE protect <> ?3 OR written <> ?4",
+			"iiii", (int64_t)mm, (int64_t)file, (int64_t)protect, (int64_t)written);
+}
+
+int db_mm_file_written(struct db_tx *tx, uint64_t mm, uint64_t file, enum mm_written written)
+{
+	return sql_exec(tx,
+			"UPDATE mm_file SET written = ?3"
+			" WHERE mm = ?1 AND file = ?2 AND written <> ?3",
+			"iii", (int64_t)mm, (int64_t)file, (int64_t)written);
 }
 
 int db_mm_file_delete(struct db_tx *tx, uint64_t mm, uint64_t file)
@@ -204,7 +214,7 @@ static int files_prune(struct db_tx *tx, const struct mm *mm)
 
 static int file_sets_put(struct db_tx *tx, uint64_t mm, const struct mm_file *f)
 {
-	int r = db_mm_file_put(tx, mm, f->id, f->protect);
+	int r = db_mm_file_put(tx, mm, f->id, f->protect, f->written);
 
 	for (enum mm_owner o = MM_WPFS; r == 0 && o < MM_NR_OWNERS; o++) {
 		r = db_set_put(tx, DB_SET_ARMED, mm, o, f->id, &f->own[o].armed);
@@ -252,7 +262,7 @@ int db_file_delete(struct db_tx *tx, uint64_t id)
 /* ---- epochs ---- */
 
 int db_epoch_close(struct db_tx *tx, uint64_t mm, uint64_t file, int64_t now_ns,
-		   const struct mm_set *last)
+		   const struct mm_set *last, enum mm_written written)
 {
 	struct chunk_key key = {CHUNKS_EPOCH, mm, file, 0};
 	int64_t number;
@@ -265,9 +275,9 @@ int db_epoch_close(struct db_tx *tx, uint64_t mm, uint64_t file, int64_t now_ns,
 		return r == -ENODATA ? 0 : r;
 	key.k3 = (uint64_t)number;
 	r = sql_exec(tx,
-		     "UPDATE epoch SET closed_ns = max(?4, opened_ns)"
+		     "UPDATE epoch SET closed_ns = max(?4, opened_ns), written = ?5"
 		     " WHERE mm = ?1 AND file = ?2 AND number = ?3",
-		     "iiii", (int64_t)mm, (int64_t)file, number, now_ns);
+		     "iiiii", (int64_t)mm, (int64_t)file, number, now_ns, (int64_t)written);
 	if (r == 0 && last)
 		r = chunks_put(tx, &key, last);
 	if (r == 0)
@@ -280,7 +290,7 @@ int db_epoch_close(struct db_tx *tx, uint64_t mm, uint64_t file, int64_t now_ns,
 }
 
 int db_epoch_open(struct db_tx *tx, uint64_t mm, uint64_t file, uint64_t number, int64_t now_ns,
-		  const struct mm_set *last)
+		  const struct mm_set *last, enum mm_written written)
 {
 	int64_t open;
 	int r = mm_file_need(tx, mm, file);
@@ -296,7 +306,7 @@ int db_epoch_open(struct db_tx *tx, uint64_t mm, uint64_t file, uint64_t number,
 		r = sql_exec(tx, "DELETE FROM epoch WHERE mm = ?1 AND file = ?2 AND number = ?3",
 			     "iii", (int64_t)mm, (int64_t)file, (int64_t)number);
 	if (r == 0 || r == -ENODATA)
-		r = db_epoch_close(tx, mm, file, now_ns, last);
+		r = db_epoch_close(tx, mm, file, now_ns, last, written);
 	if (r == 0)
 		r = sql_exec(tx,
 			     "INSERT INTO epoch (mm, file, number, opened_ns, closed_ns)"

@@ -68,8 +68,12 @@ enum db_set_kind { DB_SET_ARMED, DB_SET_DIRTY };
 int db_set_put(struct db_tx *tx, enum db_set_kind kind, uint64_t mm, enum mm_owner owner,
 	       uint64_t file, const struct mm_set *set);
 
-/* Is the whole of the file protected in that mm (struct mm_file.protect)? */
-int db_mm_file_put(struct db_tx *tx, uint64_t mm, uint64_t file, bool protect);
+/* What struct mm_file.protect and .written say of the file in that mm. */
+int db_mm_file_put(struct db_tx *tx, uint64_t mm, uint64_t file, bool protect,
+		   enum mm_written written);
+
+/* Only that, in a row that is there. */
+int db_mm_file_written(struct db_tx *tx, uint64_t mm, uint64_t file, enum mm_written written);
 
 /* All sets of the file in that mm go, and its epochs. */
 int db_mm_file_delete(struct db_tx *tx, uint64_t mm, uint64_t file);
@@ -98,15 +102,15 @@ int db_file_delete(struct db_tx *tx, uint64_t id);
 /*
  * Epoch `number` of the file begins in that mm; numbers ascend. Nothing happens if just that one is
  * open; one of that number that was closed is forgotten. An epoch that was open is closed
- * with the dirty set `last` (may be NULL: empty), kept for `wpctl dirty --epoch`. What it had armed
- * and dirty is left to db_set_put. Times in ns since 1970.
+ * with the dirty set `last` (may be NULL: empty) and `written`, kept for `wpctl dirty --epoch`.
+ * What it had armed and dirty is left to db_set_put. Times in ns since 1970.
  */
 int db_epoch_open(struct db_tx *tx, uint64_t mm, uint64_t file, uint64_t number, int64_t now_ns,
-		  const struct mm_set *last);
+		  const struct mm_set *last, enum mm_written written);
 
 /* Closes the open epoch, if there is one, and begins none. */
 int db_epoch_close(struct db_tx *tx, uint64_t mm, uint64_t file, int64_t now_ns,
-		   const struct mm_set *last);
+		   const struct mm_set *last, enum mm_written written);
 
 /*
  * Adds the dirty sets of the closed epochs from .. to of a file in an mm to *set; *open says

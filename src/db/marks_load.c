@@ -152,20 +152,28 @@ static int file_sets_get(struct db_tx *tx, uint64_t mm, struct mm_file *f)
 	return r;
 }
 
+static enum mm_written written_get(int64_t value)
+{
+	return value == MM_WRITTEN_NO || value == MM_WRITTEN_YES ? (enum mm_written)value
+								 : MM_WRITTEN_UNKNOWN;
+}
+
 static int files_get(struct db_tx *tx, struct mm *mm)
 {
 	struct mm_file *f;
 	sqlite3_stmt *st;
-	int r = sql_query(tx, &st, "SELECT file, protect FROM mm_file WHERE mm = ?1", "i",
+	int r = sql_query(tx, &st, "SELECT file, protect, written FROM mm_file WHERE mm = ?1", "i",
 			  (int64_t)mm->id);
 
 	while (r == 0 && (r = sql_step(tx, st)) > 0) {
 		f = mm_file_get(mm, (uint64_t)sqlite3_column_int64(st, 0));
 		r = f ? 0 : -ENOMEM;
-		if (f)
+		if (f) {
 			f->protect = sqlite3_column_int64(st, 1) != 0;
-		else
+			f->written = written_get(sqlite3_column_int64(st, 2));
+		} else {
 			sql_reset(st);
+		}
 	}
 	for (f = mm->files; r == 0 && f; f = f->hh.next)
 		r = file_sets_get(tx, mm->id, f);

@@ -25,8 +25,12 @@ struct report {
 	db_report_emit emit;
 	void *ctx;
 	char *why;
-	unsigned mms;	 /* emitted */
-	bool epoch_seen; /* the epoch asked for exists */
+	unsigned mms;	    /* emitted */
+	bool epoch_seen;    /* the epoch asked for exists */
+	bool written_known; /* what the rows call not written is not */
+	bool want_union;
+	struct report_file all; /* the file over all mms; its sets are not used */
+	struct mm_set all_armed, all_dirty;
 };
 
 static int report_fail(struct report *rp, int error, const char *fmt, ...)
@@ -202,6 +206,8 @@ static int view_add_file(struct db_tx *tx, const struct report *rp, struct view 
 	marked = report_file_count(rf, REPORT_MARKED);
 	if (armed < 0 || dirty < 0 || marked < 0)
 		return -ENOMEM;
+	if (rf->written == WPFS_WRITTEN_NO && !rp->written_known)
+		rf->written = WPFS_WRITTEN_UNKNOWN;
 	view->rec.armed += (uint64_t)armed;
 	view->rec.dirty += (uint64_t)dirty;
 	view->rec.marked += (uint64_t)marked;
@@ -262,12 +268,37 @@ static bool view_has_program(const struct view *view)
 	return false;
 }
 
+static int emit_written(struct report *rp, const struct view *view)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < view->nr; i++) {
+		const struct report_file *rf = &view->files[i];
+
+		if (rf->written == WPFS_WRITTEN_YES)
+			r = note(rp,
+				 "%.300s: changed in this epoch by write(2) too, which clears no "
+				 "mark: the dirty pages are not all",
+				 rf->path);
+		else if (rf->written == WPFS_WRITTEN_UNKNOWN)
+			r = note(rp,
+				 "%.300s: whether write(2) changed it in this epoch is not known: "
+				 "its daemon did not run all the time",
+				 rf->path);
+	}
+	return r;
+}
+
 static int emit_notes(struct report *rp, const struct view *view)
 {
 	const struct db_mm *row = view->row;
 	bool live = row->state == WPFS_MM_LIVE;
 	int r = 0;
 
+	if (rp->q->kind == WPFS_REPORT_DIRTY)
+		r = emit_written(rp, view);
+	if (r)
+		return r;
 	if (view->rec.armed == 0 && view_is_mapped(view))
 		r = note(rp, "nothing armed: `wpctl protect`, or run it with --protect");
 	else if (view->rec.armed == 0 && live)
@@ -290,6 +321,33 @@ static int emit_notes(struct report *rp, const struct view *view)
 	return r;
 }
 
+/* Of several, the one that must not be overlooked. */
+static enum wpfs_written written_worse(enum wpfs_written a, enum wpfs_written b)
+{
+	if (a == WPFS_WRITTEN_YES || b == WPFS_WRITTEN_YES)
+		return WPFS_WRITTEN_YES;
+	return a > b ? a : b;
+}
+
+static int add_to_union(struct report *rp, const struct view *view)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && rp->want_union && i < view->nr; i++) {
+		const struct report_file *rf = &view->files[i];
+
+		rp->all.id = rf->id;
+		memcpy(rp->all.path, rf->path, sizeof(rp->all.path));
+		rp->all.written = written_worse(rp->all.written, rf->written);
+		for (enum mm_owner o = MM_WPFS; r == 0 && o < MM_NR_OWNERS; o++) {
+			r = mm_set_or(&rp->all_armed, &rf->own[o].armed);
+			if (r == 0)
+				r = mm_set_or(&rp->all_dirty, &rf->own[o].dirty);
+		}
+	}
+	return r;
+}
+
 static int emit_view(struct report *rp, const struct view *view)
 {
 	int r;
@@ -297,7 +355,9 @@ static int emit_view(struct report *rp, const struct view *view)
 	if (rp->q->kind != WPFS_REPORT_PS && view->nr == 0 && rp->file)
 		return 0; /* asked about one file, and this mm has nothing to do with it */
 	rp->mms++;
-	r = rp->emit(rp->ctx, WPFS_REC_MM, &view->rec, sizeof(view->rec));
+	r = add_to_union(rp, view);
+	if (r == 0)
+		r = rp->emit(rp->ctx, WPFS_REC_MM, &view->rec, sizeof(view->rec));
 	for (size_t i = 0; r == 0 && rp->q->kind != WPFS_REPORT_PS && i < view->nr; i++)
 		r = report_file_emit(&view->files[i], view->mm, rp->q->kind, rp->first, rp->nr,
 				     rp->emit, rp->ctx);
@@ -306,39 +366,88 @@ static int emit_view(struct report *rp, const struct view *view)
 
 /* ---- a closed epoch ---- */
 
-/* 1: that epoch of the file is closed, 0: open, -ENODATA: there is none. */
-static int epoch_is_closed(struct db_tx *tx, uint64_t mm, uint64_t file, uint64_t number)
-{
-	int64_t closed;
-	int r = sql_get_i64(tx, &closed,
-			    "SELECT closed_ns IS NOT NULL FROM epoch"
-			    " WHERE mm = ?1 AND file = ?2 AND number = ?3",
-			    "iii", (int64_t)mm, (int64_t)file, (int64_t)number);
+/* The epoch of a file in an mm that a number means there. */
+struct epoch_row {
+	uint64_t number;
+	bool closed;
+	enum wpfs_written written; /* as it was closed */
+};
 
-	return r < 0 ? r : (int)closed;
+/* 0, or -ENODATA: it has none of that number, or of one before. */
+static int epoch_find(struct db_tx *tx, uint64_t mm, uint64_t file, uint64_t number,
+		      struct epoch_row *epoch)
+{
+	sqlite3_stmt *st;
+	int r = sql_query(tx, &st,
+			  "SELECT number, closed_ns IS NOT NULL, written FROM epoch"
+			  " WHERE mm = ?1 AND file = ?2 AND number <= ?3"
+			  " ORDER BY number DESC LIMIT 1",
+			  "iii", (int64_t)mm, (int64_t)file, (int64_t)number);
+
+	if (r == 0)
+		r = sql_step(tx, st);
+	if (r <= 0)
+		return r < 0 ? r : -ENODATA;
+	epoch->number = (uint64_t)sqlite3_column_int64(st, 0);
+	epoch->closed = sqlite3_column_int64(st, 1) != 0;
+	epoch->written = report_written_of((int)sqlite3_column_int64(st, 2));
+	sql_reset(st);
+	return 0;
 }
 
-/* Puts the pages that the epoch ended with in the place of today's. Files without it are empty. */
+/* What it had been in at the time may have been dropped. 1, 0 or -errno. */
+static int epochs_were_dropped(struct db_tx *tx, uint64_t mm, uint64_t file)
+{
+	int64_t kept;
+	int r = sql_get_i64(tx, &kept,
+			    "SELECT count(*) FROM epoch"
+			    " WHERE mm = ?1 AND file = ?2 AND closed_ns IS NOT NULL",
+			    "ii", (int64_t)mm, (int64_t)file);
+
+	return r < 0 ? r : kept >= DB_EPOCHS_KEPT;
+}
+
+/* Puts what an epoch ended with in the place of today's sets. Without that epoch: nothing. */
+static int file_turn_back(struct db_tx *tx, struct report *rp, const struct view *view,
+			  struct report_file *rf)
+{
+	struct epoch_row epoch = {0};
+	struct chunk_key key = {CHUNKS_EPOCH, view->row->id, rf->id, 0};
+	int r = epoch_find(tx, view->row->id, rf->id, rp->q->epoch, &epoch);
+
+	if (r < 0 && r != -ENODATA)
+		return r;
+	if (r == 0 && !epoch.closed)
+		return 0;
+	report_file_free(rf);
+	rf->written = WPFS_WRITTEN_NONE;
+	if (r == -ENODATA) {
+		r = epochs_were_dropped(tx, view->row->id, rf->id);
+		if (r > 0)
+			r = note(rp,
+				 "%.80s: %.300s: what was changed in epoch %llu is not kept any "
+				 "more: only the last %d epochs are",
+				 view->row->name[0] ? view->row->name : "(unnamed)", rf->path,
+				 (unsigned long long)rp->q->epoch, DB_EPOCHS_KEPT);
+		return r;
+	}
+	rf->written = epoch.written;
+	key.k3 = epoch.number;
+	r = chunks_get(tx, &key, &rf->own[MM_WPFS].dirty);
+	if (r == 0)
+		r = mm_set_copy(&rf->own[MM_WPFS].armed, &rf->own[MM_WPFS].dirty);
+	return r < 0 ? r : mm_set_keep_range(&rf->own[MM_WPFS].dirty, rp->first, rp->nr);
+}
+
 static int view_turn_back(struct db_tx *tx, struct report *rp, struct view *view)
 {
 	view->rec.files = 0;
 	view->rec.armed = view->rec.dirty = view->rec.marked = 0;
 	for (size_t i = 0; i < view->nr; i++) {
 		struct report_file *rf = &view->files[i];
-		const struct chunk_key key = {CHUNKS_EPOCH, view->row->id, rf->id, rp->q->epoch};
-		int r = epoch_is_closed(tx, view->row->id, rf->id, rp->q->epoch);
+		int r = file_turn_back(tx, rp, view, rf);
 
-		if (r == 0) { /* it is the open one of this file */
-			rp->epoch_seen = true;
-		} else {
-			rp->epoch_seen |= r > 0;
-			report_file_free(rf);
-			if (r > 0)
-				r = chunks_get(tx, &key, &rf->own[MM_WPFS].dirty);
-			if (r == 0)
-				r = mm_set_keep_range(&rf->own[MM_WPFS].dirty, rp->first, rp->nr);
-		}
-		if (r < 0 && r != -ENODATA)
+		if (r)
 			return r;
 		view->rec.dirty += mm_set_count(&rf->own[MM_WPFS].dirty);
 		view->rec.files += !mm_set_is_empty(&rf->own[MM_WPFS].dirty);
@@ -347,23 +456,37 @@ static int view_turn_back(struct db_tx *tx, struct report *rp, struct view *view
 	return 0;
 }
 
+/* Is there anything of that file to tell about the epoch? */
+static bool file_turned_tells(const struct report_file *rf)
+{
+	return !mm_set_is_empty(&rf->own[MM_WPFS].dirty) || rf->written == WPFS_WRITTEN_YES ||
+	       rf->written == WPFS_WRITTEN_UNKNOWN;
+}
+
 static int emit_turned_back(struct report *rp, const struct view *view)
 {
+	bool any = false;
 	int r;
 
-	if (view->rec.dirty == 0)
+	for (size_t i = 0; i < view->nr; i++)
+		any |= file_turned_tells(&view->files[i]);
+	if (!any)
 		return 0;
 	rp->mms++;
-	r = rp->emit(rp->ctx, WPFS_REC_MM, &view->rec, sizeof(view->rec));
+	r = add_to_union(rp, view);
+	if (r == 0)
+		r = rp->emit(rp->ctx, WPFS_REC_MM, &view->rec, sizeof(view->rec));
 	for (size_t i = 0; r == 0 && i < view->nr; i++) {
 		const struct report_file *rf = &view->files[i];
 		const struct mm_set *dirty = &rf->own[MM_WPFS].dirty;
 		struct wpfs_rec_map map = {.dirty = mm_set_count(dirty)};
 
 		map.armed = map.dirty;
-		if (map.dirty)
+		if (file_turned_tells(rf))
 			r = report_parked_emit(rf, MM_WPFS, dirty, &map, rp->emit, rp->ctx);
 	}
+	if (r == 0)
+		r = emit_written(rp, view);
 	return r ? r
 		 : note(rp, "epoch %llu: only its dirty pages are kept, by file and offset",
 			(unsigned long long)rp->q->epoch);
@@ -427,6 +550,34 @@ static int report_nothing(struct db_tx *tx, struct report *rp)
 			"it with `wpctl run`");
 }
 
+/* Does any mm know an epoch of the number that is asked for? */
+static int find_epoch(struct db_tx *tx, struct report *rp)
+{
+	int64_t nr;
+	int r;
+
+	if (!rp->q->epoch)
+		return 0;
+	r = sql_get_i64(tx, &nr, "SELECT count(*) FROM epoch WHERE number = ?1", "i",
+			(int64_t)rp->q->epoch);
+	rp->epoch_seen = r == 0 && nr > 0;
+	return r;
+}
+
+/* A daemon keeps its rows true; without one they may be from before its death. */
+static int find_written_known(struct db_tx *tx, struct report *rp)
+{
+	uint64_t known = 0;
+	int r;
+
+	rp->written_known = !rp->unmounted;
+	if (!rp->unmounted)
+		return 0;
+	r = db_tx_meta_get_u64(tx, DB_META_WRITTEN_KNOWN, &known);
+	rp->written_known = r == 0 && known == 1;
+	return r == -ENODATA ? 0 : r;
+}
+
 static int report_job(struct db_tx *tx, void *arg)
 {
 	struct report *rp = arg;
@@ -434,6 +585,13 @@ static int report_job(struct db_tx *tx, void *arg)
 	int64_t id = 0;
 	int r = find_file(tx, rp);
 
+	if (r == 0)
+		r = find_epoch(tx, rp);
+	if (r == 0)
+		r = find_written_known(tx, rp);
+	if (r == 0 && q->epoch && q->kind == WPFS_REPORT_DIRTY && !rp->epoch_seen)
+		return report_nothing(tx, rp);
+	rp->want_union = rp->file && !q->name && q->kind == WPFS_REPORT_DIRTY;
 	while (r == 0) {
 		r = sql_get_i64(tx, &id,
 				"SELECT min(id) FROM mm WHERE id > ?1 AND (?2 OR uid = ?3)"
@@ -444,6 +602,9 @@ static int report_job(struct db_tx *tx, void *arg)
 	}
 	if (r != -ENODATA)
 		return r;
+	if (rp->mms && rp->want_union)
+		return report_union_emit(&rp->all, &rp->all_armed, &rp->all_dirty, rp->emit,
+					 rp->ctx);
 	return rp->mms ? 0 : report_nothing(tx, rp);
 }
 
@@ -458,6 +619,7 @@ int db_report(struct db *db, const struct db_report_query *query, db_report_emit
 		.ctx = ctx,
 		.why = why,
 	};
+	int r;
 
 	if (query->len) {
 		rp.first = query->offset >> WPFS_PAGE_SHIFT;
@@ -467,7 +629,10 @@ int db_report(struct db *db, const struct db_report_query *query, db_report_emit
 	}
 	if (why)
 		why[0] = '\0';
-	return db_read(db, report_job, &rp);
+	r = db_read(db, report_job, &rp);
+	mm_set_free(&rp.all_armed);
+	mm_set_free(&rp.all_dirty);
+	return r;
 }
 
 struct counts {

@@ -21,7 +21,9 @@ struct db_report_query {
 	uint64_t file;	      /* file id; 0: see path */
 	const char *path;     /* inside the mount, with leading '/'; NULL: any file */
 	uint64_t offset, len; /* bytes in the file, only these; len 0: no limit */
-	uint64_t epoch;	      /* 0: the open one; else the dirty pages that this one ended with */
+	uint64_t epoch;	      /* 0: the open one; else the dirty pages that this one ended with.
+			       * Numbers ascend over all mms: one that has no epoch of that number
+			       * was in the one before it at the time */
 };
 
 /*
@@ -38,7 +40,8 @@ typedef int (*db_report_emit)(void *ctx, uint32_t type, const void *body, size_t
  * mapping covers (parked). In DIRTY the runs of all MAPs of a file hold every dirty page once:
  * pages mapped twice are listed in the first mapping, so a MAP's `dirty` may be more than its runs.
  * In MARKS each mapping lists its own marks. The counts in MM are file pages, each counted once;
- * `marked` are those with a mark in some mapping or parked.
+ * `marked` are those with a mark in some mapping or parked. DIRTY of one file and of no name ends
+ * with a UNION: what is dirty in any of the mms shown, if there are any.
  *
  * 0, what emit gave, -errno of db.h, -EBADMSG for a corrupt set, or -ENOENT with `why` (a line,
  * DB_WHY_SIZE bytes, may be NULL): no such name, file or epoch. Nothing to show is not an error: a

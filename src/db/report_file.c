@@ -83,12 +83,21 @@ static int fill_parked(struct report_owned *ro)
 	return r < 0 ? r : mm_set_or(&ro->marked, &clean);
 }
 
+enum wpfs_written report_written_of(int written)
+{
+	return written == MM_WRITTEN_NO	   ? WPFS_WRITTEN_NO
+	       : written == MM_WRITTEN_YES ? WPFS_WRITTEN_YES
+					   : WPFS_WRITTEN_UNKNOWN;
+}
+
 int report_file_fill(struct report_file *rf, const struct mm *mm, const struct mm_file *f,
 		     uint64_t first, uint64_t nr)
 {
 	int r = 0;
 
 	rf->id = f->id;
+	if (!mm_set_is_empty(&f->own[MM_WPFS].armed))
+		rf->written = report_written_of((int)f->written);
 	for (size_t i = 0; i < mm->nr_vmas; i++)
 		rf->mapped |= mm->vmas[i].file == f->id;
 	for (enum mm_owner o = MM_WPFS; r == 0 && o < MM_NR_OWNERS; o++) {
@@ -131,6 +140,7 @@ static int emit_map(const struct report_file *rf, struct wpfs_rec_map *map, enum
 {
 	map->file = rf->id;
 	map->owner = owner == MM_WPFS ? WPFS_OWNER_WPFS : WPFS_OWNER_PROGRAM;
+	map->written = owner == MM_WPFS ? rf->written : WPFS_WRITTEN_NONE;
 	snprintf(map->path, sizeof(map->path), "%s", rf->path);
 	return emit(ctx, WPFS_REC_MAP, map, sizeof(*map));
 }
@@ -275,6 +285,23 @@ static int emit_parked(const struct report_file *rf, enum mm_owner owner,
 	if (r == 0)
 		r = mm_set_or(listed, &dirty);
 	return r < 0 ? r : report_parked_emit(rf, owner, &dirty, &map, emit, ctx);
+}
+
+int report_union_emit(const struct report_file *rf, const struct mm_set *armed,
+		      const struct mm_set *dirty, db_report_emit emit, void *ctx)
+{
+	struct wpfs_rec_map map = {
+		.armed = mm_set_count(armed),
+		.dirty = mm_set_count(dirty),
+		.file = rf->id,
+		.written = rf->written,
+	};
+	int r;
+
+	snprintf(map.path, sizeof(map.path), "%s", rf->path);
+	set_extent(armed, &map.pgoff, &map.pages);
+	r = emit(ctx, WPFS_REC_UNION, &map, sizeof(map));
+	return r ? r : emit_runs(dirty, NULL, emit, ctx);
 }
 
 int report_file_emit(const struct report_file *rf, const struct mm *mm, enum wpfs_report_kind kind,

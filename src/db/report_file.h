@@ -18,6 +18,7 @@ struct report_file {
 	uint64_t id;
 	char path[WPFS_PATH_MAX];
 	bool mapped;
+	enum wpfs_written written; /* NONE unless wpfs has something armed */
 	struct report_owned own[MM_NR_OWNERS];
 };
 
@@ -28,6 +29,9 @@ struct report_file {
 int report_file_fill(struct report_file *rf, const struct mm *mm, const struct mm_file *f,
 		     uint64_t first, uint64_t nr);
 void report_file_free(struct report_file *rf);
+
+/* What an enum mm_written, perhaps out of the database, is on the wire. */
+enum wpfs_written report_written_of(int written);
 
 /* How many pages one of the sets has over all owners: `set` picks it. -ENOMEM. */
 enum report_set { REPORT_ARMED, REPORT_DIRTY, REPORT_MARKED };
@@ -40,5 +44,9 @@ int report_file_emit(const struct report_file *rf, const struct mm *mm, enum wpf
 /* One MAP that is not mapped, with runs: for a set that is not that of today's mappings. */
 int report_parked_emit(const struct report_file *rf, enum mm_owner owner, const struct mm_set *runs,
 		       const struct wpfs_rec_map *counts, db_report_emit emit, void *ctx);
+
+/* The UNION of a file and the runs of `dirty`; of rf: id, path and written. */
+int report_union_emit(const struct report_file *rf, const struct mm_set *armed,
+		      const struct mm_set *dirty, db_report_emit emit, void *ctx);
 
 #endif

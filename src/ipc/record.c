@@ -29,7 +29,7 @@ static size_t text_offset(enum wpfs_rec_type type, size_t len)
 {
 	size_t text = len;
 
-	if (type == WPFS_REC_MAP)
+	if (type == WPFS_REC_MAP || type == WPFS_REC_UNION)
 		text = offsetof(struct wpfs_rec_map, path);
 	else if (type == WPFS_REC_NOTE)
 		text = offsetof(struct wpfs_rec_note, text);
@@ -85,6 +85,7 @@ static bool record_ok(enum wpfs_rec_type type, const char *body, size_t len)
 		return len == sizeof(*mm) && memchr(mm->name, '\0', sizeof(mm->name)) &&
 		       memchr(mm->comm, '\0', sizeof(mm->comm));
 	case WPFS_REC_MAP:
+	case WPFS_REC_UNION:
 		return text_ends(body, len, offsetof(struct wpfs_rec_map, path));
 	case WPFS_REC_RUN:
 		return len == sizeof(struct wpfs_rec_run);

@@ -253,6 +253,8 @@ struct wpfs_self {
 struct wpfs_protect_reply {
 	uint64_t epoch; /* the one that began */
 	uint64_t mms, files, pages;
+	char note[512]; /* PROTECT of one file and of no name: who has it and is not tracked; or ""
+			 */
 };
 
 struct wpfs_evict_reply {
@@ -281,6 +283,7 @@ enum wpfs_rec_type {
 	WPFS_REC_MAP,	 /* wpfs_rec_map; then its RUNs */
 	WPFS_REC_RUN,	 /* wpfs_rec_run */
 	WPFS_REC_NOTE,	 /* wpfs_rec_note: a line for people, about the mm before it or all */
+	WPFS_REC_UNION, /* wpfs_rec_map: a file over all mms before it; then its RUNs, and no MMs */
 };
 
 struct wpfs_rec {
@@ -291,6 +294,14 @@ struct wpfs_rec {
 enum wpfs_mm_state {
 	WPFS_MM_LIVE = 1,     /* its page tables are the truth */
 	WPFS_MM_DETACHED = 2, /* the database is */
+};
+
+/* Of DIRTY: did write(2), or a call like it, change the file in the epoch? */
+enum wpfs_written {
+	WPFS_WRITTEN_NONE, /* no epoch of wpfs's: not looked at */
+	WPFS_WRITTEN_NO,
+	WPFS_WRITTEN_YES,
+	WPFS_WRITTEN_UNKNOWN, /* nobody looked for a part of the time */
 };
 
 enum wpfs_owner {
@@ -317,7 +328,8 @@ struct wpfs_rec_map {
 	uint64_t armed, marked, dirty; /* pages */
 	uint64_t file;		       /* file id */
 	uint32_t owner;		       /* enum wpfs_owner */
-	char path[WPFS_PATH_MAX + 4];  /* inside the mount; the record is cut after its NUL */
+	uint32_t written;	       /* enum wpfs_written */
+	char path[WPFS_PATH_MAX];      /* inside the mount; the record is cut after its NUL */
 };
 
 /* A run of marked (marks) or dirty (dirty) pages of the map before it. */

@@ -62,6 +62,7 @@ struct mm_file *mm_file_get(struct mm *mm, uint64_t file)
 	if (!f)
 		return NULL;
 	f->id = file;
+	f->written = MM_WRITTEN_UNKNOWN;
 	for (int o = 0; o < MM_NR_OWNERS; o++) {
 		mm_set_init(&f->own[o].armed);
 		mm_set_init(&f->own[o].dirty);

@@ -48,9 +48,13 @@ struct mm_owned {
 	struct mm_set dirty; /* subset of armed */
 };
 
+/* Did write(2), or a call like it, change the file since its epoch in this mm began? */
+enum mm_written { MM_WRITTEN_NO, MM_WRITTEN_YES, MM_WRITTEN_UNKNOWN };
+
 struct mm_file {
 	uint64_t id;
 	bool protect; /* all of it is protected: what is mapped or grows later is armed too */
+	enum mm_written written; /* nothing here changes it; UNKNOWN until its first epoch */
 	struct mm_owned own[MM_NR_OWNERS];
 	UT_hash_handle hh;
 };

@@ -11,6 +11,7 @@
 #include "db/report.h"
 #include "ipc/record.h"
 #include "track/residency.h"
+#include "track/written.h"
 
 void answer_settle(struct request *rq)
 {
@@ -90,6 +91,19 @@ static int answer_emit(void *ctx, uint32_t type, const void *body, size_t len)
 	return ipc_records_add(ctx, type, body, len);
 }
 
+/* Who asks what to copy of a file must know whose stores are not in the answer. */
+static int answer_holders(struct request *rq, const struct db_report_query *query,
+			  struct ipc_records *records)
+{
+	const struct wpfs_select *s = rq->body;
+	struct wpfs_rec_note note = {.text = ""};
+
+	if (query->kind != WPFS_REPORT_DIRTY || query->name)
+		return 0;
+	unseen_holders(rq->t, query->file, s->file, note.text, sizeof(note.text));
+	return note.text[0] ? answer_emit(records, WPFS_REC_NOTE, &note, sizeof(note)) : 0;
+}
+
 void answer_report(struct request *rq)
 {
 	const struct wpfs_select *s = rq->body;
@@ -120,13 +134,15 @@ void answer_report(struct request *rq)
 	r = life_sync_all(rq->t);
 	if (r == 0)
 		r = files_refresh(rq->t);
+	if (r == 0)
+		r = written_update(rq->t);
 	if (r < 0) {
 		request_error(rq, r, "the marks could not be read and stored: %s", log_errstr(r));
 		return;
 	}
 	ipc_records_init(&records, answer_sink, rq);
-	unseen =
-		query.file ? 0 : unseen_report(rq->t, query.uid, query.name, answer_emit, &records);
+	unseen = query.file ? answer_holders(rq, &query, &records)
+			    : unseen_report(rq->t, query.uid, query.name, answer_emit, &records);
 	r = unseen < 0 ? unseen : db_report(rq->t->config.db, &query, answer_emit, &records, why);
 	if (r == -ENOENT && query.name && unseen > 0)
 		r = 0; /* such a program is there, and the note says what it does */

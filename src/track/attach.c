@@ -237,7 +237,7 @@ void attach_attach(struct request *rq)
 		r = tmm_harvest(rq->t, tm);
 		tm->fork_dirty = tmm_dirty(tm);
 		if (r == 0)
-			r = persist_mm(rq->t, tm);
+			r = protect_store_born(rq->t, tm);
 	}
 	if (r < 0) {
 		log_warn("track: pid %d cannot attach: %s", c->id.pid, log_errstr(r));

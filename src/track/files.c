@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <utlist.h>
 
 #include "base/log.h"
@@ -21,7 +22,7 @@ static struct track_file *files_find(struct track *t, uint64_t ino)
 	return file;
 }
 
-static struct track_file *files_get(struct track *t, uint64_t ino)
+struct track_file *files_get(struct track *t, uint64_t ino)
 {
 	struct track_file *file = files_find(t, ino);
 
@@ -38,6 +39,8 @@ static struct track_file *files_get(struct track *t, uint64_t ino)
 static void files_drop(struct track *t, struct track_file *file)
 {
 	HASH_DEL(t->files, file);
+	if (file->written_wd > 0)
+		inotify_rm_watch(t->written_watch.fd, file->written_wd);
 	free(file->path);
 	free(file);
 }
@@ -50,8 +53,7 @@ void files_free(struct track *t)
 		files_drop(t, file);
 }
 
-/* Learns the handle while the kernel knows the inode. True: `file` can be found by it. */
-static bool files_learn(struct track *t, struct track_file *file)
+bool files_learn(struct track *t, struct track_file *file)
 {
 	struct fs_file found;
 

@@ -182,6 +182,7 @@ static int fork_copy_model(struct mm *to, const struct mm *from)
 		if (r < 0)
 			return r;
 		copy->protect = f->protect;
+		copy->written = f->written;
 	}
 	return 0;
 }
@@ -362,7 +363,7 @@ static int fork_doubt_children(struct track *t, struct tmm *tm)
 	r = fork_copy_model(&row->mm, &tm->mm);
 	if (r == 0)
 		r = fork_doubt_mapped(&row->mm, &tm->mm);
-	return r < 0 || tmm_dirty(row) == before ? r : persist_mm(t, row);
+	return r < 0 || tmm_dirty(row) == before ? r : protect_store_born(t, row);
 }
 
 int fork_look_for_strays(struct track *t, struct tmm *tm)

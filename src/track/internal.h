@@ -7,6 +7,7 @@
 #define WPFS_TRACK_INTERNAL_H
 
 #include <pthread.h>
+#include <time.h>
 
 #include "fs/fs.h"
 #include "ipc/server.h"
@@ -19,7 +20,14 @@
 #define TRACK_MAX_DEVS	64
 
 /* What an epoll event is about: the first member of whatever is watched. */
-enum watch_kind { WATCH_QUEUE, WATCH_TIMER, WATCH_LISTEN, WATCH_CLIENT, WATCH_PROGRAM };
+enum watch_kind {
+	WATCH_QUEUE,
+	WATCH_TIMER,
+	WATCH_LISTEN,
+	WATCH_CLIENT,
+	WATCH_PROGRAM,
+	WATCH_WRITTEN
+};
 
 struct watch {
 	enum watch_kind kind;
@@ -110,8 +118,10 @@ struct client {
 /* A file that marks refer to. */
 struct track_file {
 	uint64_t ino;
-	struct fs_handle handle; /* len 0: not known (yet) */
-	char *path;		 /* as last seen, or NULL */
+	struct fs_handle handle;       /* len 0: not known (yet) */
+	char *path;		       /* as last seen, or NULL */
+	int written_wd;		       /* the inotify watch on it, 0: none */
+	struct timespec written_ctime; /* of the lower file when the daemon began */
 	UT_hash_handle hh;
 };
 
@@ -120,8 +130,11 @@ struct track {
 	pthread_t thread;
 	int epoll_fd;
 	struct watch queue_watch, timer_watch, listen_watch;
+	struct watch written_watch; /* inotify */
+	struct watcher *watcher;    /* who adds to it; NULL: nobody looks for writes */
 	pthread_mutex_t queue_lock; /* innermost: nothing is called under it */
 	struct track_call *queue;   /* guarded by queue_lock */
+	bool written_unsaved;	    /* some struct mm_file.written is not in the database */
 	bool stop;		    /* track thread only; set by a call */
 
 	struct client *clients;
@@ -262,6 +275,10 @@ int files_put(struct track *t, struct db_tx *tx, uint64_t ino);
 /* Stores the present paths of all files; drops the marks of those that are gone. */
 int files_refresh(struct track *t);
 void files_free(struct track *t);
+/* The file's entry, made when there is none. NULL: out of memory. */
+struct track_file *files_get(struct track *t, uint64_t ino);
+/* Learns the handle while the kernel knows the inode. True: the file can be found by it. */
+bool files_learn(struct track *t, struct track_file *file);
 /* Does any live mm map the file? */
 bool files_is_mapped(struct track *t, uint64_t ino);
 
@@ -286,6 +303,8 @@ void protect_unprotect(struct request *rq);
 void protect_forget(struct request *rq);
 /* Opens the first epoch of a file of the mm, if none is open, and stores the mm. */
 int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file);
+/* Stores an mm that was born with armed pages, in the epoch that it was born in. */
+int protect_store_born(struct track *t, struct tmm *tm);
 
 /* ---- answer.c ---- */
 void answer_status(struct request *rq);
@@ -308,12 +327,19 @@ void self_runs(struct request *rq);
 int unseen_report(struct track *t, uid_t uid, const char *name,
 		  int (*emit)(void *ctx, uint32_t type, const void *body, size_t len), void *ctx);
 
+/*
+ * A line about the processes that are not tracked and have the file (called `path`) open or mapped;
+ * "" if there are none. Looks at every process.
+ */
+void unseen_holders(struct track *t, uint64_t ino, const char *path, char *line, size_t size);
+
 /* ---- persist.c: the database's view ---- */
 
 /* An epoch that begins (number > 0) or only ends (0), with the dirty set that the last one had. */
 struct persist_epoch {
 	uint64_t file, number;
 	const struct mm_set *last;
+	enum mm_written written; /* in the last one */
 };
 
 int persist_load(struct track *t);

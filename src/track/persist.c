@@ -194,10 +194,12 @@ static int persist_mm_job(struct db_tx *tx, void *arg)
 		clock_gettime(CLOCK_REALTIME, &now);
 		if (e->number)
 			r = db_epoch_open(tx, row.id, e->file, e->number,
-					  now.tv_sec * 1000000000LL + now.tv_nsec, e->last);
+					  now.tv_sec * 1000000000LL + now.tv_nsec, e->last,
+					  e->written);
 		else
 			r = db_epoch_close(tx, row.id, e->file,
-					   now.tv_sec * 1000000000LL + now.tv_nsec, e->last);
+					   now.tv_sec * 1000000000LL + now.tv_nsec, e->last,
+					   e->written);
 	}
 	return r;
 }

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "track/residency.h"
+#include "track/written.h"
 #include "uffd/harvest.h"
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
@@ -85,6 +86,7 @@ struct turn {
 	struct mm_set was_armed; /* in the epoch that closes */
 	struct mm_set was_dirty; /* exact, within the selection */
 	struct mm_set stays;	 /* dirty in the new epoch: outside of it, or could not be marked */
+	enum mm_written written; /* in the epoch that closes */
 };
 
 static void turns_free(struct turn *turns, size_t nr)
@@ -115,11 +117,13 @@ static bool protect_part(const struct protect_selection *sel, const struct mm_vm
 }
 
 /* Step 1 for one file: remember the old epoch, arm all that is mapped, all of it dirty for now. */
-static int turn_begin(struct tmm *tm, const struct protect_selection *sel, struct turn *turn)
+static int turn_begin(struct track *t, struct tmm *tm, const struct protect_selection *sel,
+		      struct turn *turn)
 {
 	struct mm_owned *own = &turn->f->own[MM_WPFS];
 	int r = mm_set_copy(&turn->was_armed, &own->armed);
 
+	turn->written = written_turn(t, turn->f, !sel->ranged || mm_set_is_empty(&turn->was_armed));
 	if (r == 0)
 		r = mm_set_or_range(&turn->was_dirty, &own->dirty, sel->pgoff, sel->nr);
 	if (r == 0)
@@ -291,8 +295,8 @@ static int protect_commit(struct track *t, struct tmm *tm, struct turn *turns, s
 	if (!epochs)
 		return -ENOMEM;
 	for (size_t i = 0; i < nr; i++)
-		epochs[i] =
-			(struct persist_epoch){turns[i].f->id, tm->mm.epoch, &turns[i].was_dirty};
+		epochs[i] = (struct persist_epoch){turns[i].f->id, tm->mm.epoch,
+						   &turns[i].was_dirty, turns[i].written};
 	return persist_mm_epochs(t, tm, epochs, nr);
 }
 
@@ -319,6 +323,17 @@ static int protect_collect(struct tmm *tm, const struct protect_selection *sel, 
 	return 0;
 }
 
+/* Numbers ascend over all mms: the same one means the same time, or a later one. */
+static uint64_t protect_last_epoch(const struct track *t)
+{
+	const struct tmm *tm;
+	uint64_t last = 0;
+
+	DL_FOREACH (t->tmms, tm)
+		last = tm->mm.epoch > last ? tm->mm.epoch : last;
+	return last;
+}
+
 int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *sel,
 	       struct wpfs_protect_reply *reply)
 {
@@ -332,7 +347,7 @@ int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *
 	if (r == 0)
 		r = protect_collect(tm, sel, &turns, &nr);
 	for (size_t i = 0; r == 0 && i < nr; i++)
-		r = turn_begin(tm, sel, &turns[i]);
+		r = turn_begin(t, tm, sel, &turns[i]);
 	if (r == 0 && nr) {
 		r = persist_mm(t, tm);
 		if (r == 0)
@@ -342,7 +357,9 @@ int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *
 		for (size_t i = 0; r == 0 && i < nr; i++)
 			r = turn_end(sel, &turns[i]);
 		if (r == 0) {
-			tm->mm.epoch++;
+			if (!reply->epoch)
+				reply->epoch = protect_last_epoch(t) + 1;
+			tm->mm.epoch = reply->epoch;
 			r = protect_commit(t, tm, turns, nr);
 		}
 	}
@@ -353,8 +370,6 @@ int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *
 		tm->epoch_turned = true;
 		reply->mms++;
 		reply->files += nr;
-		if (tm->mm.epoch > reply->epoch)
-			reply->epoch = tm->mm.epoch;
 	}
 	turns_free(turns, nr);
 	return r;
@@ -362,13 +377,35 @@ int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *
 
 int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file)
 {
-	const struct persist_epoch epoch = {.file = file, .number = tm->mm.epoch ?: 1};
+	const struct persist_epoch epoch = {.file = file,
+					    .number = tm->mm.epoch ?: (protect_last_epoch(t) ?: 1),
+					    .written = MM_WRITTEN_UNKNOWN};
+	struct mm_file *f = mm_file_find(&tm->mm, file);
 	int r;
 
+	if (f)
+		written_turn(t, f, true);
 	tm->mm.epoch = epoch.number;
 	r = persist_mm_epochs(t, tm, &epoch, 1);
 	/* Open still, though nothing was armed in it any more. */
 	return r == -EEXIST ? persist_mm(t, tm) : r;
+}
+
+int protect_store_born(struct track *t, struct tmm *tm)
+{
+	_cleanup_free_ struct persist_epoch *epochs =
+		calloc(HASH_COUNT(tm->mm.files) + 1, sizeof(*epochs));
+	struct mm_file *f, *next;
+	size_t nr = 0;
+
+	if (!epochs)
+		return -ENOMEM;
+	HASH_ITER (hh, tm->mm.files, f, next) {
+		if (tm->mm.epoch && !mm_set_is_empty(&f->own[MM_WPFS].armed))
+			epochs[nr++] =
+				(struct persist_epoch){.file = f->id, .number = tm->mm.epoch};
+	}
+	return persist_mm_epochs(t, tm, epochs, nr);
 }
 
 /* ---- unprotect ---- */
@@ -418,7 +455,7 @@ int unprotect_mm(struct track *t, struct tmm *tm, const struct protect_selection
 	int r = tm->state == TMM_LIVE ? tmm_harvest(t, tm) : 0;
 
 	HASH_ITER (hh, tm->mm.files, f, next) {
-		const struct persist_epoch epoch = {.file = f->id, .last = &f->own[MM_WPFS].dirty};
+		struct persist_epoch epoch = {.file = f->id, .last = &f->own[MM_WPFS].dirty};
 		uint64_t pages;
 
 		if (r < 0 || (sel->file && f->id != sel->file))
@@ -426,8 +463,11 @@ int unprotect_mm(struct track *t, struct tmm *tm, const struct protect_selection
 		pages = mm_set_count_range(&f->own[MM_WPFS].armed, sel->pgoff, sel->nr);
 		if (pages == 0 && !f->protect)
 			continue;
-		if (!sel->ranged)
+		if (!sel->ranged) {
+			written_update(t);
+			epoch.written = f->written;
 			r = persist_mm_epochs(t, tm, &epoch, 1);
+		}
 		if (r == 0)
 			r = unprotect_file(t, tm, sel, f);
 		reply->pages += pages;
@@ -499,8 +539,13 @@ static void protect_each(struct request *rq, protect_mm_fn fn)
 		request_error(rq, result,
 			      "%s: %s: what it has armed counts as dirty; %llu others are done",
 			      failed, log_errstr(result), (unsigned long long)reply.mms);
-	else
+	else {
+		if (sel.file && !sel.name)
+			unseen_holders(rq->t, sel.file,
+				       ((const struct wpfs_select *)rq->body)->file, reply.note,
+				       sizeof(reply.note));
 		request_reply(rq, 0, &reply, sizeof(reply));
+	}
 }
 
 void protect_protect(struct request *rq)

@@ -20,6 +20,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "track/residency.h"
+#include "track/written.h"
 
 /* A call from another thread; lives on its stack until done. */
 struct track_call {
@@ -90,6 +91,7 @@ static void track_tick(struct track *t)
 		return;
 	life_sweep(t);
 	own_look(t);
+	written_update(t);
 	residency_sweep(t);
 	t->ticks++;
 	if (t->config.harvest_s && t->ticks >= t->config.harvest_s) {
@@ -135,6 +137,9 @@ static void *track_main(void *arg)
 			case WATCH_CLIENT:
 				client_event(t, (struct client *)w, ev[i].events);
 				break;
+			case WATCH_WRITTEN:
+				written_update(t);
+				break;
 			case WATCH_PROGRAM:
 				break;
 			}
@@ -153,6 +158,7 @@ static void track_free(struct track *t)
 	while (t->tmms)
 		tmm_free(t, t->tmms);
 	files_free(t);
+	written_close(t);
 	track_watch_remove(t, &t->queue_watch);
 	track_watch_remove(t, &t->timer_watch);
 	track_watch_remove(t, &t->listen_watch);
@@ -215,6 +221,7 @@ int track_start(const struct track_config *config, struct track **track)
 	t->queue_watch = (struct watch){WATCH_QUEUE, -1};
 	t->timer_watch = (struct watch){WATCH_TIMER, -1};
 	t->listen_watch = (struct watch){WATCH_LISTEN, -1};
+	t->written_watch = (struct watch){WATCH_WRITTEN, -1};
 	t->next_mm = 1;
 	pthread_mutex_init(&t->queue_lock, NULL);
 	r = track_copy_config(t, config);
@@ -224,6 +231,10 @@ int track_start(const struct track_config *config, struct track **track)
 		r = proc_boot_id(t->boot_id);
 	if (r == 0)
 		r = persist_load(t);
+	if (r == 0)
+		r = written_open(t);
+	if (r == 0)
+		r = written_begin(t);
 	if (r == 0)
 		r = life_resume(t);
 	if (r == 0)
@@ -247,6 +258,17 @@ static int track_settle_fn(struct track *t, void *arg)
 void track_settle(struct track *track)
 {
 	track_call(track, track_settle_fn, NULL);
+}
+
+static int track_serving_fn(struct track *t, void *arg)
+{
+	written_serve(t);
+	return written_update(t);
+}
+
+int track_serving(struct track *track)
+{
+	return track_call(track, track_serving_fn, NULL);
 }
 
 struct dropped_args {
@@ -297,6 +319,7 @@ static int track_stop_fn(struct track *t, void *arg)
 {
 	life_sweep(t);
 	life_end_all(t);
+	written_end(t);
 	t->stop = true;
 	return 0;
 }

@@ -39,6 +39,9 @@ struct track_config {
 /* Loads what the database knows, takes back living clients, starts serving. 0 or -errno. */
 int track_start(const struct track_config *config, struct track **track);
 
+/* The mount answers from now on. 0 or -errno. */
+int track_serving(struct track *track);
+
 /* Returns when every mm that has ended is harvested, committed and let go. */
 void track_settle(struct track *track);
 

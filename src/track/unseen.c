@@ -10,11 +10,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 #include <utlist.h>
 
 #include "base/cleanup.h"
 #include "base/fdio.h"
+#include "track/capped_internal.h"
 #include "track/internal.h"
 #include "uffd/maps.h"
 
@@ -65,6 +68,107 @@ static bool unseen_writes(const struct track *t, pid_t pid)
 			return true;
 	}
 	return false;
+}
+
+/* ---- of one file ---- */
+
+static bool unseen_is_ours(struct track *t, pid_t pid)
+{
+	struct client *c;
+	struct tmm *tm;
+
+	if (pid == getpid())
+		return true;
+	DL_FOREACH (t->tmms, tm) {
+		if (tm->state != TMM_DETACHED && (tm->program.pid == pid || tm->witness.pid == pid))
+			return true;
+	}
+	DL_FOREACH (t->clients, c) {
+		if (c->attached && c->id.pid == pid)
+			return true;
+	}
+	return false;
+}
+
+static bool unseen_is_of(const struct track *t, uint64_t dev, uint64_t ino, uint64_t file)
+{
+	if (t->config.capped && dev == capped_lower_dev(t->config.capped))
+		ino = fs_ino_of_lower(t->config.fs, ino);
+	for (size_t i = 0; i < t->nr_devs; i++) {
+		if (t->devs[i] == dev)
+			return ino == file;
+	}
+	return false;
+}
+
+static bool unseen_maps_file(const struct track *t, pid_t pid, uint64_t file)
+{
+	struct maps_list maps = {0};
+	bool found = false;
+
+	if (maps_read(pid, t->devs, t->nr_devs, &maps) == 0) {
+		for (size_t i = 0; i < maps.nr && !found; i++)
+			found = maps.vmas[i].shared &&
+				unseen_is_of(t, maps.vmas[i].dev, maps.vmas[i].ino, file);
+	}
+	maps_free(&maps);
+	return found;
+}
+
+static bool unseen_has_open(const struct track *t, pid_t pid, uint64_t file)
+{
+	_cleanup_dir_ DIR *dir = NULL;
+	struct dirent *de;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
+	dir = opendir(path);
+	while (dir && (de = readdir(dir))) {
+		struct statx stx;
+
+		/* DONT_SYNC: no request to ourselves. */
+		if (statx(dirfd(dir), de->d_name, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT,
+			  STATX_TYPE | STATX_INO, &stx) == 0 &&
+		    S_ISREG(stx.stx_mode) &&
+		    unseen_is_of(t, makedev(stx.stx_dev_major, stx.stx_dev_minor), stx.stx_ino,
+				 file))
+			return true;
+	}
+	return false;
+}
+
+void unseen_holders(struct track *t, uint64_t ino, const char *path, char *line, size_t size)
+{
+	_cleanup_dir_ DIR *proc = opendir("/proc");
+	const size_t room = size - 64; /* the end of the line comes after that */
+	unsigned more = 0;
+	struct dirent *de;
+	size_t used = 0;
+
+	line[0] = '\0';
+	while (proc && (de = readdir(proc))) {
+		const pid_t pid = (pid_t)atoi(de->d_name);
+		bool maps = pid > 0 && unseen_maps_file(t, pid, ino);
+		char comm[16] = "?";
+
+		if (pid <= 0 || (!maps && !unseen_has_open(t, pid, ino)) || unseen_is_ours(t, pid))
+			continue;
+		if (used + 64 > room) {
+			more++;
+			continue;
+		}
+		proc_comm(pid, comm);
+		if (used == 0)
+			used = (size_t)snprintf(line, room, "%.200s: not tracked: ", path);
+		else
+			used += (size_t)snprintf(line + used, room - used, ", ");
+		used += (size_t)snprintf(line + used, room - used, "%s (pid %d, %s)", comm, pid,
+					 maps ? "maps it" : "has it open");
+	}
+	if (used && more)
+		used += (size_t)snprintf(line + used, size - used, " and %u more", more);
+	if (used)
+		snprintf(line + used, size - used, ": stores through its mappings are not seen");
 }
 
 int unseen_report(struct track *t, uid_t uid, const char *name,

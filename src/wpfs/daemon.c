@@ -361,6 +361,8 @@ static int start(struct daemon *d)
 		r = start_tracking(d);
 	if (!r)
 		r = serve(d);
+	if (!r)
+		r = track_serving(d->track);
 	return r;
 }
 

@@ -77,11 +77,11 @@ static int put_everything(struct db_tx *tx, void *arg)
 		    db_file_put(tx, f->id, "handle", 6, "/dir/f");
 	}
 	r = r ?: db_model_put(tx, &mm);
-	r = r ?: db_epoch_open(tx, 1, FILE_ID, 1, 1000, NULL);
+	r = r ?: db_epoch_open(tx, 1, FILE_ID, 1, 1000, NULL, MM_WRITTEN_NO);
 	if (r == 0) {
 		struct mm_file *f = mm_file_find(&mm, FILE_ID);
 
-		r = db_epoch_open(tx, 1, FILE_ID, 2, 2000, &f->own[MM_WPFS].dirty);
+		r = db_epoch_open(tx, 1, FILE_ID, 2, 2000, &f->own[MM_WPFS].dirty, MM_WRITTEN_NO);
 	}
 	mm_free(&mm);
 	return r;

@@ -75,6 +75,7 @@ static int on_record(void *arg, enum wpfs_rec_type type, const void *body)
 		       strlen(((const struct wpfs_rec_mm *)body)->comm);
 		return ipc_records_add(&walk->again, type, body, sizeof(struct wpfs_rec_mm));
 	case WPFS_REC_MAP:
+	case WPFS_REC_UNION:
 		sum += strlen(((const struct wpfs_rec_map *)body)->path);
 		return ipc_records_add(&walk->again, type, body,
 				       offsetof(struct wpfs_rec_map, path) + 1 +

@@ -314,6 +314,7 @@ static void test_report_json(void **state)
 					 .marked = 3,
 					 .dirty = 1,
 					 .owner = WPFS_OWNER_WPFS,
+					 .written = WPFS_WRITTEN_YES,
 					 .path = "/f"};
 	const struct wpfs_rec_map parked = {.pages = 4, .owner = WPFS_OWNER_PROGRAM, .path = "/g"};
 	const struct wpfs_rec_run run = {.pgoff = 3, .pages = 1, .vaddr = 0x7f0000001000};
@@ -323,19 +324,21 @@ static void test_report_json(void **state)
 	_cleanup_free_ char *gone = report(&detached, &parked, &nowhere, "hm");
 
 	assert_string_equal(empty, "{\"mms\":[],\"notes\":[\"nothing attached\"]}\n");
-	assert_string_equal(
-		full, "{\"mms\":[{\"name\":\"db\",\"uid\":7,\"pid\":12,\"state\":\"live\","
-		      "\"comm\":\"prog\",\"epoch\":3,\"files\":1,\"armed\":4,\"marked\":3,"
-		      "\"dirty\":1,\"maps\":[{\"file\":\"/f\",\"start\":\"0x7f0000000000\","
-		      "\"end\":\"0x7f0000004000\",\"pgoff\":2,\"pages\":4,\"owner\":\"wpfs\","
-		      "\"armed\":4,\"marked\":3,\"dirty\":1,\"runs\":[{\"pgoff\":3,\"pages\":1,"
-		      "\"vaddr\":\"0x7f0000001000\"}]}],\"notes\":[]}],\"notes\":[]}\n");
+	assert_string_equal(full,
+			    "{\"mms\":[{\"name\":\"db\",\"uid\":7,\"pid\":12,\"state\":\"live\","
+			    "\"comm\":\"prog\",\"epoch\":3,\"files\":1,\"armed\":4,\"marked\":3,"
+			    "\"dirty\":1,\"maps\":[{\"file\":\"/f\",\"start\":\"0x7f0000000000\","
+			    "\"end\":\"0x7f0000004000\",\"pgoff\":2,\"pages\":4,\"owner\":\"wpfs\","
+			    "\"armed\":4,\"marked\":3,\"dirty\":1,\"write_calls\":\"yes\",\"runs\":"
+			    "[{\"pgoff\":3,\"pages\":1,"
+			    "\"vaddr\":\"0x7f0000001000\"}]}],\"notes\":[]}],\"notes\":[]}\n");
 	assert_string_equal(
 		gone, "{\"mms\":[{\"name\":null,\"uid\":0,\"pid\":null,\"state\":\"detached\","
 		      "\"comm\":\"\",\"epoch\":0,\"files\":0,\"armed\":0,\"marked\":0,"
 		      "\"dirty\":0,\"maps\":[{\"file\":\"/g\",\"start\":null,\"end\":null,"
 		      "\"pgoff\":0,\"pages\":4,\"owner\":\"program\",\"armed\":0,\"marked\":0,"
-		      "\"dirty\":0,\"runs\":[{\"pgoff\":3,\"pages\":1,\"vaddr\":null}]}],"
+		      "\"dirty\":0,\"write_calls\":null,\"runs\":[{\"pgoff\":3,\"pages\":1,"
+		      "\"vaddr\":null}]}],"
 		      "\"notes\":[\"hm\"]}],\"notes\":[]}\n");
 }
 

@@ -297,8 +297,8 @@ static void test_outq(void **state)
 }
 
 struct seen {
-	unsigned nr[5];
-	char path[WPFS_PATH_MAX + 4];
+	unsigned nr[WPFS_REC_UNION + 1];
+	char path[WPFS_PATH_MAX];
 	uint64_t last_pgoff;
 };
 

@@ -369,8 +369,8 @@ static int epoch_job(struct db_tx *tx, void *arg)
 
 	r = r ?: db_file_put(tx, 10, NULL, 0, NULL);
 	if (r == 0 && e->number)
-		return db_epoch_open(tx, 7, 10, e->number, 1000, e->last);
-	return r ?: db_epoch_close(tx, 7, 10, 999, e->last);
+		return db_epoch_open(tx, 7, 10, e->number, 1000, e->last, MM_WRITTEN_YES);
+	return r ?: db_epoch_close(tx, 7, 10, 999, e->last, MM_WRITTEN_YES);
 }
 
 static int epochs_kept_job(struct db_tx *tx, void *arg)

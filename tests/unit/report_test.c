@@ -129,6 +129,8 @@ static struct {
 	unsigned mms, maps, runs, notes;
 	struct wpfs_rec_mm mm;	   /* the last */
 	struct wpfs_rec_map map;   /* the last */
+	struct wpfs_rec_map all;   /* the union */
+	uint64_t all_pages;	   /* in its runs */
 	unsigned listed[NR_PAGES]; /* times a page of FILE_A stood in a run */
 	uint64_t run_pages;
 	char files[256]; /* path of each MAP and a comma */
@@ -169,6 +171,11 @@ static int collect(void *ctx, uint32_t type, const void *body, size_t len)
 		got.map = *(const struct wpfs_rec_map *)body;
 		append(got.files, sizeof(got.files), got.map.path, ',');
 		got.maps++;
+	} else if (type == WPFS_REC_UNION) {
+		assert_int_equal(len, sizeof(got.all));
+		got.all = *(const struct wpfs_rec_map *)body;
+	} else if (type == WPFS_REC_RUN && got.all.file) {
+		got.all_pages += ((const struct wpfs_rec_run *)body)->pages;
 	} else if (type == WPFS_REC_RUN) {
 		assert_true(got.maps > 0);
 		collect_run(body);
@@ -457,10 +464,10 @@ static void test_unmounted(void **state)
 
 static int epochs_job(struct db_tx *tx, void *arg)
 {
-	int r = db_epoch_open(tx, 1, FILE_A, 1, 10, NULL);
+	int r = db_epoch_open(tx, 1, FILE_A, 1, 10, NULL, MM_WRITTEN_NO);
 
-	r = r ?: db_epoch_open(tx, 1, FILE_A, 2, 20, arg);
-	return r ?: db_epoch_open(tx, 1, FILE_A, 3, 30, NULL);
+	r = r ?: db_epoch_open(tx, 1, FILE_A, 2, 20, arg, MM_WRITTEN_NO);
+	return r ?: db_epoch_open(tx, 1, FILE_A, 3, 30, NULL, MM_WRITTEN_NO);
 }
 
 static void test_epochs(void **state)

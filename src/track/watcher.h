@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Adds inotify watches on files of the daemon's own mount. To look up a file there may take a
+ * request to the daemon itself, and the FUSE threads that would answer may all be waiting for the
+ * track thread: so another thread does it, and the track thread waits for a bounded time only.
+ */
+#ifndef WPFS_TRACK_WATCHER_H
+#define WPFS_TRACK_WATCHER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct watcher;
+
+/* `inotify_fd` is borrowed until watcher_stop. 0 or -errno. */
+int watcher_start(int inotify_fd, struct watcher **watcher);
+
+/* The mount must be gone, or be answered. NULL is fine. */
+void watcher_stop(struct watcher *watcher);
+
+/*
+ * Watches the file at `path` for one IN_MODIFY, if it is the one with that st_dev and st_ino. Gives
+ * the watch (> 0), or -errno: -ESTALE: it is another file; -ETIMEDOUT: not within WATCHER_MS, and
+ * it will not be watched.
+ */
+#define WATCHER_MS 500
+int watcher_add(struct watcher *watcher, const char *path, uint64_t dev, uint64_t ino);
+
+/*
+ * Has the process (its number as text) a file of one of these devices open? Makes no request to
+ * the mount.
+ */
+bool watcher_uses(const char *pid, const uint64_t *devs, size_t nr);
+
+#endif
