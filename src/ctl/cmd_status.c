@@ -17,6 +17,22 @@ static const char *kind_name(uint32_t kind)
 	return kind == WPFS_KIND_CAPPED ? "capped" : "native";
 }
 
+static void show_capped_json(struct json *json, const struct wpfs_status *s)
+{
+	json_u64(json, "cap", s->cap);
+	json_u64(json, "read_ahead", s->ahead);
+	json_u64(json, "probes", s->probes);
+	json_u64(json, "throttled", s->throttled);
+	json_u64(json, "zero_pages", s->zeros);
+	json_u64(json, "fences", s->fences);
+	json_u64(json, "fence_ns", s->fence_ns);
+	json_u64(json, "io_depth", s->io_depth);
+	json_u64(json, "io_depth_max", s->io_depth_max);
+	json_bool(json, "store_io_uring", s->store_uring);
+	json_u64(json, "store_errors", s->store_errors);
+	json_u64(json, "failing", s->failing);
+}
+
 static void show_json(const struct wpfs_status *s)
 {
 	struct json json;
@@ -40,6 +56,8 @@ static void show_json(const struct wpfs_status *s)
 	json_u64(&json, "faults", s->faults);
 	json_u64(&json, "refaults", s->refaults);
 	json_u64(&json, "evictions", s->evictions);
+	if (s->kind == WPFS_KIND_CAPPED)
+		show_capped_json(&json, s);
 	json_u64(&json, "clients", s->clients);
 	json_u64(&json, "mms_live", s->mms_live);
 	json_u64(&json, "mms_detached", s->mms_detached);
@@ -84,6 +102,26 @@ static void put_commit(uint64_t when)
 	    (uint64_t)time(NULL) > when ? (uint64_t)time(NULL) - when : 0);
 }
 
+static void show_capped(const struct wpfs_status *s)
+{
+	char a[16], b[16];
+
+	put("resident", "%s of %s", units_format_size(s->resident, a, sizeof(a)),
+	    units_format_size(s->cap, b, sizeof(b)));
+	put("spilled", "%s", units_format_size(s->spilled, a, sizeof(a)));
+	put("faults", "%" PRIu64 ", %" PRIu64 " had to wait for room", s->faults, s->throttled);
+	put("refaults", "%" PRIu64 " pages, %" PRIu64 " of them read ahead", s->refaults, s->ahead);
+	put("evictions", "%" PRIu64 " pages, %" PRIu64 " of them zeros, after %" PRIu64 " probes",
+	    s->evictions, s->zeros, s->probes);
+	put("fences", "%" PRIu64 ", %.1f ms each", s->fences,
+	    s->fences ? (double)s->fence_ns / 1e6 / (double)s->fences : 0);
+	put("store I/O", "%s, depth %" PRIu64 ", at most %" PRIu64 " so far",
+	    s->store_uring ? "io_uring" : "pread and pwrite", s->io_depth, s->io_depth_max);
+	if (s->store_errors || s->failing)
+		put("store errors", "%" PRIu64 ", %" PRIu64 " faults wait for a page",
+		    s->store_errors, s->failing);
+}
+
 static void show_text(const struct wpfs_status *s)
 {
 	char a[16], b[16];
@@ -105,10 +143,7 @@ static void show_text(const struct wpfs_status *s)
 	else
 		put("files", "%" PRIu64 ", no limit", s->inodes_used);
 	if (s->kind == WPFS_KIND_CAPPED) {
-		put("resident", "%s", units_format_size(s->resident, a, sizeof(a)));
-		put("spilled", "%s", units_format_size(s->spilled, a, sizeof(a)));
-		put("faults", "%" PRIu64 ", %" PRIu64 " of them refaults", s->faults, s->refaults);
-		put("evictions", "%" PRIu64, s->evictions);
+		show_capped(s);
 	}
 	put("programs", "%" PRIu64 " live, %" PRIu64 " detached", s->mms_live, s->mms_detached);
 	put("clients", "%" PRIu64, s->clients);

@@ -271,6 +271,10 @@ struct wpfs_status {
 	uint64_t size, used, inodes, inodes_used; /* of the lower tmpfs: bytes, bytes, counts */
 	uint64_t resident, spilled;		  /* capped: bytes */
 	uint64_t faults, refaults, evictions;	  /* capped: counts */
+	/* capped: the cap in bytes; counts; time; pieces of I/O in flight now and most ever */
+	uint64_t cap, failing, ahead, probes, throttled, zeros, store_errors;
+	uint64_t fences, fence_ns, io_depth, io_depth_max;
+	uint64_t store_uring; /* capped: pages go to the store through io_uring */
 	uint64_t clients, mms_live, mms_detached;
 	uint64_t last_commit; /* seconds since the epoch, 0 = never */
 	uint64_t harvests,

@@ -3,38 +3,65 @@
 
 #include <errno.h>
 #include <liburing.h>
-#include <pthread.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 
-#define IO_DEPTH 64
-
 struct spill_io {
 	enum spill_path path;
-	pthread_mutex_t lock; /* ring and counts; nothing else is taken under it */
 	struct io_uring ring; /* valid if path is URING */
-	struct spill_io_counts counts;
+	void *buf;
+	size_t buf_size;
+	bool fixed; /* buf is registered */
+	struct spill_stats *stats;
 };
 
 int (*spill_io_test_fail)(bool write, uint64_t off);
 
-int spill_io_new(enum spill_path want, struct spill_io **out)
+/* The memory stays where it is and is ours alone until spill_io_free. */
+static int buf_new(struct spill_io *io, size_t size)
+{
+	struct iovec iov;
+
+	if (size == 0)
+		return 0;
+	io->buf = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (io->buf == MAP_FAILED) {
+		io->buf = NULL;
+		return -ENOMEM;
+	}
+	io->buf_size = size;
+	iov = (struct iovec){io->buf, size};
+	/* Refused (RLIMIT_MEMLOCK): each piece is pinned by itself, which is slower and no more. */
+	io->fixed =
+		io->path == SPILL_PATH_URING && io_uring_register_buffers(&io->ring, &iov, 1) == 0;
+	return 0;
+}
+
+int spill_io_new(enum spill_path want, size_t buf_size, struct spill_stats *stats,
+		 struct spill_io **out)
 {
 	struct spill_io *io = calloc(1, sizeof(*io));
 	int r = -EPERM;
 
 	if (!io)
 		return -ENOMEM;
+	io->stats = stats;
 	if (want == SPILL_PATH_URING)
-		r = io_uring_queue_init(IO_DEPTH, &io->ring, 0);
+		r = io_uring_queue_init(SPILL_IO_DEPTH, &io->ring, 0);
+	io->path = r < 0 ? SPILL_PATH_SYNC : SPILL_PATH_URING;
 	if (r < 0 && r != -ENOSYS && r != -EPERM) {
 		free(io);
 		return r;
 	}
-	io->path = r < 0 ? SPILL_PATH_SYNC : SPILL_PATH_URING;
-	pthread_mutex_init(&io->lock, NULL);
+	r = buf_new(io, buf_size);
+	if (r < 0) {
+		spill_io_free(io);
+		return r;
+	}
 	*out = io;
 	return 0;
 }
@@ -45,8 +72,14 @@ void spill_io_free(struct spill_io *io)
 		return;
 	if (io->path == SPILL_PATH_URING)
 		io_uring_queue_exit(&io->ring);
-	pthread_mutex_destroy(&io->lock);
+	if (io->buf)
+		munmap(io->buf, io->buf_size);
 	free(io);
+}
+
+void *spill_io_buf(const struct spill_io *io)
+{
+	return io->buf;
 }
 
 enum spill_path spill_io_path(const struct spill_io *io)
@@ -54,14 +87,18 @@ enum spill_path spill_io_path(const struct spill_io *io)
 	return io->path;
 }
 
-struct spill_io_counts spill_io_counts(struct spill_io *io)
+static void stats_begin(struct spill_stats *stats)
 {
-	struct spill_io_counts counts;
+	uint64_t depth = atomic_fetch_add(&stats->depth, 1) + 1;
+	uint64_t max = atomic_load(&stats->depth_max);
 
-	pthread_mutex_lock(&io->lock);
-	counts = io->counts;
-	pthread_mutex_unlock(&io->lock);
-	return counts;
+	while (depth > max && !atomic_compare_exchange_weak(&stats->depth_max, &max, depth))
+		;
+}
+
+static void stats_end(struct spill_stats *stats)
+{
+	atomic_fetch_sub(&stats->depth, 1);
 }
 
 /* What a transfer of n bytes means for a piece of which *seg is left. 0: go on or done. */
@@ -80,18 +117,21 @@ static int seg_advance(struct spill_seg *seg, bool write, ssize_t n)
 static int sync_run(struct spill_io *io, int fd, bool write, struct spill_seg *segs, size_t nr)
 {
 	for (size_t i = 0; i < nr; i++) {
-		while (segs[i].len) {
+		int r = 0;
+
+		stats_begin(io->stats);
+		while (segs[i].len && r == 0) {
 			ssize_t n = write ? pwrite(fd, segs[i].buf, segs[i].len, (off_t)segs[i].off)
 					  : pread(fd, segs[i].buf, segs[i].len, (off_t)segs[i].off);
-			int r;
 
 			if (n < 0 && errno == EINTR)
 				continue;
 			r = seg_advance(&segs[i], write, n < 0 ? -errno : n);
-			if (r < 0)
-				return r;
 		}
-		io->counts.sync++;
+		stats_end(io->stats);
+		if (r < 0)
+			return r;
+		atomic_fetch_add(&io->stats->sync, 1);
 	}
 	return 0;
 }
@@ -100,17 +140,26 @@ static void uring_queue(struct spill_io *io, int fd, bool write, struct spill_se
 {
 	struct io_uring_sqe *sqe = io_uring_get_sqe(&io->ring);
 
+	bool fixed = io->fixed && (char *)seg->buf >= (char *)io->buf &&
+		     (char *)seg->buf + seg->len <= (char *)io->buf + io->buf_size;
+
 	/* Never NULL: no more are in flight than the ring has room for. */
-	if (write)
+	if (write && fixed)
+		io_uring_prep_write_fixed(sqe, fd, seg->buf, seg->len, seg->off, 0);
+	else if (write)
 		io_uring_prep_write(sqe, fd, seg->buf, seg->len, seg->off);
+	else if (fixed)
+		io_uring_prep_read_fixed(sqe, fd, seg->buf, seg->len, seg->off, 0);
 	else
 		io_uring_prep_read(sqe, fd, seg->buf, seg->len, seg->off);
+	if (fixed)
+		atomic_fetch_add(&io->stats->fixed, 1);
 	io_uring_sqe_set_data(sqe, seg);
 }
 
 /*
- * Keeps up to IO_DEPTH pieces in flight. After an error nothing new is queued, but everything in
- * flight is waited for: its buffers are the caller's.
+ * Keeps up to SPILL_IO_DEPTH pieces in flight. After an error nothing new is queued, but everything
+ * in flight is waited for: its buffers are the caller's.
  */
 static int uring_run(struct spill_io *io, int fd, bool write, struct spill_seg *segs, size_t nr)
 {
@@ -122,7 +171,8 @@ static int uring_run(struct spill_io *io, int fd, bool write, struct spill_seg *
 		struct spill_seg *seg;
 		int r;
 
-		while (next < nr && in_flight < IO_DEPTH && result == 0) {
+		while (next < nr && in_flight < SPILL_IO_DEPTH && result == 0) {
+			stats_begin(io->stats);
 			uring_queue(io, fd, write, &segs[next++]);
 			in_flight++;
 		}
@@ -142,7 +192,8 @@ static int uring_run(struct spill_io *io, int fd, bool write, struct spill_seg *
 				continue;
 			}
 			in_flight--;
-			io->counts.uring++;
+			stats_end(io->stats);
+			atomic_fetch_add(&io->stats->uring, 1);
 		}
 	}
 	return result;
@@ -162,11 +213,8 @@ static int io_run(struct spill_io *io, int fd, bool write, const struct spill_se
 		if (r < 0)
 			return r;
 	}
-	pthread_mutex_lock(&io->lock);
-	r = io->path == SPILL_PATH_URING ? uring_run(io, fd, write, left, nr)
-					 : sync_run(io, fd, write, left, nr);
-	pthread_mutex_unlock(&io->lock);
-	return r;
+	return io->path == SPILL_PATH_URING ? uring_run(io, fd, write, left, nr)
+					    : sync_run(io, fd, write, left, nr);
 }
 
 int spill_io_read(struct spill_io *io, int fd, const struct spill_seg *segs, size_t nr)

@@ -6,9 +6,12 @@
 #ifndef WPFS_SPILL_IO_H
 #define WPFS_SPILL_IO_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#define SPILL_IO_DEPTH 64 /* pieces in flight of one engine at most */
 
 struct spill_io;
 
@@ -21,26 +24,35 @@ struct spill_seg {
 	uint32_t len; /* bytes */
 };
 
-/* `want`: SYNC never tries io_uring. 0 or -errno; refused is no error. Free with spill_io_free. */
-int spill_io_new(enum spill_path want, struct spill_io **io);
+/* Of all engines that share it: for status and for tests. Read and reset as you like. */
+struct spill_stats {
+	_Atomic uint64_t uring, sync; /* pieces done so far by each of the two ways */
+	_Atomic uint64_t fixed;	      /* of those by io_uring, from and to registered buffers */
+	_Atomic uint64_t depth, depth_max; /* pieces in flight: now, and most ever */
+};
+
+/*
+ * An engine with a buffer of its own, page-aligned and `buf_size` long (0: none), which is
+ * registered with the ring where the kernel allows it: pieces in it are not pinned one by one.
+ * `want`: SYNC never tries io_uring. 0 or -errno; refused is no error. Free with spill_io_free.
+ * `stats` is borrowed as long.
+ */
+int spill_io_new(enum spill_path want, size_t buf_size, struct spill_stats *stats,
+		 struct spill_io **io);
 void spill_io_free(struct spill_io *io);
+
+void *spill_io_buf(const struct spill_io *io);
 
 /* Which one runs. Constant after spill_io_new. */
 enum spill_path spill_io_path(const struct spill_io *io);
 
 /*
- * Reads or writes all pieces and waits. Any thread; one call at a time, others wait. 0, or the
+ * Reads or writes all pieces and waits. Any thread, but one at a time per engine. 0, or the
  * -errno of the first piece that failed, and then nothing is known about the others. A read that
  * meets the end of the file is -ENODATA, a write that the device takes nothing of is -ENOSPC.
  */
 int spill_io_read(struct spill_io *io, int fd, const struct spill_seg *segs, size_t nr);
 int spill_io_write(struct spill_io *io, int fd, const struct spill_seg *segs, size_t nr);
-
-/* Pieces done so far by each of the two ways: for status and for tests. */
-struct spill_io_counts {
-	uint64_t uring, sync;
-};
-struct spill_io_counts spill_io_counts(struct spill_io *io);
 
 /*
  * For tests: asked before each piece; not 0: that -errno is its result and nothing is done. NULL

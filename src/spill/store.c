@@ -2,8 +2,6 @@
 /*
  * O_DIRECT, because a page that left memory must not come back as page cache of the store. A file
  * system that refuses it at open or at the first transfer is used through its cache.
- *
- * The file opened last is kept open: faults and evictions come in bursts for one file.
  */
 #include "spill/store.h"
 
@@ -11,7 +9,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,11 +21,9 @@
 
 struct spill_store {
 	int dir_fd;
-	struct spill_io *io;
-	pthread_mutex_t lock; /* what follows, and held while the open file is used */
-	uint64_t open_id;
-	int open_fd; /* -1: none */
-	bool direct; /* not refused so far */
+	enum spill_path want;
+	_Atomic bool direct; /* not refused so far */
+	struct spill_stats stats;
 };
 
 struct store_path {
@@ -46,36 +41,29 @@ static struct store_path store_path(uint64_t id)
 int spill_store_open(int dir_fd, enum spill_path want, struct spill_store **out)
 {
 	struct spill_store *store = calloc(1, sizeof(*store));
-	int r;
 
 	if (!store)
 		return -ENOMEM;
 	store->dir_fd = dir_fd;
-	store->open_fd = -1;
+	store->want = want;
 	store->direct = true;
-	pthread_mutex_init(&store->lock, NULL);
-	r = spill_io_new(want, &store->io);
-	if (r < 0) {
-		spill_store_close(store);
-		return r;
-	}
 	*out = store;
 	return 0;
 }
 
 void spill_store_close(struct spill_store *store)
 {
-	if (!store)
-		return;
-	close_fd(&store->open_fd);
-	spill_io_free(store->io);
-	pthread_mutex_destroy(&store->lock);
 	free(store);
 }
 
-struct spill_io *spill_store_io(struct spill_store *store)
+struct spill_stats *spill_store_stats(struct spill_store *store)
 {
-	return store->io;
+	return &store->stats;
+}
+
+int spill_store_engine(struct spill_store *store, size_t buf_size, struct spill_io **io)
+{
+	return spill_io_new(store->want, buf_size, &store->stats, io);
 }
 
 static int store_openat(struct spill_store *store, uint64_t id, int flags)
@@ -92,25 +80,16 @@ static int store_openat(struct spill_store *store, uint64_t id, int flags)
 	return fd < 0 ? -errno : fd;
 }
 
-/* Makes open_fd the file's. */
-static int store_switch(struct spill_store *store, uint64_t id, bool create)
+int spill_store_file(struct spill_store *store, uint64_t id, bool create)
 {
 	const int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | (create ? O_CREAT : 0);
-	int fd;
+	int fd = store_openat(store, id, flags | (store->direct ? O_DIRECT : 0));
 
-	if (store->open_fd >= 0 && store->open_id == id)
-		return 0;
-	close_fd(&store->open_fd);
-	fd = store_openat(store, id, flags | (store->direct ? O_DIRECT : 0));
 	if (fd == -EINVAL && store->direct) {
 		store->direct = false;
 		fd = store_openat(store, id, flags);
 	}
-	if (fd < 0)
-		return fd;
-	store->open_fd = fd;
-	store->open_id = id;
-	return 0;
+	return fd;
 }
 
 /* Cuts the runs into pieces. NULL: out of memory. */
@@ -139,67 +118,47 @@ static struct spill_seg *store_pieces(const struct spill_run *runs, size_t nr, s
 	return segs;
 }
 
-static int store_run(struct spill_store *store, uint64_t id, bool write,
-		     const struct spill_run *runs, size_t nr)
+static int store_run(struct spill_io *io, int fd, bool write, const struct spill_run *runs,
+		     size_t nr)
 {
 	size_t nr_segs;
 	_cleanup_free_ struct spill_seg *segs = store_pieces(runs, nr, &nr_segs);
 	int (*run)(struct spill_io *, int, const struct spill_seg *, size_t) =
 		write ? spill_io_write : spill_io_read;
-	int r;
+	int r, flags;
 
 	if (!segs)
 		return -ENOMEM;
-	pthread_mutex_lock(&store->lock);
-	r = store_switch(store, id, write);
-	if (r == 0)
-		r = run(store->io, store->open_fd, segs, nr_segs);
-	if (r == -EINVAL && store->direct) {
-		store->direct = false;
-		close_fd(&store->open_fd);
-		r = store_switch(store, id, write);
-		if (r == 0)
-			r = run(store->io, store->open_fd, segs, nr_segs);
-	}
-	pthread_mutex_unlock(&store->lock);
-	return r;
+	r = run(io, fd, segs, nr_segs);
+	if (r != -EINVAL)
+		return r;
+	flags = fcntl(fd, F_GETFL);
+	if (flags < 0 || !(flags & O_DIRECT) || fcntl(fd, F_SETFL, flags & ~O_DIRECT) < 0)
+		return r;
+	return run(io, fd, segs, nr_segs);
 }
 
-int spill_store_write(struct spill_store *store, uint64_t id, const struct spill_run *runs,
-		      size_t nr)
+int spill_store_write(struct spill_io *io, int fd, const struct spill_run *runs, size_t nr)
 {
-	return store_run(store, id, true, runs, nr);
+	return store_run(io, fd, true, runs, nr);
 }
 
-int spill_store_read(struct spill_store *store, uint64_t id, const struct spill_run *runs,
-		     size_t nr)
+int spill_store_read(struct spill_io *io, int fd, const struct spill_run *runs, size_t nr)
 {
-	return store_run(store, id, false, runs, nr);
+	return store_run(io, fd, false, runs, nr);
 }
 
-void spill_store_discard(struct spill_store *store, uint64_t id, const struct spill_run *runs,
-			 size_t nr)
+void spill_store_discard(int fd, const struct spill_run *runs, size_t nr)
 {
-	pthread_mutex_lock(&store->lock);
-	if (store_switch(store, id, false) == 0) {
-		for (size_t i = 0; i < nr; i++)
-			fallocate(store->open_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-				  (off_t)(runs[i].first << WPFS_PAGE_SHIFT),
-				  (off_t)(runs[i].nr << WPFS_PAGE_SHIFT));
-	}
-	pthread_mutex_unlock(&store->lock);
+	for (size_t i = 0; i < nr; i++)
+		fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			  (off_t)(runs[i].first << WPFS_PAGE_SHIFT),
+			  (off_t)(runs[i].nr << WPFS_PAGE_SHIFT));
 }
 
 int spill_store_remove(struct spill_store *store, uint64_t id)
 {
-	int r;
-
-	pthread_mutex_lock(&store->lock);
-	if (store->open_id == id)
-		close_fd(&store->open_fd);
-	r = unlinkat(store->dir_fd, store_path(id).s, 0) < 0 && errno != ENOENT ? -errno : 0;
-	pthread_mutex_unlock(&store->lock);
-	return r;
+	return unlinkat(store->dir_fd, store_path(id).s, 0) < 0 && errno != ENOENT ? -errno : 0;
 }
 
 static int store_wipe_dir(int dir_fd, const char *name)
@@ -228,15 +187,12 @@ int spill_store_wipe(struct spill_store *store)
 {
 	int r = 0;
 
-	pthread_mutex_lock(&store->lock);
-	close_fd(&store->open_fd);
 	for (unsigned i = 0; i < 256 && r == 0; i++) {
 		char name[12];
 
 		snprintf(name, sizeof(name), "%02x", i);
 		r = store_wipe_dir(store->dir_fd, name);
 	}
-	pthread_mutex_unlock(&store->lock);
 	return r;
 }
 

@@ -6,7 +6,7 @@
  * crash of the machine those are gone and a new daemon removes the files. So nothing here is ever
  * synced.
  *
- * Any thread; one file is used by one thread at a time.
+ * Any thread.
  */
 #ifndef WPFS_SPILL_STORE_H
 #define WPFS_SPILL_STORE_H
@@ -23,8 +23,13 @@ struct spill_store;
 int spill_store_open(int dir_fd, enum spill_path want, struct spill_store **store);
 void spill_store_close(struct spill_store *store);
 
-/* The engine below, for its path and its counts. */
-struct spill_io *spill_store_io(struct spill_store *store);
+struct spill_stats *spill_store_stats(struct spill_store *store);
+
+/* An engine for it: spill_io_new. */
+int spill_store_engine(struct spill_store *store, size_t buf_size, struct spill_io **io);
+
+/* A descriptor for the pages of file `id`, the caller's. -ENOENT without `create`. */
+int spill_store_file(struct spill_store *store, uint64_t id, bool create);
 
 /* Pages [first, first + nr) of one file, in a buffer aligned to the page size. */
 struct spill_run {
@@ -33,17 +38,14 @@ struct spill_run {
 };
 
 /*
- * Writes or reads pages of file `id`; the file is made at its first write. 0 or -errno: -EIO,
- * -ENOSPC, ... A page that was never written reads as -ENODATA or as zeros: ask the bits first.
+ * Writes or reads pages of a file. 0 or -errno: -EIO, -ENOSPC, ... A page that was never written
+ * reads as -ENODATA or as zeros: ask the bits first.
  */
-int spill_store_write(struct spill_store *store, uint64_t id, const struct spill_run *runs,
-		      size_t nr);
-int spill_store_read(struct spill_store *store, uint64_t id, const struct spill_run *runs,
-		     size_t nr);
+int spill_store_write(struct spill_io *io, int fd, const struct spill_run *runs, size_t nr);
+int spill_store_read(struct spill_io *io, int fd, const struct spill_run *runs, size_t nr);
 
 /* These pages are not needed: their room is given back as far as the file system can. */
-void spill_store_discard(struct spill_store *store, uint64_t id, const struct spill_run *runs,
-			 size_t nr);
+void spill_store_discard(int fd, const struct spill_run *runs, size_t nr);
 
 /* The file is not needed any more. 0 or -errno; it not being there is no error. */
 int spill_store_remove(struct spill_store *store, uint64_t id);

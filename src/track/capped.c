@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Files of a capped mount and their pages: the lower file has it, the store has it, or it is zeros.
- *
- * A page comes back with one whole-page pwrite to the lower file, never through a mapping, where
- * other threads would see it half filled; a page of zeros by fallocate, which never overwrites.
+ * Files of a capped mount: what is known of each, and what a killed daemon left of it. A page is in
+ * the lower file, or in the store, or it is zeros.
  */
 #include "track/capped.h"
 
@@ -12,6 +10,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +25,8 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "track/capped_internal.h"
+
+#define MANY_FILES 4096
 
 /* ---- files ---- */
 
@@ -65,6 +66,7 @@ int capped_file_get(struct capped *c, const struct fs_handle *handle, uint64_t i
 	f->ino = ino;
 	f->handle = *handle;
 	f->bits = (struct spill_bits)SPILL_BITS_INIT;
+	f->spill_fd = -1;
 	r = fs_file_hold(c->config.fs, handle, &f->fd);
 	if (r < 0) {
 		free(f);
@@ -72,6 +74,8 @@ int capped_file_get(struct capped *c, const struct fs_handle *handle, uint64_t i
 	}
 	if (fstat(f->fd, &st) == 0) /* which cannot fail */
 		f->lower_ino = st.st_ino;
+	/* Without a name there its pages are not chosen: they go when somebody says evict. */
+	f->has_slot = policy_file_add(c->policy, f, &f->slot) == 0;
 	HASH_ADD(hh, c->files, ino, sizeof(f->ino), f);
 	*file = f;
 	return 0;
@@ -80,6 +84,10 @@ int capped_file_get(struct capped *c, const struct fs_handle *handle, uint64_t i
 static void file_free(struct capped *c, struct capped_file *f)
 {
 	HASH_DEL(c->files, f);
+	capped_ahead_forget(c, f->ino);
+	if (f->has_slot)
+		policy_file_remove(c->policy, f->slot);
+	close_fd(&f->spill_fd);
 	c->counts.spilled -= f->bits.count;
 	spill_bits_close(&f->bits);
 	close(f->fd);
@@ -96,15 +104,27 @@ int capped_file_prepare(struct capped *c, struct capped_file *f, uint64_t pages)
 	if (r == 0 && !f->missing) {
 		memcpy(f->bits.head, &f->handle, sizeof(f->handle));
 		f->missing = true;
+		/* What was stored through mappings so far, nobody told of. */
+		capped_know(c, f, 0, UINT64_MAX);
 	}
 	return r < 0 ? r : spill_bits_reserve(&f->bits, pages);
+}
+
+int capped_spill_fd(struct capped *c, struct capped_file *f, bool create)
+{
+	if (f->spill_fd < 0)
+		f->spill_fd = spill_store_file(c->store, f->ino, create);
+	return f->spill_fd;
 }
 
 void capped_tidy(struct capped *c, struct capped_file *f)
 {
 	/* What a batch has written there has no bits yet. */
-	if (f->missing && f->bits.count == 0 && !(c->batch && c->batch->file == f))
-		spill_store_remove(c->store, f->ino);
+	if (!f->missing || f->bits.count || (c->batch && c->batch->file == f) ||
+	    capped_used(c, f->ino, 0, UINT64_MAX, 1 << CAPPED_USE_LOAD))
+		return;
+	close_fd(&f->spill_fd);
+	spill_store_remove(c->store, f->ino);
 }
 
 void capped_forget(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr)
@@ -115,84 +135,6 @@ void capped_forget(struct capped *c, struct capped_file *f, uint64_t first, uint
 	c->counts.spilled -= before - f->bits.count;
 	if (before)
 		capped_tidy(c, f);
-}
-
-/* ---- pages ---- */
-
-/* What moved in and out of memory did not change the file: its times stay. */
-static void keep_times(int fd, const struct stat *st)
-{
-	const struct timespec times[2] = {st->st_atim, st->st_mtim};
-
-	futimens(fd, times);
-}
-
-/* The run of spilled pages at `first`, at most CAPPED_CLUSTER of them and before `end`. */
-static uint64_t spilled_run(const struct capped_file *f, uint64_t first, uint64_t end)
-{
-	uint64_t nr = 1;
-
-	while (nr < CAPPED_CLUSTER && first + nr < end && spill_bits_test(&f->bits, first + nr))
-		nr++;
-	return nr;
-}
-
-static int load_run(struct capped *c, struct capped_file *f, const struct stat *st, uint64_t first,
-		    uint64_t nr)
-{
-	const struct spill_run run = {first, nr, c->buf};
-	uint64_t off = first << WPFS_PAGE_SHIFT, len = nr << WPFS_PAGE_SHIFT;
-	int r = spill_store_read(c->store, f->ino, &run, 1);
-
-	/* The file never grows by this; what lay behind its end is nobody's. */
-	if (off + len > (uint64_t)st->st_size)
-		len = off < (uint64_t)st->st_size ? (uint64_t)st->st_size - off : 0;
-	if (r == 0)
-		r = fdio_pwrite_full(f->fd, c->buf, len, (off_t)off);
-	if (r < 0)
-		return r;
-	/* After, never before: a daemon killed in between leaves both, and the lower file wins. */
-	capped_forget(c, f, first, nr);
-	c->counts.refaults += nr;
-	return 0;
-}
-
-int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr,
-		uint64_t *loaded)
-{
-	uint64_t end = nr > UINT64_MAX - first ? UINT64_MAX : first + nr;
-	uint64_t page = spill_bits_next(&f->bits, first);
-	struct stat st;
-	int r = 0;
-
-	if (page >= end)
-		return 0;
-	if (fstat(f->fd, &st) < 0)
-		return -errno;
-	while (r == 0 && page < end) {
-		uint64_t run = spilled_run(f, page, end);
-
-		r = load_run(c, f, &st, page, run);
-		if (r == 0 && loaded)
-			*loaded += run;
-		page = spill_bits_next(&f->bits, page + run);
-	}
-	keep_times(f->fd, &st);
-	return r == -ENODATA || r == -ENOENT ? -EIO : r;
-}
-
-int capped_load_file(struct capped *c, uint64_t ino, uint64_t *loaded)
-{
-	struct capped_file *f;
-	int r = 0;
-
-	pthread_mutex_lock(&c->lock);
-	capped_wait_drop(c, ino);
-	f = capped_file_find(c, ino);
-	if (f)
-		r = capped_load(c, f, 0, UINT64_MAX, loaded);
-	pthread_mutex_unlock(&c->lock);
-	return r;
 }
 
 int capped_file_open(struct capped *c, const struct fs_handle *handle, uint64_t ino, uint64_t pages,
@@ -228,13 +170,17 @@ int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr)
 	int r = 0;
 
 	pthread_mutex_lock(&c->lock);
-	capped_wait_drop(c, ino);
+	while (capped_used(c, ino, 0, UINT64_MAX, 1 << CAPPED_USE_DROP | 1 << CAPPED_USE_LOAD))
+		pthread_cond_wait(&c->cond, &c->lock);
 	f = capped_file_find(c, ino);
 	if (f && fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 			   (off_t)(first << WPFS_PAGE_SHIFT), (off_t)(nr << WPFS_PAGE_SHIFT)) < 0)
 		r = -errno;
-	if (f && r == 0)
+	if (f && r == 0) {
 		capped_forget(c, f, first, nr);
+		if (f->has_slot)
+			policy_drop(c->policy, f->slot, first, nr);
+	}
 	pthread_mutex_unlock(&c->lock);
 	return r;
 }
@@ -244,10 +190,12 @@ static bool file_is_idle(struct capped *c, const struct capped_file *f)
 {
 	struct stat st;
 
-	if (c->accesses[f->ino % CAPPED_SHARDS] || c->drops[f->ino % CAPPED_SHARDS] ||
-	    !fs_file_held_alone(c->config.fs, f->ino))
+	if (capped_used(c, f->ino, 0, UINT64_MAX, ~0u) || !fs_file_held_alone(c->config.fs, f->ino))
 		return false;
-	return f->bits.count == 0 || (fstat(f->fd, &st) == 0 && st.st_nlink == 0);
+	if (fstat(f->fd, &st) == 0 && st.st_nlink == 0)
+		return true;
+	/* What the policy knows of it is worth a descriptor, up to a point. */
+	return f->bits.count == 0 && (st.st_blocks == 0 || HASH_COUNT(c->files) > MANY_FILES);
 }
 
 void capped_sweep(struct capped *c, bool (*is_mapped)(void *ctx, uint64_t ino), void *ctx)
@@ -281,9 +229,19 @@ struct capped_counts capped_counts(struct capped *c)
 	return counts;
 }
 
+struct spill_stats *capped_io_stats(struct capped *c)
+{
+	return spill_store_stats(c->store);
+}
+
 bool capped_is_uring(struct capped *c)
 {
-	return spill_io_path(spill_store_io(c->store)) == SPILL_PATH_URING;
+	return spill_io_path(c->evict_io) == SPILL_PATH_URING;
+}
+
+int capped_evict_fd(const struct capped *c)
+{
+	return c->evict_fd;
 }
 
 uint64_t capped_lower_dev(const struct capped *c)
@@ -335,6 +293,7 @@ static int adopt_file(struct capped *c, const char *name)
 	f->missing = true;
 	c->counts.spilled += bits.count;
 	resident_wins(c, f);
+	capped_know(c, f, 0, UINT64_MAX);
 	return 0;
 }
 
@@ -360,18 +319,23 @@ static int adopt_all(struct capped *c)
 	fd = openat(c->bits_fd, "evicting", O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return errno == ENOENT ? 0 : -errno;
-	if (fdio_pread_full(fd, &c->left, sizeof(c->left), 0) < 0)
-		c->left = (struct capped_record){0};
+	/* Cut short: killed while it was written, before the first fence. */
+	if (fdio_pread_full(fd, &c->left, offsetof(struct capped_record, runs), 0) < 0 ||
+	    c->left.nr > CAPPED_BATCH ||
+	    fdio_pread_full(fd, c->left.runs, c->left.nr * sizeof(c->left.runs[0]),
+			    offsetof(struct capped_record, runs)) < 0)
+		c->left.nr = 0;
 	close(fd);
 	return 0;
 }
 
 static int open_all(struct capped *c)
 {
-	struct epoll_event ev = {.events = EPOLLIN};
+	struct epoll_event ev = {.events = EPOLLIN}, retry = {.events = EPOLLIN};
 	struct stat st;
 	int r;
 
+	retry.data.u64 = UINT64_MAX;
 	if (fstat(c->config.lower_fd, &st) < 0)
 		return -errno;
 	c->lower_dev = st.st_dev;
@@ -380,17 +344,45 @@ static int open_all(struct capped *c)
 	c->bits_fd = openat(c->config.private_fd, "spilled", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	c->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	c->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (c->bits_fd < 0 || c->epoll_fd < 0 || c->stop_fd < 0 ||
-	    epoll_ctl(c->epoll_fd, EPOLL_CTL_ADD, c->stop_fd, &ev) < 0)
+	c->retry_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	c->evict_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (c->bits_fd < 0 || c->epoll_fd < 0 || c->stop_fd < 0 || c->retry_fd < 0 ||
+	    c->evict_fd < 0 || epoll_ctl(c->epoll_fd, EPOLL_CTL_ADD, c->stop_fd, &ev) < 0 ||
+	    epoll_ctl(c->epoll_fd, EPOLL_CTL_ADD, c->retry_fd, &retry) < 0)
 		return -errno;
-	c->buf = mmap(NULL, CAPPED_CLUSTER * WPFS_PAGE_SIZE, PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (c->buf == MAP_FAILED) {
-		c->buf = NULL;
-		return -errno;
-	}
-	r = spill_store_open(c->config.spill_fd, SPILL_PATH_URING, &c->store);
+	r = policy_new(c->config.resident >> WPFS_PAGE_SHIFT, &c->policy);
+	if (r == 0)
+		r = spill_store_open(c->config.spill_fd, c->config.path, &c->store);
+	if (r == 0)
+		r = spill_store_engine(c->store, CAPPED_BATCH * WPFS_PAGE_SIZE, &c->evict_io);
 	return r < 0 ? r : adopt_all(c);
+}
+
+/*
+ * Eviction begins a little below the cap, so that who adds pages rarely waits, and goes on until
+ * there is some room. From `full` on nobody adds: what was begun by then is the rest up to 64 MiB.
+ */
+static void set_marks(struct capped *c)
+{
+	uint64_t size = c->config.resident, margin = size / 32;
+
+	if (margin > 32 << 20)
+		margin = 32 << 20;
+	c->high = size > margin ? size - margin : size;
+	c->low = c->high > margin ? c->high - margin : c->high;
+	c->full = size + (32 << 20);
+}
+
+static int start_workers(struct capped *c)
+{
+	int r = 0;
+
+	for (; r == 0 && c->nr_workers < CAPPED_WORKERS; c->nr_workers += r == 0) {
+		r = -pthread_create(&c->workers[c->nr_workers], NULL, capped_fault_main, c);
+		if (r == 0)
+			pthread_setname_np(c->workers[c->nr_workers], "wpfs-fault");
+	}
+	return c->nr_workers ? 0 : r;
 }
 
 bool capped_was(int private_fd)
@@ -406,22 +398,22 @@ int capped_new(const struct capped_config *config, struct capped **out)
 	if (!c)
 		return -ENOMEM;
 	c->config = *config;
-	c->bits_fd = c->epoll_fd = c->stop_fd = -1;
+	c->bits_fd = c->epoll_fd = c->stop_fd = c->retry_fd = c->evict_fd = -1;
 	c->next_mm = 1;
+	set_marks(c);
 	pthread_mutex_init(&c->lock, NULL);
 	pthread_cond_init(&c->cond, NULL);
+	pthread_cond_init(&c->engine_cond, NULL);
 	/* Whoever opens a leased file has the kernel send it; the wait for the lease is enough. */
 	signal(SIGIO, SIG_IGN);
 	r = open_all(c);
 	if (r == 0)
-		r = -pthread_create(&c->thread, NULL, capped_fault_main, c);
-	c->thread_started = r == 0;
+		r = start_workers(c);
 	if (r < 0) {
 		log_err("cannot prepare the store for pages out of memory: %s", log_errstr(r));
 		capped_free(c, false);
 		return r;
 	}
-	pthread_setname_np(c->thread, "wpfs-fault");
 	log_info("pages go to the store %s",
 		 capped_is_uring(c) ? "through io_uring" : "with pwrite: io_uring is refused");
 	*out = c;
@@ -433,24 +425,28 @@ void capped_free(struct capped *c, bool flushed)
 	const uint64_t one = 1;
 	struct capped_file *f, *next;
 
-	if (c->thread_started) {
-		if (write(c->stop_fd, &one, sizeof(one)) < 0)
-			log_err("capped: cannot stop the fault thread: %s", log_errstr(errno));
-		pthread_join(c->thread, NULL);
-	}
+	if (c->nr_workers && write(c->stop_fd, &one, sizeof(one)) < 0)
+		log_err("capped: cannot stop the fault threads: %s", log_errstr(errno));
+	for (unsigned i = 0; i < c->nr_workers; i++)
+		pthread_join(c->workers[i], NULL);
 	while (c->mms)
 		capped_mm_remove(c, c->mms);
 	HASH_ITER (hh, c->files, f, next)
 		file_free(c, f);
 	if (flushed)
 		spill_store_wipe(c->store);
+	while (c->nr_engines)
+		spill_io_free(c->engines[--c->nr_engines]);
+	spill_io_free(c->evict_io);
 	spill_store_close(c->store);
-	if (c->buf)
-		munmap(c->buf, CAPPED_CLUSTER * WPFS_PAGE_SIZE);
+	policy_free(c->policy);
 	close_fd(&c->bits_fd);
 	close_fd(&c->epoll_fd);
 	close_fd(&c->stop_fd);
+	close_fd(&c->retry_fd);
+	close_fd(&c->evict_fd);
 	pthread_cond_destroy(&c->cond);
+	pthread_cond_destroy(&c->engine_cond);
 	pthread_mutex_destroy(&c->lock);
 	free(c);
 }

@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "spill/io.h"
 #include "wpfs.h"
 
 struct capped;
@@ -26,7 +27,10 @@ struct capped_config {
 	int private_fd;	    /* the private run directory: "spilled/" in it is ours */
 	int spill_fd;	    /* STORE/spill */
 	bool adopted;	    /* the lower, and so its spilled pages, are a killed daemon's */
+	uint64_t resident;  /* bytes of page contents that may be in memory */
 	unsigned settle_ms; /* how long direct I/O into a mapping may take */
+	bool sigbus;	    /* a page that cannot be had: SIGBUS instead of waiting */
+	enum spill_path path;
 };
 
 /* Does this private run directory belong to a capped mount? */

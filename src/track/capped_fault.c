@@ -1,23 +1,28 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The fault thread: reads the messages of every mm's uffd and serves them one by one, each with
- * the lock held from before the read to the end. An eviction that has the lock therefore knows that
- * no event was read and not yet dealt with; one that was not read makes its ioctls fail with
- * EAGAIN.
+ * The fault threads: they read the messages of every mm's uffd and serve them, each with the lock
+ * held from before the read to the end. An eviction that has the lock therefore knows that no event
+ * was read and not yet dealt with; one that was not read makes its ioctls fail with EAGAIN. Only
+ * while a page is read from the store the lock is let go of (capped_load.c), and then another
+ * thread reads the next message.
  *
  * A missing page is filled in the lower file and the thread woken; it faults again, and the kernel
  * maps the page with the mark that is in its entry. UFFDIO_CONTINUE is not used: it would need the
  * mark from us, and write over it.
  *
- * What cannot be served at once (an event unread, a store that fails) is tried again; the thread
- * waits as long.
+ * What cannot be served at once is kept: a page under the fence or that somebody else is bringing
+ * in, an event unread, no room, a store that fails. It is looked at again when one of those ends;
+ * the store is asked again after a while, and then less and less often. The thread waits as long.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 #include <utlist.h>
 
@@ -28,9 +33,11 @@
 #include "spill/fault.h"
 #include "track/capped_internal.h"
 #include "uffd/pagemap.h"
+#include "uffd/proc.h"
 #include "uffd/uffd.h"
 
-#define RETRY_MS 20
+#define RETRY_MS     20
+#define RETRY_MAX_MS 2000
 
 /* ---- mms ---- */
 
@@ -227,12 +234,20 @@ static enum fault_residency fault_residency(const struct capped_file *f, uint64_
 	return lseek(f->fd, off, SEEK_DATA) == off ? FAULT_RESIDENT : FAULT_ABSENT;
 }
 
-static int fill_zero(struct capped_file *f, uint64_t page)
+/* Brings a page in: a wait for the store, in which the mm can go. 0 or -errno. */
+static int fault_fill(struct capped *c, struct capped_mm **mm, struct capped_file *f, uint64_t page,
+		      enum fault_action action)
 {
-	if (fallocate(f->fd, FALLOC_FL_KEEP_SIZE, (off_t)(page << WPFS_PAGE_SHIFT),
-		      (off_t)WPFS_PAGE_SIZE) < 0)
-		return -errno;
-	return 0;
+	uint64_t id = (*mm)->id;
+	int r;
+
+	if (capped_is_full(c)) {
+		c->counts.throttled++;
+		return -EAGAIN;
+	}
+	r = action == FAULT_ZERO ? capped_zero_fault(c, f, page) : capped_load_fault(c, f, page);
+	*mm = capped_mm_find(c, id);
+	return r;
 }
 
 /* 0: served, or nobody waits any more; else -errno: to be tried again. */
@@ -241,21 +256,26 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t
 	enum fault_residency residency = FAULT_RESIDENT;
 	struct capped_file *f = NULL;
 	uint64_t page = 0;
+	enum fault_action action;
 	int r = fault_resolve(c, mm, addr, &f, &page);
+	bool held = false;
 
-	if (r == 0 && c->drops[f->ino % CAPPED_SHARDS])
-		return -EAGAIN;
-	if (r == 0)
+	if (r == 0) {
+		held = capped_batch_has(c, f, page, page + 1);
+		if (capped_used(c, f->ino, page, page + 1,
+				1 << CAPPED_USE_DROP | 1 << CAPPED_USE_LOAD))
+			return -EAGAIN;
 		residency = fault_residency(f, page);
-	else if (!wp && (r == -ENOENT || r == -ESRCH) && mm->maps_fd >= 0)
+	} else if (!wp && (r == -ENOENT || r == -ESRCH) && mm->maps_fd >= 0) {
 		return uffd_wake(mm->uffd, addr, addr + WPFS_PAGE_SIZE); /* unmapped meanwhile */
-	else if (!wp)
+	} else if (!wp) {
 		return r;
+	}
 	/* A write-protect fault in a file that nothing was ever spilled of: the page is there. */
-	switch (fault_decide(wp ? FAULT_WP : FAULT_MISSING, residency,
-			     capped_batch_fences(c, mm, addr))) {
+	action = fault_decide(wp ? FAULT_WP : FAULT_MISSING, residency, held);
+	switch (action) {
 	case FAULT_HOLD:
-		return 0;
+		return -EAGAIN;
 	case FAULT_UNPROTECT:
 		r = uffd_writeprotect_once(mm->uffd, addr, addr + WPFS_PAGE_SIZE, false);
 		if (r == -EAGAIN)
@@ -263,10 +283,10 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t
 		/* Not registered any more, or not mapped: whoever waits finds out by itself. */
 		return r == 0 ? 0 : uffd_wake(mm->uffd, addr, addr + WPFS_PAGE_SIZE);
 	case FAULT_LOAD:
-		r = capped_load(c, f, page, 1, NULL);
-		break;
 	case FAULT_ZERO:
-		r = fill_zero(f, page);
+		r = fault_fill(c, &mm, f, page, action);
+		if (!mm)
+			return 0;
 		break;
 	case FAULT_WAKE:
 		r = 0;
@@ -275,21 +295,76 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t
 	return r < 0 ? r : uffd_wake(mm->uffd, addr, addr + WPFS_PAGE_SIZE);
 }
 
-static void fault_later(struct capped *c, struct capped_mm *mm, bool wp, uint64_t addr, int err)
+static uint64_t now_ms(void)
 {
-	struct capped_wait *w = calloc(1, sizeof(*w));
+	struct timespec ts;
 
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+/* onerror=sigbus: the thread that asked gets the signal; what is in its entry stays. */
+static bool fault_refuse(struct capped *c, const struct capped_mm *mm, struct capped_wait *w)
+{
+	pid_t tid = (pid_t)w->ptid;
+
+	/* Its number in a pid namespace of its own says nothing here: such a thread waits. */
+	if (!c->config.sigbus || w->err == -EAGAIN || w->err == -ENOMEM || tid <= 0 ||
+	    proc_same_mm(tid, mm->pid) != 1)
+		return false;
+	return syscall(SYS_tkill, tid, SIGBUS) == 0;
+}
+
+/* Keeps a fault that ended with w->err for later. Takes w over. */
+static void fault_keep(struct capped *c, struct capped_mm *mm, struct capped_wait *w)
+{
+	if (w->err != -EAGAIN && !w->said) {
+		log_err("a page that pid %d waits for cannot be had: %s: it is tried again",
+			mm->pid, log_errstr(w->err));
+		w->said = true;
+	}
+	if (fault_refuse(c, mm, w)) {
+		free(w);
+		return;
+	}
+	if (w->err == -EAGAIN) {
+		w->delay_ms = 0;
+	} else {
+		w->delay_ms = w->delay_ms ? w->delay_ms * 2 : RETRY_MS;
+		if (w->delay_ms > RETRY_MAX_MS)
+			w->delay_ms = RETRY_MAX_MS;
+	}
+	w->due_ms = now_ms() + w->delay_ms;
+	DL_APPEND(c->waits, w);
+}
+
+static void fault_later(struct capped *c, uint64_t id, bool wp, uint64_t addr, uint32_t ptid,
+			int err)
+{
+	struct capped_mm *mm = capped_mm_find(c, id);
+	struct capped_wait *w;
+
+	if (!mm)
+		return;
+	w = calloc(1, sizeof(*w));
 	if (!w) {
 		log_err("out of memory"); /* a thread would wait for ever */
 		abort();
 	}
-	*w = (struct capped_wait){.mm = mm->id, .addr = addr, .wp = wp};
-	if (err != -EAGAIN) {
-		log_err("a page that pid %d waits for cannot be had: %s: it is tried again",
-			mm->pid, log_errstr(err));
-		w->said = true;
-	}
-	DL_APPEND(c->waits, w);
+	*w = (struct capped_wait){.mm = id, .addr = addr, .wp = wp, .ptid = ptid, .err = err};
+	fault_keep(c, mm, w);
+}
+
+uint64_t capped_failing(struct capped *c)
+{
+	struct capped_wait *w;
+	uint64_t nr = 0;
+
+	pthread_mutex_lock(&c->lock);
+	DL_FOREACH (c->waits, w)
+		nr += w->err != -EAGAIN;
+	pthread_mutex_unlock(&c->lock);
+	return nr;
 }
 
 /* ---- messages ---- */
@@ -314,6 +389,7 @@ static void on_message(struct capped *c, struct capped_mm *mm, const struct uffd
 {
 	uint64_t addr = msg->arg.pagefault.address & ~(WPFS_PAGE_SIZE - 1);
 	bool wp = msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP;
+	uint64_t id = mm->id;
 	int r;
 
 	switch (msg->event) {
@@ -321,7 +397,7 @@ static void on_message(struct capped *c, struct capped_mm *mm, const struct uffd
 		c->counts.faults++;
 		r = fault_serve(c, mm, wp, addr);
 		if (r < 0)
-			fault_later(c, mm, wp, addr, r);
+			fault_later(c, id, wp, addr, msg->arg.pagefault.feat.ptid, r);
 		break;
 	case UFFD_EVENT_FORK:
 		on_fork(c, mm, (int)msg->arg.fork.ufd);
@@ -356,22 +432,50 @@ static bool read_one(struct capped *c, uint64_t id)
 	return any;
 }
 
+/*
+ * Looks at what waits and is due, once. Serving can let go of the lock, so each is taken off the
+ * list first; one that comes back to its end is not looked at again in this round.
+ */
 static void retry_waits(struct capped *c)
 {
-	struct capped_wait *w, *next;
+	struct capped_wait *w;
+	uint64_t now = now_ms();
+	size_t nr = 0;
 
 	pthread_mutex_lock(&c->lock);
-	DL_FOREACH_SAFE(c->waits, w, next)
-	{
-		struct capped_mm *mm = capped_mm_find(c, w->mm);
+	DL_FOREACH (c->waits, w)
+		nr++;
+	for (; nr && c->waits; nr--) {
+		struct capped_mm *mm;
 
-		if (mm && fault_serve(c, mm, w->wp, w->addr) < 0)
-			continue;
-		if (w->said)
-			log_info("a page that could not be had is there now");
+		w = c->waits;
 		DL_DELETE(c->waits, w);
+		if (w->due_ms > now) {
+			DL_APPEND(c->waits, w);
+			continue;
+		}
+		mm = capped_mm_find(c, w->mm);
+		w->err = mm ? fault_serve(c, mm, w->wp, w->addr) : 0;
+		mm = capped_mm_find(c, w->mm);
+		if (w->err < 0 && mm) {
+			fault_keep(c, mm, w);
+			continue;
+		}
+		if (w->said && mm)
+			log_info("a page that could not be had is there now");
 		free(w);
 	}
+	pthread_mutex_unlock(&c->lock);
+}
+
+/* Reads ahead while nobody waits for something. */
+static void read_ahead(struct capped *c)
+{
+	pthread_mutex_lock(&c->lock);
+	capped_ahead_one(c);
+	/* One at a time: a fault that came meanwhile goes before. */
+	if (c->aheads)
+		capped_retry(c);
 	pthread_mutex_unlock(&c->lock);
 }
 
@@ -403,20 +507,24 @@ static void stop_polling(struct capped *c, uint64_t id)
 void *capped_fault_main(void *arg)
 {
 	struct capped *c = arg;
+	uint64_t count;
 
 	for (;;) {
-		struct epoll_event ev[32];
-		int n = epoll_wait(c->epoll_fd, ev, 32, any_waits(c) ? RETRY_MS : -1);
+		struct epoll_event ev;
+		int n = epoll_wait(c->epoll_fd, &ev, 1, any_waits(c) ? RETRY_MS : -1);
 
-		for (int i = 0; i < n; i++) {
-			if (ev[i].data.u64 == 0)
-				return NULL; /* stop_fd */
-			if (ev[i].events & EPOLLIN)
-				while (read_one(c, ev[i].data.u64))
-					;
-			else
-				stop_polling(c, ev[i].data.u64);
+		if (n > 0 && ev.data.u64 == 0)
+			return NULL; /* stop_fd, which stays readable for the others */
+		if (n > 0 && ev.data.u64 == UINT64_MAX) {
+			if (read(c->retry_fd, &count, sizeof(count)) < 0)
+				continue; /* another thread has it */
+		} else if (n > 0 && ev.events & EPOLLIN) {
+			while (read_one(c, ev.data.u64))
+				;
+		} else if (n > 0) {
+			stop_polling(c, ev.data.u64);
 		}
 		retry_waits(c);
+		read_ahead(c);
 	}
 }

@@ -16,16 +16,27 @@
 #include "fs/fs.h"
 #include "mm/set.h"
 #include "spill/bits.h"
+#include "spill/policy.h"
 #include "spill/store.h"
 #include "track/capped.h"
 #include "uffd/maps.h"
 
 #define CAPPED_BATCH	4096 /* pages evicted at once: 16 MiB */
-#define CAPPED_CLUSTER	64   /* pages read from the store at once */
-#define CAPPED_SHARDS	64
+#define CAPPED_CLUSTER	256  /* pages read from the store at once: 1 MiB */
+#define CAPPED_ENGINES	16   /* reads from the store at once */
+#define CAPPED_WORKERS	4    /* threads that serve faults */
+#define CAPPED_STREAMS	4    /* sequential readers of a file that are followed */
 #define CAPPED_TICKETS	256
 #define CAPPED_TRIES	2000 /* naps until an unread event counts as a hang */
 #define CAPPED_TICKET_S 30
+
+/* Somebody who goes through a file page by page. */
+struct capped_stream {
+	uint64_t next;	 /* the page where it is expected */
+	uint64_t ahead;	 /* up to here has been asked for */
+	uint32_t window; /* pages to read ahead; 0: not proven yet */
+	uint32_t used;	 /* faults ago; the oldest gives way */
+};
 
 /* A file that a descriptor was handed out of, or that has or had spilled pages. */
 struct capped_file {
@@ -36,7 +47,30 @@ struct capped_file {
 	bool missing; /* its mappings are registered for missing faults; bits is open; never undone
 		       */
 	struct spill_bits bits;
+	int spill_fd;  /* its pages in the store; -1: not open */
+	uint32_t slot; /* its name in the policy */
+	bool has_slot;
+	struct capped_stream streams[CAPPED_STREAMS];
+	uint32_t stream_clock;
 	UT_hash_handle hh;
+};
+
+/*
+ * Pages that somebody is at while the lock is not held. An ACCESS keeps them in memory, a LOAD is
+ * bringing them in, under a DROP nothing of the file comes or goes.
+ */
+enum capped_use_kind { CAPPED_USE_ACCESS, CAPPED_USE_LOAD, CAPPED_USE_DROP };
+
+struct capped_use {
+	uint64_t ino, first, end;
+	enum capped_use_kind kind;
+	struct capped_use *prev, *next;
+};
+
+/* Pages to be brought in before anybody asks. */
+struct capped_ahead {
+	uint64_t ino, first, nr;
+	struct capped_ahead *prev, *next;
 };
 
 /* A tracked address space whose faults are served. */
@@ -54,28 +88,40 @@ struct capped_mm {
 struct capped_wait {
 	uint64_t mm; /* id */
 	uint64_t addr;
+	uint64_t due_ms, delay_ms; /* of a store that fails: when it is tried again */
+	int err;
+	uint32_t ptid; /* who waits */
 	bool wp, said;
 	struct capped_wait *prev, *next;
+};
+
+struct capped_run {
+	uint64_t first, nr; /* pages */
 };
 
 /* A part of a mapping that shows pages of the batch, while they are fenced. */
 struct capped_piece {
 	struct capped_mm *mm; /* NULL: gone */
 	uint64_t start, end, pgoff;
+	size_t at; /* runs before this one are done, in the fence and then in the un-fence */
 	bool fenced, unfenced;
 	struct mm_set unmarked; /* page offsets in the file: what the fence has to come off again */
 };
 
 struct capped_batch {
 	struct capped_file *file;
-	uint64_t first, nr; /* pages */
+	const struct capped_run *runs; /* ascending, apart from each other */
+	size_t nr_runs;
+	uint64_t pages, since_ns;
 	struct capped_piece *pieces;
 	size_t nr_pieces, room;
+	struct mm_set used; /* page offsets: mapped under the fence, so they stay */
 };
 
 /* What survives the daemon while a batch is under way: private/spilled/evicting. */
 struct capped_record {
-	uint64_t ino, first, nr;
+	uint64_t ino, nr; /* runs; 0: none */
+	struct capped_run runs[CAPPED_BATCH];
 };
 
 struct capped_ticket {
@@ -88,30 +134,45 @@ struct capped_ticket {
 struct capped_counts {
 	uint64_t faults, refaults, evictions; /* messages; pages brought back; pages evicted */
 	uint64_t spilled;		      /* pages in the store now */
+	uint64_t ahead;			      /* pages brought back unasked, of the refaults */
+	uint64_t probes;		      /* pages unmapped to see whether they are used */
+	uint64_t throttled;		      /* faults and requests that waited for room */
+	uint64_t fences, fence_ns;	      /* batches, and how long their fences stood */
+	uint64_t zeros;			      /* pages of zeros that left without I/O */
+	uint64_t errors;		      /* of the store */
 };
 
 struct capped {
 	struct capped_config config; /* constant, like all up to the lock */
 	uint64_t lower_dev;
-	int bits_fd; /* private/spilled */
+	uint64_t low, high, full; /* bytes: evict down to, evict from, let nobody add from */
+	int bits_fd;		  /* private/spilled */
 	struct spill_store *store;
-	int epoll_fd, stop_fd;
-	pthread_t thread;
-	bool thread_started;
+	int epoll_fd, stop_fd, retry_fd;
+	int evict_fd; /* eventfd: there is something to evict */
+	pthread_t workers[CAPPED_WORKERS];
+	unsigned nr_workers;
 
 	/* Outermost of this room and of spill; fs may be called under it, but no hook is. */
 	pthread_mutex_t lock;
-	pthread_cond_t cond; /* a batch, an access or a drop ended */
+	pthread_cond_t cond; /* a batch or a use ended, there is room again */
 	struct capped_file *files;
 	struct capped_mm *mms;
 	uint64_t next_mm;
 	struct capped_wait *waits;
-	struct capped_batch *batch;	  /* set and cleared by the track thread */
-	unsigned accesses[CAPPED_SHARDS]; /* FUSE requests under way, by file */
-	bool drops[CAPPED_SHARDS];	  /* one of them is a drop: nothing is brought back */
+	struct capped_ahead *aheads;
+	struct capped_use *uses;
+	struct capped_batch *batch; /* set and cleared by the track thread */
+	struct policy *policy;
+	bool asked; /* evict_fd was written and the track thread has not looked yet */
+	bool stuck; /* nothing can be evicted: what does not fit is let in */
+	bool stopping;
+	struct spill_io *engines[CAPPED_ENGINES]; /* free ones */
+	unsigned nr_engines, made_engines;
+	pthread_cond_t engine_cond;
 	struct capped_ticket tickets[CAPPED_TICKETS];
 	struct capped_record left; /* of the killed daemon; nr 0: none. Track thread only */
-	void *buf;		   /* CAPPED_CLUSTER pages */
+	struct spill_io *evict_io; /* track thread only */
 	struct capped_counts counts;
 };
 
@@ -121,14 +182,7 @@ static inline void capped_nap(void)
 	nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
 }
 
-/* ---- capped.c: files and their pages ---- */
-
-/* Waits, with the lock let go meanwhile, until no drop of a file is under way. Lock held. */
-static inline void capped_wait_drop(struct capped *c, uint64_t ino)
-{
-	while (c->drops[ino % CAPPED_SHARDS])
-		pthread_cond_wait(&c->cond, &c->lock);
-}
+/* ---- capped.c: files ---- */
 
 /* All with the lock held, but for what is said. */
 struct capped_file *capped_file_find(struct capped *c, uint64_t ino);
@@ -140,18 +194,75 @@ int capped_file_get(struct capped *c, const struct fs_handle *handle, uint64_t i
 /* From now on pages of it may be spilled: opens its bits with room for `pages`. 0 or -errno. */
 int capped_file_prepare(struct capped *c, struct capped_file *f, uint64_t pages);
 
-/*
- * Brings spilled pages of [first, first + nr) back. `loaded` (may be NULL) counts. 0 or -errno:
- * -EIO: what is stored cannot be read or is not there.
- */
-int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr,
-		uint64_t *loaded);
-
 /* Removes the file of the store if nothing in it is needed any more. */
 void capped_tidy(struct capped *c, struct capped_file *f);
 
 /* Forgets stored copies. */
 void capped_forget(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr);
+
+/* Its descriptor in the store, borrowed; -errno. */
+int capped_spill_fd(struct capped *c, struct capped_file *f, bool create);
+
+/* ---- capped_load.c: pages come back ---- */
+
+/* Engines with a buffer of CAPPED_CLUSTER pages. Lock not held. NULL: out of memory. */
+struct spill_io *capped_engine_take(struct capped *c);
+void capped_engine_give(struct capped *c, struct spill_io *io);
+
+/* Is somebody at pages [first, end) of the file? `kinds`: bits 1 << enum capped_use_kind. */
+bool capped_used(const struct capped *c, uint64_t ino, uint64_t first, uint64_t end,
+		 unsigned kinds);
+void capped_use_begin(struct capped *c, struct capped_use *use);
+/* Whoever waits for it looks again. */
+void capped_use_end(struct capped *c, struct capped_use *use);
+
+/*
+ * Brings spilled pages of [first, first + nr) back. The lock is let go meanwhile, and so is
+ * whatever the caller knew. Waits for who is at them. `loaded` (may be NULL) counts. 0 or -errno:
+ * -EIO: what is stored cannot be read or is not there.
+ */
+int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr,
+		uint64_t *loaded);
+
+/*
+ * For a fault: brings one page in, and those behind it if somebody reads on. Waits for nobody:
+ * -EAGAIN. The lock is let go meanwhile.
+ */
+int capped_load_fault(struct capped *c, struct capped_file *f, uint64_t page);
+/* The same of a page of zeros. The lock is not let go. */
+int capped_zero_fault(struct capped *c, struct capped_file *f, uint64_t page);
+
+/* Reads ahead what was asked for last. False: nothing was. Lock held, let go meanwhile. */
+bool capped_ahead_one(struct capped *c);
+void capped_ahead_forget(struct capped *c, uint64_t ino);
+
+/* ---- capped_budget.c: how much is in memory ---- */
+
+/* Bytes of page contents in the lower tmpfs. Any thread, no lock. */
+uint64_t capped_resident(const struct capped *c);
+
+/* Something was added: has the track thread evict if there is too much. Lock held. */
+void capped_added(struct capped *c);
+
+/* May nothing be added now? Asks for an eviction then. Lock held. */
+bool capped_is_full(struct capped *c);
+
+/* Waits, with the lock let go, until something may be added. */
+void capped_wait_room(struct capped *c);
+
+/* Pages are resident from now on, as far as they are: the policy gets to know. Lock held. */
+void capped_know(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr);
+
+/* For the track thread, lock not held: evict down to this; the cap. */
+uint64_t capped_low(const struct capped *c);
+uint64_t capped_cap(const struct capped *c);
+/* The wish for room is being looked at. */
+void capped_evict_asked(struct capped *c);
+/* Nothing can be evicted, although there is too much: then the cap does not hold. */
+void capped_set_stuck(struct capped *c, bool stuck);
+
+/* Faults that wait are looked at again. Lock held. */
+void capped_retry(struct capped *c);
 
 /* ---- for the track room, track thread, lock not held ---- */
 
@@ -175,7 +286,12 @@ int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr);
 void capped_sweep(struct capped *c, bool (*is_mapped)(void *ctx, uint64_t ino), void *ctx);
 
 struct capped_counts capped_counts(struct capped *c);
+struct spill_stats *capped_io_stats(struct capped *c);
 bool capped_is_uring(struct capped *c);
+/* How many faults wait for a store that fails. */
+uint64_t capped_failing(struct capped *c);
+/* Readable when something is to be evicted; the reader reads it. */
+int capped_evict_fd(const struct capped *c);
 uint64_t capped_lower_dev(const struct capped *c);
 
 /* Redeems a ticket: a descriptor the caller closes, or -errno (-ESTALE: no such ticket). */
@@ -207,12 +323,38 @@ struct capped_mm *capped_mm_find(struct capped *c, uint64_t id);
 int capped_protect(struct capped *c, struct capped_mm *mm, uint64_t start, uint64_t end,
 		   struct mm_set *written);
 
-/* ---- capped_evict.c ---- */
+/* ---- capped_batch.c: the fence. Track thread; lock held where it is said ---- */
 
 struct capped_mapping {
 	struct capped_mm *mm;
+	int pidfd; /* of a task of the mm, borrowed */
 	uint64_t start, end, pgoff;
 };
+
+/* Is a page in the batch? Lock held. */
+bool capped_batch_has(const struct capped *c, const struct capped_file *f, uint64_t first,
+		      uint64_t end);
+
+/*
+ * Begins a batch: waits for who is at its pages, and write-protects them in every mapping. 0 or
+ * -errno with `why`; capped_batch_end follows either way.
+ */
+int capped_batch_begin(struct capped *c, struct capped_batch *b, const struct capped_mapping *maps,
+		       size_t nr, char *why, size_t why_size);
+
+/* Un-fences at today's addresses and has everybody try again who waits there. */
+void capped_batch_end(struct capped *c, struct capped_batch *b);
+
+/* Adds the pages that are mapped somewhere, by offset in the file. Lock held. 0 or -errno. */
+int capped_batch_mapped(const struct capped_batch *b, struct mm_set *mapped);
+
+/* Fork and mremap events of an mm, as they concern the batch. Lock held. */
+void capped_batch_forked(struct capped *c, struct capped_mm *parent, struct capped_mm *child);
+void capped_batch_moved(struct capped *c, struct capped_mm *mm, uint64_t from, uint64_t to,
+			uint64_t len);
+void capped_batch_gone(struct capped *c, struct capped_mm *mm);
+
+/* ---- capped_evict.c: save and punch ---- */
 
 /*
  * Evicts all resident pages of a file whose every mapping is in `maps`, registered for missing
@@ -222,16 +364,36 @@ struct capped_mapping {
 int capped_evict(struct capped *c, struct capped_file *f, const struct capped_mapping *maps,
 		 size_t nr, uint64_t *pages, char *why, size_t why_size);
 
-/* Fork and mremap events of an mm, as they concern the batch. Lock held. */
-void capped_batch_forked(struct capped *c, struct capped_mm *parent, struct capped_mm *child);
-void capped_batch_moved(struct capped *c, struct capped_mm *mm, uint64_t from, uint64_t to,
-			uint64_t len);
-void capped_batch_gone(struct capped *c, struct capped_mm *mm);
-/* Is this address under the fence? Lock held. */
-bool capped_batch_fences(struct capped *c, const struct capped_mm *mm, uint64_t addr);
+/*
+ * The same of some runs, together at most CAPPED_BATCH pages. `settle`: they may have been mapped
+ * until now, so direct I/O into them is waited for; else those that are mapped now stay, and are
+ * added to `used` by offset in the file.
+ */
+int capped_evict_runs(struct capped *c, struct capped_file *f, const struct capped_mapping *maps,
+		      size_t nr, const struct capped_run *runs, size_t nr_runs, bool settle,
+		      struct mm_set *used, uint64_t *pages, char *why, size_t why_size);
+
+/* ---- capped_turn.c: whose turn it is ---- */
+
+/* Pages of one file, in the order of the file. */
+struct capped_turn {
+	struct capped_file *file;
+	struct policy_page pages[1024];
+	size_t nr;
+};
+
+/* Takes up to `max` pages whose turn has come, all of one file. nr 0: there are none. */
+void capped_turn_take(struct capped *c, struct capped_turn *turn);
+
+/* Nothing can be done about them now: they have another turn. */
+void capped_turn_back(struct capped *c, struct capped_turn *turn);
+
+/* Unmaps the new ones, keeps the used ones and evicts the rest. `pages` counts those. */
+int capped_turn_run(struct capped *c, struct capped_turn *turn, const struct capped_mapping *maps,
+		    size_t nr, uint64_t *pages, char *why, size_t why_size);
 
 /* What a killed daemon was evicting; nr 0: nothing. Track thread. */
-struct capped_record capped_record_left(const struct capped *c);
+const struct capped_record *capped_record_left(const struct capped *c);
 
 /* It is dealt with. */
 void capped_record_clear(struct capped *c);

@@ -8,10 +8,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
+#include <utlist.h>
 
 #include "base/cleanup.h"
 #include "base/fdio.h"
@@ -19,7 +21,18 @@
 #include "base/units.h"
 #include "track/capped_internal.h"
 
-/* Pages of which [off, off + len) covers only a part. */
+/* Pages [first, end) that [off, off + len) touches; len 0: to the end. */
+static struct capped_use use_of(uint64_t ino, uint64_t off, uint64_t len, enum capped_io io)
+{
+	return (struct capped_use){
+		.ino = ino,
+		.first = off >> WPFS_PAGE_SHIFT,
+		.end = len ? (off + len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT : UINT64_MAX,
+		.kind = io == CAPPED_DROP ? CAPPED_USE_DROP : CAPPED_USE_ACCESS,
+	};
+}
+
+/* What a drop of [off, off + len) leaves of pages that it covers only in part. */
 static int load_edges(struct capped *c, struct capped_file *f, uint64_t off, uint64_t len)
 {
 	int r = 0;
@@ -31,81 +44,183 @@ static int load_edges(struct capped *c, struct capped_file *f, uint64_t off, uin
 	return r;
 }
 
-static int load_range(struct capped *c, struct capped_file *f, uint64_t off, uint64_t len)
+static bool edge_is_spilled(const struct capped_file *f, uint64_t off, uint64_t len)
 {
-	uint64_t first = off >> WPFS_PAGE_SHIFT;
-	uint64_t end = len ? (off + len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT : UINT64_MAX;
+	return ((off & (WPFS_PAGE_SIZE - 1)) &&
+		spill_bits_test(&f->bits, off >> WPFS_PAGE_SHIFT)) ||
+	       (len && ((off + len) & (WPFS_PAGE_SIZE - 1)) &&
+		spill_bits_test(&f->bits, (off + len) >> WPFS_PAGE_SHIFT));
+}
 
-	return capped_load(c, f, first, end - first, NULL);
+/* Is something going on that the use would disturb? */
+static bool must_wait(const struct capped *c, const struct capped_file *f,
+		      const struct capped_use *use)
+{
+	if (use->kind == CAPPED_USE_DROP)
+		return capped_used(c, use->ino, 0, UINT64_MAX,
+				   1 << CAPPED_USE_DROP | 1 << CAPPED_USE_LOAD) ||
+		       (c->batch && c->batch->file == f);
+	return capped_used(c, use->ino, 0, UINT64_MAX, 1 << CAPPED_USE_DROP) ||
+	       (f && capped_batch_has(c, f, use->first, use->end));
+}
+
+/* Each step may let go of the lock: they are repeated until none had to. */
+static int use_enter(struct capped *c, struct capped_use *use, uint64_t off, uint64_t len)
+{
+	bool drop = use->kind == CAPPED_USE_DROP;
+	int r = 0;
+
+	for (;;) {
+		struct capped_file *f = capped_file_find(c, use->ino);
+
+		if (must_wait(c, f, use)) {
+			pthread_cond_wait(&c->cond, &c->lock);
+			continue;
+		}
+		if (f && drop && edge_is_spilled(f, off, len))
+			r = load_edges(c, f, off, len);
+		else if (f && !drop && spill_bits_next(&f->bits, use->first) < use->end)
+			r = capped_load(c, f, use->first, use->end - use->first, NULL);
+		else
+			return 0;
+		if (r < 0)
+			return r;
+	}
 }
 
 int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, enum capped_io io)
 {
-	unsigned shard = ino % CAPPED_SHARDS;
-	struct capped_file *f;
-	int r = 0;
+	struct capped_use *use = calloc(1, sizeof(*use));
+	int r;
 
+	if (!use)
+		return -ENOMEM;
+	*use = use_of(ino, off, len, io);
 	pthread_mutex_lock(&c->lock);
-	while (c->drops[shard] || (c->batch && c->batch->file->ino % CAPPED_SHARDS == shard))
-		pthread_cond_wait(&c->cond, &c->lock);
-	f = capped_file_find(c, ino);
-	if (f)
-		r = io == CAPPED_DROP ? load_edges(c, f, off, len) : load_range(c, f, off, len);
-	if (r < 0)
-		log_err("cannot bring pages of file %" PRIu64 " back from the store: %s", ino,
-			log_errstr(r));
-	if (r == 0 && io == CAPPED_DROP)
-		c->drops[shard] = true;
-	else if (r == 0)
-		c->accesses[shard]++;
+	if (io == CAPPED_ACCESS)
+		capped_wait_room(c);
+	r = use_enter(c, use, off, len);
+	if (r == 0)
+		capped_use_begin(c, use);
 	pthread_mutex_unlock(&c->lock);
+	if (r == 0)
+		return 0;
+	free(use);
+	log_err("cannot bring pages of file %" PRIu64 " back from the store: %s", ino,
+		log_errstr(r));
 	return r;
+}
+
+/* What was written or read through the mount is in memory now. */
+static void know_accessed(struct capped *c, const struct capped_use *use)
+{
+	struct capped_file *f = capped_file_find(c, use->ino);
+	struct fs_file file;
+
+	if (use->end == UINT64_MAX)
+		return;
+	if (!f && fs_file_by_ino(c->config.fs, use->ino, &file) == 0)
+		capped_file_get(c, &file.handle, use->ino, &f);
+	if (f)
+		capped_know(c, f, use->first, use->end - use->first);
+	capped_added(c);
+}
+
+static void drop_done(struct capped *c, struct capped_file *f, uint64_t off, uint64_t len)
+{
+	uint64_t first = (off + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
+	uint64_t end = len ? (off + len) >> WPFS_PAGE_SHIFT : UINT64_MAX;
+
+	if (!f || first >= end)
+		return;
+	capped_forget(c, f, first, end - first);
+	if (f->has_slot)
+		policy_drop(c->policy, f->slot, first, end - first);
 }
 
 void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, enum capped_io io,
 		   bool done)
 {
-	uint64_t first = (off + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
-	uint64_t end = len ? (off + len) >> WPFS_PAGE_SHIFT : UINT64_MAX;
-	unsigned shard = ino % CAPPED_SHARDS;
-	struct capped_file *f;
+	const struct capped_use like = use_of(ino, off, len, io);
+	struct capped_use *use;
 
 	pthread_mutex_lock(&c->lock);
-	if (io == CAPPED_ACCESS) {
-		c->accesses[shard]--;
-	} else {
-		f = capped_file_find(c, ino);
-		if (f && done && first < end)
-			capped_forget(c, f, first, end - first);
-		c->drops[shard] = false;
+	DL_FOREACH (c->uses, use) {
+		if (use->ino == ino && use->first == like.first && use->end == like.end &&
+		    use->kind == like.kind)
+			break;
 	}
-	pthread_cond_broadcast(&c->cond);
+	if (io == CAPPED_ACCESS)
+		know_accessed(c, &like);
+	else if (done)
+		drop_done(c, capped_file_find(c, ino), off, len);
+	capped_use_end(c, use);
 	pthread_mutex_unlock(&c->lock);
+	free(use);
+}
+
+/*
+ * Copies what is spilled of [off, off + len) over what the lower file gave. The pages are held like
+ * those of an access, so that none comes or goes in between; a batch may be under way, and then
+ * both have it and are the same.
+ */
+static int read_spilled(struct capped *c, struct capped_file *f, struct spill_io *io, char *buf,
+			size_t len, uint64_t off)
+{
+	uint64_t end = (off + len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
+	uint64_t page = spill_bits_next(&f->bits, off >> WPFS_PAGE_SHIFT);
+	int r = 0;
+
+	while (r == 0 && page < end) {
+		struct spill_run run = {page, 1, spill_io_buf(io)};
+		uint64_t at = (page << WPFS_PAGE_SHIFT) - off, bytes;
+		int fd = capped_spill_fd(c, f, false);
+
+		while (run.nr < CAPPED_CLUSTER && page + run.nr < end &&
+		       spill_bits_test(&f->bits, page + run.nr))
+			run.nr++;
+		bytes = run.nr << WPFS_PAGE_SHIFT;
+		pthread_mutex_unlock(&c->lock);
+		r = fd < 0 ? fd : spill_store_read(io, fd, &run, 1);
+		if (r == 0)
+			memcpy(buf + at, run.buf, len - at < bytes ? len - at : bytes);
+		pthread_mutex_lock(&c->lock);
+		page = spill_bits_next(&f->bits, page + run.nr);
+	}
+	return r;
 }
 
 int capped_read_through(struct capped *c, uint64_t ino, int lower_fd, void *buf, size_t len,
 			uint64_t off)
 {
-	uint64_t end = (off + len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
+	struct capped_use use = use_of(ino, off, len, CAPPED_ACCESS);
+	struct spill_io *io = capped_engine_take(c);
 	struct capped_file *f;
 	int r;
 
+	if (!io)
+		return -ENOMEM;
 	pthread_mutex_lock(&c->lock);
-	capped_wait_drop(c, ino);
-	r = fdio_pread_zeros(lower_fd, buf, len, off);
 	f = capped_file_find(c, ino);
-	for (uint64_t page = f ? spill_bits_next(&f->bits, off >> WPFS_PAGE_SHIFT) : UINT64_MAX;
-	     r == 0 && page < end; page = spill_bits_next(&f->bits, page + 1)) {
-		const struct spill_run run = {page, 1, c->buf};
-		uint64_t at = (page << WPFS_PAGE_SHIFT) - off;
-
-		/* In the midst of an eviction both may be there, and are the same. */
-		r = spill_store_read(c->store, ino, &run, 1);
-		if (r == 0)
-			memcpy((char *)buf + at, c->buf,
-			       len - at < WPFS_PAGE_SIZE ? len - at : WPFS_PAGE_SIZE);
+	while (capped_used(c, ino, 0, UINT64_MAX, 1 << CAPPED_USE_DROP) ||
+	       capped_used(c, ino, use.first, use.end, 1 << CAPPED_USE_LOAD) ||
+	       (f && capped_batch_has(c, f, use.first, use.end))) {
+		pthread_cond_wait(&c->cond, &c->lock);
+		f = capped_file_find(c, ino);
 	}
+	/* As a load would be: nobody else brings these pages in, or takes them away. */
+	use.kind = CAPPED_USE_LOAD;
+	capped_use_begin(c, &use);
 	pthread_mutex_unlock(&c->lock);
+	r = fdio_pread_zeros(lower_fd, buf, len, off);
+	pthread_mutex_lock(&c->lock);
+	if (r == 0 && f)
+		r = read_spilled(c, f, io, buf, len, off);
+	capped_use_end(c, &use);
+	if (f)
+		capped_tidy(c, f);
+	pthread_mutex_unlock(&c->lock);
+	capped_engine_give(c, io);
 	return r;
 }
 

@@ -26,7 +26,8 @@ enum watch_kind {
 	WATCH_LISTEN,
 	WATCH_CLIENT,
 	WATCH_PROGRAM,
-	WATCH_WRITTEN
+	WATCH_WRITTEN,
+	WATCH_EVICT
 };
 
 struct watch {
@@ -144,7 +145,12 @@ struct track {
 	size_t nr_devs;
 	uint64_t next_mm; /* next row id */
 	char boot_id[40];
-	int busy_fd;	  /* capped mounts: of the mountpoint while somebody maps a file, or -1 */
+	int busy_fd; /* capped mounts: of the mountpoint while somebody maps a file, or -1 */
+	struct watch evict_watch, evict_timer;
+	struct evict *evicts; /* capped mounts: files whose mappings are known */
+	struct capped_turn *evict_turn;
+	uint64_t evict_since_ms; /* nothing could be evicted since; 0: something could */
+	uint64_t evict_pause_ms;
 	int devuffd;	  /* open /dev/userfaultfd, -1: none */
 	int life_pipe[2]; /* clients hold copies of [0]; [1] says that this daemon lives */
 	unsigned ticks;	  /* seconds since the last periodic harvest */

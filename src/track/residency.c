@@ -23,12 +23,10 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "track/capped_internal.h"
+#include "track/evict.h"
 #include "track/residency.h"
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
-
-#define WHY_SIZE    256
-#define EVICT_TRIES 20
 
 /* ---- mms ---- */
 
@@ -49,41 +47,53 @@ void residency_detach(struct track *t, struct tmm *tm)
 /* The file's pages of the eviction that a killed daemon was at. */
 static struct mm_file *residency_left(struct track *t, struct tmm *tm)
 {
-	struct capped_record left = {0};
+	const struct capped_record *left =
+		t->config.capped ? capped_record_left(t->config.capped) : NULL;
 
-	if (t->config.capped)
-		left = capped_record_left(t->config.capped);
-	return left.nr ? mm_file_find(&tm->mm, left.ino) : NULL;
+	return left && left->nr ? mm_file_find(&tm->mm, left->ino) : NULL;
 }
 
 int residency_resume_doubt(struct track *t, struct tmm *tm)
 {
 	struct mm_file *f = residency_left(t, tm);
-	struct capped_record left;
+	const struct capped_record *left;
+	int r = 0;
 
 	if (!f)
 		return 0;
 	left = capped_record_left(t->config.capped);
-	return mm_doubt(&tm->mm, f, left.first, left.nr);
+	for (uint64_t i = 0; r == 0 && i < left->nr; i++)
+		r = mm_doubt(&tm->mm, f, left->runs[i].first, left->runs[i].nr);
+	return r;
+}
+
+/* Un-marks pages of one mapping that are in a run of the killed daemon's batch. */
+static int unfence_run(int uffd, const struct mm_vma *vma, const struct capped_run *run)
+{
+	uint64_t from = vma->pgoff > run->first ? vma->pgoff : run->first;
+	uint64_t to = vma->pgoff + mm_vma_pages(vma);
+
+	if (to > run->first + run->nr)
+		to = run->first + run->nr;
+	if (from >= to)
+		return 0;
+	return uffd_writeprotect(uffd, vma->start + ((from - vma->pgoff) << WPFS_PAGE_SHIFT),
+				 vma->start + ((to - vma->pgoff) << WPFS_PAGE_SHIFT), false);
 }
 
 /* Takes the fence off that the killed daemon had put there. */
 static int residency_unfence(struct track *t, struct tmm *tm, int uffd)
 {
-	const struct capped_record left = capped_record_left(t->config.capped);
-	int r = left.nr ? tmm_harvest(t, tm) : 0;
+	const struct capped_record *left = capped_record_left(t->config.capped);
+	int r = left->nr ? tmm_harvest(t, tm) : 0;
 
-	for (size_t i = 0; r == 0 && left.nr && i < tm->mm.nr_vmas; i++) {
+	for (size_t i = 0; r == 0 && left->nr && i < tm->mm.nr_vmas; i++) {
 		const struct mm_vma *vma = &tm->mm.vmas[i];
-		uint64_t from = vma->pgoff > left.first ? vma->pgoff : left.first;
-		uint64_t to = vma->pgoff + mm_vma_pages(vma);
 
-		if (to > left.first + left.nr)
-			to = left.first + left.nr;
-		if (vma->file != left.ino || from >= to || !vma->registered)
+		if (vma->file != left->ino || !vma->registered)
 			continue;
-		r = uffd_writeprotect(uffd, vma->start + ((from - vma->pgoff) << WPFS_PAGE_SHIFT),
-				      vma->start + ((to - vma->pgoff) << WPFS_PAGE_SHIFT), false);
+		for (uint64_t run = 0; r == 0 && run < left->nr; run++)
+			r = unfence_run(uffd, vma, &left->runs[run]);
 	}
 	return r;
 }
@@ -170,6 +180,9 @@ int residency_map(struct track *t, struct tmm *tm, struct mm_vma *vma)
 	_cleanup_close_ int uffd = -1;
 	int r;
 
+	if (!t->config.capped)
+		return 0;
+	evict_pressure(t, vma);
 	if (!residency_must_stay(t, vma->file))
 		return 0;
 	/* Without a witness the uffd goes with this daemon, and with it what stands in for pages.
@@ -243,203 +256,7 @@ int residency_find_child(struct track *t, pid_t child, uint64_t scratch)
 	return capped_mm_find_child(t->config.capped, child, child_is_of, &ctx);
 }
 
-/* ---- evict ---- */
-
-/* Everything that has to be known of a file's mappings before it can be evicted. */
-struct evict {
-	struct track *t;
-	uint64_t ino, lower_ino;
-	struct capped_mapping *maps;
-	size_t nr, room;
-	struct tmm **mms; /* those that map it */
-	size_t nr_mms;
-	char why[WHY_SIZE];
-};
-
-static int evict_refuse(struct evict *e, const struct tmm *tm, const char *reason)
-{
-	snprintf(e->why, sizeof(e->why), "%s (pid %d) %s", tm->name[0] ? tm->name : tm->comm,
-		 tm->program.pid, reason);
-	return -EBUSY;
-}
-
-static bool evict_is_pinned(pid_t pid)
-{
-	_cleanup_free_ char *text = NULL;
-	char path[64];
-	const char *line;
-
-	snprintf(path, sizeof(path), "/proc/%d/status", pid);
-	if (fdio_read_file(AT_FDCWD, path, &text, NULL) < 0)
-		return true;
-	line = strstr(text, "\nVmPin:");
-	return line && strtoull(line + 7, NULL, 10) > 0;
-}
-
-static int evict_add(struct evict *e, struct tmm *tm, const struct mm_vma *vma)
-{
-	if (e->nr == e->room) {
-		size_t room = e->room ? e->room * 2 : 16;
-		struct capped_mapping *bigger = reallocarray(e->maps, room, sizeof(*bigger));
-
-		if (!bigger)
-			return -ENOMEM;
-		e->maps = bigger;
-		e->room = room;
-	}
-	e->maps[e->nr++] = (struct capped_mapping){tm->capped, vma->start, vma->end, vma->pgoff};
-	return 0;
-}
-
-/* Registers one mapping for missing pages and puts it on the list. */
-static int evict_vma(struct evict *e, struct tmm *tm, int uffd, const struct mm_vma *vma)
-{
-	int r;
-
-	if (vma->registered && vma->owner == MM_PROGRAM)
-		return evict_refuse(e, tm, "has a userfaultfd of its own there");
-	if (vma->start < tm->announced.aside_end && tm->announced.aside_start < vma->end)
-		return evict_refuse(e, tm, "is about to register a userfaultfd of its own there");
-	r = uffd_register_missing(uffd, vma->start, vma->end);
-	if (r == -EPERM)
-		return evict_refuse(e, tm, "has mapped it for reading only");
-	if (r == -EBUSY)
-		return evict_refuse(e, tm, "has a userfaultfd of its own there");
-	if (r < 0) {
-		evict_refuse(e, tm, "changes its mappings just now: try again");
-		return -EAGAIN;
-	}
-	return evict_add(e, tm, vma);
-}
-
-static int evict_mm(struct evict *e, struct tmm *tm)
-{
-	_cleanup_close_ int uffd = -1;
-	bool maps_it = false;
-	int r = tmm_harvest(e->t, tm);
-
-	if (r < 0)
-		return evict_refuse(e, tm, "cannot be looked at");
-	for (size_t i = 0; i < tm->mm.nr_vmas; i++)
-		maps_it |= tm->mm.vmas[i].file == e->ino;
-	if (!maps_it)
-		return 0;
-	if (!tm->capped || tm->witness_pidfd < 0 || proc_is_dead(tm->witness_pidfd))
-		return evict_refuse(e, tm, "has mapped it and has no witness");
-	if (evict_is_pinned(tmm_pid(tm)))
-		return evict_refuse(e, tm, "has memory pinned for direct I/O");
-	uffd = tmm_uffd(tm);
-	if (uffd < 0)
-		return evict_refuse(e, tm, "cannot be looked at");
-	e->mms[e->nr_mms++] = tm;
-	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
-		if (tm->mm.vmas[i].file == e->ino)
-			r = evict_vma(e, tm, uffd, &tm->mm.vmas[i]);
-	}
-	/* What is registered from now on is known to be ours. */
-	return r == 0 ? tmm_harvest(e->t, tm) : r;
-}
-
-static bool evict_knows(const struct evict *e, pid_t pid)
-{
-	for (size_t i = 0; i < e->nr_mms; i++) {
-		if (proc_same_mm(pid, tmm_pid(e->mms[i])) == 1)
-			return true;
-	}
-	return false;
-}
-
-/*
- * A process that maps the file and is not tracked: the child of a raw clone, or somebody who was
- * handed a descriptor. Its accesses could not be served. A child made from now on is known by the
- * fork event of its parent.
- */
-static int evict_foreigners(struct evict *e)
-{
-	const uint64_t dev = capped_lower_dev(e->t->config.capped);
-	_cleanup_dir_ DIR *dir = opendir("/proc");
-	struct maps_list list = {0};
-	struct dirent *de;
-	int r = dir ? 0 : -errno;
-
-	while (r == 0 && dir && (de = readdir(dir))) {
-		pid_t pid = atoi(de->d_name);
-		bool maps_it = false;
-
-		if (pid <= 0 || maps_read(pid, &dev, 1, &list) < 0)
-			continue;
-		for (size_t i = 0; i < list.nr; i++)
-			maps_it |= list.vmas[i].ino == e->lower_ino;
-		if (!maps_it || evict_knows(e, pid))
-			continue;
-		snprintf(e->why, sizeof(e->why), "pid %d has mapped it and is not tracked", pid);
-		r = -EBUSY;
-	}
-	maps_free(&list);
-	return r;
-}
-
-static int evict_collect(struct evict *e)
-{
-	struct tmm *tm;
-	int r = 0;
-
-	DL_FOREACH (e->t->tmms, tm) {
-		/* A fork child that has not mapped anything itself has no row, but mappings. */
-		if (r == 0 && tm->state != TMM_DETACHED && tmm_pid(tm))
-			r = evict_mm(e, tm);
-	}
-	return r == 0 ? evict_foreigners(e) : r;
-}
-
-/*
- * Bringing one page of a huge one back would make zeros of its neighbours that are still in the
- * store. The lower is mounted with huge=never; only this setting, which is for tests, overrides it.
- */
-static bool evict_makes_huge(void)
-{
-	_cleanup_free_ char *text = NULL;
-
-	return fdio_read_file(AT_FDCWD, "/sys/kernel/mm/transparent_hugepage/shmem_enabled", &text,
-			      NULL) == 0 &&
-	       strstr(text, "[force]");
-}
-
-static int evict_file(struct evict *e, const struct fs_file *file, uint64_t *pages)
-{
-	struct capped *c = e->t->config.capped;
-	struct capped_file *f;
-	struct tmm *tm;
-	size_t nr = 1;
-	int r;
-
-	if (evict_makes_huge()) {
-		snprintf(e->why, sizeof(e->why),
-			 "transparent_hugepage/shmem_enabled is set to force: set it to never");
-		return -EOPNOTSUPP;
-	}
-	r = capped_file_open(c, &file->handle, file->ino,
-			     (file->size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT, &f,
-			     &e->lower_ino);
-
-	if (r < 0)
-		return r;
-	DL_FOREACH (e->t->tmms, tm)
-		nr++;
-	e->mms = calloc(nr, sizeof(struct tmm *));
-	if (!e->mms)
-		return -ENOMEM;
-	/* What gives up because a mapping was moved or unmapped under it is begun again. */
-	for (int tries = 0; tries < EVICT_TRIES; tries++) {
-		e->nr = e->nr_mms = 0;
-		r = evict_collect(e);
-		if (r == 0)
-			r = capped_evict(c, f, e->maps, e->nr, pages, e->why, sizeof(e->why));
-		if (r != -EAGAIN)
-			break;
-	}
-	return r;
-}
+/* ---- requests ---- */
 
 /* The file a request is about, checked. False: answered. */
 static bool residency_select(struct request *rq, struct fs_file *file)
@@ -470,21 +287,17 @@ void residency_evict(struct request *rq)
 {
 	const struct wpfs_select *s = rq->body;
 	struct wpfs_evict_reply reply = {0};
-	struct evict e = {.t = rq->t};
+	char why[EVICT_WHY_SIZE] = "";
 	struct fs_file file;
 	int r;
 
 	if (!residency_select(rq, &file))
 		return;
 	life_sweep(rq->t);
-	e.ino = file.ino;
-	r = evict_file(&e, &file, &reply.pages);
-	free(e.maps);
-	free(e.mms);
+	r = evict_file(rq->t, &file, &reply.pages, why);
 	if (r < 0) {
-		log_info("%s was not evicted: %s", s->file, e.why[0] ? e.why : log_errstr(r));
-		request_error(rq, r, "cannot evict %s: %s", s->file,
-			      e.why[0] ? e.why : log_errstr(r));
+		log_info("%s was not evicted: %s", s->file, why[0] ? why : log_errstr(r));
+		request_error(rq, r, "cannot evict %s: %s", s->file, why[0] ? why : log_errstr(r));
 	} else {
 		request_reply(rq, 0, &reply, sizeof(reply));
 	}
@@ -531,6 +344,18 @@ void residency_status(struct track *t, struct wpfs_status *status)
 	counts = capped_counts(t->config.capped);
 	status->passthrough = 0;
 	status->resident = status->used;
+	status->cap = capped_cap(t->config.capped);
+	status->failing = capped_failing(t->config.capped);
+	status->ahead = counts.ahead;
+	status->probes = counts.probes;
+	status->throttled = counts.throttled;
+	status->zeros = counts.zeros;
+	status->store_errors = counts.errors;
+	status->fences = counts.fences;
+	status->fence_ns = counts.fence_ns;
+	status->io_depth = capped_io_stats(t->config.capped)->depth;
+	status->io_depth_max = capped_io_stats(t->config.capped)->depth_max;
+	status->store_uring = capped_is_uring(t->config.capped);
 	status->spilled = counts.spilled << WPFS_PAGE_SHIFT;
 	status->faults = counts.faults;
 	status->refaults = counts.refaults;
@@ -546,6 +371,8 @@ void residency_sweep(struct track *t)
 {
 	if (!t->config.capped)
 		return;
+	evict_forget(t);
 	capped_sweep(t->config.capped, residency_is_mapped, t);
+	evict_pressure(t, NULL);
 	residency_busy(t, false);
 }

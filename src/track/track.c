@@ -19,6 +19,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "track/evict.h"
 #include "track/residency.h"
 #include "track/written.h"
 
@@ -106,7 +107,7 @@ static void *track_main(void *arg)
 
 	while (!t->stop) {
 		struct epoll_event ev[64];
-		bool queue = false;
+		bool queue = false, evict = false;
 		int n = epoll_wait(t->epoll_fd, ev, 64, -1);
 
 		/* Deaths first: an answer given in this round must know of them. The watch goes
@@ -140,6 +141,9 @@ static void *track_main(void *arg)
 			case WATCH_WRITTEN:
 				written_update(t);
 				break;
+			case WATCH_EVICT:
+				evict = true;
+				break;
 			case WATCH_PROGRAM:
 				break;
 			}
@@ -147,12 +151,16 @@ static void *track_main(void *arg)
 		client_reap(t);
 		if (queue)
 			track_run_queue(t);
+		if (evict && !t->stop)
+			evict_round(t);
 	}
 	return NULL;
 }
 
 static void track_free(struct track *t)
 {
+	evict_stop(t);
+	free(t->evict_turn);
 	while (t->clients)
 		client_free(t, t->clients);
 	while (t->tmms)
@@ -222,6 +230,7 @@ int track_start(const struct track_config *config, struct track **track)
 	t->timer_watch = (struct watch){WATCH_TIMER, -1};
 	t->listen_watch = (struct watch){WATCH_LISTEN, -1};
 	t->written_watch = (struct watch){WATCH_WRITTEN, -1};
+	t->evict_watch = t->evict_timer = (struct watch){WATCH_EVICT, -1};
 	t->next_mm = 1;
 	pthread_mutex_init(&t->queue_lock, NULL);
 	r = track_copy_config(t, config);
@@ -237,6 +246,8 @@ int track_start(const struct track_config *config, struct track **track)
 		r = written_begin(t);
 	if (r == 0)
 		r = life_resume(t);
+	if (r == 0)
+		r = evict_start(t);
 	if (r == 0)
 		r = -pthread_create(&t->thread, NULL, track_main, t);
 	if (r < 0) {

@@ -73,6 +73,16 @@ int pagemap_marked(int pagemap, uint64_t start, uint64_t end, bool async, struct
 	return pagemap_scan(pagemap, start, end, arg, marked);
 }
 
+int pagemap_present(int pagemap, uint64_t start, uint64_t end, struct mm_set *present)
+{
+	struct pm_scan_arg arg = {
+		.category_mask = PAGE_IS_PRESENT,
+		.return_mask = PAGE_IS_PRESENT,
+	};
+
+	return pagemap_scan(pagemap, start, end, arg, present);
+}
+
 int pagemap_protect(int pagemap, uint64_t start, uint64_t end, struct mm_set *written)
 {
 	struct pm_scan_arg arg = {

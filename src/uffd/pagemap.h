@@ -27,6 +27,9 @@ int pagemap_open(pid_t pid);
  */
 int pagemap_marked(int pagemap, uint64_t start, uint64_t end, bool async, struct mm_set *marked);
 
+/* Adds to *present the pages of [start, end) that are mapped, relative to `start`. 0 or -errno. */
+int pagemap_present(int pagemap, uint64_t start, uint64_t end, struct mm_set *present);
+
 /*
  * Marks every page of [start, end) and adds those that were not marked before to *written
  * (relative to `start`). Atomic per page: no store falls between the look and the mark. The range

@@ -273,7 +273,9 @@ static int start_capped(struct daemon *d)
 		.private_fd = d->run.private_fd,
 		.spill_fd = d->store.spill_fd,
 		.adopted = d->run.adopted,
+		.resident = d->options->resident,
 		.settle_ms = d->options->settle_ms,
+		.sigbus = d->options->sigbus,
 	};
 	bool was_capped = capped_was(d->run.private_fd), is_capped = d->options->resident != 0;
 

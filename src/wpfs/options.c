@@ -34,8 +34,10 @@ const char options_help[] =
 	"  -o nr_inodes=N        largest number of files\n"
 	"  -o huge=POLICY        never, always, within_size or advise\n"
 	"  -o mode=MODE,uid=UID,gid=GID   of the root directory\n"
-	"  -o resident=SIZE      capped: wpctl evict moves pages from memory to STORE\n"
+	"  -o resident=SIZE      capped: at most SIZE of page contents in memory, the rest in "
+	"STORE\n"
 	"  -o settle=TIME        how long direct I/O may take there (default 100ms)\n"
+	"  -o onerror=wait|sigbus         there: a page that cannot be read back (default wait)\n"
 	"  -o flush=SECONDS      write changes to STORE that often (default 30, 0: at unmount)\n"
 	"  -o harvest=SECONDS    make marks durable that often (default 10, 0: when asked)\n"
 	"  -o io_uring           FUSE over io_uring\n"
@@ -210,6 +212,14 @@ static int take_settle(struct options *o, const char *value, char *error)
 	return 0;
 }
 
+static int take_onerror(struct options *o, const char *value, char *error)
+{
+	o->sigbus = strcmp(value, "sigbus") == 0;
+	if (!o->sigbus && strcmp(value, "wait") != 0)
+		return bad(error, "bad word '%s' in onerror=: wait or sigbus", value);
+	return 0;
+}
+
 static int take_seconds(const char *key, const char *value, unsigned *seconds, char *error)
 {
 	uint64_t n;
@@ -255,8 +265,8 @@ static const struct {
 	{"huge", take_huge},	     {"mode", take_mode},
 	{"uid", take_uid},	     {"gid", take_gid},
 	{"resident", take_resident}, {"settle", take_settle},
-	{"flush", take_flush},	     {"harvest", take_harvest},
-	{"uffd", take_uffd},
+	{"onerror", take_onerror},   {"flush", take_flush},
+	{"harvest", take_harvest},   {"uffd", take_uffd},
 };
 
 static int take_word(struct options *o, const char *word, char *error)

@@ -26,6 +26,7 @@ struct options {
 
 	uint64_t resident; /* bytes; 0 = native */
 	unsigned settle_ms;
+	bool sigbus;	    /* onerror=sigbus */
 	unsigned flush_s;   /* 0 = only at unmount */
 	unsigned harvest_s; /* 0 = only when asked */
 	bool uring;

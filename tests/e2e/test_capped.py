@@ -24,7 +24,7 @@ FILLED = BIG - BIG // 8  # the others are zeros, which are never stored
 
 @pytest.fixture
 def wpfs(make_wpfs):
-    return make_wpfs("store", ["resident=64M", "settle=5ms"])
+    return make_wpfs("store", ["resident=256M", "settle=5ms"])
 
 
 def evict(wpfs, path="/f"):
@@ -76,8 +76,8 @@ def loaded(program):
 
 
 def test_none_has_no_place(make_wpfs):
-    one = make_wpfs("none", ["resident=64M"], start=False)
-    done = one.command(harness.WPFS, "-o", "resident=64M", "none", one.mnt)
+    one = make_wpfs("none", ["resident=256M"], start=False)
+    done = one.command(harness.WPFS, "-o", "resident=256M", "none", one.mnt)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "resident=" in done.stderr and "STORE" in done.stderr
 
@@ -307,7 +307,7 @@ def test_fork_under_eviction(wpfs):
 @pytest.mark.parametrize("what", ["forks 15", "moves 20"])
 def test_eviction_meanwhile(make_wpfs, what):
     """Evictions at any moment of forks and moves: each goes well or says that it did not."""
-    wpfs = make_wpfs("store", ["resident=64M", "settle=0"])
+    wpfs = make_wpfs("store", ["resident=256M", "settle=0"])
     program = refault(wpfs, pages=512)
     program.order("fill 3")
     protect(wpfs)
@@ -473,7 +473,7 @@ def waiting(pid):
 
 def test_daemon_killed_in_mid_eviction(make_wpfs):
     """Killed under the fence: no store is lost, nothing written looks marked."""
-    wpfs = make_wpfs("store", ["resident=64M", "settle=5s"])
+    wpfs = make_wpfs("store", ["resident=256M", "settle=5s"])
     program = refault(wpfs, pages=1024)
     program.order("fill 6")
     program.order("clear")
@@ -543,7 +543,7 @@ def test_removed_file(wpfs):
 
 def test_flush_reads_through(make_wpfs):
     """What is in the store is written to the data files without coming back into memory."""
-    wpfs = make_wpfs("store", ["resident=64M", "settle=0", "flush=1"])
+    wpfs = make_wpfs("store", ["resident=256M", "settle=0", "flush=1"])
     content = os.urandom(64 * PAGE)
     (wpfs.mnt / "f").write_bytes(content)
     ino = os.stat(wpfs.mnt / "f").st_ino
@@ -556,7 +556,7 @@ def test_flush_reads_through(make_wpfs):
 
 def test_store_full(make_wpfs):
     """The store has no room: nothing is dropped, no fence is left, one line says why."""
-    wpfs = make_wpfs("store", ["resident=64M", "settle=0", "flush=0"], start=False)
+    wpfs = make_wpfs("store", ["resident=256M", "settle=0", "flush=0"], start=False)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6M", "none", wpfs.store], check=True,
                    timeout=30)
     try:
@@ -636,7 +636,7 @@ def test_raw_fork(wpfs):
 def test_random(make_wpfs):
     """Stores, evictions and loads in random order against a reference, for several seeds."""
     for seed in range(6):
-        wpfs = make_wpfs("store", ["resident=64M", "settle=0"])
+        wpfs = make_wpfs("store", ["resident=256M", "settle=0"])
         rng = random.Random(seed)
         program = refault(wpfs, pages=1024)
         program.order(f"fill {seed}")

@@ -61,44 +61,93 @@ static char *pages_new(unsigned seed)
 	return pages;
 }
 
+/* The store and an engine of it. */
+struct fixture {
+	struct spill_store *store;
+	struct spill_io *io;
+};
+
+static struct fixture fixture_new(enum spill_path want)
+{
+	struct fixture f;
+
+	assert_int_equal(spill_store_open(dir_fd, want, &f.store), 0);
+	assert_int_equal(spill_store_engine(f.store, PAGES * WPFS_PAGE_SIZE, &f.io), 0);
+	assert_int_equal(spill_io_path(f.io), want);
+	return f;
+}
+
+static void fixture_free(struct fixture *f)
+{
+	spill_io_free(f->io);
+	spill_store_close(f->store);
+}
+
+static int pages_write(struct fixture *f, uint64_t id, const struct spill_run *runs, size_t nr)
+{
+	int fd = spill_store_file(f->store, id, true), r;
+
+	assert_true(fd >= 0);
+	r = spill_store_write(f->io, fd, runs, nr);
+	close(fd);
+	return r;
+}
+
+static int pages_read(struct fixture *f, uint64_t id, const struct spill_run *runs, size_t nr)
+{
+	int fd = spill_store_file(f->store, id, false), r;
+
+	if (fd < 0)
+		return fd;
+	r = spill_store_read(f->io, fd, runs, nr);
+	close(fd);
+	return r;
+}
+
 /* Writes scattered runs, reads them back in another order, and sees which way it went. */
 static void store_round(enum spill_path want)
 {
 	const struct spill_run out[] = {{3, 200, NULL}, {1000, 1, NULL}, {70000, 65, NULL}};
 	struct spill_run runs[3];
-	struct spill_store *store;
-	struct spill_io_counts counts;
+	struct fixture f = fixture_new(want);
+	struct spill_stats *stats = spill_store_stats(f.store);
 	char *wrote = pages_new(7), *got = pages_new(0);
 	struct stat st;
 
-	assert_int_equal(spill_store_open(dir_fd, want, &store), 0);
-	assert_int_equal(spill_io_path(spill_store_io(store)), want);
 	memcpy(runs, out, sizeof(runs));
 	runs[0].buf = wrote;
 	runs[1].buf = wrote + 200 * WPFS_PAGE_SIZE;
 	runs[2].buf = wrote + 201 * WPFS_PAGE_SIZE;
-	assert_int_equal(spill_store_write(store, 0x1234, runs, 3), 0);
+	assert_int_equal(pages_write(&f, 0x1234, runs, 3), 0);
 	runs[2] = (struct spill_run){3, 200, got};
 	runs[1].buf = got + 200 * WPFS_PAGE_SIZE;
 	runs[0] = (struct spill_run){70000, 65, got + 201 * WPFS_PAGE_SIZE};
-	assert_int_equal(spill_store_read(store, 0x1234, runs, 3), 0);
+	assert_int_equal(pages_read(&f, 0x1234, runs, 3), 0);
 	assert_memory_equal(wrote, got, 266 * WPFS_PAGE_SIZE);
 
-	counts = spill_io_counts(spill_store_io(store));
 	if (want == SPILL_PATH_URING) {
-		assert_true(counts.uring >= 7 + 7);
-		assert_int_equal(counts.sync, 0);
+		assert_int_equal(stats->uring, 7 + 7);
+		assert_int_equal(stats->sync, 0);
+		assert_int_equal(stats->fixed, 0);
+		/* The same from the registered buffer. */
+		memcpy(spill_io_buf(f.io), wrote, 200 * WPFS_PAGE_SIZE);
+		runs[2].buf = spill_io_buf(f.io);
+		assert_int_equal(pages_write(&f, 0x1234, &runs[2], 1), 0);
+		assert_int_equal(stats->fixed, 4);
+		assert_true(stats->depth_max > 1);
 	} else {
-		assert_true(counts.sync >= 7 + 7);
-		assert_int_equal(counts.uring, 0);
+		assert_int_equal(stats->sync, 7 + 7);
+		assert_int_equal(stats->uring, 0);
+		assert_int_equal(stats->depth_max, 1);
 	}
+	assert_int_equal(stats->depth, 0);
 	assert_int_equal(fstatat(dir_fd, "34/4660", &st, 0), 0);
 	assert_true(st.st_blocks * 512 <= 300 * (long)WPFS_PAGE_SIZE); /* sparse */
-	assert_int_equal(spill_store_remove(store, 0x1234), 0);
-	assert_int_equal(spill_store_remove(store, 0x1234), 0);
+	assert_int_equal(spill_store_remove(f.store, 0x1234), 0);
+	assert_int_equal(spill_store_remove(f.store, 0x1234), 0);
 	assert_int_equal(fstatat(dir_fd, "34/4660", &st, 0), -1);
-	assert_int_equal(spill_store_read(store, 0x1234, runs, 3), -ENOENT);
-	spill_store_close(store);
+	assert_int_equal(pages_read(&f, 0x1234, runs, 3), -ENOENT);
+	fixture_free(&f);
 	munmap(wrote, PAGES * WPFS_PAGE_SIZE);
 	munmap(got, PAGES * WPFS_PAGE_SIZE);
 }
@@ -137,10 +186,11 @@ static void test_io_refused(void **state)
 		int status;
 
 		if (pid == 0) {
+			struct spill_stats stats = {0};
 			struct spill_io *io = NULL;
 
 			refuse_uring(errs[i]);
-			if (spill_io_new(SPILL_PATH_URING, &io) != 0)
+			if (spill_io_new(SPILL_PATH_URING, 0, &stats, &io) != 0)
 				_exit(1);
 			_exit(spill_io_path(io) == SPILL_PATH_SYNC ? 0 : 2);
 		}
@@ -160,26 +210,25 @@ static int fail_at(bool write, uint64_t off)
 /* An error in the middle is reported as it is; the store goes on working. */
 static void store_fails(enum spill_path want)
 {
-	struct spill_store *store;
+	struct fixture f = fixture_new(want);
 	char *pages = pages_new(3);
 	struct spill_run run = {0, PAGES, pages};
 
-	assert_int_equal(spill_store_open(dir_fd, want, &store), 0);
 	spill_io_test_fail = fail_at;
 	fail_off = 256 * WPFS_PAGE_SIZE;
 	fail_with = -ENOSPC;
-	assert_int_equal(spill_store_write(store, 5, &run, 1), -ENOSPC);
+	assert_int_equal(pages_write(&f, 5, &run, 1), -ENOSPC);
 	fail_with = 0;
-	assert_int_equal(spill_store_write(store, 5, &run, 1), 0);
+	assert_int_equal(pages_write(&f, 5, &run, 1), 0);
 	fail_with = -EIO;
-	assert_int_equal(spill_store_read(store, 5, &run, 1), -EIO);
+	assert_int_equal(pages_read(&f, 5, &run, 1), -EIO);
 	spill_io_test_fail = NULL;
 	/* Behind the end: a page that was never stored is not silently zeros. */
 	run.first = 100000;
-	assert_int_equal(spill_store_read(store, 5, &run, 1), -ENODATA);
+	assert_int_equal(pages_read(&f, 5, &run, 1), -ENODATA);
 	run.first = 0;
-	assert_int_equal(spill_store_read(store, 5, &run, 1), 0);
-	spill_store_close(store);
+	assert_int_equal(pages_read(&f, 5, &run, 1), 0);
+	fixture_free(&f);
 	munmap(pages, PAGES * WPFS_PAGE_SIZE);
 }
 
@@ -193,12 +242,13 @@ static void test_store_fails(void **state)
 static void test_io_kernel_error(void **state)
 {
 	for (int want = SPILL_PATH_URING; want <= SPILL_PATH_SYNC; want++) {
+		struct spill_stats stats = {0};
 		struct spill_io *io;
 		char *pages = pages_new(9);
 		int fd = openat(dir_fd, "ro", O_CREAT | O_RDONLY | O_CLOEXEC, 0600);
 		struct spill_seg seg = {pages, 0, 4096};
 
-		assert_int_equal(spill_io_new((enum spill_path)want, &io), 0);
+		assert_int_equal(spill_io_new((enum spill_path)want, 0, &stats, &io), 0);
 		assert_int_equal(spill_io_write(io, fd, &seg, 1), -EBADF);
 		spill_io_free(io);
 		close(fd);
@@ -208,17 +258,16 @@ static void test_io_kernel_error(void **state)
 
 static void test_store_wipe(void **state)
 {
-	struct spill_store *store;
+	struct fixture f = fixture_new(SPILL_PATH_URING);
 	char *pages = pages_new(1);
 	struct spill_run run = {0, 1, pages};
 
-	assert_int_equal(spill_store_open(dir_fd, SPILL_PATH_URING, &store), 0);
 	for (uint64_t id = 1; id < 600; id += 7)
-		assert_int_equal(spill_store_write(store, id, &run, 1), 0);
-	assert_int_equal(spill_store_wipe(store), 0);
+		assert_int_equal(pages_write(&f, id, &run, 1), 0);
+	assert_int_equal(spill_store_wipe(f.store), 0);
 	for (uint64_t id = 1; id < 600; id += 7)
-		assert_int_equal(spill_store_read(store, id, &run, 1), -ENOENT);
-	spill_store_close(store);
+		assert_int_equal(pages_read(&f, id, &run, 1), -ENOENT);
+	fixture_free(&f);
 	munmap(pages, PAGES * WPFS_PAGE_SIZE);
 }
 

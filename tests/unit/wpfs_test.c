@@ -43,6 +43,7 @@ static void test_defaults(void **state)
 	assert_int_equal(o.mount_flags, 0);
 	assert_int_equal(o.resident, 0);
 	assert_int_equal(o.settle_ms, 100);
+	assert_false(o.sigbus);
 	assert_int_equal(o.flush_s, 30);
 	assert_int_equal(o.uffd_policy, TRACK_UFFD_WRITERS);
 }
@@ -74,13 +75,14 @@ static void test_own_options(void **state)
 {
 	struct options o;
 
-	assert_int_equal(parse("-d -o resident=1G,settle=2s,flush=0,harvest=5 "
+	assert_int_equal(parse("-d -o resident=1G,settle=2s,onerror=sigbus,flush=0,harvest=5 "
 			       "-o io_uring,uffd=gid=7 /s /m",
 			       &o),
 			 0);
 	assert_true(o.debug && o.foreground && o.uring);
 	assert_int_equal(o.resident, 1 << 30);
 	assert_int_equal(o.settle_ms, 2000);
+	assert_true(o.sigbus);
 	assert_int_equal(o.flush_s, 0);
 	assert_int_equal(o.harvest_s, 5);
 	assert_int_equal(o.uffd_policy, TRACK_UFFD_GID);
@@ -126,6 +128,7 @@ static void test_refusals_name_the_word(void **state)
 		{"-o uid=nobody-here none /m", "nobody-here"},
 		{"-o gid=-1 none /m", "-1"},
 		{"-o settle=1h /s /m", "1h"},
+		{"-o onerror=crash /s /m", "crash"},
 		{"-o flush=x /s /m", "'x'"},
 		{"-o harvest=999999999 /s /m", "999999999"},
 		{"-o uffd=some none /m", "some"},

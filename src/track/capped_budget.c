@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * How much is in memory: what the lower tmpfs says of itself, which is exact and includes what
+ * programs store through mappings. Whoever adds pages asks here first and tells afterwards; the
+ * track thread evicts when it is told to.
+ */
+#include <errno.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "track/capped_internal.h"
+
+uint64_t capped_resident(const struct capped *c)
+{
+	struct statfs st;
+
+	if (fstatfs(c->config.lower_fd, &st) < 0)
+		return 0; /* which cannot fail */
+	return (uint64_t)(st.f_blocks - st.f_bfree) * (uint64_t)st.f_bsize;
+}
+
+static void ask(struct capped *c)
+{
+	const uint64_t one = 1;
+
+	if (c->asked)
+		return;
+	c->asked = true;
+	if (write(c->evict_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+		log_err("capped: cannot wake the track thread: %s", log_errstr(errno));
+}
+
+void capped_added(struct capped *c)
+{
+	if (!c->asked && capped_resident(c) > c->high)
+		ask(c);
+}
+
+bool capped_is_full(struct capped *c)
+{
+	uint64_t resident = capped_resident(c);
+
+	if (resident > c->high)
+		ask(c);
+	return resident >= c->full && !c->stuck;
+}
+
+void capped_wait_room(struct capped *c)
+{
+	if (!capped_is_full(c))
+		return;
+	c->counts.throttled++;
+	while (capped_is_full(c))
+		pthread_cond_wait(&c->cond, &c->lock);
+}
+
+void capped_know(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr)
+{
+	off_t at, hole,
+		end = nr > (UINT64_MAX >> 13) - first ? INT64_MAX
+						      : (off_t)((first + nr) << WPFS_PAGE_SHIFT);
+
+	if (!f->has_slot)
+		return;
+	at = lseek(f->fd, (off_t)(first << WPFS_PAGE_SHIFT), SEEK_DATA);
+	while (at >= 0 && at < end) {
+		hole = lseek(f->fd, at, SEEK_HOLE);
+		if (hole < 0)
+			return;
+		for (; at < hole && at < end; at += (off_t)WPFS_PAGE_SIZE)
+			policy_insert(c->policy, f->slot, (uint64_t)at >> WPFS_PAGE_SHIFT);
+		at = lseek(f->fd, hole, SEEK_DATA);
+	}
+}
+
+uint64_t capped_low(const struct capped *c)
+{
+	return c->low;
+}
+
+uint64_t capped_cap(const struct capped *c)
+{
+	return c->config.resident;
+}
+
+void capped_evict_asked(struct capped *c)
+{
+	pthread_mutex_lock(&c->lock);
+	c->asked = false;
+	pthread_mutex_unlock(&c->lock);
+}
+
+void capped_set_stuck(struct capped *c, bool stuck)
+{
+	pthread_mutex_lock(&c->lock);
+	if (stuck && !c->stuck)
+		log_warn("nothing can be evicted: what is in use is more than resident= allows");
+	c->stuck = stuck;
+	if (stuck) {
+		capped_retry(c);
+		pthread_cond_broadcast(&c->cond);
+	}
+	pthread_mutex_unlock(&c->lock);
+}
+
+void capped_retry(struct capped *c)
+{
+	const uint64_t one = 1;
+
+	if ((c->waits || c->aheads) && write(c->retry_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+		log_err("capped: cannot wake the fault threads: %s", log_errstr(errno));
+}

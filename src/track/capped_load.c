@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * How pages come back. A page is read from the store into a private buffer and put into the lower
+ * file with one whole-page pwrite, never through a mapping, where other threads would see it half
+ * filled; a page of zeros by fallocate, which never overwrites.
+ *
+ * The lock is not held while the store is read: an entry in c->uses keeps everybody else away from
+ * the pages, and their spilled bits stay until they are in. Several threads load at once.
+ *
+ * Who faults on pages one after the other gets the next ones before asking, more each time. What is
+ * read ahead goes to the lower file only: no page table changes, so no mark is made or lost.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <utlist.h>
+
+#include "base/cleanup.h"
+#include "base/fdio.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "track/capped_internal.h"
+
+#define WINDOW_MIN  16u
+#define WINDOW_MAX  2048u /* pages that are asked for ahead of a reader */
+#define AHEAD_CHUNK 128u  /* of them, read at once */
+#define ZERO_MAX    64u	  /* pages of zeros made at once */
+
+/* ---- engines ---- */
+
+struct spill_io *capped_engine_take(struct capped *c)
+{
+	struct spill_io *io = NULL;
+
+	pthread_mutex_lock(&c->lock);
+	while (c->nr_engines == 0 && c->made_engines == CAPPED_ENGINES)
+		pthread_cond_wait(&c->engine_cond, &c->lock);
+	if (c->nr_engines)
+		io = c->engines[--c->nr_engines];
+	else
+		c->made_engines++;
+	pthread_mutex_unlock(&c->lock);
+	if (io || spill_store_engine(c->store, CAPPED_CLUSTER * WPFS_PAGE_SIZE, &io) == 0)
+		return io;
+	pthread_mutex_lock(&c->lock);
+	c->made_engines--;
+	pthread_mutex_unlock(&c->lock);
+	return NULL;
+}
+
+void capped_engine_give(struct capped *c, struct spill_io *io)
+{
+	pthread_mutex_lock(&c->lock);
+	c->engines[c->nr_engines++] = io;
+	pthread_cond_signal(&c->engine_cond);
+	pthread_mutex_unlock(&c->lock);
+}
+
+/* ---- uses ---- */
+
+bool capped_used(const struct capped *c, uint64_t ino, uint64_t first, uint64_t end, unsigned kinds)
+{
+	const struct capped_use *use;
+
+	DL_FOREACH (c->uses, use) {
+		if (use->ino == ino && (kinds >> use->kind & 1) && use->first < end &&
+		    first < use->end)
+			return true;
+	}
+	return false;
+}
+
+void capped_use_begin(struct capped *c, struct capped_use *use)
+{
+	DL_APPEND(c->uses, use);
+}
+
+void capped_use_end(struct capped *c, struct capped_use *use)
+{
+	DL_DELETE(c->uses, use);
+	pthread_cond_broadcast(&c->cond);
+	capped_retry(c);
+}
+
+/* ---- one read ---- */
+
+/* Reads pages and puts them into the lower file, whose times stay: nobody changed it. */
+static int fill(struct spill_io *io, int spill_fd, int lower_fd, uint64_t first, uint64_t nr)
+{
+	const struct spill_run run = {first, nr, spill_io_buf(io)};
+	uint64_t off = first << WPFS_PAGE_SHIFT, len = nr << WPFS_PAGE_SHIFT;
+	struct stat st;
+	int r = spill_store_read(io, spill_fd, &run, 1);
+
+	if (r == 0 && fstat(lower_fd, &st) < 0)
+		r = -errno;
+	if (r < 0)
+		return r;
+	/* The file never grows by this; what lay behind its end is nobody's. */
+	if (off + len > (uint64_t)st.st_size)
+		len = off < (uint64_t)st.st_size ? (uint64_t)st.st_size - off : 0;
+	r = fdio_pwrite_full(lower_fd, run.buf, len, (off_t)off);
+	futimens(lower_fd, (struct timespec[2]){st.st_atim, st.st_mtim});
+	return r;
+}
+
+/* Loads pages that are all spilled and that nobody is at. Lock held, let go meanwhile. */
+static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr)
+{
+	struct capped_use use = {
+		.ino = f->ino, .first = first, .end = first + nr, .kind = CAPPED_USE_LOAD};
+	int fd = capped_spill_fd(c, f, false), r = fd < 0 ? fd : 0;
+	struct spill_io *io;
+
+	capped_use_begin(c, &use);
+	pthread_mutex_unlock(&c->lock);
+	io = r < 0 ? NULL : capped_engine_take(c);
+	if (r == 0 && !io)
+		r = -ENOMEM;
+	if (r == 0)
+		r = fill(io, fd, f->fd, first, nr);
+	if (io)
+		capped_engine_give(c, io);
+	pthread_mutex_lock(&c->lock);
+	capped_use_end(c, &use);
+	if (r < 0) {
+		c->counts.errors++;
+		return r == -ENODATA || r == -ENOENT ? -EIO : r;
+	}
+	/* After, never before: a daemon killed in between leaves both, and the lower file wins. */
+	capped_forget(c, f, first, nr);
+	c->counts.refaults += nr;
+	for (uint64_t page = first; f->has_slot && page < first + nr; page++)
+		policy_insert(c->policy, f->slot, page);
+	capped_added(c);
+	return 0;
+}
+
+/* The run of spilled pages at `first` that nobody is at, at most `max` and before `end`. */
+static uint64_t free_run(const struct capped *c, const struct capped_file *f, uint64_t first,
+			 uint64_t end, uint64_t max)
+{
+	uint64_t nr = 0;
+
+	while (nr < max && first + nr < end && spill_bits_test(&f->bits, first + nr))
+		nr++;
+	/* Nearly always nobody is; then this is all. */
+	if (!capped_used(c, f->ino, first, first + nr, ~0u) &&
+	    !capped_batch_has(c, f, first, first + nr))
+		return nr;
+	for (uint64_t n = 0; n < nr; n++) {
+		if (capped_used(c, f->ino, first + n, first + n + 1,
+				1 << CAPPED_USE_LOAD | 1 << CAPPED_USE_DROP) ||
+		    capped_batch_has(c, f, first + n, first + n + 1))
+			return n;
+	}
+	return nr;
+}
+
+int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr,
+		uint64_t *loaded)
+{
+	uint64_t end = nr > UINT64_MAX - first ? UINT64_MAX : first + nr;
+	uint64_t page;
+	int r = 0;
+
+	while (r == 0 && (page = spill_bits_next(&f->bits, first)) < end) {
+		uint64_t run = free_run(c, f, page, end, CAPPED_CLUSTER);
+
+		if (run == 0) {
+			pthread_cond_wait(&c->cond, &c->lock);
+			continue;
+		}
+		r = load_run(c, f, page, run);
+		if (r == 0 && loaded)
+			*loaded += run;
+	}
+	return r;
+}
+
+int capped_load_file(struct capped *c, uint64_t ino, uint64_t *loaded)
+{
+	struct capped_use use = {.ino = ino, .kind = CAPPED_USE_ACCESS};
+	struct capped_file *f;
+	int r = 0;
+
+	pthread_mutex_lock(&c->lock);
+	f = capped_file_find(c, ino);
+	/* So that it is not let go of; empty, so that it keeps nobody away. */
+	capped_use_begin(c, &use);
+	if (f)
+		r = capped_load(c, f, 0, UINT64_MAX, loaded);
+	capped_use_end(c, &use);
+	pthread_mutex_unlock(&c->lock);
+	return r;
+}
+
+/* ---- reading ahead ---- */
+
+/* Whose next page is this? A new one if nobody's. */
+static struct capped_stream *stream_find(const struct capped *c, struct capped_file *f,
+					 uint64_t page)
+{
+	const uint64_t most = c->config.resident >> (WPFS_PAGE_SHIFT + 4);
+	struct capped_stream *oldest = &f->streams[0];
+
+	f->stream_clock++;
+	for (size_t i = 0; i < CAPPED_STREAMS; i++) {
+		struct capped_stream *s = &f->streams[i];
+
+		/* What was read ahead makes no faults: the next one is where that ends. */
+		if (s->next && page >= s->next &&
+		    page <= (s->ahead > s->next ? s->ahead : s->next)) {
+			s->used = f->stream_clock;
+			s->window = s->window ? s->window * 2 : WINDOW_MIN;
+			if (s->window > WINDOW_MAX)
+				s->window = WINDOW_MAX;
+			if (s->window > most)
+				s->window = (uint32_t)most;
+			s->next = page + 1;
+			return s;
+		}
+		if (f->stream_clock - s->used > f->stream_clock - oldest->used)
+			oldest = s;
+	}
+	*oldest = (struct capped_stream){.next = page + 1, .used = f->stream_clock};
+	return oldest;
+}
+
+static void ahead_add(struct capped *c, const struct capped_file *f, uint64_t first, uint64_t end)
+{
+	struct capped_ahead *a;
+
+	for (; first < end; first += AHEAD_CHUNK) {
+		a = calloc(1, sizeof(*a));
+		if (!a)
+			return; /* then it will be asked for */
+		*a = (struct capped_ahead){
+			.ino = f->ino,
+			.first = first,
+			.nr = end - first < AHEAD_CHUNK ? end - first : AHEAD_CHUNK,
+		};
+		DL_APPEND(c->aheads, a);
+	}
+	capped_retry(c);
+}
+
+void capped_ahead_forget(struct capped *c, uint64_t ino)
+{
+	struct capped_ahead *a, *next;
+
+	DL_FOREACH_SAFE(c->aheads, a, next)
+	{
+		if (a->ino == ino) {
+			DL_DELETE(c->aheads, a);
+			free(a);
+		}
+	}
+}
+
+bool capped_ahead_one(struct capped *c)
+{
+	struct capped_ahead *a = c->aheads;
+	struct capped_file *f;
+	uint64_t page, end, run, before;
+
+	if (!a)
+		return false;
+	DL_DELETE(c->aheads, a);
+	f = capped_file_find(c, a->ino);
+	page = a->first;
+	end = a->first + a->nr;
+	free(a);
+	/* Unasked it never takes the last room. */
+	while (f && (page = spill_bits_next(&f->bits, page)) < end &&
+	       capped_resident(c) < c->config.resident) {
+		run = free_run(c, f, page, end, AHEAD_CHUNK);
+		if (run == 0)
+			break;
+		before = c->counts.refaults;
+		if (load_run(c, f, page, run) < 0)
+			break; /* who needs it will ask, and be told */
+		c->counts.ahead += c->counts.refaults - before;
+		page += run;
+		/* The lock was let go of. */
+		f = capped_file_find(c, f->ino);
+	}
+	return true;
+}
+
+int capped_load_fault(struct capped *c, struct capped_file *f, uint64_t page)
+{
+	struct capped_stream *s = stream_find(c, f, page);
+	uint64_t want = s->window < AHEAD_CHUNK ? s->window + 1 : AHEAD_CHUNK;
+	uint64_t run = free_run(c, f, page, UINT64_MAX, want), ahead = page + s->window;
+
+	if (run == 0)
+		return -EAGAIN;
+	if (s->window > AHEAD_CHUNK && ahead > s->ahead) {
+		ahead_add(c, f, s->ahead > page + run ? s->ahead : page + run, ahead);
+		s->ahead = ahead;
+	} else if (s->ahead < page + run) {
+		s->ahead = page + run;
+	}
+	c->counts.ahead += run - 1;
+	return load_run(c, f, page, run);
+}
+
+/*
+ * Pages of zeros up to the next one that is something else. Behind the end of the file there is
+ * nothing: the fault will be SIGBUS, as on tmpfs.
+ */
+int capped_zero_fault(struct capped *c, struct capped_file *f, uint64_t page)
+{
+	struct capped_stream *s = stream_find(c, f, page);
+	uint64_t nr = s->window ? (s->window < ZERO_MAX ? s->window : ZERO_MAX) : 1, end;
+	off_t off = (off_t)(page << WPFS_PAGE_SHIFT), data;
+	struct stat st;
+
+	if (fstat(f->fd, &st) < 0)
+		return -errno;
+	end = ((uint64_t)st.st_size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
+	if (page >= end)
+		nr = 1;
+	else if (nr > end - page)
+		nr = end - page;
+	if (nr > 1 && spill_bits_next(&f->bits, page) < page + nr)
+		nr = spill_bits_next(&f->bits, page) - page;
+	data = nr > 1 ? lseek(f->fd, off, SEEK_DATA) : -1;
+	if (data >= 0 && ((uint64_t)data >> WPFS_PAGE_SHIFT) - page < nr)
+		nr = ((uint64_t)data >> WPFS_PAGE_SHIFT) - page;
+	if (nr > 1 && (capped_batch_has(c, f, page, page + nr) ||
+		       capped_used(c, f->ino, page, page + nr, ~0u)))
+		nr = 1;
+	if (fallocate(f->fd, FALLOC_FL_KEEP_SIZE, off, (off_t)(nr << WPFS_PAGE_SHIFT)) < 0)
+		return -errno;
+	if (s->ahead < page + nr)
+		s->ahead = page + nr;
+	for (uint64_t i = page; f->has_slot && i < page + nr; i++)
+		policy_insert(c->policy, f->slot, i);
+	capped_added(c);
+	return 0;
+}

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Capped mounts keep to their size: files larger than memory, evicted by themselves.
+"""
+
+import os
+import threading
+
+import pytest
+
+import harness
+import report
+from harness import PAGE
+
+CAP = 16 << 20
+SLACK = 64 << 20
+BIG = 24576  # pages: 96 MiB
+OPTIONS = ["resident=16M", "settle=10ms", "flush=0"]
+
+
+@pytest.fixture
+def wpfs(make_wpfs):
+    return make_wpfs("store", OPTIONS)
+
+
+def status(wpfs):
+    return wpfs.wpctl_json("status")
+
+
+def refault(wpfs, pages=BIG, name="t", path="f"):
+    program = wpfs.spawn(harness.program("refault"), wpfs.mnt / path, pages, name=name)
+    assert program.read() == "ok ready"
+    return program
+
+
+def written(wpfs, program):
+    program.order(f"written {wpfs.dir}/written")
+    return {page for page, byte in enumerate((wpfs.dir / "written").read_bytes()) if byte}
+
+
+class Watch:
+    """Asks for the status all the time, and remembers the most that was resident."""
+
+    def __init__(self, wpfs):
+        self.wpfs, self.most, self.asked = wpfs, 0, 0
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self):
+        while not self.stop.wait(0.02):
+            self.most = max(self.most, status(self.wpfs)["resident"])
+            self.asked += 1
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
+
+
+def test_mapping_larger_than_memory(wpfs):
+    """Six times the cap is stored, read and written through a mapping; marks stay exact."""
+    with Watch(wpfs) as watch:
+        program = refault(wpfs)
+        program.order("fill 1")
+        program.order("clear")
+        wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+        assert program.order("verify 2") == 0
+        program.order("write 2 2000 4")
+        dirty = written(wpfs, program)
+        assert report.dirty(wpfs, "t") == dirty
+        assert program.order("verify 1") == 0
+        assert report.dirty(wpfs, "t") == dirty
+        assert report.marked(wpfs, "t") == set(range(BIG)) - dirty
+    assert watch.asked > 3 and watch.most <= CAP + SLACK
+    now = status(wpfs)
+    assert now["spilled"] > 4 * CAP and now["evictions"] > BIG and now["refaults"] > BIG
+    program.wait()
+
+
+def test_calls_larger_than_memory(wpfs):
+    """The same with write(2) and read(2), by a program that is not tracked."""
+    chunk = os.urandom(1 << 20)
+    with Watch(wpfs) as watch, open(wpfs.mnt / "f", "w+b", buffering=0) as file:
+        for i in range(96):
+            file.write(i.to_bytes(8, "little") + chunk[8:])
+        for i in range(96):
+            assert os.pread(file.fileno(), 1 << 20, i << 20) == \
+                i.to_bytes(8, "little") + chunk[8:]
+    assert watch.most <= CAP + SLACK
+    assert status(wpfs)["spilled"] > 4 * CAP
