@@ -45,3 +45,23 @@ def test_man_page(page):
                           text=True, timeout=harness.SECONDS, check=False)
     assert lint.returncode == 0 and not lint.stdout, lint.stdout
     assert f"'{page.name}'" in (harness.SOURCE / "man/meson.build").read_text()
+
+
+def test_every_function_has_a_page():
+    header = (harness.SOURCE / "include/wpfs.h").read_text()
+    declared = re.findall(r"^(?:int|void|const char \*)\s?\*?(wpfs_\w+)\(", header, re.M)
+    assert len(declared) > 12
+    pages = "".join(page.read_text() for page in (harness.SOURCE / "man").glob("wpfs_*.3"))
+    for name in declared:
+        assert re.search(rf"^\.Nm {name}\b", pages, re.M), f"no page for {name}"
+        meson = (harness.SOURCE / "man/meson.build").read_text()
+        assert f"'{name}'" in meson or f"'{name}.3'" in meson, f"{name}(3) is not installed"
+
+
+def test_pages_that_are_referred_to():
+    man = harness.SOURCE / "man"
+    meson = (man / "meson.build").read_text()
+    for page in man.glob("*.[0-9]"):
+        for name, section in re.findall(r"^\.Xr ((?:lib)?wp\w+) (\d)", page.read_text(), re.M):
+            assert (man / f"{name}.{section}").exists() or (section == "3" and f"'{name}'" in meson), \
+                f"{page.name} refers to {name}({section}), which is not there"
