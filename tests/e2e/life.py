@@ -4,10 +4,13 @@ A program whose pages are armed, by wpfs or by a userfaultfd of its own, with or
 write to it all the while, and what must be true of its marks whatever is done to its mapping.
 """
 
+import contextlib
+import ctypes
 import errno
 import os
 
 import harness
+import proc
 import report
 from harness import PAGE
 
@@ -15,6 +18,8 @@ PAGES = 4096
 BASE = PAGES - 64  # below it the threads write, from it on things are done to the mapping
 SPAN = range(BASE + 8, BASE + 24)  # what most things are done to
 HOME, ELSEWHERE, THERE = 0x200000000000, 0x210000000000, 0x220000000000
+
+CONTINUE, DETACH, SEIZE, INTERRUPT = 7, 17, 0x4206, 0x4207  # of ptrace(2)
 
 
 class Life:
@@ -156,3 +161,26 @@ def poke(pid, addr):
         return False
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def traced(pid):
+    """As under a debugger, which looks in once and sees the signals that come."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long] * 4
+
+    def ptrace(request, data=0):
+        assert libc.ptrace(request, pid, 0, data) == 0, os.strerror(ctypes.get_errno())
+
+    def stopped():
+        ptrace(INTERRUPT)
+        assert os.WIFSTOPPED(os.waitpid(pid, proc.WALL)[1])
+
+    ptrace(SEIZE)
+    stopped()
+    ptrace(CONTINUE)
+    try:
+        yield
+    finally:
+        stopped()
+        ptrace(DETACH)

@@ -59,6 +59,10 @@ class Child:
 
     order = harness.Program.order
 
+    def close(self):
+        self.stdin.close()
+        self.stdout.close()
+
     def end(self):
         """It exits when its orders end, and is gone when this returns."""
         pidfd = os.pidfd_open(self.pid)

@@ -492,6 +492,69 @@ def hard_link(t):
     t.twice = True
 
 
+# ---- programs that change what they are, and still say what they do
+
+
+def goes_on(t, parts=3):
+    """Its calls reach the daemon, its children are known, nothing is in doubt."""
+    for _ in range(parts):
+        mapped_again(t)
+    t.family |= set() if t.own else children(t, "fork", 2)
+
+
+@case()
+def chroot(t):
+    root = t.wpfs.dir / t.name
+    root.mkdir()
+    t.order(f"chroot {root}")
+    goes_on(t)
+
+
+@case()
+def chuid(t):
+    t.order("uid 54321")
+    goes_on(t)
+
+
+@case()
+def new_session(t):
+    t.order("setsid")
+    goes_on(t)
+
+
+FIRST_OF_OTHERS = 16  # descriptors that the program has not made
+
+
+@case()
+def close_from(t):
+    t.order(f"closefrom {FIRST_OF_OTHERS}")
+    goes_on(t)
+
+
+@case()
+def close_one_by_one(t):
+    t.order(f"closeall {FIRST_OF_OTHERS}")
+    goes_on(t)
+
+
+@case()
+def raw_close_range(t):
+    """The shim's socket is gone; it makes a new one and writes to nothing that has its number."""
+    t.order(f"rawclosefrom {FIRST_OF_OTHERS}")
+    mine = t.wpfs.dir / f"{t.name}.mine"
+    for fd in range(20):
+        t.order(f"open {fd + 2} {mine}")
+    goes_on(t)
+    assert mine.stat().st_size == 0
+
+
+@case()
+def debugged(t):
+    with life.traced(t.pid):
+        mapped_again(t)
+    goes_on(t)
+
+
 def lives(names=CASES):
     return [(name, kind) for name in names for kind in CASES[name][1]]
 

@@ -15,7 +15,7 @@
  *   reg U M PAGE COUNT  unreg U M PAGE COUNT  UFFDIO_REGISTER, UFFDIO_UNREGISTER
  *   uclose U                                  the last close
  *   writers M FIRST COUNT N FILE   N threads store to random pages of a part of M and note in FILE,
- *                                  per page of M: 0 = never, 1 = begun, 2 = done
+ *                                  per page of M: 0 = never, 1 = begun, 3 = done; once more: go on
  *   busy N                         returns when N more stores are done
  *   rest -> STORES                 the threads end
  */
@@ -277,25 +277,32 @@ static void *write_pages(void *arg)
 	return NULL;
 }
 
-static long do_writers(const struct order *o)
+static long map_reference(const char *path, size_t pages)
 {
-	struct sigaction act = {.sa_handler = on_fault, .sa_flags = SA_NODEFER};
-	int fd = open(o->word[5], O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	size_t pages = map_at(o, 1)->len / PAGE;
+	int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 
 	if (fd < 0 || ftruncate(fd, (off_t)pages) < 0)
 		return -errno;
 	writers.reference = mmap(NULL, pages, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	close(fd);
-	if (writers.reference == MAP_FAILED || sigaction(SIGSEGV, &act, NULL) < 0 ||
-	    sigaction(SIGBUS, &act, NULL) < 0)
-		return -errno;
+	return writers.reference == MAP_FAILED ? -errno : 0;
+}
+
+static long do_writers(const struct order *o)
+{
+	struct sigaction act = {.sa_handler = on_fault, .sa_flags = SA_NODEFER};
+	long ret = writers.reference ? 0 : map_reference(o->word[5], map_at(o, 1)->len / PAGE);
+
+	if (ret < 0 || sigaction(SIGSEGV, &act, NULL) < 0 || sigaction(SIGBUS, &act, NULL) < 0)
+		return ret < 0 ? ret : -errno;
 	writers.map = map_at(o, 1);
 	writers.first = number(o, 2);
 	writers.count = number(o, 3);
 	writers.stop = false;
 	writers.nr = (int)number(o, 4);
-	for (int i = 0; i < writers.nr && i < WRITERS_MAX; i++)
+	if (writers.nr > WRITERS_MAX)
+		return -EINVAL;
+	for (int i = 0; i < writers.nr; i++)
 		if (pthread_create(&writers.thread[i], NULL, write_pages,
 				   (void *)(uintptr_t)(i + 1)))
 			return -EAGAIN;
