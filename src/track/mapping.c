@@ -64,6 +64,18 @@ static int mapping_arm_fresh(struct track *t, struct tmm *tm, uint64_t file, uin
 	return before ? persist_mm(t, tm) : protect_open_epoch(t, tm, file);
 }
 
+/*
+ * Is anything of the file armed in this mm? Then its mappings are watched, also one of pages that
+ * are all dirty: beside mappings that are it would be one of its own for the kernel, and a program
+ * that moves them all with one mremap(2) would get EFAULT.
+ */
+static bool mapping_is_watched(const struct tmm *tm, uint64_t file)
+{
+	const struct mm_file *f = mm_file_find(&tm->mm, file);
+
+	return f && (f->protect || !mm_set_is_empty(&f->own[MM_WPFS].armed));
+}
+
 /* Arms what has to be and records the mapping. Gives the number of pages armed or -errno. */
 static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_map *map,
 			   struct mm_set *set, bool fresh)
@@ -84,7 +96,7 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 	mm_set_init(&vma.marked);
 	if (fresh)
 		r = mapping_arm_fresh(t, tm, map->ino, vma.pgoff, mm_vma_pages(&vma));
-	if (r == 0 && !mm_set_is_empty(set)) {
+	if (r == 0 && mapping_is_watched(tm, map->ino)) {
 		r = arm_pages(t, tm, vma.file, vma.start, vma.end, vma.pgoff, set);
 		if (r == 0) {
 			vma.registered = vma.async = true;

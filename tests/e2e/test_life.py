@@ -6,6 +6,7 @@ other pages of the same mapping. See life.py for what is checked.
 """
 
 import os
+import random
 
 import pytest
 
@@ -291,6 +292,14 @@ def mremap_onto_another_part(t):
     t.order(f"remap 0 {SPAN[0]} 8 8 at={t.addr + SPAN[8] * PAGE} as=1")
     t.store(SPAN[3], mapping=1, first=SPAN[0])
     t.gone |= set(SPAN[8:])
+
+
+@case(kinds=["wpfs"])
+def mremap_moves_what_was_put_together(t):
+    """A part that comes back with nothing to arm joins its neighbours, as it does on tmpfs."""
+    t.store(*SPAN)
+    mapped_again(t)
+    t.addr = t.order(f"remap 0 0 {PAGES} {PAGES} at={ELSEWHERE}")
 
 
 @case()
@@ -660,3 +669,57 @@ def test_exec_chain(wpfs, kind):
         t.rest()
         t.check()
         t.end()
+
+
+# ---- all of it amid stores to the very pages
+
+
+def unmap_and_map(t):
+    t.order(span("unmap"))
+    t.order(f"map 1 0 {SPAN[0] * PAGE} {BYTES} at={t.addr + SPAN[0] * PAGE}")
+
+
+def map_over(t):
+    t.order(f"map 1 0 {SPAN[0] * PAGE} {BYTES} at={t.addr + SPAN[0] * PAGE}")
+
+
+def move_all(t):
+    to = ELSEWHERE if t.addr == HOME else HOME
+    t.addr = t.order(f"remap 0 0 {PAGES} {PAGES} at={to}")
+
+
+def move_a_part(t):
+    t.order(f"remap 0 {SPAN[0]} {len(SPAN)} {len(SPAN)} at={THERE} as=1")
+    t.order(f"remap 1 0 {len(SPAN)} {len(SPAN)} at={t.addr + SPAN[0] * PAGE}")
+
+
+def shrink_and_map(t):
+    t.order(f"remap 0 {PAGES - 16} 16 8")
+    t.order(f"map 1 0 {(PAGES - 8) * PAGE} {8 * PAGE} at={t.addr + (PAGES - 8) * PAGE}")
+
+
+def look(t):
+    t.wpfs.wpctl("sync", t.wpfs.mnt)
+
+
+KEEPS = [dontneed, cold, populate_read, mprotect_splits_and_merges, move_a_part, fork, look]
+AMID = {"wpfs": [*KEEPS, punch, unmap_and_map, map_over, move_all, shrink_and_map], "own": KEEPS}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["wpfs", "own"])
+def test_amid_stores(wpfs, kind, seed):
+    """Threads store to every page; one that is not there for a moment they try again."""
+    rng = random.Random(seed)
+    t = life.Life(wpfs, kind, 0)
+    t.threads = 3
+    t.order(f"writers 0 0 {PAGES} {t.threads} {t.reference}")
+    for _ in range(25):
+        rng.choice(AMID[kind])(t)
+    t.family.clear()  # they wrote what others write too
+    t.rest()
+    t.check()
+    t.order(f"writers 0 0 {PAGES} {t.threads} {t.reference}")
+    t.order("busy 50")
+    t.program.kill9()
+    t.check("detached")
