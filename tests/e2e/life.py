@@ -134,6 +134,8 @@ def live(wpfs, kind, threads, what, events="remap fork", after=True, populated=F
     """One life: some stores, `what` is done, some stores more; then a look, the end, a look."""
     life = cls(wpfs, kind, threads, events, populated)
     life.store(BASE + 1, BASE + 9, BASE + 17)
+    if not threads:  # known before, or found only after it
+        wpfs.wpctl("sync", wpfs.mnt)
     what(life)
     life.store(BASE + 2, BASE + 30)
     if after:

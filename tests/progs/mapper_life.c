@@ -107,14 +107,14 @@ static struct served {
 } served[SLOTS];
 
 /*
- * Lets the thread go on that wrote. While an event is still to be read the page cannot be changed
- * (EAGAIN): then the thread tries again and says so again.
+ * Lets the thread go on that wrote. If the page cannot be changed (an event is still to be read, or
+ * the mapping has gone from there) it tries again, and says so again if it must.
  */
 static void unprotect(int fd, uint64_t addr)
 {
 	struct uffdio_writeprotect wp = {.range = {addr & ~(PAGE - 1), PAGE}};
 
-	if (ioctl(fd, UFFDIO_WRITEPROTECT, &wp) < 0 && errno == EAGAIN)
+	if (ioctl(fd, UFFDIO_WRITEPROTECT, &wp) < 0)
 		ioctl(fd, UFFDIO_WAKE, &wp.range);
 }
 
