@@ -423,6 +423,46 @@ def test_descriptors_closed_behind_its_back(wpfs):
     one.end()
 
 
+# ---- all at once
+
+
+def stress_file(wpfs):
+    (wpfs.mnt / "f").touch()
+    os.truncate(wpfs.mnt / "f", 4096 * PAGE)
+
+
+def stress_counts(line):
+    words = line.split()
+    return dict(zip(words[::2], map(int, words[1::2])))
+
+
+def test_every_store_is_in_its_epoch(wpfs):
+    """Threads that store, ask, map, unmap and fork, against 40 protects."""
+    stress_file(wpfs)
+    done = wpfs.command(harness.program("libstress"), wpfs.mnt / "f", 40, env=BARE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = stress_counts(done.stdout)
+    assert counts["asked"] > 10 and counts["forks"] > 10, counts
+    assert counts["extra"] < 100, counts
+
+
+def test_daemons_come_and_go_under_it(make_wpfs):
+    """What was asked of a daemon that was killed is asked of the next; nothing is missed."""
+    wpfs = make_wpfs(store=True)
+    stress_file(wpfs)
+    program = wpfs.spawn_bare(harness.program("libstress"), wpfs.mnt / "f", 24, "away", env=BARE)
+    for kills in range(4):
+        while program.read() != f"round {5 * (kills + 1)}":
+            pass
+        wpfs.kill9()
+        wpfs.restart()
+    line = program.read()
+    while line.startswith("round"):
+        line = program.read()
+    assert stress_counts(line)["missing"] == 0, line
+    program.wait()
+
+
 # ---- watch
 
 
