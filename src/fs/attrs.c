@@ -72,7 +72,7 @@ static int set_size(struct fs *fs, uint64_t ino, int fd, off_t size, int to_set)
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	r = fs_hook_io_begin(fs, ino, (uint64_t)size, 0, true);
+	r = fs_hook_io_begin(fs, ino, (uint64_t)size, 0, FS_IO_DROP);
 	if (r)
 		return r;
 	fs_touch(fs, ino);
@@ -81,7 +81,7 @@ static int set_size(struct fs *fs, uint64_t ino, int fd, off_t size, int to_set)
 	r = truncate(fs_proc_path(fd).s, size) < 0 ? -errno : 0;
 	if (kill)
 		creds_take_fsetid();
-	fs_hook_io_end(fs, ino, (uint64_t)size, 0, true, !r);
+	fs_hook_io_end(fs, ino, (uint64_t)size, 0, FS_IO_DROP, !r);
 	if (!r && size < st.st_size)
 		fs_hook_dropped(fs, ino, (uint64_t)size, 0);
 	return r;

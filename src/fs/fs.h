@@ -37,6 +37,12 @@ struct fs_handle {
 
 _Static_assert(sizeof(struct fs_handle) == 32, "stored in the database");
 
+enum fs_io {
+	FS_IO_READ,
+	FS_IO_WRITE, /* also fallocate: afterwards every page of it is in the lower file */
+	FS_IO_DROP,  /* punched or truncated */
+};
+
 /*
  * What the rooms above want to know. Called from FUSE threads, several at once, with no lock of
  * this room held; the request is answered when the hook has returned. Any may be NULL.
@@ -48,14 +54,16 @@ struct fs_hooks {
 	/* a statfs is about to be answered: umount(8) makes one first */
 	void (*settle)(void *ctx);
 	/*
-	 * Capped mounts: around each access to [off, off + len) of the contents (len 0: to the
-	 * end); with `drop` they are about to be punched or truncated, and `done` says that they
-	 * were. A begin that fails with -errno has no end; between the two no other hook is called.
-	 * io_ctx is the ctx of these five.
+	 * Capped mounts: around each access to [off, off + len) of the contents (a drop's len 0: to
+	 * the end); `done` says that it was done. A begin that fails with -errno has no end;
+	 * between the two no other hook is called. io_ctx is the ctx of these six.
 	 */
 	void *io_ctx;
-	int (*io_begin)(void *ctx, uint64_t ino, uint64_t off, uint64_t len, bool drop);
-	void (*io_end)(void *ctx, uint64_t ino, uint64_t off, uint64_t len, bool drop, bool done);
+	int (*io_begin)(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io);
+	void (*io_end)(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io,
+		       bool done);
+	/* lseek(2) with SEEK_DATA or SEEK_HOLE, `fd` being of the lower file; -errno */
+	int64_t (*seek)(void *ctx, uint64_t ino, int fd, uint64_t off, int whence);
 	/* a ticket for a file that was opened with O_RDONLY, O_WRONLY or O_RDWR; 0 or -errno */
 	int (*ticket)(void *ctx, uint64_t ino, int accmode, struct wpfs_ticket *ticket);
 	/* for the flush: contents that need not be in the lower file; behind the end is zeros */

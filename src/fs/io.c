@@ -14,6 +14,8 @@
 #include "base/cleanup.h"
 #include "fs/priv.h"
 
+#define FALLOCATE_PIECE ((off_t)1 << 20)
+
 /* The backing descriptor of a file that is open, or -errno. */
 static int open_fd(fuse_req_t req, fuse_ino_t ino)
 {
@@ -28,7 +30,7 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 	struct fuse_bufvec buf = FUSE_BUFVEC_INIT(size);
 	struct fs *fs = fs_of(req);
 	int fd = open_fd(req, ino);
-	int r = fd < 0 ? fd : fs_hook_io_begin(fs, ino, (uint64_t)off, size, false);
+	int r = fd < 0 ? fd : fs_hook_io_begin(fs, ino, (uint64_t)off, size, FS_IO_READ);
 
 	if (r < 0) {
 		fuse_reply_err(req, -r);
@@ -38,7 +40,7 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 	buf.buf[0].fd = fd;
 	buf.buf[0].pos = off;
 	fuse_reply_data(req, &buf, FUSE_BUF_SPLICE_MOVE);
-	fs_hook_io_end(fs, ino, (uint64_t)off, size, false, true);
+	fs_hook_io_end(fs, ino, (uint64_t)off, size, FS_IO_READ, true);
 }
 
 static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
@@ -48,7 +50,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
 	struct fuse_bufvec out = FUSE_BUFVEC_INIT(size);
 	struct fs *fs = fs_of(req);
 	int fd = open_fd(req, ino);
-	int r = fd < 0 ? fd : fs_hook_io_begin(fs, ino, (uint64_t)off, size, false);
+	int r = fd < 0 ? fd : fs_hook_io_begin(fs, ino, (uint64_t)off, size, FS_IO_WRITE);
 	ssize_t n;
 
 	if (r < 0) {
@@ -63,7 +65,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
 	n = fuse_buf_copy(&out, in, 0);
 	if (fs_kills_suid(fi))
 		creds_take_fsetid();
-	fs_hook_io_end(fs, ino, (uint64_t)off, size, false, n >= 0);
+	fs_hook_io_end(fs, ino, (uint64_t)off, size, FS_IO_WRITE, n >= 0);
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
 	else
@@ -94,18 +96,47 @@ static int fallocate_as(fuse_req_t req, int fd, int mode, off_t off, off_t len)
 	return r;
 }
 
+/*
+ * Allocates piece by piece on a capped mount, where not all of it need fit into memory at once.
+ * What is done when an error comes stays done, as on other file systems.
+ */
+static int fallocate_pieces(fuse_req_t req, fuse_ino_t ino, int fd, int mode, off_t off, off_t len)
+{
+	struct fs *fs = fs_of(req);
+	off_t piece = fs->kind == WPFS_KIND_CAPPED ? FALLOCATE_PIECE : len;
+	int r = 0;
+
+	for (off_t at = 0; !r && at < len; at += piece) {
+		uint64_t from = (uint64_t)(off + at);
+
+		if (piece > len - at)
+			piece = len - at;
+		r = fs_hook_io_begin(fs, ino, from, (uint64_t)piece, FS_IO_WRITE);
+		if (r)
+			break;
+		r = fallocate_as(req, fd, mode, (off_t)from, piece);
+		fs_hook_io_end(fs, ino, from, (uint64_t)piece, FS_IO_WRITE, !r);
+	}
+	return r;
+}
+
 static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len,
 			 struct fuse_file_info *fi)
 {
 	const int shifts = FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE;
 	const int drops = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE;
 	bool drop = (mode & (shifts | drops)) != 0;
-	int fd = open_fd(req, ino);
-	int r = fd < 0 ? fd : fs_hook_io_begin(fs_of(req), ino, (uint64_t)off, (uint64_t)len, drop);
+	int fd = open_fd(req, ino), r = fd < 0 ? fd : 0;
 
-	if (!r) {
-		r = fallocate_as(req, fd, mode, off, len);
-		fs_hook_io_end(fs_of(req), ino, (uint64_t)off, (uint64_t)len, drop, !r);
+	if (!r && drop) {
+		r = fs_hook_io_begin(fs_of(req), ino, (uint64_t)off, (uint64_t)len, FS_IO_DROP);
+		if (!r) {
+			r = fallocate_as(req, fd, mode, off, len);
+			fs_hook_io_end(fs_of(req), ino, (uint64_t)off, (uint64_t)len, FS_IO_DROP,
+				       !r);
+		}
+	} else if (!r) {
+		r = fallocate_pieces(req, ino, fd, mode, off, len);
 	}
 	if (!r && (mode & shifts))
 		fs_hook_dropped(fs_of(req), ino, (uint64_t)off, 0);
@@ -118,14 +149,8 @@ static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
 		     struct fuse_file_info *fi)
 {
 	int fd = open_fd(req, ino);
-	off_t at = fd < 0 ? fd : fs_hook_io_begin(fs_of(req), ino, (uint64_t)off, 0, false);
+	off_t at = fd < 0 ? fd : fs_hook_seek(fs_of(req), ino, fd, off, whence);
 
-	if (at == 0) {
-		at = lseek(fd, off, whence);
-		if (at < 0)
-			at = -errno;
-		fs_hook_io_end(fs_of(req), ino, (uint64_t)off, 0, false, true);
-	}
 	if (at < 0)
 		fuse_reply_err(req, (int)-at);
 	else

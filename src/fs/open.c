@@ -31,7 +31,7 @@ static int open_truncate(struct fs *fs, uint64_t ino, int fd, bool kill)
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	r = fs_hook_io_begin(fs, ino, 0, 0, true);
+	r = fs_hook_io_begin(fs, ino, 0, 0, FS_IO_DROP);
 	if (r)
 		return r;
 	if (kill)
@@ -39,7 +39,7 @@ static int open_truncate(struct fs *fs, uint64_t ino, int fd, bool kill)
 	r = ftruncate(fd, 0) < 0 ? -errno : 0;
 	if (kill)
 		creds_take_fsetid();
-	fs_hook_io_end(fs, ino, 0, 0, true, !r);
+	fs_hook_io_end(fs, ino, 0, 0, FS_IO_DROP, !r);
 	if (!r && st.st_size > 0)
 		fs_hook_dropped(fs, ino, 0, 0);
 	return r;

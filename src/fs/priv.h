@@ -216,8 +216,10 @@ int fs_hook_sync_file(struct fs *fs, uint64_t ino);
 /* ---- through.c -------------------------------------------------------------------------- */
 
 /* Nothing on native mounts. A begin that fails has no end. */
-int fs_hook_io_begin(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, bool drop);
-void fs_hook_io_end(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, bool drop, bool done);
+int fs_hook_io_begin(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io);
+void fs_hook_io_end(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io,
+		    bool done);
+off_t fs_hook_seek(struct fs *fs, uint64_t ino, int fd, off_t off, int whence);
 
 /* -ENOTTY on native mounts. */
 int fs_hook_read_through(struct fs *fs, uint64_t ino, int lower_fd, void *buf, size_t len,

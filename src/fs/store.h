@@ -17,12 +17,24 @@
 #include "fs/ids.h"
 
 /*
+ * Somebody who takes the contents of a file that are to be restored: 1: done, 0: they go into the
+ * lower file; -errno. `data_fd` is the data file, open for reading.
+ */
+struct fs_store_elsewhere {
+	void *ctx;
+	int (*take)(void *ctx, uint64_t ino, const struct fs_handle *handle, int data_fd,
+		    uint64_t size);
+};
+
+/*
  * Fills an empty lower with the stored tree and notes its ids; sets ids->base to the largest id
  * ever given out, and reserves ids for the lower in the database, before any is given out. With
  * `keep_root` the attributes of the root directory stay as they are. Before any FUSE thread runs.
+ * `elsewhere` may be NULL.
  * 0 or -errno, logged: -ENOSPC: the contents do not fit.
  */
-int fs_store_load(struct db *db, int data_fd, int lower_fd, bool keep_root, struct fs_ids *ids);
+int fs_store_load(struct db *db, int data_fd, int lower_fd, bool keep_root, struct fs_ids *ids,
+		  const struct fs_store_elsewhere *elsewhere);
 
 /* For fs_store_flush. */
 #define FS_STORE_WHOLE (1u << 0) /* look at every file, not only at those that were opened */

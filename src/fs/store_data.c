@@ -52,6 +52,11 @@ static uint64_t next_data(int fd, uint64_t off, uint64_t end)
 	return at < 0 || (uint64_t)at > end ? end : (uint64_t)at;
 }
 
+int store_data_open(int data_fd, uint64_t id)
+{
+	return data_open(data_fd, id, O_RDONLY);
+}
+
 int store_data_read(int data_fd, uint64_t id, int lower_fd, uint64_t size)
 {
 	_cleanup_close_ int fd = data_open(data_fd, id, O_RDONLY);

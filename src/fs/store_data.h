@@ -7,6 +7,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* The data file of a file, for reading; the caller closes it. -ENOENT: it is all zeros. */
+int store_data_open(int data_fd, uint64_t id);
+
 /* Copies the stored contents of a file into an empty lower file of `size` bytes. 0 or -errno. */
 int store_data_read(int data_fd, uint64_t id, int lower_fd, uint64_t size);
 

@@ -47,6 +47,26 @@ static int write_contents(struct flush *flush, const struct snap_file *file, int
 		flush->fs->kind == WPFS_KIND_CAPPED ? &through : NULL, &flush->changed);
 }
 
+/*
+ * On a capped mount the one struct file that there is, if there is one: while it has another no
+ * page of it can leave memory.
+ */
+static int open_lower(const struct flush *flush, const struct snap_file *file)
+{
+	struct fs_inode *inode = NULL;
+	int fd = -1;
+
+	if (flush->fs->kind == WPFS_KIND_CAPPED)
+		inode = fs_inode_get(flush->fs, file->ino);
+	if (inode && atomic_load(&inode->backing_fd) >= 0)
+		fd = fcntl(atomic_load(&inode->backing_fd), F_DUPFD_CLOEXEC, 0);
+	if (inode)
+		fs_inode_forget(flush->fs, file->ino, 1);
+	if (fd >= 0)
+		return fd;
+	return fs_handle_open_at(flush->fs->lower_fd, &file->handle, O_RDONLY | O_NOATIME);
+}
+
 /* A file that was removed since the picture was taken leaves the picture. */
 static int flush_file(struct flush *flush, struct snap *snap, struct snap_file *file)
 {
@@ -57,7 +77,7 @@ static int flush_file(struct flush *flush, struct snap *snap, struct snap_file *
 	HASH_FIND(hh, flush->touched, &file->ino, sizeof(file->ino), entry);
 	if (!entry && !(flush->flags & FS_STORE_WHOLE))
 		return 0;
-	fd = fs_handle_open_at(flush->fs->lower_fd, &file->handle, O_RDONLY | O_NOATIME);
+	fd = open_lower(flush, file);
 	if (fd == -ESTALE) {
 		file->gone = snap->some_gone = true;
 		return 0;

@@ -36,6 +36,7 @@ struct node {
 };
 
 struct load {
+	const struct fs_store_elsewhere *elsewhere; /* or NULL */
 	int data_fd, lower_fd;
 	bool keep_root;
 	struct fs_ids *ids;
@@ -93,6 +94,27 @@ static int set_attrs(int fd, const struct db_inode *inode)
 	return 0;
 }
 
+/* Puts the contents of a file into the lower one, unless somebody else takes them. */
+static int load_contents(struct load *load, const struct node *node, int fd)
+{
+	_cleanup_close_ int data_fd = -1;
+	struct fs_handle handle;
+	int r = 0;
+
+	if (load->elsewhere) {
+		data_fd = store_data_open(load->data_fd, node->id);
+		if (data_fd < 0)
+			return data_fd == -ENOENT ? 0 : data_fd;
+		r = fs_handle_of(fd, &handle);
+		if (r == 0)
+			r = load->elsewhere->take(load->elsewhere->ctx, node->id, &handle, data_fd,
+						  node->inode.size);
+	}
+	if (r)
+		return r < 0 ? r : 0;
+	return store_data_read(load->data_fd, node->id, fd, node->inode.size);
+}
+
 static int make_file(struct load *load, int dir_fd, const char *name, const struct node *node)
 {
 	_cleanup_close_ int fd =
@@ -102,7 +124,7 @@ static int make_file(struct load *load, int dir_fd, const char *name, const stru
 		return -errno;
 	if (ftruncate(fd, (off_t)node->inode.size) < 0)
 		return -errno;
-	return store_data_read(load->data_fd, node->id, fd, node->inode.size);
+	return load_contents(load, node, fd);
 }
 
 static int make_name(struct load *load, int dir_fd, const char *name, const struct node *node)
@@ -277,11 +299,13 @@ static int reserve_ids(struct db *db, struct load *load)
 	return db_meta_set_u64(db, DB_META_ID_BASE, load->ids->base + IDS_RESERVED);
 }
 
-int fs_store_load(struct db *db, int data_fd, int lower_fd, bool keep_root, struct fs_ids *ids)
+int fs_store_load(struct db *db, int data_fd, int lower_fd, bool keep_root, struct fs_ids *ids,
+		  const struct fs_store_elsewhere *elsewhere)
 {
 	struct load load = {.data_fd = data_fd,
 			    .lower_fd = lower_fd,
 			    .keep_root = keep_root,
+			    .elsewhere = elsewhere,
 			    .ids = ids,
 			    .parent_fd = -1};
 	const struct db_tree_visitor visitor = {

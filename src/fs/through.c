@@ -4,26 +4,44 @@
  * and not in the lower file. On native mounts there are no such hooks and all of it is nothing.
  */
 #include <errno.h>
+#include <unistd.h>
 
 #include "fs/priv.h"
 
-int fs_hook_io_begin(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, bool drop)
+int fs_hook_io_begin(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io)
 {
 	int r = 0;
 
 	pthread_rwlock_rdlock(&fs->hooks_lock);
 	if (fs->hooks && fs->hooks->io_begin)
-		r = fs->hooks->io_begin(fs->hooks->io_ctx, ino, off, len, drop);
+		r = fs->hooks->io_begin(fs->hooks->io_ctx, ino, off, len, io);
 	pthread_rwlock_unlock(&fs->hooks_lock);
 	return r;
 }
 
-void fs_hook_io_end(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, bool drop, bool done)
+void fs_hook_io_end(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io,
+		    bool done)
 {
 	pthread_rwlock_rdlock(&fs->hooks_lock);
 	if (fs->hooks && fs->hooks->io_end)
-		fs->hooks->io_end(fs->hooks->io_ctx, ino, off, len, drop, done);
+		fs->hooks->io_end(fs->hooks->io_ctx, ino, off, len, io, done);
 	pthread_rwlock_unlock(&fs->hooks_lock);
+}
+
+off_t fs_hook_seek(struct fs *fs, uint64_t ino, int fd, off_t off, int whence)
+{
+	off_t at;
+
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->seek) {
+		at = (off_t)fs->hooks->seek(fs->hooks->io_ctx, ino, fd, (uint64_t)off, whence);
+	} else {
+		at = lseek(fd, off, whence);
+		if (at < 0)
+			at = -errno;
+	}
+	pthread_rwlock_unlock(&fs->hooks_lock);
+	return at;
 }
 
 int fs_hook_ticket(struct fs *fs, uint64_t ino, int accmode, struct wpfs_ticket *ticket)

@@ -20,13 +20,14 @@
 
 struct capped;
 struct fs;
+struct fs_handle;
 
 struct capped_config {
 	struct fs *fs;	    /* borrowed until capped_free, which comes before fs_free */
 	int lower_fd;	    /* root of the lower tmpfs, like the next two borrowed as long */
 	int private_fd;	    /* the private run directory: "spilled/" in it is ours */
 	int spill_fd;	    /* STORE/spill */
-	bool adopted;	    /* the lower, and so its spilled pages, are a killed daemon's */
+	bool adopted;	    /* pages are spilled already: a killed daemon's, or stashed ones */
 	uint64_t resident;  /* bytes of page contents that may be in memory */
 	unsigned settle_ms; /* how long direct I/O into a mapping may take */
 	bool sigbus;	    /* a page that cannot be had: SIGBUS instead of waiting */
@@ -42,10 +43,25 @@ int capped_new(const struct capped_config *config, struct capped **capped);
 /* No request and no mm is left. `flushed`: what is spilled is nowhere needed any more. */
 void capped_free(struct capped *capped, bool flushed);
 
-/* How much of a file is about to be used. */
+/*
+ * Contents that are restored when a store is mounted: what does not fit into `room` is put where
+ * pages out of memory are. Before capped_new, with a lower that is new.
+ */
+struct capped_stash {
+	int private_fd, spill_fd;
+	uint64_t room; /* bytes that may still go into memory */
+	bool begun;    /* out: something was put there; it is an adopted mount's then */
+};
+
+/* 1: done; 0: it fits, the caller puts it into memory. -errno. `data_fd` is the data file. */
+int capped_stash_file(void *stash, uint64_t ino, const struct fs_handle *handle, int data_fd,
+		      uint64_t size);
+
+/* How a file is about to be used. Pages that are read or written come back from the store first. */
 enum capped_io {
-	CAPPED_ACCESS, /* read, written or looked at: comes back from the store first */
-	CAPPED_DROP,   /* punched or truncated: only pages it covers in part come back */
+	CAPPED_READ,
+	CAPPED_WRITE, /* or allocated */
+	CAPPED_DROP,  /* punched or truncated: only pages it covers in part come back */
 };
 
 /*
@@ -64,6 +80,9 @@ void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, e
  */
 int capped_read_through(struct capped *c, uint64_t ino, int lower_fd, void *buf, size_t len,
 			uint64_t off);
+
+/* lseek(2) of the lower file with SEEK_DATA or SEEK_HOLE, as its user would see it. -errno. */
+int64_t capped_seek(struct capped *c, uint64_t ino, int lower_fd, uint64_t off, int whence);
 
 /* The first offset at or after `off` whose page is spilled, or UINT64_MAX. */
 uint64_t capped_next_spilled(struct capped *c, uint64_t ino, uint64_t off);

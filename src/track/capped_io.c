@@ -97,7 +97,7 @@ int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, 
 		return -ENOMEM;
 	*use = use_of(ino, off, len, io);
 	pthread_mutex_lock(&c->lock);
-	if (io == CAPPED_ACCESS)
+	if (io != CAPPED_DROP)
 		capped_wait_room(c);
 	r = use_enter(c, use, off, len);
 	if (r == 0)
@@ -112,7 +112,7 @@ int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, 
 }
 
 /* What was written or read through the mount is in memory now. */
-static void know_accessed(struct capped *c, const struct capped_use *use)
+static void know_accessed(struct capped *c, const struct capped_use *use, bool all)
 {
 	struct capped_file *f = capped_file_find(c, use->ino);
 	struct fs_file file;
@@ -121,7 +121,10 @@ static void know_accessed(struct capped *c, const struct capped_use *use)
 		return;
 	if (!f && fs_file_by_ino(c->config.fs, use->ino, &file) == 0)
 		capped_file_get(c, &file.handle, use->ino, &f);
-	if (f)
+	/* SEEK_DATA does not show pages that are allocated and were never written. */
+	for (uint64_t page = use->first; f && f->has_slot && all && page < use->end; page++)
+		policy_insert(c->policy, f->slot, page);
+	if (f && !all)
 		capped_know(c, f, use->first, use->end - use->first);
 	capped_added(c);
 }
@@ -150,8 +153,8 @@ void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, e
 		    use->kind == like.kind)
 			break;
 	}
-	if (io == CAPPED_ACCESS)
-		know_accessed(c, &like);
+	if (io != CAPPED_DROP)
+		know_accessed(c, &like, io == CAPPED_WRITE && done);
 	else if (done)
 		drop_done(c, capped_file_find(c, ino), off, len);
 	capped_use_end(c, use);
@@ -193,7 +196,7 @@ static int read_spilled(struct capped *c, struct capped_file *f, struct spill_io
 int capped_read_through(struct capped *c, uint64_t ino, int lower_fd, void *buf, size_t len,
 			uint64_t off)
 {
-	struct capped_use use = use_of(ino, off, len, CAPPED_ACCESS);
+	struct capped_use use = use_of(ino, off, len, CAPPED_READ);
 	struct spill_io *io = capped_engine_take(c);
 	struct capped_file *f;
 	int r;
@@ -222,6 +225,71 @@ int capped_read_through(struct capped *c, uint64_t ino, int lower_fd, void *buf,
 	pthread_mutex_unlock(&c->lock);
 	capped_engine_give(c, io);
 	return r;
+}
+
+/* The first page at or after `page` that is not spilled. */
+static uint64_t next_not_spilled(const struct capped_file *f, uint64_t page)
+{
+	while (spill_bits_test(&f->bits, page))
+		page++;
+	return page;
+}
+
+static off_t seek_hole(const struct capped_file *f, int fd, off_t off)
+{
+	for (;;) {
+		off_t hole = lseek(fd, off, SEEK_HOLE), next;
+
+		if (hole < 0)
+			return -errno;
+		next = (off_t)(next_not_spilled(f, (uint64_t)hole >> WPFS_PAGE_SHIFT)
+			       << WPFS_PAGE_SHIFT);
+		if (next <= hole)
+			return hole;
+		off = lseek(fd, 0, SEEK_END);
+		if (next >= off)
+			return off;
+		off = next;
+	}
+}
+
+static off_t seek_data(const struct capped_file *f, int fd, off_t off)
+{
+	off_t data = lseek(fd, off, SEEK_DATA), size = lseek(fd, 0, SEEK_END), spilled;
+	uint64_t page;
+
+	if (data < 0 && errno != ENXIO)
+		return -errno;
+	page = spill_bits_next(&f->bits, (uint64_t)off >> WPFS_PAGE_SHIFT);
+	if (page != UINT64_MAX) {
+		spilled = (off_t)(page << WPFS_PAGE_SHIFT);
+		spilled = spilled > off ? spilled : off;
+		if (spilled < size && (data < 0 || spilled < data))
+			data = spilled;
+	}
+	return data < 0 ? -ENXIO : data;
+}
+
+int64_t capped_seek(struct capped *c, uint64_t ino, int lower_fd, uint64_t off, int whence)
+{
+	struct capped_file *f;
+	off_t at;
+
+	/* Under the lock a page is in the lower file or has its bit, or is zeros. */
+	pthread_mutex_lock(&c->lock);
+	while (capped_used(c, ino, 0, UINT64_MAX, 1 << CAPPED_USE_DROP))
+		pthread_cond_wait(&c->cond, &c->lock);
+	f = capped_file_find(c, ino);
+	if (!f || f->bits.count == 0) {
+		at = lseek(lower_fd, (off_t)off, whence);
+		if (at < 0)
+			at = -errno;
+	} else {
+		at = whence == SEEK_DATA ? seek_data(f, lower_fd, (off_t)off)
+					 : seek_hole(f, lower_fd, (off_t)off);
+	}
+	pthread_mutex_unlock(&c->lock);
+	return at;
 }
 
 uint64_t capped_next_spilled(struct capped *c, uint64_t ino, uint64_t off)

@@ -43,6 +43,7 @@ struct daemon {
 	const struct options *options;
 	char mountpoint[PATH_MAX];
 	bool has_store, dead_mount;
+	bool stashed; /* contents that did not fit are with the pages out of memory */
 	bool in_utab; /* umount(8) is told of our helper */
 	char id[WPFS_ID_MAX];
 	struct storedir store;
@@ -72,14 +73,24 @@ static int on_sync_file(void *ctx, uint64_t ino)
 	return track_sync_file(ctx, ino);
 }
 
-static int on_io_begin(void *ctx, uint64_t ino, uint64_t off, uint64_t len, bool drop)
+static enum capped_io capped_io_of(enum fs_io io)
 {
-	return capped_io_begin(ctx, ino, off, len, drop ? CAPPED_DROP : CAPPED_ACCESS);
+	return io == FS_IO_DROP ? CAPPED_DROP : io == FS_IO_WRITE ? CAPPED_WRITE : CAPPED_READ;
 }
 
-static void on_io_end(void *ctx, uint64_t ino, uint64_t off, uint64_t len, bool drop, bool done)
+static int on_io_begin(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io)
 {
-	capped_io_end(ctx, ino, off, len, drop ? CAPPED_DROP : CAPPED_ACCESS, done);
+	return capped_io_begin(ctx, ino, off, len, capped_io_of(io));
+}
+
+static void on_io_end(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io, bool done)
+{
+	capped_io_end(ctx, ino, off, len, capped_io_of(io), done);
+}
+
+static int64_t on_seek(void *ctx, uint64_t ino, int fd, uint64_t off, int whence)
+{
+	return capped_seek(ctx, ino, fd, off, whence);
 }
 
 static int on_ticket(void *ctx, uint64_t ino, int accmode, struct wpfs_ticket *ticket)
@@ -106,6 +117,7 @@ static struct fs_hooks capped_hooks(struct capped *capped)
 	return (struct fs_hooks){.io_ctx = capped,
 				 .io_begin = on_io_begin,
 				 .io_end = on_io_end,
+				 .seek = on_seek,
 				 .ticket = on_ticket,
 				 .read_through = on_read_through,
 				 .next_through = on_next_through};
@@ -203,16 +215,25 @@ static int open_volatile(struct daemon *d)
 	return open_database(d, private_path, DB_VOLATILE);
 }
 
-/* Restores the tree into a lower that is new. */
+/*
+ * Restores the tree into a lower that is new. On a capped mount it takes contents up to half of
+ * what may be in memory; the rest stays on disk.
+ */
 static int fill_lower(struct daemon *d)
 {
+	struct capped_stash stash = {.private_fd = d->run.private_fd,
+				     .spill_fd = d->store.spill_fd,
+				     .room = d->options->resident / 2};
+	const struct fs_store_elsewhere elsewhere = {&stash, capped_stash_file};
 	int r = 0;
 
 	if (d->run.adopted)
 		return 0;
 	if (d->has_store)
 		r = fs_store_load(d->db, d->store.data_fd, d->run.lower_fd,
-				  d->options->has_root_attrs, &d->run.ids);
+				  d->options->has_root_attrs, &d->run.ids,
+				  d->options->resident ? &elsewhere : NULL);
+	d->stashed = stash.begun;
 	if (!r)
 		r = rundir_lower_complete(&d->run);
 	if (!r) {
@@ -272,7 +293,7 @@ static int start_capped(struct daemon *d)
 		.lower_fd = d->run.lower_fd,
 		.private_fd = d->run.private_fd,
 		.spill_fd = d->store.spill_fd,
-		.adopted = d->run.adopted,
+		.adopted = d->run.adopted || d->stashed,
 		.resident = d->options->resident,
 		.settle_ms = d->options->settle_ms,
 		.sigbus = d->options->sigbus,

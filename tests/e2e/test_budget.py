@@ -91,3 +91,66 @@ def test_calls_larger_than_memory(wpfs):
                 i.to_bytes(8, "little") + chunk[8:]
     assert watch.most <= CAP + SLACK
     assert status(wpfs)["spilled"] > 4 * CAP
+
+
+def test_mounted_again(wpfs):
+    """Contents that do not fit into memory are there after an unmount, and so are the marks."""
+    program = refault(wpfs)
+    program.order("fill 3")
+    program.order("clear")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("write 4 300 1")
+    dirty = written(wpfs, program)
+    (wpfs.mnt / "small").write_bytes(b"x" * 5000)
+    program.wait()
+    wpfs.umount()
+    wpfs.restart()
+    now = status(wpfs)
+    assert now["resident"] < CAP and now["spilled"] > 4 * CAP
+    assert (wpfs.mnt / "small").read_bytes() == b"x" * 5000
+    again = refault(wpfs)
+    again.order("expect 3")
+    assert 0 < again.order("verify 2") <= 2 * len(dirty), "what was not written changed"
+    assert report.dirty(wpfs, "t") == dirty
+    assert report.marked(wpfs, "t") == set(range(BIG)) - dirty
+    assert status(wpfs)["resident"] <= CAP + SLACK
+    again.wait()
+
+
+def test_flush_meanwhile(make_wpfs):
+    """A flush neither brings the file back into memory nor keeps it there."""
+    wpfs = make_wpfs("store", ["resident=16M", "settle=0", "flush=1"])
+    with Watch(wpfs) as watch:
+        program = refault(wpfs)
+        program.order("fill 5")
+        for seed in range(3):
+            program.order(f"write {seed} 2000 2")
+            assert program.order("verify 2") == 0
+    assert watch.most <= CAP + SLACK
+    ino = os.stat(wpfs.mnt / "f").st_ino
+    data = harness.Path(wpfs.store) / f"data/{ino & 0xff:02x}/{ino}"
+    assert data.exists() and data.stat().st_size == BIG * PAGE
+    program.wait()
+
+
+def test_allocate_and_seek(wpfs):
+    """fallocate of more than fits, and lseek over pages in memory, in the store, and holes."""
+    with open(wpfs.mnt / "f", "w+b") as file:
+        fd = file.fileno()
+        os.posix_fallocate(fd, 0, 96 << 20)
+        assert os.fstat(fd).st_size == 96 << 20
+        assert status(wpfs)["resident"] <= CAP + SLACK
+        os.ftruncate(fd, 0)
+        os.ftruncate(fd, 64 * PAGE)
+        os.pwrite(fd, b"a" * PAGE * 4, 8 * PAGE)
+        wpfs.wpctl("evict", wpfs.mnt, "/f")
+        os.pwrite(fd, b"b" * PAGE * 4, 12 * PAGE)
+        os.pwrite(fd, b"c", 40 * PAGE)
+        before = status(wpfs)["refaults"]
+        seek = [os.lseek(fd, off * PAGE, how) // PAGE for off, how in (
+            (0, os.SEEK_DATA), (8, os.SEEK_HOLE), (9, os.SEEK_DATA), (16, os.SEEK_DATA),
+            (40, os.SEEK_HOLE), (0, os.SEEK_HOLE))]
+        assert seek == [8, 16, 9, 40, 41, 0]
+        with pytest.raises(OSError):
+            os.lseek(fd, 41 * PAGE, os.SEEK_DATA)
+        assert status(wpfs)["refaults"] == before, "lseek brought pages back"
