@@ -47,7 +47,8 @@ static struct watch *watches; /* guarded by table; changed under setup too */
 static int uffd = -1;	      /* guarded by setup until the thread is there, then constant */
 static dev_t uffd_dev;	      /* with uffd: is the number still ours? */
 static ino_t uffd_ino;
-static bool running; /* guarded by setup: the thread is there */
+static bool running;		     /* guarded by setup: the thread is there */
+static _Atomic uintptr_t thread_now; /* number of the thread that is to read it */
 static __thread bool in_reader;
 
 static uint64_t calling; /* guarded by table: the page of the callback that runs; 0: none */
@@ -140,6 +141,24 @@ no_memory:
 	return -ENOMEM;
 }
 
+static void empty_table(void)
+{
+	struct watch *w, *next;
+
+	DL_FOREACH_SAFE(watches, w, next)
+	{
+		DL_DELETE(watches, w);
+		free(w);
+	}
+}
+
+static void forget_all(void)
+{
+	pthread_mutex_lock(&table);
+	empty_table();
+	pthread_mutex_unlock(&table);
+}
+
 bool watch_overlaps(uint64_t addr, uint64_t len)
 {
 	bool found = false;
@@ -211,6 +230,7 @@ static bool uffd_is_ours(void)
 static void *reader_main(void *arg)
 {
 	struct pollfd polled = {.fd = uffd, .events = POLLIN};
+	const uintptr_t number = (uintptr_t)arg;
 	struct uffd_msg msg;
 
 	in_reader = true;
@@ -218,7 +238,7 @@ static void *reader_main(void *arg)
 	for (;;) {
 		int n = poll(&polled, 1, -1);
 
-		if ((n < 0 && errno != EINTR) || !uffd_is_ours() ||
+		if ((n < 0 && errno != EINTR) || thread_now != number || !uffd_is_ours() ||
 		    (n > 0 && !(polled.revents & POLLIN)))
 			return NULL;
 		while (read(uffd, &msg, sizeof(msg)) == (ssize_t)sizeof(msg)) {
@@ -239,7 +259,7 @@ static int start_thread(void)
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	err = pthread_create(&reader, NULL, reader_main, NULL);
+	err = pthread_create(&reader, NULL, reader_main, (void *)++thread_now);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (!err)
 		pthread_detach(reader);
@@ -262,13 +282,7 @@ static void fork_in_parent(void)
 
 static void fork_in_child(void)
 {
-	struct watch *w, *next;
-
-	DL_FOREACH_SAFE(watches, w, next)
-	{
-		DL_DELETE(watches, w);
-		free(w);
-	}
+	empty_table();
 	/* It is of the parent's memory: held here, it would outlive the parent. */
 	if (uffd >= 0 && uffd_is_ours())
 		close(uffd);
@@ -295,7 +309,10 @@ static int start(struct wpfs *handle)
 
 	if (running && uffd_is_ours())
 		return 0;
-	running = false; /* it was closed behind our back: its thread has ended */
+	/* It was closed behind our back: its thread ends with the next message, and no watch is
+	 * one any more. */
+	running = false;
+	forget_all();
 	/* After the shim's own: it is then called inside of ours. */
 	if (!forks_seen && pthread_atfork(fork_before, fork_in_parent, fork_in_child) != 0)
 		return -ENOMEM;

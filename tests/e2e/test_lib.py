@@ -567,6 +567,35 @@ def test_watch_and_fork(wpfs):
     one.end()
 
 
+def test_watch_whose_descriptor_is_closed(wpfs):
+    """It has ended: nobody waits for a message that nobody reads, and another one can begin."""
+    one = user(wpfs)
+    one.do("watch 0 0 8")
+    one.do("closeall")
+    assert one.fails("watch 0 4 8") == "EBUSY"
+    one.do("watch 0 16 4")
+    one.do("store 0 1 1")
+    one.do("store 0 17 1")
+    assert one.calls() == [(17, 0)]
+    one.do("watch 0 0 8")
+    one.do("store 0 1 1 2")
+    one.do("store 0 18 1")
+    assert one.calls() == [(1, 1), (2, 0), (18, 0)]
+    one.end()
+
+
+def test_a_user_who_gets_no_userfaultfd(make_wpfs):
+    wpfs = make_wpfs(options=["uffd=root"])
+    os.chmod(wpfs.mnt, 0o777)
+    os.chmod(wpfs.dir, 0o755)
+    one = User.__new__(User)
+    one.program = wpfs.spawn_bare("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", USER,
+                                  env=BARE)
+    assert one.fails(f"attach {wpfs.mnt} t") == "EPERM"
+    assert "uffd=" in one.why()
+    one.end()
+
+
 def test_watch_errors(wpfs):
     one = user(wpfs)
     assert one.fails("watch 0 0 64") == "EINVAL"
