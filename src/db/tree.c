@@ -16,7 +16,7 @@
 /* ---- load ---- */
 
 static const char SELECT_INODES[] = "SELECT id, mode, uid, gid, nlink, rdev, size, atime_ns, "
-				    "mtime_ns, ctime_ns, lower_ino, target"
+				    "mtime_ns, ctime_ns, target"
 				    " FROM inode ORDER BY id";
 
 /* Breadth first. UNION, not UNION ALL: ends even if the rows form a loop. */
@@ -48,12 +48,11 @@ static int load_inode(const struct db_tree_visitor *v, sqlite3_stmt *st)
 		.atime_ns = sqlite3_column_int64(st, 7),
 		.mtime_ns = sqlite3_column_int64(st, 8),
 		.ctime_ns = sqlite3_column_int64(st, 9),
-		.lower_ino = (uint64_t)sqlite3_column_int64(st, 10),
 	};
 
 	if (S_ISLNK(inode.mode)) {
-		inode.target = sql_text(st, 11); /* of a blob: its bytes and a NUL */
-		inode.target_len = (size_t)sqlite3_column_bytes(st, 11);
+		inode.target = sql_text(st, 10); /* of a blob: its bytes and a NUL */
+		inode.target_len = (size_t)sqlite3_column_bytes(st, 10);
 		if (inode.target_len == 0 || inode.target_len > TARGET_BYTES ||
 		    strlen(inode.target) != inode.target_len)
 			return -EUCLEAN;
@@ -159,18 +158,16 @@ int db_tree_put_inode(struct db_tx *tx, const struct db_inode *i)
 	if (!i->target)
 		return sql_exec(tx,
 				"INSERT INTO inode VALUES"
-				" (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, NULL)",
-				"iiiiiiiiiii", (int64_t)i->id, (int64_t)i->mode, (int64_t)i->uid,
+				" (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, NULL)",
+				"iiiiiiiiii", (int64_t)i->id, (int64_t)i->mode, (int64_t)i->uid,
 				(int64_t)i->gid, (int64_t)i->nlink, (int64_t)i->rdev,
-				(int64_t)i->size, i->atime_ns, i->mtime_ns, i->ctime_ns,
-				(int64_t)i->lower_ino);
+				(int64_t)i->size, i->atime_ns, i->mtime_ns, i->ctime_ns);
 	return sql_exec(tx,
 			"INSERT INTO inode VALUES"
-			" (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
-			"iiiiiiiiiiib", (int64_t)i->id, (int64_t)i->mode, (int64_t)i->uid,
+			" (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+			"iiiiiiiiiib", (int64_t)i->id, (int64_t)i->mode, (int64_t)i->uid,
 			(int64_t)i->gid, (int64_t)i->nlink, (int64_t)i->rdev, (int64_t)i->size,
-			i->atime_ns, i->mtime_ns, i->ctime_ns, (int64_t)i->lower_ino, i->target,
-			i->target_len);
+			i->atime_ns, i->mtime_ns, i->ctime_ns, i->target, i->target_len);
 }
 
 int db_tree_put_dirent(struct db_tx *tx, uint64_t parent, const char *name, size_t name_len,
@@ -185,4 +182,77 @@ int db_tree_put_xattr(struct db_tx *tx, uint64_t id, const char *name, size_t na
 {
 	return sql_exec(tx, "INSERT INTO xattr VALUES (?1, ?2, ?3)", "ibb", (int64_t)id, name,
 			name_len, value, value_len);
+}
+
+/* ---- change ---- */
+
+struct change {
+	int (*produce)(struct db_tx *tx, void *ctx);
+	void *ctx;
+};
+
+static int change_job(struct db_tx *tx, void *arg)
+{
+	struct change *change = arg;
+
+	return change->produce(tx, change->ctx);
+}
+
+int db_tree_change(struct db *db, int (*produce)(struct db_tx *tx, void *ctx), void *ctx)
+{
+	struct change change = {produce, ctx};
+
+	return db_call(db, change_job, &change);
+}
+
+/* Does the row exist? What is not told with it stays. 1, 0 or -errno. */
+static int change_known(struct db_tx *tx, const struct db_inode *i, bool keep_size)
+{
+	int r = sql_exec(tx,
+			 "UPDATE inode SET mode = ?2, uid = ?3, gid = ?4, nlink = ?5, rdev = ?6,"
+			 " size = iif(?7 < 0, size, ?7), atime_ns = ?8, mtime_ns = ?9,"
+			 " ctime_ns = ?10 WHERE id = ?1",
+			 "iiiiiiiiii", (int64_t)i->id, (int64_t)i->mode, (int64_t)i->uid,
+			 (int64_t)i->gid, (int64_t)i->nlink, (int64_t)i->rdev,
+			 keep_size ? (int64_t)-1 : (int64_t)i->size, i->atime_ns, i->mtime_ns,
+			 i->ctime_ns);
+
+	return r < 0 ? r : sqlite3_changes(tx->sql) > 0;
+}
+
+int db_tree_set_inode(struct db_tx *tx, const struct db_inode *inode, bool keep_size)
+{
+	struct db_inode fresh = *inode;
+	int r = change_known(tx, inode, keep_size);
+
+	if (r == 0) {
+		if (keep_size)
+			fresh.size = 0;
+		r = db_tree_put_inode(tx, &fresh);
+	} else if (r > 0) {
+		r = sql_exec(tx, "DELETE FROM xattr WHERE id = ?1", "i", (int64_t)inode->id);
+	}
+	return r;
+}
+
+int db_tree_set_dirent(struct db_tx *tx, uint64_t parent, const char *name, size_t name_len,
+		       uint64_t id)
+{
+	return sql_exec(tx,
+			"INSERT INTO dirent VALUES (?1, ?2, ?3)"
+			" ON CONFLICT DO UPDATE SET id = ?3 WHERE id <> ?3",
+			"ibi", (int64_t)parent, name, name_len, (int64_t)id);
+}
+
+int db_tree_remove_dirent(struct db_tx *tx, uint64_t parent, const char *name, size_t name_len)
+{
+	return sql_exec(tx, "DELETE FROM dirent WHERE parent = ?1 AND name = ?2", "ib",
+			(int64_t)parent, name, name_len);
+}
+
+int db_tree_remove_inode(struct db_tx *tx, uint64_t id)
+{
+	int r = sql_exec(tx, "DELETE FROM xattr WHERE id = ?1", "i", (int64_t)id);
+
+	return r < 0 ? r : sql_exec(tx, "DELETE FROM inode WHERE id = ?1", "i", (int64_t)id);
 }

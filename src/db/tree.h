@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The file tree of a store: inodes, names, extended attributes. Written as a whole, in one
- * transaction, so that after a crash the tree is that of one moment.
+ * The file tree of a store: inodes, names, extended attributes. What changed since the last time is
+ * written in one transaction, so that after a crash the tree is that of one moment.
  */
 #ifndef WPFS_DB_TREE_H
 #define WPFS_DB_TREE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -19,7 +20,6 @@ struct db_inode {
 	uint64_t rdev;
 	uint64_t size;			      /* bytes; of a symbolic link the length of target */
 	int64_t atime_ns, mtime_ns, ctime_ns; /* ns since 1970 */
-	uint64_t lower_ino;		      /* inode number in the lower tmpfs named in meta */
 	const char *target; /* of a symbolic link, target_len bytes and a NUL; else NULL */
 	size_t target_len;
 };
@@ -56,5 +56,24 @@ int db_tree_put_dirent(struct db_tx *tx, uint64_t parent, const char *name, size
 		       uint64_t id);
 int db_tree_put_xattr(struct db_tx *tx, uint64_t id, const char *name, size_t name_len,
 		      const void *value, size_t value_len);
+
+/*
+ * Changes the stored tree by what `produce` says with the functions below, in any order: one
+ * transaction, committed on return. A negative value of produce changes nothing and is returned.
+ * -ENOENT: a name without inode would have been left. produce runs in the writer thread.
+ */
+int db_tree_change(struct db *db, int (*produce)(struct db_tx *tx, void *ctx), void *ctx);
+
+/*
+ * Makes or changes a row. Its xattrs are none then, to be put anew. `keep_size`: the size stays as
+ * it is stored (0 of a new one), because the contents that go with the new one are not there yet.
+ */
+int db_tree_set_inode(struct db_tx *tx, const struct db_inode *inode, bool keep_size);
+int db_tree_set_dirent(struct db_tx *tx, uint64_t parent, const char *name, size_t name_len,
+		       uint64_t id);
+
+/* What is not there is no error. */
+int db_tree_remove_dirent(struct db_tx *tx, uint64_t parent, const char *name, size_t name_len);
+int db_tree_remove_inode(struct db_tx *tx, uint64_t id);
 
 #endif

@@ -133,7 +133,7 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
 
 	if (!r) {
 		r = set_all(fs, ino, ref.fd, attr, to_set);
-		fs_changed(fs);
+		fs_change_inode(fs, ino);
 	}
 	if (r)
 		fuse_reply_err(req, -r);

@@ -56,7 +56,6 @@ static int backing_make(struct fs *fs, struct fs_inode *inode, int given)
 			(unsigned long long)inode->ino, log_errstr(id));
 		return id;
 	}
-	fs_touch(fs, inode->ino);
 	inode->backing_id = id;
 	atomic_store(&inode->backing_fd, fd);
 	return steal_fd(&fd);
@@ -100,4 +99,12 @@ void fs_backing_close(struct fs *fs, struct fs_inode *inode)
 		ioctl(fs->dev_fd, FUSE_DEV_IOC_BACKING_CLOSE, &id);
 	close(inode->backing_fd);
 	inode->backing_fd = -1;
+}
+
+bool fs_backing_in_use(int backing_fd)
+{
+	if (fcntl(backing_fd, F_SETLEASE, F_WRLCK) < 0)
+		return true;
+	fcntl(backing_fd, F_SETLEASE, F_UNLCK);
+	return false;
 }

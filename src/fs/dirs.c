@@ -13,6 +13,7 @@
 
 #include "base/cleanup.h"
 #include "fs/priv.h"
+#include "fs/store.h"
 
 /* An open directory. Two threads may read one descriptor at once. */
 struct fs_dir {
@@ -203,7 +204,10 @@ static void op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t of
 
 static void op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
 {
-	fuse_reply_err(req, 0);
+	struct fs *fs = fs_of(req);
+
+	fs_change_inode(fs, ino);
+	fuse_reply_err(req, -fs_store_flush_names(fs));
 }
 
 void fs_ops_dirs(struct fuse_lowlevel_ops *ops)

@@ -74,7 +74,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
 
 static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
 {
-	fuse_reply_err(req, -fs_hook_sync_file(fs_of(req), ino));
+	fuse_reply_err(req, -fs_store_sync_file(fs_of(req), ino));
 }
 
 /* Like a write, it clears suid bits for a caller without CAP_FSETID; no flag says which it is. */

@@ -115,13 +115,13 @@ static void create_name(fuse_req_t req, fuse_ino_t parent, const char *name,
 	if (!r) {
 		pthread_rwlock_rdlock(&fs->names_lock);
 		r = create_call(dir.fd, name, what);
+		if (!r)
+			fs_change_name(fs, parent, name);
 		pthread_rwlock_unlock(&fs->names_lock);
 		creds_restore();
 	}
-	if (!r) {
-		fs_changed(fs);
+	if (!r)
 		r = fs_entry_lookup(fs, dir.fd, name, &entry);
-	}
 	fs_reply_entry(req, r, &entry);
 }
 
@@ -154,12 +154,12 @@ static void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const cha
 	if (!r) {
 		pthread_rwlock_rdlock(&fs->names_lock);
 		r = linkat(file.fd, "", dir.fd, name, AT_EMPTY_PATH) < 0 ? -errno : 0;
+		if (!r)
+			fs_change_name(fs, parent, name);
 		pthread_rwlock_unlock(&fs->names_lock);
 	}
-	if (!r) {
-		fs_changed(fs);
+	if (!r)
 		r = fs_entry_of_fd(fs, file.fd, &entry);
-	}
 	fs_reply_entry(req, r, &entry);
 }
 
@@ -177,12 +177,14 @@ static void remove_name(fuse_req_t req, fuse_ino_t parent, const char *name, int
 		victim = openat(dir.fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 		if (victim < 0 || unlinkat(dir.fd, name, flags) < 0)
 			r = -errno;
+		if (!r) {
+			fs_change_name(fs, parent, name);
+			fs_change_fd(fs, victim);
+		}
 		pthread_rwlock_unlock(&fs->names_lock);
 	}
-	if (!r) {
-		fs_changed(fs);
+	if (!r)
 		fs_inode_unlinked(fs, steal_fd(&victim));
-	}
 	fuse_reply_err(req, -r);
 }
 
@@ -216,12 +218,16 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
 		pthread_rwlock_rdlock(&fs->names_lock);
 		if (renameat2(from.fd, name, to.fd, newname, flags) < 0)
 			r = -errno;
+		if (!r) {
+			fs_change_name(fs, parent, name);
+			fs_change_name(fs, newparent, newname);
+			if (victim >= 0)
+				fs_change_fd(fs, victim);
+		}
 		pthread_rwlock_unlock(&fs->names_lock);
 		if (flags & RENAME_WHITEOUT)
 			creds_restore();
 	}
-	if (!r)
-		fs_changed(fs);
 	if (!r && victim >= 0)
 		fs_inode_unlinked(fs, steal_fd(&victim));
 	fuse_reply_err(req, -r);

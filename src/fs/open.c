@@ -61,6 +61,8 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	 */
 	if (made)
 		fuse_lowlevel_notify_inval_inode(fs->session, ino, -1, 0);
+	if (!r && ((fi->flags & O_ACCMODE) != O_RDONLY || (fi->flags & O_TRUNC)))
+		fs_touch(fs, ino);
 	if (!r && (fi->flags & O_TRUNC))
 		r = open_truncate(fs, ino, fd, fs_kills_suid(fi));
 	if (r) {
@@ -85,7 +87,6 @@ static void reply_created(fuse_req_t req, int fd, struct fuse_file_info *fi)
 		fuse_reply_err(req, -r);
 		return;
 	}
-	fs_changed(fs);
 	inode = fs_inode_find(fs, entry.ino);
 	fd = fs_backing_get(fs, inode, fd, NULL);
 	if (fd < 0) {
@@ -93,6 +94,7 @@ static void reply_created(fuse_req_t req, int fd, struct fuse_file_info *fi)
 		fuse_reply_err(req, -fd);
 		return;
 	}
+	fs_touch(fs, entry.ino);
 	entry.attr_timeout = fs_inode_attr_timeout(inode);
 	open_reply_fill(fs, inode, fi);
 	if (fuse_reply_create(req, &entry, fi) < 0)
@@ -117,6 +119,8 @@ static int create_as_caller(fuse_req_t req, fuse_ino_t parent, const char *name,
 	fd = openat(dir.fd, name, flags | O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC,
 		    mode & 07777);
 	r = fd < 0 ? -errno : fd;
+	if (r >= 0 && (flags & O_TMPFILE) != O_TMPFILE)
+		fs_change_name(fs, parent, name);
 	pthread_rwlock_unlock(&fs->names_lock);
 	creds_restore();
 	return r;

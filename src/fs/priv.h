@@ -43,10 +43,28 @@ struct fs_inode {
 	int backing_id;		 /* of the kernel; valid when backing_fd is; capped mounts: 0 */
 };
 
-/* A file that has been open since the last flush, so that its contents may have changed. */
-struct fs_touched {
+/*
+ * What the store has not been told yet. Only that something changed is noted, not how: what is
+ * there now is read when it is told (store_delta.c).
+ */
+struct fs_change {
 	UT_hash_handle hh;
 	uint64_t ino;
+	struct fs_handle handle;
+	bool fresh; /* of a touched file: touched since the last copy */
+};
+
+struct fs_change_name {
+	UT_hash_handle hh;
+	struct fs_handle parent_handle;
+	uint64_t parent; /* with the name behind it the key */
+	char name[];	 /* NUL-terminated */
+};
+
+struct fs_changes {
+	struct fs_change *inodes;     /* attributes, xattrs */
+	struct fs_change_name *names; /* made, moved, removed */
+	size_t nr;
 };
 
 #define FS_SHARDS 64
@@ -84,10 +102,11 @@ struct fs {
 	 * picture of the tree, so that it is that of one moment. Held over no hook.
 	 */
 	pthread_rwlock_t names_lock;
-	_Atomic uint64_t changes; /* requests that changed a name or an attribute */
-	uint64_t flushed_changes; /* of the last flush; only fs_store_flush */
-	pthread_mutex_t touched_lock;
-	struct fs_touched *touched; /* touched_lock */
+	struct fs_store *store; /* constant after fs_store_attach; NULL: nothing is kept */
+	pthread_mutex_t changes_lock;
+	struct fs_changes changes; /* changes_lock, like the next */
+	struct fs_change *touched; /* contents may have changed */
+	int changes_fd;		   /* eventfd: there are many; constant after fs_new */
 
 	pthread_mutex_t dirs_lock;
 	struct fs_dir *dirs; /* open directories (dirs.c); dirs_lock */
@@ -187,20 +206,49 @@ double fs_inode_attr_timeout(struct fs_inode *inode);
 int fs_backing_get(struct fs *fs, struct fs_inode *inode, int fd, bool *made);
 void fs_backing_close(struct fs *fs, struct fs_inode *inode);
 
-/* ---- changes.c -------------------------------------------------------------------------- */
+/*
+ * Has anybody but us the file of this backing descriptor open or mapped shared? A lease tells,
+ * which is given back at once: an open just then waits for that, or with O_NONBLOCK fails with
+ * EWOULDBLOCK; so ask only about files that nobody should have.
+ */
+bool fs_backing_in_use(int backing_fd);
 
-/* A request changed a name, an attribute or an xattr. */
-void fs_changed(struct fs *fs);
-
-/* The contents of `ino` may change from now on without a request. */
-void fs_touch(struct fs *fs, uint64_t ino);
+/* ---- changes.c: without a store nothing is noted ------------------------------------------ */
 
 /*
- * Takes the set of what was touched since the last call; files that still have a backing file are
- * in the next one again. The caller frees it with fs_touched_free.
+ * A name was made, moved or removed: called with names_lock held for reading since before the
+ * change, so that a picture of the tree has both or neither. The inode of the parent is known.
  */
-struct fs_touched *fs_touched_take(struct fs *fs);
-void fs_touched_free(struct fs_touched *set);
+void fs_change_name(struct fs *fs, uint64_t parent, const char *name);
+
+/* Attributes or xattrs of a known inode, or of the file behind `fd`, changed: before the answer. */
+void fs_change_inode(struct fs *fs, uint64_t ino);
+void fs_change_fd(struct fs *fs, int fd);
+void fs_change_handle(struct fs *fs, uint64_t ino, const struct fs_handle *handle);
+
+/* The contents of a known inode may change from now on without a request. */
+void fs_touch(struct fs *fs, uint64_t ino);
+void fs_touch_handle(struct fs *fs, uint64_t ino, const struct fs_handle *handle);
+bool fs_is_touched(struct fs *fs, uint64_t ino);
+
+/*
+ * The touched files now, for the caller to free; each stays touched until it is said that its
+ * contents are stored and nobody has it, unless it was touched again since the copy.
+ */
+struct fs_change *fs_touched_copy(struct fs *fs);
+void fs_untouch(struct fs *fs, uint64_t ino);
+
+/* Take what was noted since the last call, and give it back when it could not be stored. */
+struct fs_changes fs_changes_take(struct fs *fs);
+void fs_changes_return(struct fs *fs, struct fs_changes *changes);
+
+void fs_changes_free(struct fs_changes *changes);
+void fs_change_set_free(struct fs_change **set);
+
+/* ---- store_sync.c ------------------------------------------------------------------------ */
+
+/* fsync of a file: contents, marks and names are durable. 0 or -errno, logged. */
+int fs_store_sync_file(struct fs *fs, uint64_t ino);
 
 /* ---- dirs.c ----------------------------------------------------------------------------- */
 

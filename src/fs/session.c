@@ -119,11 +119,12 @@ int fs_new(const struct fs_config *config, struct fs **out)
 	sem_init(&fs->ready, 0, 0);
 	pthread_rwlock_init(&fs->hooks_lock, NULL);
 	names_lock_init(&fs->names_lock);
-	pthread_mutex_init(&fs->touched_lock, NULL);
+	pthread_mutex_init(&fs->changes_lock, NULL);
 	pthread_mutex_init(&fs->dirs_lock, NULL);
 	fs->done_fd = eventfd(0, EFD_CLOEXEC);
+	fs->changes_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	n = readlink(fs_proc_path(fs->lower_fd).s, fs->lower_path, sizeof(fs->lower_path) - 1);
-	r = fs->done_fd < 0 || n < 0 ? -errno : 0;
+	r = fs->done_fd < 0 || fs->changes_fd < 0 || n < 0 ? -errno : 0;
 	if (!r) {
 		fs->lower_path_len = (size_t)n;
 		r = session_new(fs);
@@ -224,9 +225,12 @@ void fs_free(struct fs *fs)
 		fuse_session_destroy(fs->session); /* closes dev_fd */
 	if (fs->done_fd >= 0)
 		close(fs->done_fd);
-	fs_touched_free(fs->touched);
+	if (fs->changes_fd >= 0)
+		close(fs->changes_fd);
+	fs_changes_free(&fs->changes);
+	fs_change_set_free(&fs->touched);
 	pthread_rwlock_destroy(&fs->names_lock);
-	pthread_mutex_destroy(&fs->touched_lock);
+	pthread_mutex_destroy(&fs->changes_lock);
 	pthread_mutex_destroy(&fs->dirs_lock);
 	pthread_rwlock_destroy(&fs->hooks_lock);
 	sem_destroy(&fs->ready);

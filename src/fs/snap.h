@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A picture of the lower tree in memory, taken by one walk while no name changes, and put into the
- * database by one transaction after the contents are written: neither requests nor the database's
- * writer wait for contents.
+ * A picture of the lower tree in memory, or of what changed in it, taken while no name changes, and
+ * put into the database by one transaction: requests do not wait for the database.
  */
 #ifndef WPFS_FS_SNAP_H
 #define WPFS_FS_SNAP_H
@@ -25,19 +24,36 @@ struct snap_file {
 struct snap {
 	char *records; /* each a struct record (store_snap.c) and its strings */
 	size_t used, room;
-	struct snap_file *files; /* ascending by ino */
+	struct snap_file *files; /* of a whole picture: ascending by ino */
 	size_t nr_files, files_room;
 	bool some_gone; /* some file is */
 };
 
-/* Walks the tree; the caller keeps names from changing. 0 or -errno; to be freed in either case. */
+/*
+ * Walks the tree; the caller keeps names from changing. 0 or -errno; to be freed in either case.
+ */
 int snap_take(struct snap *snap, int lower_fd, const struct fs_ids *ids);
+
+/*
+ * Adds to a picture. keep_size: the contents that go with its present size are not stored. The size
+ * that is stored is st's, whatever the file has. 0 or -errno.
+ */
+int snap_put_inode(struct snap *snap, const struct fs_ids *ids, int fd, const struct stat *st,
+		   bool keep_size);
+int snap_put_name(struct snap *snap, uint64_t parent, const char *name, uint64_t id);
+int snap_remove_name(struct snap *snap, uint64_t parent, const char *name);
+int snap_remove_inode(struct snap *snap, uint64_t id);
 
 /* The file with this id, or NULL. */
 struct snap_file *snap_file_find(const struct snap *snap, uint64_t ino);
 
-/* Puts it: for db_tree_replace, with the snap as ctx. */
+/* Puts a whole one: for db_tree_replace, with the snap as ctx. One of changes: for db_tree_change.
+ */
 int snap_produce(struct db_tx *tx, void *snap);
+int snap_produce_changes(struct db_tx *tx, void *snap);
+
+/* Each inode it removes; not 0 ends the walk and is given. */
+int snap_removed_each(const struct snap *snap, int (*fn)(void *ctx, uint64_t id), void *ctx);
 
 void snap_free(struct snap *snap);
 

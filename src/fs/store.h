@@ -3,8 +3,8 @@
  * The tree on disk: names and attributes in the database, contents in one sparse file for each
  * regular file, STORE/data/<low byte of the id in hex>/<id>, page n at n*4096, zeros as holes.
  *
- * Order: contents are durable before the rows that tell their size are. A crash in between leaves
- * contents newer than the tree; a data file without a row is removed by the next whole flush.
+ * Order: contents are durable before the rows that tell their size are. What a crash can leave is
+ * written in schema/README.md.
  */
 #ifndef WPFS_FS_STORE_H
 #define WPFS_FS_STORE_H
@@ -36,15 +36,28 @@ struct fs_store_elsewhere {
 int fs_store_load(struct db *db, int data_fd, int lower_fd, bool keep_root, struct fs_ids *ids,
 		  const struct fs_store_elsewhere *elsewhere);
 
-/* For fs_store_flush. */
-#define FS_STORE_WHOLE (1u << 0) /* look at every file, not only at those that were opened */
-#define FS_STORE_FINAL (1u << 1) /* the mount is gone: no hooks, and unused ids are given back */
+/*
+ * From now on changes are noted for the store: after fs_new, before requests come. With `adopted`
+ * the rows are not known to be those of this lower, and the first flush stores everything. Both
+ * are borrowed until fs_store_detach. 0 or -errno.
+ */
+int fs_store_attach(struct fs *fs, struct db *db, int data_fd, bool adopted);
+
+/* After the last flush, when no request comes any more. */
+void fs_store_detach(struct fs *fs);
 
 /*
- * Writes what has changed. One at a time; while the mount works or after fs_wait. While it works,
- * the hook sync_file makes the marks of a file durable between reading and writing its pages.
- * 0 or -errno, logged; then the next flush takes up what this one did not do.
+ * Writes what has changed. One at a time; while the mount works, or after fs_wait with `final`:
+ * then no hooks are called, and unused ids are given back. While it works, the hook sync_file makes
+ * the marks of a file durable between reading and writing its pages. 0 or -errno, logged; then the
+ * next flush takes up what this one did not do.
  */
-int fs_store_flush(struct fs *fs, struct db *db, int data_fd, unsigned flags);
+int fs_store_flush(struct fs *fs, bool final);
+
+/* Readable (an eventfd) when so much has changed that names should be stored early. */
+int fs_store_wake_fd(const struct fs *fs);
+
+/* Stores names and attributes, all of them. 0 or -errno, logged. */
+int fs_store_flush_names(struct fs *fs);
 
 #endif

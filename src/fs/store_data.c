@@ -156,7 +156,7 @@ struct writing {
 	store_data_before_fn before;
 	void *ctx;
 	const struct store_data_through *through;
-	bool *changed;
+	struct store_data_written *written;
 };
 
 static int read_lower(const struct writing *wr, int lower_fd, char *buf, size_t len, uint64_t off)
@@ -181,8 +181,9 @@ static int prepare(struct writing *wr)
 	if (!r && wr->fd < 0) {
 		wr->fd = data_open(wr->data_fd, wr->id, O_RDWR | O_CREAT);
 		r = wr->fd < 0 ? wr->fd : 0;
+		wr->written->made = !r;
 	}
-	*wr->changed = true;
+	wr->written->changed = true;
 	return r;
 }
 
@@ -218,14 +219,14 @@ static int write_windows(struct writing *wr, int lower_fd, uint64_t size, char *
 
 int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 		     store_data_before_fn before, void *ctx,
-		     const struct store_data_through *through, bool *changed)
+		     const struct store_data_through *through, struct store_data_written *written)
 {
 	struct writing wr = {.data_fd = data_fd,
 			     .id = id,
 			     .before = before,
 			     .ctx = ctx,
 			     .through = through,
-			     .changed = changed};
+			     .written = written};
 	_cleanup_free_ char *bufs = malloc(2 * WINDOW);
 	struct stat st;
 	int r;
@@ -242,13 +243,34 @@ int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 		if (fstat(wr.fd, &st) < 0)
 			r = -errno;
 		else if ((uint64_t)st.st_size != size) {
-			*changed = true;
+			written->changed = true;
 			r = ftruncate(wr.fd, (off_t)size) < 0 ? -errno : 0;
 		}
 	}
 	if (wr.fd >= 0)
 		close(wr.fd);
 	return r;
+}
+
+int store_data_sync(int data_fd, uint64_t id, bool made)
+{
+	struct data_path path = data_path(id);
+	_cleanup_close_ int fd = data_open(data_fd, id, O_RDONLY), dir = -1;
+
+	if (fd < 0)
+		return fd;
+	if (fsync(fd) < 0)
+		return -errno;
+	if (!made)
+		return 0;
+	path.s[2] = '\0';
+	dir = openat(data_fd, path.s, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return dir < 0 || fsync(dir) < 0 || fsync(data_fd) < 0 ? -errno : 0;
+}
+
+int store_data_remove(int data_fd, uint64_t id)
+{
+	return unlinkat(data_fd, data_path(id).s, 0) < 0 && errno != ENOENT ? -errno : 0;
 }
 
 static int prune_dir(int data_fd, const char *name, bool (*keep)(const void *ctx, uint64_t id),

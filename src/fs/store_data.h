@@ -30,14 +30,25 @@ struct store_data_through {
  */
 typedef int (*store_data_before_fn)(void *ctx, uint64_t id);
 
+/* What became of a data file; none of it durable yet. */
+struct store_data_written {
+	bool changed, made;
+};
+
 /*
  * Makes the data file equal to the first `size` bytes of the lower file, writing only pages that
- * differ; pages of zeros become holes. Sets *changed when something was written (not yet durable).
- * `before` and `through` may be NULL. 0 or -errno.
+ * differ; pages of zeros become holes. What it did is set in *written, on errors too. `before` and
+ * `through` may be NULL. 0 or -errno.
  */
 int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 		     store_data_before_fn before, void *ctx,
-		     const struct store_data_through *through, bool *changed);
+		     const struct store_data_through *through, struct store_data_written *written);
+
+/* Makes a data file durable, its name too if it was made. 0 or -errno. */
+int store_data_sync(int data_fd, uint64_t id, bool made);
+
+/* It not being there is no error. 0 or -errno. */
+int store_data_remove(int data_fd, uint64_t id);
 
 /* Removes every data file for whose id `keep` says false. 0 or -errno. */
 int store_data_prune(int data_fd, bool (*keep)(const void *ctx, uint64_t id), const void *ctx);

@@ -1,103 +1,192 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include "fs/store.h"
-
+/*
+ * The flush: contents of the files that may have changed, then names and attributes. A file that
+ * nobody has open or mapped for writing after that is not looked at again before its next open.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "fs/priv.h"
-#include "fs/snap.h"
 #include "fs/store_data.h"
+#include "fs/store_priv.h"
 
-struct flush {
-	struct fs *fs;
-	int data_fd;
-	unsigned flags;
-	struct fs_touched *touched;
-	bool changed; /* data files were written and are not durable */
+/* A file whose contents were written, and are durable with all the others. */
+struct flushed {
+	uint64_t ino, size;
+	uint64_t times; /* its size had been set when they were written */
+	bool in_use;
 };
 
-static int sync_marks(void *ctx, uint64_t ino)
-{
-	struct flush *flush = ctx;
+struct flush {
+	struct fs_store *store;
+	bool final;
+	bool changed; /* data files were written and are not durable */
+	struct flushed *done;
+	size_t nr_done, room;
+};
 
-	return fs_hook_sync_file(flush->fs, ino);
+static int flush_note(struct flush *flush, const struct flushed *flushed)
+{
+	if (flush->nr_done == flush->room) {
+		size_t room = flush->room ? flush->room * 2 : 256;
+		struct flushed *done = reallocarray(flush->done, room, sizeof(*done));
+
+		if (!done)
+			return -ENOMEM;
+		flush->done = done;
+		flush->room = room;
+	}
+	flush->done[flush->nr_done++] = *flushed;
+	return 0;
 }
 
-static int read_through(void *ctx, uint64_t ino, int lower_fd, void *buf, size_t len, uint64_t off)
+/* May somebody change its contents from now on without a request? Asked before they are read. */
+static bool flush_in_use(struct flush *flush, uint64_t ino, int fd)
 {
-	return fs_hook_read_through(ctx, ino, lower_fd, buf, len, off);
-}
+	struct fs *fs = flush->store->fs;
+	struct fs_inode *inode;
+	bool in_use;
 
-static uint64_t next_through(void *ctx, uint64_t ino, uint64_t off)
-{
-	return fs_hook_next_through(ctx, ino, off);
-}
-
-static int write_contents(struct flush *flush, const struct snap_file *file, int fd)
-{
-	const struct store_data_through through = {flush->fs, read_through, next_through};
-	bool final = (flush->flags & FS_STORE_FINAL) != 0;
-
-	return store_data_write(
-		flush->data_fd, file->ino, fd, file->size, final ? NULL : sync_marks, flush,
-		flush->fs->kind == WPFS_KIND_CAPPED ? &through : NULL, &flush->changed);
+	if (flush->final)
+		return false;
+	inode = fs_inode_get(fs, ino);
+	if (!inode)
+		return fs_backing_in_use(fd); /* of before this daemon, or nobody */
+	/* On a capped mount clients map our own descriptor, and no lease tells of that. */
+	in_use = atomic_load(&inode->backing_fd) >= 0 &&
+		 (fs->kind == WPFS_KIND_CAPPED || fs_backing_in_use(inode->backing_fd));
+	fs_inode_forget(fs, ino, 1);
+	return in_use;
 }
 
 /*
  * On a capped mount the one struct file that there is, if there is one: while it has another no
  * page of it can leave memory.
  */
-static int open_lower(const struct flush *flush, const struct snap_file *file)
+static int open_lower(struct fs *fs, uint64_t ino, const struct fs_handle *handle)
 {
 	struct fs_inode *inode = NULL;
 	int fd = -1;
 
-	if (flush->fs->kind == WPFS_KIND_CAPPED)
-		inode = fs_inode_get(flush->fs, file->ino);
+	if (fs->kind == WPFS_KIND_CAPPED)
+		inode = fs_inode_get(fs, ino);
 	if (inode && atomic_load(&inode->backing_fd) >= 0)
 		fd = fcntl(atomic_load(&inode->backing_fd), F_DUPFD_CLOEXEC, 0);
 	if (inode)
-		fs_inode_forget(flush->fs, file->ino, 1);
-	if (fd >= 0)
-		return fd;
-	return fs_handle_open_at(flush->fs->lower_fd, &file->handle, O_RDONLY | O_NOATIME);
+		fs_inode_forget(fs, ino, 1);
+	return fd >= 0 ? fd : fs_handle_open_at(fs->lower_fd, handle, O_RDONLY | O_NOATIME);
 }
 
-/* A file that was removed since the picture was taken leaves the picture. */
-static int flush_file(struct flush *flush, struct snap *snap, struct snap_file *file)
+static int flush_contents(struct flush *flush, uint64_t ino, const struct fs_handle *handle)
 {
-	_cleanup_close_ int fd = -1;
-	struct fs_touched *entry;
-	int r;
+	struct fs_store *store = flush->store;
+	pthread_mutex_t *lock = &store->data[ino % FS_SHARDS];
+	struct store_data_written written = {false, false};
+	struct flushed flushed = {.ino = ino};
+	_cleanup_close_ int fd = open_lower(store->fs, ino, handle);
+	struct stat st;
+	uint64_t ignored;
+	int64_t size;
 
-	HASH_FIND(hh, flush->touched, &file->ino, sizeof(file->ino), entry);
-	if (!entry && !(flush->flags & FS_STORE_WHOLE))
-		return 0;
-	fd = open_lower(flush, file);
-	if (fd == -ESTALE) {
+	if (fd < 0)
+		return fd;
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	if (st.st_nlink == 0)
+		return -ESTALE; /* in use, and it will not be there after this mount */
+	flushed.in_use = flush_in_use(flush, ino, fd);
+	pthread_mutex_lock(lock);
+	size = store_write_contents(store, ino, fd, flush->final, &written);
+	store_size_get(store, ino, &ignored, &flushed.times);
+	pthread_mutex_unlock(lock);
+	flush->changed |= written.changed;
+	if (size < 0) {
+		log_err("cannot write the contents of file %" PRIu64 " to the store: %s", ino,
+			log_errstr((int)size));
+		return (int)size;
+	}
+	flushed.size = (uint64_t)size;
+	return flush_note(flush, &flushed);
+}
+
+/* All that was written is durable now: the sizes that go with it may be stored. */
+static int flush_durable(struct flush *flush)
+{
+	struct fs_store *store = flush->store;
+
+	if (flush->changed && syncfs(store->data_fd) < 0)
+		return -errno;
+	for (size_t i = 0; i < flush->nr_done; i++) {
+		const struct flushed *f = &flush->done[i];
+		pthread_mutex_t *lock = &store->data[f->ino % FS_SHARDS];
+		uint64_t size, times;
+
+		pthread_mutex_lock(lock);
+		store_size_get(store, f->ino, &size, &times);
+		if (times == f->times) /* else an fsync was there later and knows better */
+			store_size_set(store, f->ino, f->size);
+		pthread_mutex_unlock(lock);
+	}
+	return 0;
+}
+
+/* Files that nobody has need no second look; their sizes are what their inodes say. */
+static void flush_untouch(struct flush *flush)
+{
+	struct fs_store *store = flush->store;
+
+	for (size_t i = 0; i < flush->nr_done; i++) {
+		const struct flushed *f = &flush->done[i];
+
+		if (!f->in_use)
+			fs_untouch(store->fs, f->ino);
+		if (!fs_is_touched(store->fs, f->ino))
+			store_size_forget(store, f->ino);
+	}
+}
+
+static int flush_touched(struct flush *flush)
+{
+	struct fs *fs = flush->store->fs;
+	struct fs_change *touched = fs_touched_copy(fs);
+	const struct fs_change *entry;
+	int r = 0;
+
+	for (entry = touched; !r && entry; entry = entry->hh.next) {
+		r = flush_contents(flush, entry->ino, &entry->handle);
+		if (r == -ESTALE) {
+			fs_untouch(fs, entry->ino); /* removed */
+			r = 0;
+		}
+		fs_change_handle(fs, entry->ino, &entry->handle);
+	}
+	fs_change_set_free(&touched);
+	return r ? r : flush_durable(flush);
+}
+
+/* ---- all of it ---- */
+
+/* A file that was removed since the picture was taken leaves the picture. */
+static int flush_whole_file(struct flush *flush, struct snap *snap, struct snap_file *file)
+{
+	const struct flushed *f;
+	int r = flush_contents(flush, file->ino, &file->handle);
+
+	if (r == -ESTALE) {
 		file->gone = snap->some_gone = true;
 		return 0;
 	}
-	r = fd < 0 ? fd : write_contents(flush, file, fd);
 	if (r)
-		log_err("cannot write the contents of file %" PRIu64 " to the store: %s", file->ino,
-			log_errstr(r));
-	return r;
-}
-
-static int flush_files(struct flush *flush, struct snap *snap)
-{
-	int r = 0;
-
-	for (size_t i = 0; !r && i < snap->nr_files; i++)
-		r = flush_file(flush, snap, &snap->files[i]);
-	if (!r && flush->changed && syncfs(flush->data_fd) < 0)
-		r = -errno;
-	return r;
+		return r;
+	f = &flush->done[flush->nr_done - 1];
+	file->size = f->size;
+	if (f->in_use)
+		fs_touch_handle(flush->store->fs, file->ino, &file->handle);
+	return 0;
 }
 
 static bool keep_file(const void *ctx, uint64_t ino)
@@ -105,6 +194,49 @@ static bool keep_file(const void *ctx, uint64_t ino)
 	const struct snap_file *file = snap_file_find(ctx, ino);
 
 	return file && !file->gone;
+}
+
+static int flush_picture(struct flush *flush, struct snap *snap)
+{
+	struct fs_store *store = flush->store;
+	int r = 0;
+
+	for (size_t i = 0; !r && i < snap->nr_files; i++)
+		r = flush_whole_file(flush, snap, &snap->files[i]);
+	if (!r)
+		r = flush_durable(flush);
+	if (!r)
+		r = db_tree_replace(store->db, snap_produce, snap);
+	return r ? r : store_data_prune(store->data_fd, keep_file, snap);
+}
+
+int store_flush_whole(struct fs_store *store, bool final)
+{
+	struct flush flush = {.store = store, .final = final};
+	struct fs *fs = store->fs;
+	struct fs_changes changes;
+	struct fs_change *touched;
+	struct snap snap;
+	int r;
+
+	pthread_rwlock_wrlock(&fs->names_lock);
+	changes = fs_changes_take(fs);
+	touched = fs_touched_copy(fs);
+	r = snap_take(&snap, fs->lower_fd, fs->ids);
+	pthread_rwlock_unlock(&fs->names_lock);
+	if (!r)
+		r = flush_picture(&flush, &snap);
+	if (r) {
+		fs_changes_return(fs, &changes);
+	} else {
+		store->whole = false;
+		flush_untouch(&flush);
+		fs_changes_free(&changes);
+	}
+	fs_change_set_free(&touched);
+	snap_free(&snap);
+	free(flush.done);
+	return r;
 }
 
 /* The ids that were reserved and not used. A file made last tells the largest one. */
@@ -118,46 +250,26 @@ static int give_back_ids(struct fs *fs, struct db *db)
 	return db_meta_set_u64(db, DB_META_ID_BASE, fs->ids->base + st.st_ino);
 }
 
-static int flush_all(struct flush *flush, struct db *db, struct snap *snap)
+int fs_store_flush(struct fs *fs, bool final)
 {
-	struct fs *fs = flush->fs;
-	int r;
+	struct fs_store *store = fs->store;
+	struct flush flush = {.store = store, .final = final};
+	int r = flush_touched(&flush);
 
-	pthread_rwlock_wrlock(&fs->names_lock);
-	r = snap_take(snap, fs->lower_fd, fs->ids);
-	pthread_rwlock_unlock(&fs->names_lock);
-	if (!r)
-		r = flush_files(flush, snap);
-	if (!r)
-		r = db_tree_replace(db, snap_produce, snap);
-	if (!r && (flush->flags & (FS_STORE_WHOLE | FS_STORE_FINAL)))
-		r = store_data_prune(flush->data_fd, keep_file, snap);
-	if (!r && (flush->flags & FS_STORE_FINAL))
-		r = give_back_ids(fs, db);
-	return r;
-}
-
-int fs_store_flush(struct fs *fs, struct db *db, int data_fd, unsigned flags)
-{
-	struct flush flush = {.fs = fs, .data_fd = data_fd, .flags = flags};
-	uint64_t changes = atomic_load(&fs->changes);
-	struct snap snap = {.records = NULL};
-	struct fs_touched *entry, *next;
-	int r;
-
-	flush.touched = fs_touched_take(fs);
-	if (!flush.touched && changes == fs->flushed_changes && !flags)
-		return 0;
-	r = flush_all(&flush, db, &snap);
-	if (r) {
-		log_err("cannot flush to the store: %s", log_errstr(r));
-		HASH_ITER (hh, flush.touched, entry, next) {
-			fs_touch(fs, entry->ino);
-		}
-	} else {
-		fs->flushed_changes = changes;
+	if (!r) {
+		pthread_mutex_lock(&store->commit);
+		r = store_commit(store);
+		/* What was found to be wrong must not be left so. */
+		if (r && store->whole)
+			r = store_flush_whole(store, final);
+		pthread_mutex_unlock(&store->commit);
 	}
-	snap_free(&snap);
-	fs_touched_free(flush.touched);
+	if (!r)
+		flush_untouch(&flush);
+	if (!r && final)
+		r = give_back_ids(fs, store->db);
+	if (r)
+		log_err("cannot flush to the store: %s", log_errstr(r));
+	free(flush.done);
 	return r;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include <dirent.h>
+/* The records of a picture: made from descriptors, put into the database. */
+#include "fs/snap.h"
+
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,32 +11,27 @@
 
 #include "base/cleanup.h"
 #include "fs/priv.h"
-#include "fs/snap.h"
 
-enum record_kind { RECORD_INODE, RECORD_DIRENT, RECORD_XATTR };
+enum record_kind {
+	RECORD_INODE,
+	RECORD_DIRENT,
+	RECORD_XATTR,
+	RECORD_NO_INODE,
+	RECORD_NO_DIRENT,
+};
 
 /* Followed by `a` bytes and a NUL, then `b` bytes and a NUL; padded to 8. */
 struct record {
 	uint32_t kind;
 	uint32_t a, b; /* inode: target, -; dirent: name, -; xattr: name, value */
-	uint32_t reserved;
+	bool keep_size;
 	union {
 		struct db_inode inode; /* target is filled in when it is put */
 		struct {
 			uint64_t parent, id;
 		} dirent;
-		uint64_t xattr_of;
+		uint64_t id; /* xattr, no inode */
 	};
-};
-
-/* One walk. Depth first; a directory is open only while its own entries are read. */
-struct walk {
-	struct snap *snap;
-	int lower_fd;
-	const struct fs_ids *ids;
-	struct fs_handle *dirs; /* still to be read */
-	size_t nr_dirs, dirs_room;
-	struct fs_touched *linked; /* files with several names that were seen */
 };
 
 static size_t record_size(const struct record *rec)
@@ -73,14 +69,15 @@ static int64_t to_ns(struct timespec ts)
 	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 
-static int add_inode(struct walk *w, int fd, const struct stat *st)
+static int add_inode(struct snap *snap, const struct fs_ids *ids, int fd, const struct stat *st,
+		     bool keep_size)
 {
-	struct record rec = {.kind = RECORD_INODE};
+	struct record rec = {.kind = RECORD_INODE, .keep_size = keep_size};
 	char target[PATH_MAX];
 	ssize_t n = 0;
 
 	rec.inode = (struct db_inode){
-		.id = fs_ids_get(w->ids, st->st_ino),
+		.id = fs_ids_get(ids, st->st_ino),
 		.mode = st->st_mode,
 		.uid = st->st_uid,
 		.gid = st->st_gid,
@@ -90,19 +87,18 @@ static int add_inode(struct walk *w, int fd, const struct stat *st)
 		.atime_ns = to_ns(st->st_atim),
 		.mtime_ns = to_ns(st->st_mtim),
 		.ctime_ns = to_ns(st->st_ctim),
-		.lower_ino = st->st_ino,
 	};
 	if (S_ISLNK(st->st_mode))
 		n = readlinkat(fd, "", target, sizeof(target));
 	if (n < 0)
 		return -errno;
 	rec.a = (uint32_t)n;
-	return snap_add(w->snap, &rec, target, NULL);
+	return snap_add(snap, &rec, target, NULL);
 }
 
-static int add_xattr(struct walk *w, int fd, uint64_t ino, const char *name)
+static int add_xattr(struct snap *snap, int fd, uint64_t ino, const char *name)
 {
-	struct record rec = {.kind = RECORD_XATTR, .a = (uint32_t)strlen(name), .xattr_of = ino};
+	struct record rec = {.kind = RECORD_XATTR, .a = (uint32_t)strlen(name), .id = ino};
 	_cleanup_free_ char *value = malloc(XATTR_SIZE_MAX);
 	ssize_t n;
 
@@ -112,10 +108,10 @@ static int add_xattr(struct walk *w, int fd, uint64_t ino, const char *name)
 	if (n < 0)
 		return errno == ENODATA ? 0 : -errno; /* xattrs may go meanwhile */
 	rec.b = (uint32_t)n;
-	return snap_add(w->snap, &rec, name, value);
+	return snap_add(snap, &rec, name, value);
 }
 
-static int add_xattrs(struct walk *w, int fd, uint64_t ino)
+static int add_xattrs(struct snap *snap, int fd, uint64_t ino)
 {
 	char list[XATTR_LIST_MAX];
 	ssize_t n = listxattr(fs_proc_path(fd).s, list, sizeof(list));
@@ -124,151 +120,63 @@ static int add_xattrs(struct walk *w, int fd, uint64_t ino)
 	if (n < 0)
 		return errno == ENOTSUP ? 0 : -errno;
 	for (ssize_t at = 0; !r && at < n; at += (ssize_t)strlen(list + at) + 1)
-		r = add_xattr(w, fd, ino, list + at);
+		r = add_xattr(snap, fd, ino, list + at);
 	return r;
 }
 
-static int add_file(struct snap *snap, uint64_t ino, int fd, const struct stat *st)
+int snap_put_inode(struct snap *snap, const struct fs_ids *ids, int fd, const struct stat *st,
+		   bool keep_size)
 {
-	struct snap_file *file;
+	int r = add_inode(snap, ids, fd, st, keep_size);
 
-	if (snap->nr_files == snap->files_room) {
-		size_t room = snap->files_room ? snap->files_room * 2 : 256;
-		struct snap_file *files = reallocarray(snap->files, room, sizeof(*files));
-
-		if (!files)
-			return -ENOMEM;
-		snap->files = files;
-		snap->files_room = room;
-	}
-	file = &snap->files[snap->nr_files++];
-	*file = (struct snap_file){.ino = ino, .size = (uint64_t)st->st_size};
-	return fs_handle_of(fd, &file->handle);
+	return r ? r : add_xattrs(snap, fd, fs_ids_get(ids, st->st_ino));
 }
 
-static int push_dir(struct walk *w, int fd)
-{
-	if (w->nr_dirs == w->dirs_room) {
-		size_t room = w->dirs_room ? w->dirs_room * 2 : 64;
-		struct fs_handle *dirs = reallocarray(w->dirs, room, sizeof(*dirs));
-
-		if (!dirs)
-			return -ENOMEM;
-		w->dirs = dirs;
-		w->dirs_room = room;
-	}
-	return fs_handle_of(fd, &w->dirs[w->nr_dirs++]);
-}
-
-/* 1 when this name is not the first one of its file, else 0 or -errno. */
-static int seen_before(struct walk *w, const struct stat *st, uint64_t ino)
-{
-	struct fs_touched *entry;
-
-	if (S_ISDIR(st->st_mode) || st->st_nlink < 2)
-		return 0;
-	HASH_FIND(hh, w->linked, &ino, sizeof(ino), entry);
-	if (entry)
-		return 1;
-	entry = calloc(1, sizeof(*entry));
-	if (!entry)
-		return -ENOMEM;
-	entry->ino = ino;
-	HASH_ADD(hh, w->linked, ino, sizeof(ino), entry);
-	return 0;
-}
-
-/* Everything about one inode but its name. */
-static int visit(struct walk *w, int fd, const struct stat *st, uint64_t ino)
-{
-	int r = 0;
-
-	if (S_ISREG(st->st_mode))
-		r = add_file(w->snap, ino, fd, st);
-	if (!r)
-		r = add_inode(w, fd, st);
-	if (!r)
-		r = add_xattrs(w, fd, ino);
-	if (!r && S_ISDIR(st->st_mode))
-		r = push_dir(w, fd);
-	return r;
-}
-
-static int visit_name(struct walk *w, int dir_fd, uint64_t parent, const char *name)
+int snap_put_name(struct snap *snap, uint64_t parent, const char *name, uint64_t id)
 {
 	struct record rec = {.kind = RECORD_DIRENT, .a = (uint32_t)strlen(name)};
-	_cleanup_close_ int fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-	struct stat st;
-	int r;
 
-	if (fd < 0 || fstat(fd, &st) < 0)
-		return -errno;
 	rec.dirent.parent = parent;
-	rec.dirent.id = fs_ids_get(w->ids, st.st_ino);
-	r = seen_before(w, &st, rec.dirent.id);
-	if (r == 0)
-		r = visit(w, fd, &st, rec.dirent.id);
-	return r < 0 ? r : snap_add(w->snap, &rec, name, NULL);
+	rec.dirent.id = id;
+	return snap_add(snap, &rec, name, NULL);
 }
 
-static int read_dir(struct walk *w, const struct fs_handle *handle)
+int snap_remove_name(struct snap *snap, uint64_t parent, const char *name)
 {
-	_cleanup_dir_ DIR *dir = NULL;
-	struct dirent *de;
-	struct stat st;
-	int fd, r = 0;
+	struct record rec = {.kind = RECORD_NO_DIRENT, .a = (uint32_t)strlen(name)};
 
-	fd = fs_handle_open_at(w->lower_fd, handle, O_RDONLY | O_DIRECTORY | O_NOATIME);
-	if (fd < 0)
-		return fd;
-	dir = fdopendir(fd);
-	if (!dir) {
-		close(fd);
-		return -ENOMEM;
+	rec.dirent.parent = parent;
+	return snap_add(snap, &rec, name, NULL);
+}
+
+int snap_remove_inode(struct snap *snap, uint64_t id)
+{
+	struct record rec = {.kind = RECORD_NO_INODE, .id = id};
+
+	return snap_add(snap, &rec, NULL, NULL);
+}
+
+static const char *record_a(const struct record *rec)
+{
+	return (const char *)(rec + 1);
+}
+
+static struct db_inode record_inode(const struct record *rec)
+{
+	struct db_inode inode = rec->inode;
+
+	if (S_ISLNK(inode.mode)) {
+		inode.target = record_a(rec);
+		inode.target_len = rec->a;
 	}
-	if (fstat(fd, &st) < 0)
-		return -errno;
-	while (!r && (errno = 0, de = readdir(dir))) {
-		if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0)
-			r = visit_name(w, fd, fs_ids_get(w->ids, st.st_ino), de->d_name);
-	}
-	return r ? r : -errno;
+	return inode;
 }
 
-static int file_compare(const void *a, const void *b)
+static int put_xattr(struct db_tx *tx, const struct record *rec)
 {
-	const struct snap_file *x = a, *y = b;
+	const char *a = record_a(rec);
 
-	return (x->ino > y->ino) - (x->ino < y->ino);
-}
-
-struct snap_file *snap_file_find(const struct snap *snap, uint64_t ino)
-{
-	struct snap_file key = {.ino = ino};
-
-	return snap->nr_files
-		       ? bsearch(&key, snap->files, snap->nr_files, sizeof(key), file_compare)
-		       : NULL;
-}
-
-int snap_take(struct snap *snap, int lower_fd, const struct fs_ids *ids)
-{
-	struct walk w = {.snap = snap, .lower_fd = lower_fd, .ids = ids};
-	struct stat st;
-	int r;
-
-	*snap = (struct snap){.records = NULL};
-	r = fstat(lower_fd, &st) < 0 ? -errno : visit(&w, lower_fd, &st, FS_ROOT_ID);
-	while (!r && w.nr_dirs) {
-		struct fs_handle dir = w.dirs[--w.nr_dirs];
-
-		r = read_dir(&w, &dir);
-	}
-	if (!r && snap->nr_files)
-		qsort(snap->files, snap->nr_files, sizeof(*snap->files), file_compare);
-	free(w.dirs);
-	fs_touched_free(w.linked);
-	return r;
+	return db_tree_put_xattr(tx, rec->id, a, rec->a, a + rec->a + 1, rec->b);
 }
 
 static uint64_t record_id(const struct record *rec)
@@ -277,9 +185,11 @@ static uint64_t record_id(const struct record *rec)
 	case RECORD_INODE:
 		return rec->inode.id;
 	case RECORD_DIRENT:
+	case RECORD_NO_DIRENT:
 		return rec->dirent.id;
 	case RECORD_XATTR:
-		return rec->xattr_of;
+	case RECORD_NO_INODE:
+		return rec->id;
 	}
 	return 0;
 }
@@ -292,37 +202,90 @@ static bool record_is_gone(const struct snap *snap, const struct record *rec)
 	return file && file->gone;
 }
 
-static int record_put(struct db_tx *tx, const struct record *rec)
+/* A file has the size that its contents were stored with, after the picture was taken. */
+static int put_inode(struct db_tx *tx, const struct snap *snap, const struct record *rec)
 {
-	const char *a = (const char *)(rec + 1), *b = a + rec->a + 1;
-	struct db_inode inode;
+	struct db_inode inode = record_inode(rec);
+	const struct snap_file *file = S_ISREG(inode.mode) ? snap_file_find(snap, inode.id) : NULL;
 
+	if (file)
+		inode.size = file->size;
+	return db_tree_put_inode(tx, &inode);
+}
+
+static int put_record(struct db_tx *tx, const struct snap *snap, const struct record *rec)
+{
 	switch ((enum record_kind)rec->kind) {
 	case RECORD_INODE:
-		inode = rec->inode;
-		if (S_ISLNK(inode.mode)) {
-			inode.target = a;
-			inode.target_len = rec->a;
-		}
-		return db_tree_put_inode(tx, &inode);
+		return put_inode(tx, snap, rec);
 	case RECORD_DIRENT:
-		return db_tree_put_dirent(tx, rec->dirent.parent, a, rec->a, rec->dirent.id);
+		return db_tree_put_dirent(tx, rec->dirent.parent, record_a(rec), rec->a,
+					  rec->dirent.id);
 	case RECORD_XATTR:
-		return db_tree_put_xattr(tx, rec->xattr_of, a, rec->a, b, rec->b);
+		return put_xattr(tx, rec);
+	case RECORD_NO_INODE:
+	case RECORD_NO_DIRENT:
+		break;
 	}
 	return -EINVAL;
 }
 
-int snap_produce(struct db_tx *tx, void *ctx)
+static int change_record(struct db_tx *tx, const struct snap *snap, const struct record *rec)
 {
-	const struct snap *snap = ctx;
+	struct db_inode inode;
+
+	switch ((enum record_kind)rec->kind) {
+	case RECORD_INODE:
+		inode = record_inode(rec);
+		return db_tree_set_inode(tx, &inode, rec->keep_size);
+	case RECORD_DIRENT:
+		return db_tree_set_dirent(tx, rec->dirent.parent, record_a(rec), rec->a,
+					  rec->dirent.id);
+	case RECORD_XATTR:
+		return put_xattr(tx, rec);
+	case RECORD_NO_INODE:
+		return db_tree_remove_inode(tx, rec->id);
+	case RECORD_NO_DIRENT:
+		return db_tree_remove_dirent(tx, rec->dirent.parent, record_a(rec), rec->a);
+	}
+	return -EINVAL;
+}
+
+static int for_each_record(struct db_tx *tx, const struct snap *snap,
+			   int (*fn)(struct db_tx *tx, const struct snap *snap,
+				     const struct record *rec))
+{
 	int r = 0;
 
 	for (size_t at = 0; !r && at < snap->used;) {
 		const struct record *rec = (const struct record *)(snap->records + at);
 
 		if (!record_is_gone(snap, rec))
-			r = record_put(tx, rec);
+			r = fn(tx, snap, rec);
+		at += record_size(rec);
+	}
+	return r;
+}
+
+int snap_produce(struct db_tx *tx, void *snap)
+{
+	return for_each_record(tx, snap, put_record);
+}
+
+int snap_produce_changes(struct db_tx *tx, void *snap)
+{
+	return for_each_record(tx, snap, change_record);
+}
+
+int snap_removed_each(const struct snap *snap, int (*fn)(void *ctx, uint64_t id), void *ctx)
+{
+	int r = 0;
+
+	for (size_t at = 0; !r && at < snap->used;) {
+		const struct record *rec = (const struct record *)(snap->records + at);
+
+		if (rec->kind == RECORD_NO_INODE)
+			r = fn(ctx, rec->id);
 		at += record_size(rec);
 	}
 	return r;

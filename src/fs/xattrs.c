@@ -115,7 +115,7 @@ static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const 
 		r = set_acl(req, ref.fd, value, size, flags);
 	else if (!r && setxattr(fs_proc_path(ref.fd).s, name, value, size, flags) < 0)
 		r = -errno;
-	fs_changed(fs_of(req));
+	fs_change_inode(fs_of(req), ino);
 	fuse_reply_err(req, -r);
 }
 
@@ -126,7 +126,7 @@ static void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 
 	if (!r && removexattr(fs_proc_path(ref.fd).s, name) < 0)
 		r = -errno;
-	fs_changed(fs_of(req));
+	fs_change_inode(fs_of(req), ino);
 	fuse_reply_err(req, -r);
 }
 

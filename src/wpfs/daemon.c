@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -268,6 +269,8 @@ static int mount_fuse(struct daemon *d)
 	const char *what = "prepare";
 	int r = fs_new(&config, &d->fs);
 
+	if (!r && d->has_store)
+		r = fs_store_attach(d->fs, d->db, d->store.data_fd, d->run.adopted);
 	if (!r && d->dead_mount && umount2(d->mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW) < 0) {
 		what = "detach the dead mount";
 		r = -errno;
@@ -389,11 +392,6 @@ static int start(struct daemon *d)
 	return r;
 }
 
-static int flush(struct daemon *d, unsigned flags)
-{
-	return d->has_store ? fs_store_flush(d->fs, d->db, d->store.data_fd, flags) : 0;
-}
-
 /* SIGTERM and SIGINT unmount, as umount(8) would; in use it stays, and says so. */
 static void try_unmount(struct daemon *d)
 {
@@ -419,29 +417,29 @@ static int flush_timer(unsigned seconds)
 static void serve_until_unmounted(struct daemon *d, int signal_fd)
 {
 	_cleanup_close_ int timer = -1;
-	unsigned whole = d->run.adopted ? FS_STORE_WHOLE : 0;
-	struct pollfd fds[3];
+	struct pollfd fds[4];
 
 	if (d->has_store && d->options->flush_s)
 		timer = flush_timer(d->options->flush_s);
 	fds[0] = (struct pollfd){.fd = fs_wait_fd(d->fs), .events = POLLIN};
 	fds[1] = (struct pollfd){.fd = signal_fd, .events = POLLIN};
 	fds[2] = (struct pollfd){.fd = timer, .events = POLLIN};
+	fds[3] = (struct pollfd){.fd = fs_store_wake_fd(d->fs), .events = POLLIN};
 	for (;;) {
 		struct signalfd_siginfo info;
 		uint64_t ticks;
 
-		if (poll(fds, 3, -1) < 0)
+		if (poll(fds, 4, -1) < 0)
 			continue;
 		if (fds[0].revents)
 			return;
 		if (fds[1].revents && read(signal_fd, &info, sizeof(info)) == sizeof(info) &&
 		    info.ssi_signo != SIGHUP)
 			try_unmount(d);
-		if (fds[2].revents && read(timer, &ticks, sizeof(ticks)) == sizeof(ticks)) {
-			flush(d, whole);
-			whole = 0;
-		}
+		if (fds[2].revents && read(timer, &ticks, sizeof(ticks)) == sizeof(ticks))
+			fs_store_flush(d->fs, false);
+		if (fds[3].revents && eventfd_read(fds[3].fd, &ticks) == 0)
+			fs_store_flush_names(d->fs);
 	}
 }
 
@@ -473,14 +471,16 @@ static int stop(struct daemon *d, bool served)
 		d->hooks = capped_hooks(d->capped);
 		fs_set_hooks(d->fs, &d->hooks);
 	}
-	if (served)
-		r = flush(d, FS_STORE_FINAL | (d->run.adopted ? FS_STORE_WHOLE : 0));
+	if (served && d->has_store)
+		r = fs_store_flush(d->fs, true);
 	if (d->capped) {
 		fs_set_hooks(d->fs, NULL);
 		capped_free(d->capped, served && r == 0);
 	}
-	if (d->fs)
+	if (d->fs) {
+		fs_store_detach(d->fs);
 		fs_free(d->fs);
+	}
 	if (d->db)
 		db_close(d->db);
 	if (d->listen_fd >= 0)
@@ -503,6 +503,7 @@ static int signals_block(void)
 	int fd;
 
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGIO, SIG_IGN); /* of leases; nobody waits for it */
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);

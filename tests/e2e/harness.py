@@ -190,6 +190,23 @@ class Wpfs:
         self.daemon.kill()
         self._reaped()
 
+    def lose_power(self):
+        """
+        What a reboot without warning leaves: the store as it was written so far, and nothing else.
+        Programs that use the mount must have ended.
+        """
+        self.kill9()
+        self._forget_run()
+
+    def _forget_run(self):
+        while proc.mounts_below(self.mnt):
+            subprocess.run(["umount", "-l", str(self.mnt)], timeout=SECONDS, check=True)
+        if self.id:
+            run = RUN_DIR / self.id
+            for point, _ in reversed(proc.mounts_below(run)):
+                subprocess.run(["umount", "-l", point], timeout=SECONDS, check=True)
+            shutil.rmtree(run, ignore_errors=True)
+
     def _reaped(self):
         status = self.daemon.wait(SECONDS)
         os.close(self.pidfd)
@@ -293,10 +310,4 @@ class Wpfs:
         if self.daemon:
             self.daemon.kill()
             self._reaped()
-        while proc.mounts_below(self.mnt):
-            subprocess.run(["umount", "-l", str(self.mnt)], timeout=SECONDS, check=True)
-        if self.id:
-            run = RUN_DIR / self.id
-            for point, _ in reversed(proc.mounts_below(run)):
-                subprocess.run(["umount", "-l", point], timeout=SECONDS, check=True)
-            shutil.rmtree(run, ignore_errors=True)
+        self._forget_run()

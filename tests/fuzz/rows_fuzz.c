@@ -90,7 +90,7 @@ static int put_everything(struct db_tx *tx, void *arg)
 static int put_tree(struct db_tx *tx, void *arg)
 {
 	const struct db_inode root = {.id = DB_ROOT_ID, .mode = 0040755, .nlink = 3};
-	const struct db_inode dir = {.id = 9, .mode = 0040755, .nlink = 2, .lower_ino = 2};
+	const struct db_inode dir = {.id = 9, .mode = 0040755, .nlink = 2};
 	const struct db_inode file = {.id = FILE_ID, .mode = 0100644, .nlink = 1, .size = 1 << 20};
 	const struct db_inode link = {
 		.id = 12, .mode = 0120777, .nlink = 1, .size = 1, .target = "f", .target_len = 1};

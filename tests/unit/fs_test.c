@@ -141,11 +141,13 @@ static int count_before(void *ctx, uint64_t id)
 
 static void data_write(struct data *data, uint64_t size)
 {
-	data->changed = false;
+	struct store_data_written written = {false, false};
+
 	data->before = 0;
 	assert_int_equal(store_data_write(data->dir, 0x1234, data->lower, size, count_before, data,
-					  NULL, &data->changed),
+					  NULL, &written),
 			 0);
+	data->changed = written.changed;
 }
 
 static void fill(struct data *data, off_t off, size_t len, int c)
@@ -268,12 +270,12 @@ static void test_data_is_not_written_before_the_marks(void **state)
 {
 	struct data data;
 	struct stat st;
-	bool changed = false;
+	struct store_data_written written = {false, false};
 
 	data_setup(&data);
 	fill(&data, 0, PAGE, 'a');
 	assert_int_equal(
-		store_data_write(data.dir, 0x1234, data.lower, PAGE, refuse, NULL, NULL, &changed),
+		store_data_write(data.dir, 0x1234, data.lower, PAGE, refuse, NULL, NULL, &written),
 		-EIO);
 	assert_int_equal(fstatat(data.dir, "34/4660", &st, 0), -1);
 	data_teardown(&data);

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Shared by the files that keep the tree in the store. */
+#ifndef WPFS_FS_STORE_PRIV_H
+#define WPFS_FS_STORE_PRIV_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <uthash.h>
+
+#include "fs/priv.h"
+#include "fs/snap.h"
+#include "fs/store.h"
+#include "fs/store_data.h"
+
+/* A touched file: the size that its contents had which are durable in the store. */
+struct store_size {
+	UT_hash_handle hh;
+	uint64_t ino, size; /* file id, bytes */
+	uint64_t times;	    /* it was set */
+};
+
+/*
+ * Locks, outermost first: commit, a shard of data, lock. No request that changes names waits for
+ * `commit`; names_lock is taken inside of it.
+ */
+struct fs_store {
+	struct fs *fs; /* constant, like the next two */
+	struct db *db;
+	int data_fd;
+
+	pthread_mutex_t commit; /* one picture on its way to the database at a time */
+	bool whole;		/* commit: the rows are not known to be those of this lower */
+
+	pthread_mutex_t data[FS_SHARDS]; /* each file's data file has one writer */
+
+	pthread_mutex_t lock; /* innermost; all below */
+	uint64_t asked, done; /* who waits for a commit: tickets given out, and served */
+	struct store_size *sizes;
+};
+
+/* ---- store_delta.c ---- */
+
+/*
+ * A picture of what `changes` says has changed, as it is now; the caller keeps names from changing.
+ * 0 or -errno; to be freed in either case.
+ */
+int snap_take_changes(struct snap *snap, struct fs_store *store, const struct fs_changes *changes);
+
+/* ---- store_sync.c ---- */
+
+/*
+ * Stores what is noted of names and attributes, or everything when the rows are not known to be
+ * right: with `commit` held. 0 or -errno.
+ */
+int store_commit(struct fs_store *store);
+
+/*
+ * Makes the data file of `ino` equal to what the lower file behind `fd` has now; what was written
+ * is not durable before *changed is dealt with. `final`: no hooks. Gives the size it has, or
+ * -errno.
+ */
+int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool final,
+			     struct store_data_written *written);
+
+/*
+ * The size that the durable contents have; false: none noted, *times is 0. Setting: with the lock
+ * of the file's shard of `data` held.
+ */
+bool store_size_get(struct fs_store *store, uint64_t ino, uint64_t *size, uint64_t *times);
+void store_size_set(struct fs_store *store, uint64_t ino, uint64_t size);
+void store_size_forget(struct fs_store *store, uint64_t ino);
+
+/* ---- store_flush.c ---- */
+
+/* Stores the whole tree and all contents: with `commit` held. 0 or -errno. */
+int store_flush_whole(struct fs_store *store, bool final);
+
+#endif

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What is durable when fsync(2) returns: the contents and the marks of the file, and all names and
+ * attributes as they are, in one commit that all who wait at the time share. Names are a prefix of
+ * what was done whoever asks, so there is no commit of a single name.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "fs/store_data.h"
+#include "fs/store_priv.h"
+
+int fs_store_attach(struct fs *fs, struct db *db, int data_fd, bool adopted)
+{
+	struct fs_store *store = calloc(1, sizeof(*store));
+
+	if (!store)
+		return -ENOMEM;
+	store->fs = fs;
+	store->db = db;
+	store->data_fd = data_fd;
+	store->whole = adopted;
+	pthread_mutex_init(&store->commit, NULL);
+	pthread_mutex_init(&store->lock, NULL);
+	for (size_t i = 0; i < FS_SHARDS; i++)
+		pthread_mutex_init(&store->data[i], NULL);
+	fs->store = store;
+	fs_change_inode(fs, FS_ROOT_ID); /* a new store has no row of it */
+	return 0;
+}
+
+void fs_store_detach(struct fs *fs)
+{
+	struct fs_store *store = fs->store;
+	struct store_size *entry, *next;
+
+	if (!store)
+		return;
+	fs->store = NULL;
+	HASH_ITER (hh, store->sizes, entry, next) {
+		HASH_DEL(store->sizes, entry);
+		free(entry);
+	}
+	for (size_t i = 0; i < FS_SHARDS; i++)
+		pthread_mutex_destroy(&store->data[i]);
+	pthread_mutex_destroy(&store->lock);
+	pthread_mutex_destroy(&store->commit);
+	free(store);
+}
+
+int fs_store_wake_fd(const struct fs *fs)
+{
+	return fs->changes_fd;
+}
+
+/* ---- sizes ---- */
+
+bool store_size_get(struct fs_store *store, uint64_t ino, uint64_t *size, uint64_t *times)
+{
+	struct store_size *entry;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
+	*size = entry ? entry->size : 0;
+	*times = entry ? entry->times : 0;
+	pthread_mutex_unlock(&store->lock);
+	return entry != NULL;
+}
+
+void store_size_set(struct fs_store *store, uint64_t ino, uint64_t size)
+{
+	struct store_size *entry;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
+	if (!entry) {
+		entry = calloc(1, sizeof(*entry));
+		if (entry) { /* else the stored size stays until the next flush */
+			entry->ino = ino;
+			HASH_ADD(hh, store->sizes, ino, sizeof(ino), entry);
+		}
+	}
+	if (entry) {
+		entry->size = size;
+		entry->times++;
+	}
+	pthread_mutex_unlock(&store->lock);
+}
+
+void store_size_forget(struct fs_store *store, uint64_t ino)
+{
+	struct store_size *entry;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
+	if (entry)
+		HASH_DEL(store->sizes, entry);
+	pthread_mutex_unlock(&store->lock);
+	free(entry);
+}
+
+/* ---- names ---- */
+
+static int remove_data(void *ctx, uint64_t ino)
+{
+	struct fs_store *store = ctx;
+	int r;
+
+	store_size_forget(store, ino);
+	r = store_data_remove(store->data_fd, ino);
+	if (r)
+		log_warn("cannot remove the contents of file %" PRIu64 " from the store: %s", ino,
+			 log_errstr(r));
+	return 0; /* what is left is only room: wpctl check finds it */
+}
+
+int store_commit(struct fs_store *store)
+{
+	struct fs *fs = store->fs;
+	struct fs_changes changes;
+	struct snap snap;
+	uint64_t ticket;
+	int r;
+
+	if (store->whole)
+		return store_flush_whole(store, false);
+	pthread_mutex_lock(&store->lock);
+	ticket = store->asked;
+	pthread_mutex_unlock(&store->lock);
+
+	pthread_rwlock_wrlock(&fs->names_lock);
+	changes = fs_changes_take(fs);
+	r = snap_take_changes(&snap, store, &changes);
+	pthread_rwlock_unlock(&fs->names_lock);
+
+	if (!r && snap.used)
+		r = db_tree_change(store->db, snap_produce_changes, &snap);
+	if (r) {
+		fs_changes_return(fs, &changes);
+		if (r == -ENOENT || r == -EEXIST) {
+			log_warn("the stored tree is not what it was thought to be: it will be "
+				 "stored whole");
+			store->whole = true;
+		}
+	} else {
+		snap_removed_each(&snap, remove_data, store);
+		fs_changes_free(&changes);
+		pthread_mutex_lock(&store->lock);
+		store->done = ticket;
+		pthread_mutex_unlock(&store->lock);
+	}
+	snap_free(&snap);
+	return r;
+}
+
+int fs_store_flush_names(struct fs *fs)
+{
+	struct fs_store *store = fs->store;
+	uint64_t ticket;
+	bool done;
+	int r = 0;
+
+	if (!store)
+		return 0;
+	pthread_mutex_lock(&store->lock);
+	ticket = ++store->asked;
+	pthread_mutex_unlock(&store->lock);
+
+	pthread_mutex_lock(&store->commit);
+	pthread_mutex_lock(&store->lock);
+	done = store->done >= ticket; /* by a commit that began after we asked */
+	pthread_mutex_unlock(&store->lock);
+	if (!done)
+		r = store_commit(store);
+	pthread_mutex_unlock(&store->commit);
+	if (r)
+		log_err("cannot store names: %s", log_errstr(r));
+	return r;
+}
+
+/* ---- contents ---- */
+
+static int sync_marks(void *ctx, uint64_t ino)
+{
+	return fs_hook_sync_file(ctx, ino);
+}
+
+static int read_through(void *ctx, uint64_t ino, int lower_fd, void *buf, size_t len, uint64_t off)
+{
+	return fs_hook_read_through(ctx, ino, lower_fd, buf, len, off);
+}
+
+static uint64_t next_through(void *ctx, uint64_t ino, uint64_t off)
+{
+	return fs_hook_next_through(ctx, ino, off);
+}
+
+int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool final,
+			     struct store_data_written *written)
+{
+	struct fs *fs = store->fs;
+	const struct store_data_through through = {fs, read_through, next_through};
+	struct stat st;
+	int r;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	r = store_data_write(store->data_fd, ino, fd, (uint64_t)st.st_size,
+			     final ? NULL : sync_marks, fs,
+			     fs->kind == WPFS_KIND_CAPPED ? &through : NULL, written);
+	return r ? r : st.st_size;
+}
+
+/* 0 or -errno; nothing for a file without a name, which ends with the mount. */
+static int sync_contents(struct fs_store *store, uint64_t ino, int fd)
+{
+	pthread_mutex_t *lock = &store->data[ino % FS_SHARDS];
+	struct store_data_written written = {false, false};
+	struct stat st;
+	int64_t size;
+	int r = 0;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	if (st.st_nlink == 0)
+		return 0;
+	pthread_mutex_lock(lock);
+	size = store_write_contents(store, ino, fd, false, &written);
+	if (size < 0)
+		r = (int)size;
+	else if (written.changed)
+		r = store_data_sync(store->data_fd, ino, written.made);
+	if (!r)
+		store_size_set(store, ino, (uint64_t)size);
+	pthread_mutex_unlock(lock);
+	return r;
+}
+
+int fs_store_sync_file(struct fs *fs, uint64_t ino)
+{
+	struct fs_store *store = fs->store;
+	struct fs_inode *inode;
+	int fd, r;
+
+	r = fs_hook_sync_file(fs, ino);
+	if (r || !store)
+		return r;
+	inode = fs_inode_find(fs, ino);
+	fd = inode ? atomic_load(&inode->backing_fd) : -1;
+	if (fd >= 0 && fs_is_touched(fs, ino))
+		r = sync_contents(store, ino, fd);
+	if (r) {
+		log_err("cannot write the contents of file %" PRIu64 " to the store: %s", ino,
+			log_errstr(r));
+		return r;
+	}
+	fs_change_inode(fs, ino);
+	return fs_store_flush_names(fs);
+}

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the store has at any moment: fsynced data, and names that are a prefix of what was done."""
+
+import os
+import random
+
+import pytest
+
+import harness
+
+PAGE = harness.PAGE
+
+
+@pytest.fixture
+def kept(make_wpfs):
+    """A mount that writes to its store only when asked, or at its end."""
+    return make_wpfs(store=True, options=["flush=0"])
+
+
+def sync(path):
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def tree(top):
+    """Everything below a directory: path -> kind, and for files the contents."""
+    found = {}
+    for path in sorted(top.rglob("*")):
+        name = str(path.relative_to(top))
+        if path.is_symlink():
+            found[name] = ("link", os.readlink(path))
+        elif path.is_dir():
+            found[name] = ("dir",)
+        else:
+            found[name] = ("file", path.stat().st_nlink, path.read_bytes())
+    return found
+
+
+def data_files(wpfs):
+    return {path.name for path in os.scandir(wpfs.store + "/data") for path in os.scandir(path)}
+
+
+def test_what_was_synced_is_there(kept):
+    deep = kept.mnt / "a/b/c"
+    deep.mkdir(parents=True)
+    (deep / "f").write_bytes(b"x" * 10000)
+    (deep / "not").write_bytes(b"y" * 10000)
+    sync(deep / "f")
+    os.chmod(deep / "f", 0o640)
+    os.setxattr(deep / "f", "user.k", b"v")
+    sync(deep)
+    (kept.mnt / "later").write_bytes(b"z")
+    kept.lose_power()
+    kept.restart()
+    assert (deep / "f").read_bytes() == b"x" * 10000
+    assert (deep / "f").stat().st_mode & 0o7777 == 0o640
+    assert os.getxattr(deep / "f", "user.k") == b"v"
+    assert (deep / "not").read_bytes() == b"", "a name without contents, as they were never synced"
+    assert not (kept.mnt / "later").exists()
+
+
+def test_synced_again_and_again(kept):
+    path = kept.mnt / "f"
+    with open(path, "w+b") as file:
+        for turn in range(5):
+            file.seek(turn * 3000)
+            file.write(bytes([turn + 1]) * 3000)
+            file.flush()
+            os.fdatasync(file.fileno())
+        file.truncate(7000)
+        os.fsync(file.fileno())
+        file.seek(0)
+        file.write(b"lost")
+    kept.lose_power()
+    kept.restart()
+    assert path.read_bytes() == b"".join(bytes([turn + 1]) * 3000 for turn in range(5))[:7000]
+
+
+def test_a_file_replaced_is_the_old_or_the_new_one(kept):
+    path, new = kept.mnt / "f", kept.mnt / "f.new"
+    path.write_bytes(b"old" * 2000)
+    sync(path)
+    new.write_bytes(b"new" * 3000)
+    sync(new)
+    os.rename(new, path)
+    kept.lose_power()
+    kept.restart()
+    assert tree(kept.mnt) == {"f": ("file", 1, b"old" * 2000), "f.new": ("file", 1, b"new" * 3000)}
+    os.rename(new, path)
+    sync(kept.mnt)
+    kept.lose_power()
+    kept.restart()
+    assert tree(kept.mnt) == {"f": ("file", 1, b"new" * 3000)}
+
+
+def test_contents_go_with_their_last_name(kept):
+    for name in "abc":
+        (kept.mnt / name).write_bytes(b"1" * PAGE)
+    os.link(kept.mnt / "a", kept.mnt / "d")
+    os.sync()
+    for name in "abc":
+        sync(kept.mnt / name)
+    assert len(data_files(kept)) == 3
+    os.unlink(kept.mnt / "a")
+    os.unlink(kept.mnt / "b")
+    sync(kept.mnt)
+    assert len(data_files(kept)) == 2, "the one with another name stays"
+    kept.lose_power()
+    kept.restart()
+    assert tree(kept.mnt) == {"c": ("file", 1, b"1" * PAGE), "d": ("file", 1, b"1" * PAGE)}
+
+
+def test_a_file_without_a_name_is_not_kept(kept):
+    fd = os.open(kept.mnt, os.O_TMPFILE | os.O_RDWR, 0o600)
+    os.write(fd, b"t" * PAGE)
+    os.fsync(fd)
+    assert data_files(kept) == set()
+    top = os.open(kept.mnt, os.O_RDONLY)
+    os.link(f"/proc/self/fd/{fd}", "named", dst_dir_fd=top)  # with AT_SYMLINK_FOLLOW
+    os.close(top)
+    os.fsync(fd)
+    os.close(fd)
+    kept.lose_power()
+    kept.restart()
+    assert tree(kept.mnt) == {"named": ("file", 1, b"t" * PAGE)}
+
+
+# ---- names are a prefix
+
+
+class Doer:
+    """Random changes of names, each noted with the tree it leads to."""
+
+    def __init__(self, top, seed):
+        self.top, self.random = top, random.Random(seed)
+        self.states = [tree(top)]
+        self.safe = 0  # this many changes are promised
+
+    def some(self, kind):
+        names = [name for name, what in self.states[-1].items() if what[0] == kind]
+        return self.random.choice(names) if names else None
+
+    def fresh(self):
+        parent = self.random.choice([self.top, *(self.top / name for name, what
+                                                 in self.states[-1].items() if what[0] == "dir")])
+        return parent / f"n{self.random.randrange(40)}"
+
+    def change(self):
+        act = self.random.choice(["mkdir", "file", "symlink", "link", "rename", "exchange", "unlink",
+                                  "rmdir", "rename"])
+        file, directory, to = self.some("file"), self.some("dir"), self.fresh()
+        if act == "mkdir":
+            os.mkdir(to)
+        elif act == "file":
+            os.close(os.open(to, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        elif act == "symlink":
+            os.symlink("target", to)
+        elif act == "link" and file:
+            os.link(self.top / file, to)
+        elif act == "rename" and (file or directory):
+            os.rename(self.top / self.random.choice([n for n in (file, directory) if n]), to)
+        elif act == "exchange" and file:
+            other = self.some("file")
+            os.rename(self.top / file, self.top / (file + ".x"))
+            if other != file:
+                os.rename(self.top / other, self.top / file)
+        elif act == "unlink" and file:
+            os.unlink(self.top / file)
+        elif act == "rmdir" and directory:
+            os.rmdir(self.top / directory)
+
+    def step(self):
+        try:
+            self.change()
+        except OSError:
+            pass  # it was not to be
+        self.states.append(tree(self.top))
+        if self.random.randrange(8) == 0:
+            sync(self.top)
+            self.safe = len(self.states) - 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_names_are_a_prefix(make_wpfs, seed):
+    wpfs = make_wpfs(store=True, options=["flush=1"])
+    for _ in range(2):
+        doer = Doer(wpfs.mnt, seed)
+        for _ in range(doer.random.randrange(40, 80)):
+            doer.step()
+        wpfs.lose_power()
+        wpfs.restart()
+        now = tree(wpfs.mnt)
+        assert now in doer.states, "a tree that never was"
+        last = len(doer.states) - 1 - doer.states[::-1].index(now)
+        assert last >= doer.safe, f"change {doer.safe} was promised, and {last} is the last one there"
+    wpfs.umount()
+    wpfs.restart()
+    assert tree(wpfs.mnt) == now
