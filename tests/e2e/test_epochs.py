@@ -130,6 +130,17 @@ def test_epochs_of_several_programs_have_one_number(wpfs):
     assert wpfs.wpctl("dirty", wpfs.mnt, "--epoch", 8, status=1).stderr.count("epoch 8") == 1
 
 
+def test_every_store_is_in_one_epoch(wpfs):
+    """1,000 protects of a program that stores at full speed; epochcheck.c says what must hold."""
+    writer = wpfs.spawn(harness.program("epochwriter"), wpfs.mnt / "f", wpfs.dir / "notes",
+                        4096, 2, name="w")
+    assert writer.read() == "ok"
+    done = wpfs.command(harness.program("epochcheck"), wpfs.id, wpfs.dir / "notes", 1000,
+                        timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    writer.wait()
+
+
 # ---- all programs of a file
 
 
