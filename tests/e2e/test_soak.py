@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A minute of tools/soak, with a new seed every time: what goes wrong prints how to run it again."""
+
+import subprocess
+
+import pytest
+
+import harness
+
+
+@pytest.mark.timeout(240)
+def test_random_programs_against_the_model():
+    done = subprocess.run([harness.SOURCE / "tools/soak", "--marks", "--minutes", "1"],
+                          env={**harness.os.environ, "WPFS_BUILD": str(harness.BUILD)},
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=220,
+                          check=False)
+    assert done.returncode == 0, done.stdout
+    last = done.stdout.splitlines()[-1]
+    assert last.endswith("0 failures, 0 lies"), last
+    assert int(last.split(" checks")[0].split()[-1]) > 100, last

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+Worlds of random programs under a real daemon. A world is a daemon, some files and some programs
+(tests/progs/mapper.c); it is made of steps that depend on its seed alone. Every now and then, and
+at its end, what `wpctl dirty` and `wpctl marks` say is held against the model and, for programs that
+live, against the kernel's page tables.
+"""
+import random
+import sys
+import time
+
+import harness
+import proc
+from world import Lie, World
+
+STEPS = 150
+
+
+class Total:
+    def __init__(self):
+        self.worlds = self.steps = self.checks = self.conservative = 0
+
+    def add(self, world):
+        self.steps += world.steps
+        self.checks += world.checks
+        self.conservative += world.conservative
+
+
+def run_world(seed, number, total, verbose):
+    world = World(random.Random(f"{seed}/{number}"), verbose)
+    try:
+        try:
+            for _ in range(STEPS):
+                world.step()
+            world.finish()
+        finally:
+            total.add(world)
+            world.close()
+    except (Lie, AssertionError) as problem:
+        kind = "LIE" if isinstance(problem, Lie) else "FAILED"
+        print(f"{kind} in world {number}, step {world.steps}: {problem}")
+        print("  last steps:", *world.history[-12:], sep="\n    ")
+        print(f"  again: tools/soak --marks --seed {seed} --world {number}", flush=True)
+        return False, isinstance(problem, Lie)
+    return True, False
+
+
+def soak(args):
+    proc.become_subreaper()
+    print(f"soak: seed {args.seed}, {args.minutes:g} minutes, {harness.BUILD.name}", flush=True)
+    end = time.monotonic() + args.minutes * 60
+    numbers = [args.world] if args.world is not None else range(sys.maxsize)
+    total, lies, failed = Total(), 0, 0
+    for number in numbers:
+        if total.worlds and time.monotonic() >= end:
+            break
+        good, lie = run_world(args.seed, number, total, args.verbose)
+        total.worlds += 1
+        lies += lie
+        failed += not good and not lie
+    print(f"soak: {total.worlds} worlds, {total.steps} steps, {total.checks} checks, "
+          f"{total.conservative} conservative pages, {failed} failures, {lies} lies")
+    return 1 if lies or failed else 0

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What must be dirty, by the rules of the marks alone: armed pages that were stored to through a
+mapping of that address space, or whose contents were dropped, since the epoch began. wpfs may call
+more pages dirty, never fewer.
+
+Where the rules leave it open whether a page is armed, it is not armed here: less is demanded then.
+"""
+
+
+class File:
+    """One file in one address space."""
+
+    def __init__(self):
+        self.armed = set()
+        self.must = set()  # armed, and changed since
+        self.protect = False  # what is mapped later is armed too
+        self.called = False  # write(2) or its like, since the epoch began
+
+    def copy(self):
+        other = File()
+        other.armed, other.must = set(self.armed), set(self.must)
+        other.protect, other.called = self.protect, self.called
+        return other
+
+
+class Mm:
+    """The marks kept under one name: of a live program or of one that has ended."""
+
+    def __init__(self, name):
+        self.name = name
+        self.files = {}
+        self.protect_new = False
+        self.family = False  # only the rows of all its relatives together are known to have it
+        self.seen = False  # has a row of its own: it mapped something while a daemon was there
+
+    def file(self, key):
+        return self.files.setdefault(key, File())
+
+    def mapped(self, key, pages, watched):
+        """A new shared mapping; `watched`: a daemon was told."""
+        file = self.file(key)
+        if watched and (self.protect_new or file.protect):
+            file.armed |= pages
+            file.protect = True
+
+    def stored(self, key, page):
+        file = self.file(key)
+        if page in file.armed:
+            file.must.add(page)
+
+    def dropped(self, key, first, end):
+        file = self.files.get(key)
+        if file:
+            file.must |= {page for page in file.armed if first <= page < end}
+
+    def doubted(self, key, pages):
+        """wpfs stepped aside: what was armed there is dirty."""
+        file = self.file(key)
+        file.must |= file.armed & pages
+
+    def protect(self, key, mapped, span):
+        """Begins an epoch; what the one before it must have ended with."""
+        file = self.file(key)
+        within = (lambda page: True) if span is None else (lambda page: page in span)
+        closed = {page for page in file.must if within(page)}
+        if span is None or not file.armed:
+            file.called = False
+        file.armed |= {page for page in mapped if within(page)}
+        file.must -= closed
+        if span is None:
+            file.protect = True
+        return closed
+
+    def unprotect(self, key):
+        self.files[key] = File()
+
+    def fork(self, name):
+        child = Mm(name)
+        child.files = {key: file.copy() for key, file in self.files.items()}
+        child.protect_new = self.protect_new
+        child.seen = self.seen
+        return child
