@@ -454,6 +454,8 @@ int unprotect_mm(struct track *t, struct tmm *tm, const struct protect_selection
 	uint64_t files = 0;
 	int r = tm->state == TMM_LIVE ? tmm_harvest(t, tm) : 0;
 
+	if (tm->state == TMM_DETACHED)
+		mm_forget_vmas(&tm->mm); /* there is nobody to unregister from */
 	HASH_ITER (hh, tm->mm.files, f, next) {
 		struct persist_epoch epoch = {.file = f->id, .last = &f->own[MM_WPFS].dirty};
 		uint64_t pages;

@@ -140,6 +140,19 @@ def test_protected_again_after_unprotect(wpfs):
     assert harness.SANITIZER.search(wpfs.read_log()) is None
 
 
+def test_unprotect_of_those_that_ended(wpfs):
+    program = mapped(wpfs)
+    child = Child(wpfs, program)
+    child.order("store 0 5 1")
+    child.end()
+    program.order("store 0 6 1")
+    program.kill9()
+    assert union(wpfs) == {5, 6}
+    answer = wpfs.wpctl_json("unprotect", "--name", "t")
+    assert answer["mms"] == 2 and answer["pages"] == 128
+    assert union(wpfs) == set()
+
+
 def test_children_do_not_pile_up(wpfs):
     """One that ended is kept for the epoch in which it wrote and as the last closed one."""
     program = mapped(wpfs)

@@ -32,7 +32,7 @@ class Mm:
         self.files = {}
         self.protect_new = False
         self.family = False  # only the rows of all its relatives together are known to have it
-        self.seen = False  # has a row of its own: it mapped something while a daemon was there
+        self.wrote = False  # has something to tell that its parent has not
 
     def file(self, key):
         return self.files.setdefault(key, File())
@@ -41,23 +41,21 @@ class Mm:
         """A new shared mapping; `watched`: a daemon was told."""
         file = self.file(key)
         if watched and (self.protect_new or file.protect):
+            if not file.armed:
+                file.called = False  # its first epoch
             file.armed |= pages
             file.protect = True
 
-    def stored(self, key, page):
+    def changed(self, key, pages):
+        """Stored to, or dropped, or (where wpfs stepped aside) nobody can say."""
         file = self.file(key)
-        if page in file.armed:
-            file.must.add(page)
+        pages = file.armed & pages
+        self.wrote |= bool(pages - file.must)
+        file.must |= pages
 
     def dropped(self, key, first, end):
-        file = self.files.get(key)
-        if file:
-            file.must |= {page for page in file.armed if first <= page < end}
-
-    def doubted(self, key, pages):
-        """wpfs stepped aside: what was armed there is dirty."""
-        file = self.file(key)
-        file.must |= file.armed & pages
+        if key in self.files:
+            self.changed(key, {page for page in self.files[key].armed if first <= page < end})
 
     def protect(self, key, mapped, span):
         """Begins an epoch; what the one before it must have ended with."""
@@ -79,5 +77,4 @@ class Mm:
         child = Mm(name)
         child.files = {key: file.copy() for key, file in self.files.items()}
         child.protect_new = self.protect_new
-        child.seen = self.seen
         return child

@@ -152,8 +152,6 @@ class World:
             prot = "r" if kind else "rw"
             runner.pages[addr // PAGE + n] = Page(key, first + n, prot)
         runner.mm.mapped(key, set(range(first, first + count)), self.alive)
-        if self.alive:
-            runner.mm.seen = True
 
     def placed(self, runner, slot, addr, count):
         old = runner.slots.get(slot)
@@ -280,7 +278,7 @@ class World:
 
     def stored(self, runner, slot, n):
         page = runner.pages[runner.slots[slot][0] // PAGE + n]
-        runner.mm.stored(page.key, page.pgoff)
+        runner.mm.changed(page.key, {page.pgoff})
 
     def store(self):
         runner = self.runner()
@@ -437,7 +435,7 @@ class World:
         runner.uffds.append(uffd)
         for page in there:
             page.own = True
-            runner.mm.doubted(page.key, {page.pgoff})
+            runner.mm.changed(page.key, {page.pgoff})  # its epoch cannot be proven there
 
     def uffd_end(self):
         runner = self.runner()
@@ -468,7 +466,10 @@ class World:
 
     def wpctl(self, verb, *args, status=0):
         self.say(f"wpctl {verb} {' '.join(map(str, args))}")
-        return self.wpfs.wpctl(verb, self.wpfs.mnt, *args, status=status)
+        done = self.wpfs.wpctl(verb, self.wpfs.mnt, *args, status=status)
+        if done.returncode:
+            self.say(f"  {done.stderr.strip()}")
+        return done
 
     def selected(self, name):
         return [mm for mm in self.mms.values()
@@ -494,9 +495,10 @@ class World:
         for mm in self.selected(name):
             runner = self.live(mm)
             for file in range(FILES) if key is None else [key]:
-                if file not in mm.files:
+                mapped = runner.mapped(file) if runner else set()
+                if not mapped and not mm.file(file).armed:
                     continue
-                must = mm.protect(file, runner.mapped(file) if runner else set(), span)
+                must = mm.protect(file, mapped, span)
                 if must and not mm.family:
                     closed[mm.name, file] = must
                 self.excess.pop((mm.name, file), None)
@@ -532,14 +534,14 @@ class World:
     def check(self):
         dirty, marks = self.wpfs.wpctl_json("dirty"), self.wpfs.wpctl_json("marks")
         for mm in list(self.mms.values()):
-            self.check_dirty(mm, dirty)
+            # A child that ended is kept if it has something to tell that its parent has not.
+            if "/" in mm.name and not self.live(mm) and not mm.wrote and \
+                    not report.mm_of(dirty, mm.name):
+                del self.mms[mm.name]
+            else:
+                self.check_dirty(mm, dirty)
         for row in marks["mms"]:
             self.check_marks(row)
-        ended = [mm for mm in self.mms.values() if "/" in mm.name and not self.live(mm)]
-        for mm in ended:
-            # A child that ended is kept while it has something dirty to tell.
-            if not report.mm_of(dirty, mm.name) and not any(f.must for f in mm.files.values()):
-                del self.mms[mm.name]
 
     def rows(self, mm, answer):
         if not mm.family:
@@ -555,8 +557,7 @@ class World:
             dirty = {page for row in rows for page in report.pages_of(row, path)}
             self.checks += 1
             missing = file.must - dirty
-            inherited = "/" in mm.name and not rows[0]
-            if missing and not (inherited and not self.family_lacks(mm, answer, path, missing)):
+            if missing:
                 raise Lie(f"{mm.name}, {path}: {sorted(missing)} were written and are not "
                           f"dirty: {sorted(dirty)} (has a row: {rows[0] is not None})")
             calls = {one["write_calls"] for row in rows if row for one in row["maps"]
@@ -567,14 +568,6 @@ class World:
                 excess = dirty - file.must
                 self.conservative += len(excess - self.excess.get((mm.name, key), set()))
                 self.excess[mm.name, key] = excess
-
-    def family_lacks(self, mm, answer, path, pages):
-        """A child that wrote nothing is not kept: what it was born with is its parent's."""
-        family = mm.name.split("/")[0]
-        known = {page for row in answer["mms"]
-                 if row["name"] == family or row["name"].startswith(family + "/")
-                 for page in report.pages_of(row, path)}
-        return pages - known
 
     def check_marks(self, row):
         if row["state"] != "live":
