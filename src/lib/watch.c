@@ -17,7 +17,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -227,28 +226,40 @@ static bool uffd_is_ours(void)
 	return fstat(uffd, &st) == 0 && st.st_dev == uffd_dev && st.st_ino == uffd_ino;
 }
 
+/*
+ * Before a read, so that nobody else's file is read; after it, because a thread that waits in
+ * read(2) keeps a closed userfaultfd until its next message.
+ */
+static bool is_to_go_on(uintptr_t number)
+{
+	return thread_now == number && uffd_is_ours();
+}
+
 static void *reader_main(void *arg)
 {
-	struct pollfd polled = {.fd = uffd, .events = POLLIN};
 	const uintptr_t number = (uintptr_t)arg;
+	const int fd = uffd;
 	struct uffd_msg msg;
 
 	in_reader = true;
 	pthread_setname_np(pthread_self(), "wpfs-watch");
-	for (;;) {
-		int n = poll(&polled, 1, -1);
+	while (is_to_go_on(number)) {
+		ssize_t n = read(fd, &msg, sizeof(msg));
 
-		if ((n < 0 && errno != EINTR) || thread_now != number || !uffd_is_ours() ||
-		    (n > 0 && !(polled.revents & POLLIN)))
-			return NULL;
-		while (read(uffd, &msg, sizeof(msg)) == (ssize_t)sizeof(msg)) {
-			if (msg.event != UFFD_EVENT_PAGEFAULT)
+		if (n != (ssize_t)sizeof(msg)) {
+			if (n < 0 && (errno == EINTR || errno == EAGAIN))
 				continue;
-			pthread_mutex_lock(&table);
-			serve(msg.arg.pagefault.address & ~(uint64_t)(WPFS_PAGE - 1));
-			pthread_mutex_unlock(&table);
+			break;
 		}
+		if (!is_to_go_on(number))
+			break;
+		if (msg.event != UFFD_EVENT_PAGEFAULT)
+			continue;
+		pthread_mutex_lock(&table);
+		serve(msg.arg.pagefault.address & ~(uint64_t)(WPFS_PAGE - 1));
+		pthread_mutex_unlock(&table);
 	}
+	return NULL;
 }
 
 static int start_thread(void)
@@ -320,7 +331,7 @@ static int start(struct wpfs *handle)
 	fd = handle->core->new_uffd(handle->mount);
 	if (fd < 0)
 		return fd;
-	if (ioctl(fd, UFFDIO_API, &api) < 0 || fstat(fd, &st) < 0)
+	if (ioctl(fd, UFFDIO_API, &api) < 0 || fstat(fd, &st) < 0 || fcntl(fd, F_SETFL, 0) < 0)
 		err = -errno;
 	if (!err) {
 		uffd = fd;

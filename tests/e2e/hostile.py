@@ -19,9 +19,11 @@ PAGE = 4096
 SECONDS = 20
 HELLO, ATTACH, FORKED, MAP, UNMAP, REMOVE, MSYNC, PRE, POST, UNREG, CLOSE, TICKET = 1, *range(16, 27)
 STATUS, REPORT, PROTECT, UNPROTECT, SYNC, FORGET, EVICT, LOAD, SETTLE = range(64, 73)
+SELFS = SELF_PROTECT, SELF_UNPROTECT, SELF_SYNC, SELF_RUNS = range(96, 100)
 SELECTS = (REPORT, PROTECT, UNPROTECT, SYNC, FORGET, EVICT, LOAD)
 SIZES = {HELLO: 80, ATTACH: 24, FORKED: 16, MAP: 64, UNMAP: 16, REMOVE: 16, MSYNC: 16, PRE: 32,
-         POST: 32, UNREG: 32, CLOSE: 8, TICKET: 16, STATUS: 0, SETTLE: 0} | {op: 4208 for op in SELECTS}
+         POST: 32, UNREG: 32, CLOSE: 8, TICKET: 16, STATUS: 0, SETTLE: 0,
+         SELF_PROTECT: 48, SELF_UNPROTECT: 48, SELF_SYNC: 0, SELF_RUNS: 48} | {op: 4208 for op in SELECTS}
 IOC_NEW_UFFD = 0xAA00
 
 
@@ -68,6 +70,8 @@ class Client:
         if op == ATTACH:
             return struct.pack("<IiiIQ", r.choice([0, 1, 2, 2, 9]), r.randrange(-1, 20),
                                r.randrange(-1, 20), 0, self.number(64))
+        if op == SELF_RUNS:
+            return struct.pack("<II", r.randrange(5), 0) + self.words(5)
         return self.words(SIZES[op] // 8)
 
     def descriptors(self, op):
@@ -127,7 +131,7 @@ class Client:
             return self.random.randrange(130)
         return self.random.choice({None: [HELLO], "program": [ATTACH, ATTACH, FORKED],
                                    "attached": list(range(MAP, TICKET + 1)),
-                                   "wpctl": list(range(STATUS, SETTLE + 1))}[self.role])
+                                   "wpctl": [*range(STATUS, SETTLE + 1), *SELFS]}[self.role])
 
     def talk(self, count):
         for _ in range(count):
