@@ -11,6 +11,7 @@
 #include "ctl/say.h"
 #include "ctl/table.h"
 #include "ctl/target.h"
+#include "db/db.h"
 
 static const char *kind_name(uint32_t kind)
 {
@@ -64,6 +65,11 @@ static void show_json(const struct wpfs_status *s)
 	json_u64(&json, "last_commit", s->last_commit);
 	json_u64(&json, "harvests", s->harvests);
 	json_u64(&json, "conservative", s->conservative);
+	json_u64(&json, "unsaved", s->unsaved);
+	if (s->db_error)
+		json_string(&json, "database_error", db_errstr(s->db_error));
+	else
+		json_null(&json, "database_error");
 	json_end(&json);
 }
 
@@ -148,6 +154,14 @@ static void show_text(const struct wpfs_status *s)
 	put("programs", "%" PRIu64 " live, %" PRIu64 " detached", s->mms_live, s->mms_detached);
 	put("clients", "%" PRIu64, s->clients);
 	put_commit(s->last_commit);
+	if (s->db_error) {
+		uint64_t now = (uint64_t)time(NULL);
+
+		put("database", "cannot be written for %" PRIu64 " s: %s",
+		    now > s->db_since ? now - s->db_since : 0, db_errstr(s->db_error));
+		put("in memory", "the marks of %s, until it can",
+		    table_count(s->unsaved, "program", (char[40]){0}, 40));
+	}
 	put("harvests", "%" PRIu64, s->harvests);
 	put("in doubt", "%s counted as dirty without proof",
 	    table_count(s->conservative, "page", (char[40]){0}, 40));

@@ -20,19 +20,27 @@ struct db;
 struct db_tx; /* a connection inside a transaction: valid only within a job */
 
 #define DB_VOLATILE                                                                                \
-	(1u << 0)	      /* nothing survives a power loss: no fsync (PRAGMA synchronous=OFF)  \
-			       */
-#define DB_READONLY (1u << 1) /* of an unmounted store: no writer, nothing is made or migrated */
+	(1u << 0) /* nothing survives a power loss: no fsync (PRAGMA synchronous=OFF)              \
+		   */
+#define DB_READONLY   (1u << 1) /* of an unmounted store: no writer, nothing is made or migrated */
+#define DB_MUST_EXIST (1u << 2) /* one that is empty is damaged, not new */
 
-#define DB_WHY_SIZE 256
+#define DB_WHY_SIZE   256
 
 /*
  * Opens the database, makes it when it is missing (not DB_READONLY), brings its schema up to date
  * and starts the writer. `why` (may be NULL) gets a line for people on errors. Besides the above:
- * -ENOENT; -EPROTONOSUPPORT: its schema is newer than this program; -EMEDIUMTYPE: the file is no
- * database of wpfs; -ESTALE: DB_READONLY and its schema is older than this program's.
+ * -EUCLEAN: damaged; all of it is checked, unless DB_READONLY or DB_VOLATILE; -ENOENT;
+ * -EPROTONOSUPPORT: its schema is newer than this program; -EMEDIUMTYPE: the file is no database of
+ * wpfs; -ESTALE: DB_READONLY and its schema is older than this program's.
  */
 int db_open(const char *path, unsigned flags, struct db **db, char why[DB_WHY_SIZE]);
+
+/* The line for people about a database that is damaged, and what to do. */
+void db_why_damaged(const char *path, char why[DB_WHY_SIZE]);
+
+/* What an error of a database means, for people. Either sign. */
+const char *db_errstr(int error);
 
 /* Does what is queued, checkpoints, stops the writer, frees. No other thread may use db any more.
  */

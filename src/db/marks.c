@@ -261,6 +261,17 @@ int db_file_delete(struct db_tx *tx, uint64_t id)
 
 /* ---- epochs ---- */
 
+int db_epoch_is_open(struct db_tx *tx, uint64_t mm, uint64_t file)
+{
+	int64_t nr;
+	int r = sql_get_i64(tx, &nr,
+			    "SELECT count(*) FROM epoch"
+			    " WHERE mm = ?1 AND file = ?2 AND closed_ns IS NULL",
+			    "ii", (int64_t)mm, (int64_t)file);
+
+	return r < 0 ? r : (int)nr;
+}
+
 int db_epoch_close(struct db_tx *tx, uint64_t mm, uint64_t file, int64_t now_ns,
 		   const struct mm_set *last, enum mm_written written)
 {

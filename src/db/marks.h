@@ -108,6 +108,9 @@ int db_file_delete(struct db_tx *tx, uint64_t id);
 int db_epoch_open(struct db_tx *tx, uint64_t mm, uint64_t file, uint64_t number, int64_t now_ns,
 		  const struct mm_set *last, enum mm_written written);
 
+/* 1: an epoch of the file is open in that mm, 0: none. */
+int db_epoch_is_open(struct db_tx *tx, uint64_t mm, uint64_t file);
+
 /* Closes the open epoch, if there is one, and begins none. */
 int db_epoch_close(struct db_tx *tx, uint64_t mm, uint64_t file, int64_t now_ns,
 		   const struct mm_set *last, enum mm_written written);

@@ -21,7 +21,8 @@
 #include "db/mark_runs.h"
 #include "db/sql.h"
 
-#define BUSY_TIMEOUT_MS 5000
+#define BUSY_TIMEOUT_MS	  5000
+#define WRITER_TIMEOUT_MS 1000 /* programs may wait for it */
 
 struct sql_stmt {
 	const char *text;
@@ -182,6 +183,11 @@ void sql_close(struct db_tx *tx)
 	if (tx->sql && sqlite3_close(tx->sql) != SQLITE_OK)
 		log_err("database: closed with statements in use");
 	tx->sql = NULL;
+}
+
+void sql_patience(struct db_tx *tx, bool patient)
+{
+	sqlite3_busy_timeout(tx->sql, patient ? WRITER_TIMEOUT_MS : 0);
 }
 
 int sql_exec_text(struct db_tx *tx, const char *text)

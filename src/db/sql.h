@@ -41,6 +41,9 @@ void sql_close(struct db_tx *tx);
 /* The -errno for what SQLite gave last on this connection. */
 int sql_errno(struct db_tx *tx, int rc);
 
+/* How the connection meets another process that writes: it waits a while, or not at all. */
+void sql_patience(struct db_tx *tx, bool patient);
+
 /* Runs statements without results; not cached. */
 int sql_exec_text(struct db_tx *tx, const char *text);
 

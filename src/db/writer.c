@@ -73,6 +73,8 @@ static struct job *group_run(struct db_tx *tx, struct job *first)
 	struct job *job;
 	int r = sql_exec_text(tx, "BEGIN IMMEDIATE");
 
+	/* Whoever has kept us waiting once is not waited for again until he is gone. */
+	sql_patience(tx, r != -EBUSY);
 	if (r < 0) {
 		jobs_fail(first, NULL, r);
 		return NULL;
@@ -153,6 +155,7 @@ int writer_start(struct db_tx *tx, struct writer **writer)
 		return -ENOMEM;
 	}
 	w->tx = *tx;
+	sql_patience(&w->tx, true);
 	pthread_mutex_init(&w->lock, NULL);
 	pthread_cond_init(&w->more, NULL);
 	pthread_cond_init(&w->done, NULL);

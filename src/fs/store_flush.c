@@ -105,8 +105,9 @@ static int flush_contents(struct flush *flush, uint64_t ino, const struct fs_han
 	pthread_mutex_unlock(lock);
 	flush->changed |= written.changed;
 	if (size < 0) {
-		log_err("cannot write the contents of file %" PRIu64 " to the store: %s", ino,
-			log_errstr((int)size));
+		if (store_is_news(store, (int)size))
+			log_err("cannot write the contents of file %" PRIu64 " to the store: %s",
+				ino, log_errstr((int)size));
 		return (int)size;
 	}
 	flushed.size = (uint64_t)size;
@@ -268,7 +269,7 @@ int fs_store_flush(struct fs *fs, bool final)
 		flush_untouch(&flush);
 	if (!r && final)
 		r = give_back_ids(fs, store->db);
-	if (r)
+	if (store_is_news(store, r) && r)
 		log_err("cannot flush to the store: %s", log_errstr(r));
 	free(flush.done);
 	return r;

@@ -4,6 +4,7 @@
 #define WPFS_FS_STORE_PRIV_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <uthash.h>
@@ -29,6 +30,8 @@ struct fs_store {
 	struct db *db;
 	int data_fd;
 
+	_Atomic int error; /* of the last attempt to store something; 0: it was stored */
+
 	pthread_mutex_t commit; /* one picture on its way to the database at a time */
 	bool whole;		/* commit: the rows are not known to be those of this lower */
 
@@ -38,6 +41,12 @@ struct fs_store {
 	uint64_t asked, done; /* who waits for a commit: tickets given out, and served */
 	struct store_size *sizes;
 };
+
+/* Is this error, logged by the caller if so, not the one that the last attempt gave too? */
+static inline bool store_is_news(struct fs_store *store, int error)
+{
+	return atomic_exchange(&store->error, error) != error;
+}
 
 /* ---- store_delta.c ---- */
 

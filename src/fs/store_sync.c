@@ -178,7 +178,7 @@ int fs_store_flush_names(struct fs *fs)
 	if (!done)
 		r = store_commit(store);
 	pthread_mutex_unlock(&store->commit);
-	if (r)
+	if (r && store_is_news(store, r))
 		log_err("cannot store names: %s", log_errstr(r));
 	return r;
 }
@@ -255,8 +255,9 @@ int fs_store_sync_file(struct fs *fs, uint64_t ino)
 	if (fd >= 0 && fs_is_touched(fs, ino))
 		r = sync_contents(store, ino, fd);
 	if (r) {
-		log_err("cannot write the contents of file %" PRIu64 " to the store: %s", ino,
-			log_errstr(r));
+		if (store_is_news(store, r))
+			log_err("cannot write the contents of file %" PRIu64 " to the store: %s",
+				ino, log_errstr(r));
 		return r;
 	}
 	fs_change_inode(fs, ino);

@@ -279,6 +279,10 @@ struct wpfs_status {
 	uint64_t last_commit; /* seconds since the epoch, 0 = never */
 	uint64_t harvests,
 		conservative; /* counts: harvests; pages called dirty for want of proof */
+	uint64_t unsaved;     /* mms of which the database has an older state */
+	uint64_t db_since;    /* seconds since 1970: since when it cannot be written; 0: it can */
+	int32_t db_error;     /* and why: an errno */
+	uint32_t reserved;
 };
 
 /* RECORD bodies: a packet holds a run of records, each a wpfs_rec and its body, 8-byte aligned. */

@@ -29,11 +29,16 @@ void answer_sync(struct request *rq)
 	int r;
 
 	r = life_sync_all(rq->t);
+	if (r == 0)
+		r = aside_retry(rq->t);
 	DL_FOREACH (rq->t->tmms, tm)
 		any |= tmm_selected(tm, rq->c->peer.uid, name);
 	if (name && !any)
 		request_error(rq, -ENOENT, "no program named '%s' has mapped a file of this mount",
 			      name);
+	else if (rq->t->db_error)
+		request_error(rq, r, "marks are kept in memory: the database cannot be written: %s",
+			      db_errstr(r));
 	else if (r < 0)
 		request_error(rq, r, "not all marks could be read and stored: %s", log_errstr(r));
 	else
@@ -48,7 +53,6 @@ void answer_status(struct request *rq)
 		.pid = getpid(),
 		.passthrough = 1, /* a mount without it is refused */
 		.uring = fs_uring(t->config.fs),
-		.last_commit = t->last_commit,
 		.conservative = t->conservative,
 	};
 	struct statvfs space;
@@ -56,7 +60,11 @@ void answer_status(struct request *rq)
 	struct tmm *tm;
 
 	life_sync_all(t);
+	aside_retry(t);
 	status.harvests = t->harvests;
+	status.last_commit = t->last_commit;
+	status.db_error = -t->db_error;
+	status.db_since = t->db_since;
 	if (fs_statvfs(t->config.fs, &space) == 0) {
 		status.size = (uint64_t)space.f_blocks * space.f_frsize;
 		status.used = (uint64_t)(space.f_blocks - space.f_bfree) * space.f_frsize;
@@ -71,7 +79,8 @@ void answer_status(struct request *rq)
 		status.clients += !c->ctl && c->attached;
 	DL_FOREACH (t->tmms, tm) {
 		status.mms_live += tm->state == TMM_LIVE;
-		status.mms_detached += tm->state == TMM_DETACHED;
+		status.mms_detached += tm->state == TMM_DETACHED && !tm->doomed;
+		status.unsaved += tm->unsaved;
 	}
 	request_reply(rq, 0, &status, sizeof(status));
 }
@@ -117,6 +126,7 @@ void answer_report(struct request *rq)
 	char why[DB_WHY_SIZE] = "";
 	struct ipc_records records;
 	struct fs_file file;
+	struct db *db;
 	int r, unseen;
 
 	if (s->set & WPFS_SELECT_FILE) {
@@ -140,10 +150,20 @@ void answer_report(struct request *rq)
 		request_error(rq, r, "the marks could not be read and stored: %s", log_errstr(r));
 		return;
 	}
+	if (rq->t->db_error && query.epoch) {
+		request_error(rq, rq->t->db_error,
+			      "closed epochs cannot be told while the database cannot be written: "
+			      "%s",
+			      db_errstr(rq->t->db_error));
+		return;
+	}
 	ipc_records_init(&records, answer_sink, rq);
 	unseen = query.file ? answer_holders(rq, &query, &records)
 			    : unseen_report(rq->t, query.uid, query.name, answer_emit, &records);
-	r = unseen < 0 ? unseen : db_report(rq->t->config.db, &query, answer_emit, &records, why);
+	db = rq->t->db_error ? rq->t->aside : rq->t->config.db;
+	r = unseen < 0 ? unseen : db_report(db, &query, answer_emit, &records, why);
+	if (r == -EUCLEAN || r == -EBADMSG)
+		aside_distrust(rq->t, r); /* who asks again is told from memory */
 	if (r == -ENOENT && query.name && unseen > 0)
 		r = 0; /* such a program is there, and the note says what it does */
 	if (r == 0)

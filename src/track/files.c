@@ -74,6 +74,7 @@ int files_load(struct track *t, const struct db_file *row, bool same_lower)
 	if (!file)
 		return -ENOMEM;
 	if (row->path[0]) {
+		free(file->path);
 		file->path = strdup(row->path);
 		if (!file->path)
 			return -ENOMEM;
@@ -142,7 +143,7 @@ static int files_refresh_job(struct db_tx *tx, void *arg)
 
 		if (r < 0)
 			break;
-		if (!file->handle.len ||
+		if (t->db_error || !file->handle.len ||
 		    fs_file_by_handle(t->config.fs, &file->handle, &found) != -ESTALE ||
 		    files_is_mapped(t, file->ino)) {
 			r = files_put(t, tx, file->ino);
@@ -163,5 +164,11 @@ static int files_refresh_job(struct db_tx *tx, void *arg)
 
 int files_refresh(struct track *t)
 {
-	return db_call(t->config.db, files_refresh_job, t);
+	int r = t->db_error ?: db_call(t->config.db, files_refresh_job, t);
+
+	if (!aside_is_for(r))
+		return r;
+	/* Only names then; what is gone is seen later. */
+	aside_begin(t, r);
+	return t->aside ? db_call(t->aside, files_refresh_job, t) : t->db_error;
 }

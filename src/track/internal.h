@@ -77,9 +77,12 @@ struct tmm {
 	uid_t uid;
 	char name[TRACK_NAME_SIZE]; /* "" = unnamed */
 	char comm[16];
-	bool stale_row;	     /* the database still calls it live */
-	bool fork_child;     /* named by its parent: kept only if it wrote something */
-	bool private_maps;   /* seen mapping files of the mount MAP_PRIVATE */
+	bool stale_row;	    /* the database still calls it live */
+	bool unsaved;	    /* the store's database has an older state of it: see aside.c */
+	bool epoch_unsaved; /* and does not know of an epoch that began */
+	bool doomed;	   /* forgotten, and its row is still to be deleted; has no name any more */
+	bool fork_child;   /* named by its parent: kept only if it wrote something */
+	bool private_maps; /* seen mapping files of the mount MAP_PRIVATE */
 	bool mapped_shared;  /* has mapped a file of the mount shared at some time */
 	bool epoch_turned;   /* protected or unprotected since: fork_dirty tells nothing any more */
 	uint64_t fork_dirty; /* tmm_dirty() when it was forked */
@@ -155,6 +158,9 @@ struct track {
 	int life_pipe[2]; /* clients hold copies of [0]; [1] says that this daemon lives */
 	unsigned ticks;	  /* seconds since the last periodic harvest */
 	uint64_t harvests, conservative, last_commit;
+	struct db *aside;  /* takes what the store's database cannot, while db_error; or NULL */
+	int db_error;	   /* why that cannot be written; 0: it can */
+	uint64_t db_since; /* seconds since 1970: when that began */
 };
 
 /* ---- track.c ---- */
@@ -349,11 +355,35 @@ struct persist_epoch {
 };
 
 int persist_load(struct track *t);
-/* Stores one mm with its mappings and sets, committed when it returns. */
+/*
+ * Stores one mm with its mappings and sets: when it returns 0 they outlive this daemon. While the
+ * database cannot be written that is aside (aside.c), else committed.
+ */
 int persist_mm(struct track *t, struct tmm *tm);
-/* The same, and in the same commit what happens to epochs. */
+/* Into the database, not aside, and in the same commit what happens to epochs. */
 int persist_mm_epochs(struct track *t, struct tmm *tm, const struct persist_epoch *epochs,
 		      size_t nr);
+/* The two halves of persist_mm. */
+int persist_mm_aside(struct track *t, struct tmm *tm);
+int persist_mm_save(struct track *t, struct tmm *tm);
+/* Deletes the row of an mm. */
 int persist_forget(struct track *t, struct tmm *tm);
+
+/* ---- aside.c: while the database cannot be written ---- */
+struct db_marks_visitor;
+/* Is this error one to put things aside for? */
+bool aside_is_for(int error);
+/* The database gave this error: says so once, and opens what takes its place. */
+void aside_begin(struct track *t, int error);
+/* The same when rows could not be read back: none of them is believed any more. */
+void aside_distrust(struct track *t, int error);
+/* Saves everything; then it is over, and 0. Else -errno, and all stays aside. */
+int aside_retry(struct track *t);
+/* Takes back what the last daemon had aside, over what is loaded already. */
+int aside_load(struct track *t, const struct db_marks_visitor *visitor);
+/* The mms of before are taken back: saves what was aside, if it can be. 0 or -errno. */
+int aside_resumed(struct track *t);
+/* Closes it; what is in it stays for the next daemon. */
+void aside_close(struct track *t);
 
 #endif

@@ -4,7 +4,7 @@
  *
  * An mm ends when its program is dead or, after an exec, has another mm. The witness still holds
  * it then: last harvest, commit, and only then the witness is let go, so that whoever sees the
- * witness gone finds the marks in the database.
+ * witness gone finds the marks in the database, or aside while that cannot be written.
  */
 #include <errno.h>
 #include <poll.h>
@@ -46,12 +46,19 @@ static bool life_worth_keeping(const struct tmm *tm)
 
 static void life_forget(struct track *t, struct tmm *tm)
 {
-	int r = persist_forget(t, tm);
+	const uint64_t id = tm->mm.id;
 
-	if (r < 0)
-		log_err("track: cannot forget mm %llu: %s", (unsigned long long)tm->mm.id,
-			log_errstr(r));
-	tmm_free(t, tm);
+	if (persist_forget(t, tm) == 0) {
+		tmm_free(t, tm);
+		return;
+	}
+	/* Its row goes when the database can be written. */
+	mm_free(&tm->mm);
+	mm_init(&tm->mm);
+	tm->mm.id = id;
+	tm->name[0] = '\0';
+	tm->state = TMM_DETACHED;
+	tm->doomed = true;
 }
 
 void life_end(struct track *t, struct tmm *tm)

@@ -323,5 +323,7 @@ void mapping_msync(struct request *rq)
 
 	if (r == 0)
 		r = persist_mm(rq->t, tm);
+	if (r == 0)
+		r = aside_retry(rq->t); /* MS_SYNC asks for what outlives the machine */
 	request_reply(rq, r, NULL, 0);
 }

@@ -19,6 +19,7 @@
 struct persist_loader {
 	struct track *t;
 	bool same_lower; /* the lower tmpfs of the last daemon is still there */
+	bool aside;	 /* out of what it could not save */
 };
 
 static int persist_load_file(void *ctx, const struct db_file *row)
@@ -34,11 +35,18 @@ static int persist_load_mm(void *ctx, const struct db_mm *row, struct mm *model)
 	struct track *t = l->t;
 	bool same_boot = strcmp(row->boot_id, t->boot_id) == 0;
 	bool live = row->state == WPFS_MM_LIVE && l->same_lower && same_boot;
-	struct tmm *tm;
+	struct tmm *tm, *older = NULL;
 
+	for (tm = l->aside ? t->tmms : NULL; tm; tm = tm->next) {
+		if (tm->mm.id == row->id)
+			older = tm;
+	}
+	if (older)
+		tmm_free(t, older);
 	tm = tmm_new(t);
 	if (!tm)
 		return -ENOMEM;
+	tm->unsaved = l->aside;
 	tm->mm = *model;
 	mm_init(model);
 	tm->uid = row->uid;
@@ -121,6 +129,9 @@ int persist_load(struct track *t)
 	r = db_marks_load(t->config.db, &visitor);
 	if (r == 0)
 		r = db_mm_last_id(t->config.db, &t->next_mm);
+	loader.aside = true;
+	if (r == 0 && loader.same_lower)
+		r = aside_load(t, &visitor);
 	t->next_mm++;
 	if (r == 0)
 		r = persist_store_devs(t);
@@ -204,20 +215,77 @@ static int persist_mm_job(struct db_tx *tx, void *arg)
 	return r;
 }
 
+/* Into the database, or an error of it. */
+static int persist_commit(struct track *t, struct tmm *tm, db_job_fn fn, struct persist_job *job)
+{
+	int r = db_call(t->config.db, fn, job);
+
+	if (r == 0) {
+		t->last_commit = (uint64_t)time(NULL);
+		tm->unsaved = tm->epoch_unsaved = false;
+	} else if (aside_is_for(r)) {
+		tm->unsaved = true;
+		aside_begin(t, r);
+	}
+	return r;
+}
+
 int persist_mm_epochs(struct track *t, struct tmm *tm, const struct persist_epoch *epochs,
 		      size_t nr)
 {
 	struct persist_job job = {t, tm, epochs, nr};
-	int r = db_call(t->config.db, persist_mm_job, &job);
 
-	if (r == 0)
-		t->last_commit = (uint64_t)time(NULL);
+	return persist_commit(t, tm, persist_mm_job, &job);
+}
+
+/* With the epochs that began while it could not be saved. */
+static int persist_save_job(struct db_tx *tx, void *arg)
+{
+	const struct persist_job *job = arg;
+	const struct mm *mm = &job->tm->mm;
+	const struct mm_file *f;
+	struct timespec now;
+	int r = persist_mm_job(tx, arg);
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	for (f = mm->files; r == 0 && job->tm->epoch_unsaved && f; f = f->hh.next) {
+		if (mm_set_is_empty(&f->own[MM_WPFS].armed))
+			continue;
+		r = db_epoch_is_open(tx, mm->id, f->id);
+		if (r == 0)
+			r = db_epoch_open(tx, mm->id, f->id, mm->epoch,
+					  now.tv_sec * 1000000000LL + now.tv_nsec, NULL,
+					  MM_WRITTEN_UNKNOWN);
+		else if (r > 0)
+			r = 0;
+	}
 	return r;
+}
+
+int persist_mm_save(struct track *t, struct tmm *tm)
+{
+	struct persist_job job = {t, tm, NULL, 0};
+
+	return persist_commit(t, tm, persist_save_job, &job);
+}
+
+int persist_mm_aside(struct track *t, struct tmm *tm)
+{
+	struct persist_job job = {t, tm, NULL, 0};
+
+	return t->aside ? db_call(t->aside, persist_mm_job, &job) : t->db_error;
 }
 
 int persist_mm(struct track *t, struct tmm *tm)
 {
-	return persist_mm_epochs(t, tm, NULL, 0);
+	if (!t->db_error) {
+		int r = persist_mm_save(t, tm);
+
+		if (!aside_is_for(r))
+			return r;
+	}
+	tm->unsaved = true;
+	return persist_mm_aside(t, tm);
 }
 
 static int persist_forget_job(struct db_tx *tx, void *arg)
@@ -227,5 +295,11 @@ static int persist_forget_job(struct db_tx *tx, void *arg)
 
 int persist_forget(struct track *t, struct tmm *tm)
 {
-	return db_call(t->config.db, persist_forget_job, &tm->mm.id);
+	int r = db_call(t->config.db, persist_forget_job, &tm->mm.id);
+
+	if (aside_is_for(r))
+		aside_begin(t, r);
+	if (t->aside && db_call(t->aside, persist_forget_job, &tm->mm.id) < 0)
+		log_debug("track: mm %llu stays in what is aside", (unsigned long long)tm->mm.id);
+	return r;
 }

@@ -19,6 +19,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "db/db.h"
 #include "track/residency.h"
 #include "track/written.h"
 #include "uffd/harvest.h"
@@ -300,6 +301,29 @@ static int protect_commit(struct track *t, struct tmm *tm, struct turn *turns, s
 	return persist_mm_epochs(t, tm, epochs, nr);
 }
 
+/*
+ * The epoch that was to end goes on, since its end could not be stored: what was written in it
+ * is dirty still. Everything is marked anew, so what follows is seen all the same.
+ */
+static void protect_stay(struct track *t, struct tmm *tm, uint64_t epoch, struct turn *turns,
+			 size_t nr)
+{
+	int r = 0;
+
+	tm->mm.epoch = epoch;
+	for (size_t i = 0; i < nr; i++) {
+		if (turns[i].f->written == MM_WRITTEN_NO)
+			turns[i].f->written = turns[i].written;
+		if (mm_set_or(&turns[i].f->own[MM_WPFS].dirty, &turns[i].was_dirty) < 0)
+			r = mm_lost(&tm->mm);
+	}
+	if (r == 0)
+		r = persist_mm(t, tm);
+	if (r < 0)
+		log_err("track: the epoch of %s is not stored: %s",
+			tm->name[0] ? tm->name : tm->comm, log_errstr(r));
+}
+
 /* Collects the files of the mm that the selection means: mapped, or armed before. */
 static int protect_collect(struct tmm *tm, const struct protect_selection *sel, struct turn **turns,
 			   size_t *nr)
@@ -357,10 +381,14 @@ int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *
 		for (size_t i = 0; r == 0 && i < nr; i++)
 			r = turn_end(sel, &turns[i]);
 		if (r == 0) {
+			const uint64_t epoch = tm->mm.epoch;
+
 			if (!reply->epoch)
 				reply->epoch = protect_last_epoch(t) + 1;
 			tm->mm.epoch = reply->epoch;
 			r = protect_commit(t, tm, turns, nr);
+			if (r < 0)
+				protect_stay(t, tm, epoch, turns, nr);
 		}
 	}
 	for (size_t i = 0; r == 0 && i < nr; i++)
@@ -375,6 +403,18 @@ int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *
 	return r;
 }
 
+/* Epochs that begin: they may begin aside, and are opened in the database when they can be. */
+static int protect_store_open(struct track *t, struct tmm *tm, const struct persist_epoch *epochs,
+			      size_t nr)
+{
+	int r = t->db_error ?: persist_mm_epochs(t, tm, epochs, nr);
+
+	if (!aside_is_for(r))
+		return r;
+	tm->epoch_unsaved = true;
+	return persist_mm(t, tm);
+}
+
 int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file)
 {
 	const struct persist_epoch epoch = {.file = file,
@@ -386,7 +426,7 @@ int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file)
 	if (f)
 		written_turn(t, f, true);
 	tm->mm.epoch = epoch.number;
-	r = persist_mm_epochs(t, tm, &epoch, 1);
+	r = protect_store_open(t, tm, &epoch, 1);
 	/* Open still, though nothing was armed in it any more. */
 	return r == -EEXIST ? persist_mm(t, tm) : r;
 }
@@ -405,7 +445,7 @@ int protect_store_born(struct track *t, struct tmm *tm)
 			epochs[nr++] =
 				(struct persist_epoch){.file = f->id, .number = tm->mm.epoch};
 	}
-	return persist_mm_epochs(t, tm, epochs, nr);
+	return protect_store_open(t, tm, epochs, nr);
 }
 
 /* ---- unprotect ---- */
@@ -481,6 +521,8 @@ int unprotect_mm(struct track *t, struct tmm *tm, const struct protect_selection
 		reply->mms++;
 		reply->files += files;
 	}
+	if (files && r < 0)
+		persist_mm(t, tm); /* as far as it came */
 	return r < 0 ? r : persist_mm(t, tm);
 }
 
@@ -515,6 +557,15 @@ static void protect_each(struct request *rq, protect_mm_fn fn)
 	if (!protect_select(rq, &sel))
 		return;
 	life_sweep(rq->t);
+	/* An epoch begins and ends in the database, or not at all. */
+	result = aside_retry(rq->t);
+	if (result < 0) {
+		request_error(rq, result,
+			      "no epoch can begin or end: the database cannot be "
+			      "written: %s",
+			      db_errstr(result));
+		return;
+	}
 	DL_FOREACH_SAFE(rq->t->tmms, tm, next)
 	{
 		int r;
@@ -522,7 +573,9 @@ static void protect_each(struct request *rq, protect_mm_fn fn)
 		if (!tmm_selected(tm, rq->c->peer.uid, sel.name))
 			continue;
 		any = true;
-		if (fn == protect_mm && protect_is_over(tm, &sel)) {
+		if (rq->t->db_error) {
+			r = rq->t->db_error;
+		} else if (fn == protect_mm && protect_is_over(tm, &sel)) {
 			r = persist_forget(rq->t, tm);
 			if (r == 0)
 				tmm_free(rq->t, tm);
@@ -537,6 +590,12 @@ static void protect_each(struct request *rq, protect_mm_fn fn)
 	}
 	if (!any)
 		protect_none(rq, &sel);
+	else if (result < 0 && rq->t->db_error)
+		request_error(
+			rq, result,
+			"%s: the database cannot be written: %s: its epoch goes on; %llu others "
+			"are done",
+			failed, db_errstr(result), (unsigned long long)reply.mms);
 	else if (result < 0)
 		request_error(rq, result,
 			      "%s: %s: what it has armed counts as dirty; %llu others are done",

@@ -87,8 +87,15 @@ static void self_turn(struct request *rq, self_mm_fn fn)
 	tm = self_mm(rq);
 	if (!tm)
 		return;
-	r = fn(rq->t, tm, &sel, &reply);
-	if (r < 0)
+	/* An epoch begins and ends in the database, or not at all. */
+	r = aside_retry(rq->t);
+	if (r == 0)
+		r = fn(rq->t, tm, &sel, &reply);
+	if (r < 0 && rq->t->db_error)
+		request_error(rq, r,
+			      "pid %d: the database cannot be written: %s: its epoch goes on",
+			      rq->c->id.pid, db_errstr(r));
+	else if (r < 0)
 		request_error(rq, r, "pid %d: %s: what it has armed counts as dirty", rq->c->id.pid,
 			      log_errstr(r));
 	else
@@ -115,6 +122,8 @@ void self_sync(struct request *rq)
 	r = tmm_harvest(rq->t, tm);
 	if (r == 0)
 		r = persist_mm(rq->t, tm);
+	if (r == 0)
+		r = aside_retry(rq->t); /* durable means there */
 	if (r < 0)
 		request_error(rq, r, "the marks of pid %d could not be stored: %s", rq->c->id.pid,
 			      log_errstr(r));

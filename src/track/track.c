@@ -94,6 +94,7 @@ static void track_tick(struct track *t)
 	own_look(t);
 	written_update(t);
 	residency_sweep(t);
+	aside_retry(t);
 	t->ticks++;
 	if (t->config.harvest_s && t->ticks >= t->config.harvest_s) {
 		t->ticks = 0;
@@ -167,6 +168,7 @@ static void track_free(struct track *t)
 		tmm_free(t, t->tmms);
 	files_free(t);
 	written_close(t);
+	aside_close(t);
 	track_watch_remove(t, &t->queue_watch);
 	track_watch_remove(t, &t->timer_watch);
 	track_watch_remove(t, &t->listen_watch);
@@ -179,6 +181,7 @@ static void track_free(struct track *t)
 	free((char *)t->config.lower_id);
 	free((char *)t->config.store);
 	free((char *)t->config.mountpoint);
+	free((char *)t->config.aside);
 	pthread_mutex_destroy(&t->queue_lock);
 	free(t);
 }
@@ -213,7 +216,9 @@ static int track_copy_config(struct track *t, const struct track_config *config)
 	t->config.lower_id = strdup(config->lower_id);
 	t->config.store = strdup(config->store);
 	t->config.mountpoint = strdup(config->mountpoint);
-	if (!t->config.id || !t->config.lower_id || !t->config.store || !t->config.mountpoint)
+	t->config.aside = strdup(config->aside);
+	if (!t->config.id || !t->config.lower_id || !t->config.store || !t->config.mountpoint ||
+	    !t->config.aside)
 		return -ENOMEM;
 	return 0;
 }
@@ -246,6 +251,8 @@ int track_start(const struct track_config *config, struct track **track)
 		r = written_begin(t);
 	if (r == 0)
 		r = life_resume(t);
+	if (r == 0)
+		r = aside_resumed(t);
 	if (r == 0)
 		r = evict_start(t);
 	if (r == 0)
@@ -318,7 +325,8 @@ static int track_sync_file_fn(struct track *t, void *arg)
 		if (r < 0 && result == 0)
 			result = r;
 	}
-	return result;
+	/* Contents must not become durable before what is aside does. */
+	return result < 0 ? result : aside_retry(t);
 }
 
 int track_sync_file(struct track *track, uint64_t ino)
@@ -328,16 +336,21 @@ int track_sync_file(struct track *track, uint64_t ino)
 
 static int track_stop_fn(struct track *t, void *arg)
 {
+	int r;
+
 	life_sweep(t);
 	life_end_all(t);
+	r = aside_retry(t);
 	written_end(t);
 	t->stop = true;
-	return 0;
+	return r;
 }
 
-void track_stop(struct track *track)
+int track_stop(struct track *track)
 {
-	track_call(track, track_stop_fn, NULL);
+	int r = track_call(track, track_stop_fn, NULL);
+
 	pthread_join(track->thread, NULL);
 	track_free(track);
+	return r;
 }

@@ -24,11 +24,12 @@ struct track_config {
 	struct db *db;	      /* borrowed until track_stop */
 	struct fs *fs;	      /* borrowed until track_stop */
 	int listen_fd;	      /* listening SOCK_SEQPACKET socket; taken over */
-	const char *id;	      /* mount id; these four strings are copied */
+	const char *id;	      /* mount id; these five strings are copied */
 	const char *lower_id; /* names this lower tmpfs: differs for every one ever mounted */
 	const char *store;    /* path of the store or "none" */
 	const char *mountpoint;
-	uint64_t dev; /* st_dev of the mount, as fstat(2) in a client gives it */
+	const char *aside; /* path, in memory: a database while db cannot be written */
+	uint64_t dev;	   /* st_dev of the mount, as fstat(2) in a client gives it */
 	enum wpfs_kind kind;
 	enum track_uffd_policy uffd_policy;
 	gid_t uffd_gid;
@@ -52,7 +53,10 @@ void track_dropped(struct track *track, uint64_t ino, uint64_t off, uint64_t len
 /* Harvests every mm that maps `ino` and commits: the marks half of fsync. 0 or -errno. */
 int track_sync_file(struct track *track, uint64_t ino);
 
-/* Last harvests, commit, then everything is closed and freed. */
-void track_stop(struct track *track);
+/*
+ * Last harvests, commit, then everything is closed and freed. -errno: the database does not have
+ * all of it, the next daemon on this lower tmpfs will; no contents may be flushed now.
+ */
+int track_stop(struct track *track);
 
 #endif

@@ -214,14 +214,20 @@ static int written_save_job(struct db_tx *tx, void *arg)
 
 int written_update(struct track *t)
 {
-	int r = 0;
+	int r = t->db_error;
 
 	written_read_events(t);
-	if (t->written_unsaved)
+	if (!t->written_unsaved)
+		return 0;
+	if (r == 0)
 		r = db_call(t->config.db, written_save_job, t);
 	if (r == 0)
 		t->written_unsaved = false;
-	return r;
+	if (!aside_is_for(r))
+		return r;
+	/* What is aside has it meanwhile; the database gets it when it can be written. */
+	aside_begin(t, r);
+	return t->aside ? db_call(t->aside, written_save_job, t) : t->db_error;
 }
 
 /* ---- epochs ---- */

@@ -29,6 +29,7 @@
 #include "base/log.h"
 #include "base/mountinfo.h"
 #include "db/db.h"
+#include "db/marks.h"
 #include "fs/fs.h"
 #include "fs/store.h"
 #include "ipc/server.h"
@@ -136,6 +137,11 @@ static void raise_limits(void)
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+static int ignore_mm(void *ctx, const struct db_mm *row, struct mm *model)
+{
+	return 0;
+}
+
 static int open_database(struct daemon *d, const char *dir, unsigned flags)
 {
 	char path[PATH_MAX + 16], why[DB_WHY_SIZE] = "";
@@ -143,8 +149,14 @@ static int open_database(struct daemon *d, const char *dir, unsigned flags)
 
 	snprintf(path, sizeof(path), "%s/wpfs.db", dir);
 	r = db_open(path, flags, &d->db, why);
+	/* Before anything is done with it: sets of pages that are none are found by reading them.
+	 */
+	if (!r)
+		r = db_marks_load(d->db, &(struct db_marks_visitor){.mm = ignore_mm});
+	if (r == -EBADMSG || r == -EUCLEAN)
+		db_why_damaged(path, why);
 	if (r)
-		log_err("cannot open the database %s: %s", path, why[0] ? why : log_errstr(r));
+		log_err("cannot open the database %s", why[0] ? why : log_errstr(r));
 	return r;
 }
 
@@ -186,7 +198,8 @@ static int open_store(struct daemon *d)
 	int r = storedir_open(d->options->store, d->mountpoint, &d->store);
 
 	if (!r)
-		r = open_database(d, d->store.path, 0);
+		r = open_database(d, d->store.path,
+				  storedir_has_contents(&d->store) ? DB_MUST_EXIST : 0);
 	if (r)
 		return r;
 	r = store_id(d);
@@ -315,6 +328,7 @@ static int start_capped(struct daemon *d)
 static int start_tracking(struct daemon *d)
 {
 	const struct options *o = d->options;
+	char aside[PATH_MAX];
 	const struct track_config config = {
 		.db = d->db,
 		.fs = d->fs,
@@ -323,6 +337,7 @@ static int start_tracking(struct daemon *d)
 		.lower_id = d->run.lower_id,
 		.store = d->has_store ? d->store.path : "none",
 		.mountpoint = d->mountpoint,
+		.aside = rundir_private_path(&d->run, "unsaved.db", aside, sizeof(aside)),
 		.dev = d->mount.dev,
 		.kind = o->resident ? WPFS_KIND_CAPPED : WPFS_KIND_NATIVE,
 		.capped = d->capped,
@@ -335,7 +350,7 @@ static int start_tracking(struct daemon *d)
 	d->listen_fd = -1; /* taken over */
 	r = track_start(&config, &d->track);
 	if (r) {
-		log_err("cannot start tracking: %s", log_errstr(r));
+		log_err("cannot start tracking: %s", db_errstr(r));
 		return r;
 	}
 	d->hooks = capped_hooks(d->capped);
@@ -466,12 +481,17 @@ static int stop(struct daemon *d, bool served)
 	if (d->fs)
 		fs_set_hooks(d->fs, NULL);
 	if (d->track)
-		track_stop(d->track);
+		r = track_stop(d->track);
+	if (r && !d->has_store)
+		r = 0; /* nothing is to be kept */
+	if (r)
+		log_err("cannot write the last marks to the store %s: %s", d->store.path,
+			log_errstr(r));
 	if (d->capped) {
 		d->hooks = capped_hooks(d->capped);
 		fs_set_hooks(d->fs, &d->hooks);
 	}
-	if (served && d->has_store)
+	if (served && d->has_store && r == 0) /* no contents without the marks they cost */
 		r = fs_store_flush(d->fs, true);
 	if (d->capped) {
 		fs_set_hooks(d->fs, NULL);
@@ -491,8 +511,9 @@ static int stop(struct daemon *d, bool served)
 /* What nothing else has must not go with the lower; the next start takes it over. */
 static void keep_lower(struct daemon *d)
 {
-	log_err("the changes since the last flush are kept in memory, in %s/private: make "
-		"room in the store %s, start wpfs on it again and unmount",
+	log_err("the changes since the last flush are kept in memory, in %s/private: see to it "
+		"that "
+		"the store %s can be written, start wpfs on it again and unmount",
 		d->run.path, d->store.path);
 	rundir_close(&d->run);
 }

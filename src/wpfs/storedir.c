@@ -130,6 +130,24 @@ int storedir_open(const char *path, const char *mountpoint, struct storedir *sto
 	return r ? r : open_part(fd, path, "spill", &store->spill_fd);
 }
 
+bool storedir_has_contents(const struct storedir *store)
+{
+	_cleanup_dir_ DIR *dir = NULL;
+	struct dirent *de;
+	int copy = openat(store->data_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	dir = copy < 0 ? NULL : fdopendir(copy);
+	if (!dir) {
+		close_fd(&copy);
+		return false;
+	}
+	while ((de = readdir(dir))) {
+		if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0)
+			return true;
+	}
+	return false;
+}
+
 void storedir_close(struct storedir *store)
 {
 	close_fd(&store->data_fd);

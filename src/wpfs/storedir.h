@@ -7,6 +7,7 @@
 #define WPFS_WPFS_STOREDIR_H
 
 #include <limits.h>
+#include <stdbool.h>
 
 #include "wpfs/lockfile.h"
 
@@ -27,6 +28,9 @@ struct storedir {
  * store, a store inside `mountpoint`, one in use. 0 or -errno, logged.
  */
 int storedir_open(const char *path, const char *mountpoint, struct storedir *store);
+
+/* Are there contents of files: has the store been mounted before? */
+bool storedir_has_contents(const struct storedir *store);
 
 void storedir_close(struct storedir *store);
 

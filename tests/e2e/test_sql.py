@@ -52,17 +52,18 @@ def test_examples(make_wpfs):
     program.kill9()
     (wpfs.mnt / "small").write_bytes(b"abc")
     wpfs.umount()
-    answers = [shell(wpfs, one) for one in examples()]
-    assert len(answers) == 5, "an example without a test"
-    who, dirty, counts, epoch, largest = answers
-
     (mm,) = wpfs.wpctl_json("ps", target=wpfs.store)["mms"]
+    answers = [shell(wpfs, one) for one in examples()]
+    assert len(answers) == 6, "an example without a test"
+    who, dirty, counts, epoch, largest, mended = answers
+
     assert mm["epoch"] == 2
     assert who == [["db", "detached", "", "2"], ["/f", hex(program.addr), "64", "rw-"]]
     assert dirty == [["/f", str(7 * 4096), "4096"], ["/f", str(20 * 4096), str(5 * 4096)]]
     assert counts == [["db", "/f", str(mm["marked"]), str(mm["dirty"])]]
     assert epoch == [["/f", "3", "2"]]
     assert [int(size) for _, size in largest] == [64 * 4096, 3]
+    assert mended == []
 
 
 def test_views_say_what_wpctl_says(make_wpfs):
@@ -104,3 +105,8 @@ def test_a_damaged_set_is_an_error(make_wpfs):
     assert "bytes that are no valid set of pages" in query(
         wpfs, "SELECT * FROM dirty_v", status=1)
     assert query(wpfs, "SELECT name FROM mm_v") == [["t"]]
+    assert wpfs.command(harness.WPFS, "-f", wpfs.store, wpfs.mnt).returncode == 1
+    shell(wpfs, examples()[-1])  # as wpfs(5) mends it
+    wpfs.start()
+    assert (wpfs.mnt / "f").stat().st_size == 64 * 4096
+    assert "no program" in wpfs.wpctl("dirty", wpfs.mnt).stdout

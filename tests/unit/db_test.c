@@ -587,13 +587,14 @@ static void test_hostile_tree(void **state)
 			 "PRAGMA ignore_check_constraints=1; INSERT INTO dirent VALUES (1, %s, 4)",
 			 names[i]);
 		stranger(text);
-		db = open_ok(0);
+		db = open_ok(DB_READONLY); /* a mount refuses some of these before */
 		assert_int_equal(db_tree_load(db, &visitor), -EUCLEAN);
 		db_close(db);
+		stranger("DELETE FROM dirent WHERE id = 4");
 	}
 	stranger("DELETE FROM dirent; INSERT INTO dirent VALUES (1, x'61', 9), (9, x'62', 3),"
 		 " (3, x'63', 9)"); /* a loop must come to an end */
-	struct db *db = open_ok(0);
+	struct db *db = open_ok(DB_READONLY);
 
 	seen[0] = '\0';
 	assert_int_equal(db_tree_load(db, &visitor), 0);
