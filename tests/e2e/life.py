@@ -87,27 +87,23 @@ class Life:
         if self.own:
             self.written -= set(pages)
 
-    def report(self, verb, state):
-        """The file's pages in what `wpctl VERB` says of this program, each once."""
+    def pages(self, answer, state):
+        """The file's pages in what `wpctl marks` or `dirty` said of this program."""
         owner = "program" if self.own else "wpfs"
-        mm = report.mm_of(self.wpfs.wpctl_json(verb), self.name)
+        mm = report.mm_of(answer, self.name)
         assert mm["state"] == state
         return set(report.pages_of(mm, self.path, owner))
 
-    def check(self, state="live"):
+    def check(self, dirty, marks, state):
         """What was written must not be called clean, nothing else may be called written."""
         bits = self.reference.read_bytes() if self.threads else b""
         done = {page for page, value in enumerate(bits) if value & 2}
         begun = {page for page, value in enumerate(bits) if value == 1}
-        dirty, marked = self.report("dirty", state), self.report("marks", state)
-        if self.own:
-            self.check_own(dirty, marked, done, begun)
-        else:
-            self.check_wpfs(dirty, marked, done, begun)
-        if self.family:
-            mms = self.wpfs.wpctl_json("dirty", "--name", self.name)["mms"]
-            union = {page for mm in mms for page in report.pages_of(mm, self.path)}
-            assert not self.family - union, "a child's stores are not known"
+        look = self.check_own if self.own else self.check_wpfs
+        look(self.pages(dirty, state), self.pages(marks, state), done, begun)
+        union = {page for mm in dirty["mms"] if (mm["name"] or "").startswith(self.name)
+                 for page in report.pages_of(mm, self.path)}
+        assert not self.family - union, "a child's stores are not known"
 
     def check_wpfs(self, dirty, marked, done, begun):
         must = self.written | done | self.changed
@@ -122,27 +118,38 @@ class Life:
         assert not self.all - must_not - begun - marked, "marks are lost"
         assert self.twice or not dirty & marked
 
-    def end(self):
-        """kill -9, in the midst of writes if there are any: what was known stays known."""
+    def kill(self):
+        """In the midst of writes if there are any."""
         if self.threads:
             self.write_on()
         self.program.kill9()
-        self.check("detached")
 
 
-def live(wpfs, kind, threads, what, events="remap fork", after=True, populated=False, cls=Life):
-    """One life: some stores, `what` is done, some stores more; then a look, the end, a look."""
-    life = cls(wpfs, kind, threads, events, populated)
+def check(lives, state="live"):
+    dirty, marks = (lives[0].wpfs.wpctl_json(verb) for verb in ("dirty", "marks"))
+    for life in lives:
+        life.check(dirty, marks, state)
+
+
+def check_and_end(lives):
+    """A look at them, kill -9, a look: what was known stays known."""
+    for life in lives:
+        life.rest()
+    check(lives)
+    for life in lives:
+        life.kill()
+    check(lives, "detached")
+
+
+def live(life, what, after=True):
+    """Some stores, `what` is done, some stores more."""
     life.store(BASE + 1, BASE + 9, BASE + 17)
-    if not threads:  # known before, or found only after it
-        wpfs.wpctl("sync", wpfs.mnt)
+    if not life.threads:  # known before, or found only after it
+        life.wpfs.wpctl("sync", life.wpfs.mnt)
     what(life)
     life.store(BASE + 2, BASE + 30)
     if after:
         life.store(BASE + 10)
-    life.rest()
-    life.check()
-    life.end()
 
 
 def another(life):

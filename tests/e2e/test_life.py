@@ -484,8 +484,8 @@ def last_close(t):
 
 @case()
 def rename(t):
-    os.rename(t.file, t.wpfs.mnt / "h")
-    t.path = "/h"
+    os.rename(t.file, t.wpfs.mnt / f"{t.name}.new")
+    t.path += ".new"
 
 
 @case()
@@ -568,10 +568,13 @@ def lives(names=CASES):
     return [(name, kind) for name in names for kind in CASES[name][1]]
 
 
-def both(wpfs, name, kind, **more):
+def both(wpfs, name, kind, populated=False, cls=life.Life):
     what, _, after, events = CASES[name]
+    both_ = []
     for threads in (0, 2):
-        life.live(wpfs, kind, threads, what, events, after, **more)
+        both_.append(cls(wpfs, kind, threads, events, populated))
+        life.live(both_[-1], what, after)
+    life.check_and_end(both_)
 
 
 @pytest.mark.parametrize("name,kind", lives())
@@ -629,9 +632,7 @@ def test_swapoff(wpfs, kind):
             t.store(BASE + 2, BASE + 30)
     for t in lives_:
         t.store(BASE + 3)
-        t.rest()
-        t.check()
-        t.end()
+    life.check_and_end(lives_)
 
 
 @pytest.mark.parametrize("kind", ["wpfs", "own"])
@@ -643,11 +644,12 @@ def test_unlinked(wpfs, kind):
         os.unlink(t.file)
         t.store(BASE + 2)
         t.rest()
-        t.check()
-        t.program.kill9()
-        assert t.report("dirty", "detached") == t.report("marks", "detached") == set()
+        life.check([t])
+        t.kill()
+        for verb in ("dirty", "marks"):
+            assert not t.pages(wpfs.wpctl_json(verb), "detached")
         (wpfs.mnt / t.name).write_bytes(bytes(PAGES * PAGE))
-        assert t.report("marks", "detached") == set(), "another file has its marks"
+        assert not t.pages(wpfs.wpctl_json("marks"), "detached"), "another file has its marks"
 
 
 @pytest.mark.parametrize("kind", ["wpfs", "own"])
@@ -664,11 +666,9 @@ def test_exec_chain(wpfs, kind):
                 t.order(f"reg {fd} 0 0 {PAGES}")
                 t.order(f"wp {fd} 0 0 1 off")
                 t.written.add(0)
-            t.check()
+            life.check([t])
             t.write_on()
-        t.rest()
-        t.check()
-        t.end()
+        life.check_and_end([t])
 
 
 # ---- all of it amid stores to the very pages
@@ -718,8 +718,8 @@ def test_amid_stores(wpfs, kind, seed):
         rng.choice(AMID[kind])(t)
     t.family.clear()  # they wrote what others write too
     t.rest()
-    t.check()
+    life.check([t])
     t.order(f"writers 0 0 {PAGES} {t.threads} {t.reference}")
     t.order("busy 50")
     t.program.kill9()
-    t.check("detached")
+    life.check([t], "detached")
