@@ -71,7 +71,8 @@ struct mm_file *mm_file_get(struct mm *mm, uint64_t file)
 	return f;
 }
 
-int mm_owned_taint(struct mm_owned *own, uint64_t pgoff, uint64_t nr, uint64_t *added)
+/* What is armed in [pgoff, pgoff + nr) is dirty; *added (may be NULL) grows by the new ones. */
+static int mm_owned_taint(struct mm_owned *own, uint64_t pgoff, uint64_t nr, uint64_t *added)
 {
 	uint64_t before = mm_set_count(&own->dirty);
 	int r = mm_set_or_range(&own->dirty, &own->armed, pgoff, nr);
@@ -81,11 +82,34 @@ int mm_owned_taint(struct mm_owned *own, uint64_t pgoff, uint64_t nr, uint64_t *
 	return r;
 }
 
-int mm_owned_disarm(struct mm_owned *own, uint64_t pgoff, uint64_t nr)
+/* Nothing in [pgoff, pgoff + nr) is armed any more. */
+static int mm_owned_disarm(struct mm_owned *own, uint64_t pgoff, uint64_t nr)
 {
 	int r = mm_set_remove_range(&own->armed, pgoff, nr);
 
 	return r < 0 ? r : mm_set_remove_range(&own->dirty, pgoff, nr);
+}
+
+int mm_zap(struct mm *mm, struct mm_file *file, enum mm_owner owner, uint64_t pgoff, uint64_t nr,
+	   enum zap_reason why)
+{
+	struct mm_owned *own = &file->own[owner];
+
+	switch (why) {
+	case ZAP_DROP:
+		/* The mark stays where it is: only this set remembers. */
+		return mm_owned_taint(own, pgoff, nr, NULL);
+	case ZAP_UNMAP:
+		/* The program's are gone, as in the kernel. wpfs's are parked: armed still. */
+		return owner == MM_PROGRAM ? mm_owned_disarm(own, pgoff, nr) : 0;
+	case ZAP_UNSEEN:
+		return owner == MM_PROGRAM ? mm_owned_disarm(own, pgoff, nr)
+					   : mm_owned_taint(own, pgoff, nr, &mm->conservative);
+	case ZAP_LOST:
+		/* Whether they were unmapped before is not known either. */
+		return mm_owned_taint(own, pgoff, nr, &mm->conservative);
+	}
+	return -EINVAL;
 }
 
 int mm_doubt(struct mm *mm, struct mm_file *file, uint64_t pgoff, uint64_t nr)
@@ -104,7 +128,7 @@ int mm_drop(struct mm *mm, uint64_t file, uint64_t pgoff, uint64_t nr)
 	if (nr > MM_PGOFF_MAX - pgoff)
 		nr = MM_PGOFF_MAX - pgoff;
 	for (int o = 0; o < MM_NR_OWNERS; o++) {
-		int r = mm_owned_taint(&f->own[o], pgoff, nr, NULL);
+		int r = mm_zap(mm, f, (enum mm_owner)o, pgoff, nr, ZAP_DROP);
 
 		if (r < 0)
 			return r;
@@ -118,7 +142,7 @@ int mm_lost(struct mm *mm)
 
 	HASH_ITER (hh, mm->files, f, next) {
 		for (int o = 0; o < MM_NR_OWNERS; o++) {
-			int r = mm_owned_taint(&f->own[o], 0, MM_PGOFF_MAX, &mm->conservative);
+			int r = mm_zap(mm, f, (enum mm_owner)o, 0, MM_PGOFF_MAX, ZAP_LOST);
 
 			if (r < 0)
 				return r;
@@ -211,49 +235,35 @@ static void mm_remove_vmas(struct mm *mm, size_t first, size_t last)
 	mm->nr_vmas -= last - first;
 }
 
-/*
- * An unmapped range: what the program itself armed there is gone, as in the kernel; what wpfs did
- * is in doubt if nobody looked at the end, and if nobody watched too.
- */
-static int mm_unmap_vma(struct mm *mm, const struct mm_vma *vma, bool unseen)
+/* What can never be written, and nobody watched, has no last stores. */
+static int mm_unmap_vma(struct mm *mm, const struct mm_vma *vma, enum zap_reason why)
 {
 	struct mm_file *f = mm_file_find(mm, vma->file);
+	enum mm_owner owner = vma->registered ? vma->owner : MM_WPFS;
 
-	if (!f)
+	if (!f || vma->sealed)
 		return 0;
-	if (vma->registered && vma->owner == MM_PROGRAM)
-		return mm_owned_disarm(&f->own[MM_PROGRAM], vma->pgoff, mm_vma_pages(vma));
-	return unseen && !vma->sealed ? mm_doubt(mm, f, vma->pgoff, mm_vma_pages(vma)) : 0;
+	return mm_zap(mm, f, owner, vma->pgoff, mm_vma_pages(vma), why);
 }
 
-static int mm_unmap_range(struct mm *mm, uint64_t start, uint64_t end, bool unseen)
+int mm_unmap(struct mm *mm, uint64_t start, uint64_t end, enum zap_reason why)
 {
 	size_t first, last;
 	int r = mm_cut(mm, start, end, &first, &last);
 
 	for (size_t i = first; r == 0 && i < last; i++)
-		r = mm_unmap_vma(mm, &mm->vmas[i], unseen);
+		r = mm_unmap_vma(mm, &mm->vmas[i], why);
 	if (r < 0)
 		return r;
 	mm_remove_vmas(mm, first, last);
 	return 0;
 }
 
-int mm_unmap(struct mm *mm, uint64_t start, uint64_t end)
-{
-	return mm_unmap_range(mm, start, end, false);
-}
-
-int mm_vanish(struct mm *mm, uint64_t start, uint64_t end)
-{
-	return mm_unmap_range(mm, start, end, true);
-}
-
 int mm_map(struct mm *mm, struct mm_vma *vma)
 {
 	struct mm_vma *bigger;
 	size_t i = 0;
-	int r = mm_vanish(mm, vma->start, vma->end);
+	int r = mm_unmap(mm, vma->start, vma->end, ZAP_UNSEEN);
 
 	if (r == 0 && !mm_file_get(mm, vma->file))
 		r = -ENOMEM;

@@ -30,6 +30,19 @@
 
 enum mm_owner { MM_WPFS, MM_PROGRAM, MM_NR_OWNERS };
 
+/*
+ * Why entries of a page table go, or what is in their pages. The kernel keeps the mark of an entry
+ * that goes, in a marker, unless its mapping goes: only unmapping clears one. What goes while
+ * mapping and contents stay (reclaim, swap, MADV_DONTNEED, mprotect, an eviction) changes nothing
+ * here either, and needs no reason.
+ */
+enum zap_reason {
+	ZAP_DROP,   /* punch hole, truncate, MADV_REMOVE: the mark stays, with other contents */
+	ZAP_UNMAP,  /* the mapping goes, harvested after its last store */
+	ZAP_UNSEEN, /* the mapping went or was replaced: its last stores are unknown */
+	ZAP_LOST,   /* the whole mm went so */
+};
+
 struct mm_vma {
 	uint64_t start, end;  /* bytes */
 	uint64_t file;	      /* file id */
@@ -105,11 +118,11 @@ int mm_observe(struct mm *mm, struct mm_vma *now, size_t nr);
  */
 int mm_map(struct mm *mm, struct mm_vma *vma);
 
-/* [start, end) is being unmapped and the mm was observed after its last store: forget the VMAs. */
-int mm_unmap(struct mm *mm, uint64_t start, uint64_t end);
-
-/* [start, end) was unmapped or replaced unseen: as mm_unmap, and what was armed there is dirty. */
-int mm_vanish(struct mm *mm, uint64_t start, uint64_t end);
+/*
+ * The mappings of [start, end) go: ZAP_UNMAP, the mm was observed after the last store to them, or
+ * ZAP_UNSEEN, and then what wpfs had armed there is dirty. 0 or -ENOMEM.
+ */
+int mm_unmap(struct mm *mm, uint64_t start, uint64_t end, enum zap_reason why);
 
 /* Marks VMAs of [start, end) as registered by `owner` (or by nobody). Splits at the borders. */
 int mm_set_registered(struct mm *mm, uint64_t start, uint64_t end, bool registered,
@@ -123,13 +136,13 @@ int mm_set_registered(struct mm *mm, uint64_t start, uint64_t end, bool register
 int mm_plan_arm(const struct mm *mm, uint64_t file, enum mm_owner owner, bool fresh, uint64_t pgoff,
 		uint64_t nr, struct mm_set *set);
 
-/* Contents of [pgoff, pgoff + nr) were dropped: armed pages there are dirty. */
+/* ZAP_DROP: contents of [pgoff, pgoff + nr) were dropped: armed pages there are dirty. */
 int mm_drop(struct mm *mm, uint64_t file, uint64_t pgoff, uint64_t nr);
 
 /* Everything that owner wpfs armed in [pgoff, pgoff + nr) of the file is dirty. */
 int mm_doubt(struct mm *mm, struct mm_file *file, uint64_t pgoff, uint64_t nr);
 
-/* The address space is gone without a last harvest: all that is armed is dirty. */
+/* ZAP_LOST: the address space is gone without a last harvest: all that is armed is dirty. */
 int mm_lost(struct mm *mm);
 
 /* Forgets all mappings (the mm is gone and harvested; a next run will map anew). */

@@ -5,10 +5,8 @@
 
 #include "mm/model.h"
 
-/* What is armed in [pgoff, pgoff + nr) is dirty; *added (may be NULL) grows by the new ones. */
-int mm_owned_taint(struct mm_owned *own, uint64_t pgoff, uint64_t nr, uint64_t *added);
-
-/* Nothing in [pgoff, pgoff + nr) is armed any more. */
-int mm_owned_disarm(struct mm_owned *own, uint64_t pgoff, uint64_t nr);
+/* What becomes of what `owner` armed in [pgoff, pgoff + nr) of the file. 0 or -ENOMEM. */
+int mm_zap(struct mm *mm, struct mm_file *file, enum mm_owner owner, uint64_t pgoff, uint64_t nr,
+	   enum zap_reason why);
 
 #endif

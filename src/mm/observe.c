@@ -184,10 +184,8 @@ static int observe_gone(struct observation *ob, const struct mm_vma *old, struct
 			if (r == 0)
 				r = pieces_add(&rest, left.file, end, left.pgoff + left.nr - end,
 					       0);
-		} else if (f && old->owner == MM_WPFS) {
-			r = mm_doubt(ob->mm, f, left.pgoff, left.nr);
 		} else if (f) {
-			r = mm_owned_disarm(&f->own[MM_PROGRAM], left.pgoff, left.nr);
+			r = mm_zap(ob->mm, f, old->owner, left.pgoff, left.nr, ZAP_UNSEEN);
 		}
 	}
 	free(rest.p);

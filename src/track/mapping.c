@@ -142,7 +142,7 @@ static int mapping_clear_place(struct track *t, struct tmm *tm, const struct wpf
 		if (r < 0)
 			return r;
 	}
-	return mm_vanish(&tm->mm, map->final, end);
+	return mm_unmap(&tm->mm, map->final, end, ZAP_UNSEEN);
 }
 
 void mapping_map(struct request *rq)
@@ -222,7 +222,7 @@ void mapping_unmap(struct request *rq)
 		/* The shim has made the range read-only: no store comes after this harvest. */
 		r = tmm_harvest(rq->t, tm);
 		if (r == 0)
-			r = mm_unmap(&tm->mm, range->addr, range->addr + range->len);
+			r = mm_unmap(&tm->mm, range->addr, range->addr + range->len, ZAP_UNMAP);
 		residency_busy(rq->t, false);
 		/* The kernel will not know any more: a daemon after this one has only what is
 		 * stored. */

@@ -171,7 +171,7 @@ void own_unreg(struct request *rq)
 
 	if (own_range_ok(range->addr, range->len)) {
 		/* Gone for good, as in the kernel: as if the mappings had been unmapped. */
-		r = mm_unmap(&tm->mm, range->addr, range->addr + range->len);
+		r = mm_unmap(&tm->mm, range->addr, range->addr + range->len, ZAP_UNMAP);
 		if (r == 0)
 			r = tmm_harvest(rq->t, tm);
 	}

@@ -185,7 +185,7 @@ static int tmm_hide_announced(const struct tmm *tm, struct harvest *h)
 		uint64_t start = vma->start, end = vma->end;
 
 		if (tmm_is_going(tm, vma, &start, &end) || tmm_is_coming(tm, vma))
-			r = mm_unmap(&view, start, end);
+			r = mm_unmap(&view, start, end, ZAP_UNMAP);
 		else
 			i++;
 	}

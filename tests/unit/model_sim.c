@@ -161,7 +161,7 @@ void sim_harvest(struct sim *s)
 static void shim_unmap(struct sim *s, struct sim_range r)
 {
 	sim_harvest(s);
-	ok(mm_unmap(&s->mm, AT(r.at), AT(r.at + r.nr)));
+	ok(mm_unmap(&s->mm, AT(r.at), AT(r.at + r.nr), ZAP_UNMAP));
 	memset(&s->space[r.at], 0, (size_t)r.nr * sizeof(s->space[0]));
 }
 
@@ -194,7 +194,7 @@ static void shim_map_at(struct sim *s, int at, int nr, int file, int pgoff)
 
 	ok(mm_plan_arm(&s->mm, v.file, MM_WPFS, fresh, v.pgoff, (uint64_t)nr, &set));
 	replaced(s, at, nr);
-	ok(mm_vanish(&s->mm, v.start, v.end));
+	ok(mm_unmap(&s->mm, v.start, v.end, ZAP_UNSEEN));
 	for (int i = 0; fresh && i < nr; i++)
 		s->ref[file][pgoff + i].armed = true;
 	if (fresh) {
@@ -288,7 +288,7 @@ static void own_unregister(struct sim *s)
 		s->space[i].registered = s->space[i].marked = false;
 		sim_taint(s, s->space[i].file, s->space[i].pgoff);
 	}
-	ok(mm_unmap(&s->mm, AT(r.at), AT(r.at + r.nr)));
+	ok(mm_unmap(&s->mm, AT(r.at), AT(r.at + r.nr), ZAP_UNMAP));
 	sim_harvest(s);
 }
 

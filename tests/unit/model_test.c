@@ -10,6 +10,7 @@
 
 #include "base/units.h"
 #include "mm/model.h"
+#include "mm/model_internal.h"
 
 #define F1	 11 /* file ids */
 #define F2	 12
@@ -156,7 +157,7 @@ static void test_unmap_announced_loses_nothing(void **state)
 	struct mm mm;
 
 	setup(&mm);
-	assert_int_equal(mm_unmap(&mm, AT(0), AT(1000)), 0);
+	assert_int_equal(mm_unmap(&mm, AT(0), AT(1000), ZAP_UNMAP), 0);
 	assert_int_equal(mm.nr_vmas, 0);
 	assert_dirty(&mm, MM_WPFS, 0, 0);
 	assert_int_equal(mm_set_count(set_of(&mm, MM_WPFS, true)), 10);
@@ -170,7 +171,7 @@ static void test_unmap_cuts_at_its_borders(void **state)
 
 	setup(&mm);
 	assert_int_equal(mm_set_remove_range(&mm.vmas[0].marked, 8, 1), 0);
-	assert_int_equal(mm_unmap(&mm, AT(103), AT(105)), 0);
+	assert_int_equal(mm_unmap(&mm, AT(103), AT(105), ZAP_UNMAP), 0);
 	assert_null(mm_check(&mm));
 	assert_int_equal(mm.nr_vmas, 2);
 	assert_vma(&mm, 0, 100, 3, 0, 3);
@@ -187,9 +188,9 @@ static void test_unmap_of_several_and_of_none(void **state)
 	map(&mm, 100, 10, F1, 0);
 	map(&mm, 110, 10, F2, 0);
 	map(&mm, 130, 10, F1, 30);
-	assert_int_equal(mm_unmap(&mm, AT(120), AT(130)), 0);
+	assert_int_equal(mm_unmap(&mm, AT(120), AT(130), ZAP_UNMAP), 0);
 	assert_int_equal(mm.nr_vmas, 3);
-	assert_int_equal(mm_unmap(&mm, AT(109), AT(131)), 0);
+	assert_int_equal(mm_unmap(&mm, AT(109), AT(131), ZAP_UNMAP), 0);
 	assert_null(mm_check(&mm));
 	assert_int_equal(mm.nr_vmas, 2);
 	assert_vma(&mm, 0, 100, 9, 0, 9);
@@ -202,7 +203,7 @@ static void test_vanish_makes_armed_dirty(void **state)
 	struct mm mm;
 
 	setup(&mm);
-	assert_int_equal(mm_vanish(&mm, AT(108), AT(120)), 0);
+	assert_int_equal(mm_unmap(&mm, AT(108), AT(120), ZAP_UNSEEN), 0);
 	assert_dirty(&mm, MM_WPFS, 8, 2);
 	assert_int_equal(mm.conservative, 2);
 	assert_vma(&mm, 0, 100, 8, 0, 8);
@@ -218,10 +219,10 @@ static void test_vanish_of_an_unregistered_mapping(void **state)
 	mm_init(&mm);
 	assert_int_equal(mm_map(&mm, &v), 0);
 	arm(&mm, F1, MM_WPFS, 0, 10);
-	assert_int_equal(mm_vanish(&mm, AT(202), AT(204)), 0);
+	assert_int_equal(mm_unmap(&mm, AT(202), AT(204), ZAP_UNSEEN), 0);
 	assert_dirty(&mm, MM_WPFS, 2, 2);
 	mm.vmas[0].sealed = true;
-	assert_int_equal(mm_vanish(&mm, AT(200), AT(202)), 0);
+	assert_int_equal(mm_unmap(&mm, AT(200), AT(202), ZAP_UNSEEN), 0);
 	assert_dirty(&mm, MM_WPFS, 2, 2);
 	mm_free(&mm);
 }
@@ -233,8 +234,8 @@ static void test_unmapped_program_range_is_disarmed(void **state)
 
 	setup(&mm);
 	assert_int_equal(mm_set_registered(&mm, AT(100), AT(110), true, MM_PROGRAM, false), 0);
-	assert_int_equal(mm_unmap(&mm, AT(100), AT(102)), 0);
-	assert_int_equal(mm_vanish(&mm, AT(108), AT(110)), 0);
+	assert_int_equal(mm_unmap(&mm, AT(100), AT(102), ZAP_UNMAP), 0);
+	assert_int_equal(mm_unmap(&mm, AT(108), AT(110), ZAP_UNSEEN), 0);
 	assert_int_equal(mm_set_count(set_of(&mm, MM_PROGRAM, true)), 6);
 	assert_int_equal(mm_set_count_range(set_of(&mm, MM_PROGRAM, true), 2, 6), 6);
 	assert_int_equal(mm_set_count(set_of(&mm, MM_WPFS, true)), 10);
@@ -328,6 +329,36 @@ static void test_drop_is_dirty_for_both_owners(void **state)
 	mm_free(&mm);
 }
 
+static void test_zap_only_unmapping_clears(void **state)
+{
+	static const struct {
+		enum zap_reason why;
+		uint64_t dirty, own_armed, own_dirty, conservative;
+	} rows[] = {
+		{ZAP_DROP, 4, 10, 4, 0},
+		{ZAP_UNMAP, 0, 6, 0, 0},
+		{ZAP_UNSEEN, 4, 6, 0, 4},
+		{ZAP_LOST, 4, 10, 4, 8},
+	};
+
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		struct mm mm;
+
+		setup(&mm);
+		for (int o = 0; o < MM_NR_OWNERS; o++)
+			assert_int_equal(mm_zap(&mm, mm_file_find(&mm, F1), (enum mm_owner)o, 2, 4,
+						rows[i].why),
+					 0);
+		/* What wpfs armed stays armed, whatever happens: parked at worst. */
+		assert_int_equal(mm_set_count(set_of(&mm, MM_WPFS, true)), 10);
+		assert_dirty(&mm, MM_WPFS, 2, rows[i].dirty);
+		assert_int_equal(mm_set_count(set_of(&mm, MM_PROGRAM, true)), rows[i].own_armed);
+		assert_dirty(&mm, MM_PROGRAM, 2, rows[i].own_dirty);
+		assert_int_equal(mm.conservative, rows[i].conservative);
+		mm_free(&mm);
+	}
+}
+
 static void test_doubt_is_of_wpfs_and_counted_once(void **state)
 {
 	struct mm mm;
@@ -408,6 +439,7 @@ int main(void)
 		cmocka_unit_test(test_plan_arm_fresh_is_all_but_dirty),
 		cmocka_unit_test(test_plan_arm_again_is_armed_and_not_dirty),
 		cmocka_unit_test(test_drop_is_dirty_for_both_owners),
+		cmocka_unit_test(test_zap_only_unmapping_clears),
 		cmocka_unit_test(test_doubt_is_of_wpfs_and_counted_once),
 		cmocka_unit_test(test_lost_makes_all_armed_dirty),
 		cmocka_unit_test(test_check_sees_what_is_broken),

@@ -45,7 +45,7 @@ static void test_dirty_is_sticky(void **state)
 	view_add(&view, 100, 10, F1, 0); /* marked again, by whomever */
 	observe(&mm, &view);
 	assert_dirty(&mm, F1, 7, 1);
-	assert_int_equal(mm_unmap(&mm, AT(100), AT(110)), 0);
+	assert_int_equal(mm_unmap(&mm, AT(100), AT(110), ZAP_UNMAP), 0);
 	observe(&mm, &view);
 	assert_dirty(&mm, F1, 7, 1);
 	mm_free(&mm);
