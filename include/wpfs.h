@@ -8,7 +8,7 @@
  * Errors. Functions that return int give 0 or, where said, a number >= 0; or a negative errno
  * value, -EINVAL for example. errno itself means nothing afterwards. Beside those named with a
  * function, all that take a handle can give
- *	-ECONNREFUSED, -ENOENT	the mount's daemon is not running
+ *	-ECONNREFUSED	the mount's daemon is not running
  *	-ECONNRESET	the daemon went away during the call, and is not back; whether it did what
  *			was asked is not known. Everything may be asked again
  *	-ETIMEDOUT	it does not answer
@@ -176,7 +176,7 @@ struct wpfs_runs {
  * A backup that copies dirty(E, E2 - 1) after E2 = protect() misses nothing, whatever came between.
  *
  * *runs is filled; on an error it is empty. More than 2^20 runs are read in several steps, each as
- * of its time. -ENOENT: also: epoch `from` of this file is not kept; -EXDEV, -ENOTCONN, -EINVAL as
+ * of its time. -ENOENT: epoch `from` of this file is not kept; -EXDEV, -ENOTCONN, -EINVAL as
  * wpfs_protect.
  */
 int wpfs_dirty(struct wpfs *handle, int fd, uint64_t offset, uint64_t len, uint64_t from,

@@ -37,7 +37,6 @@ int lib_fail(int err, const char *what, const char *fmt, ...)
 static const char *meaning(int err)
 {
 	switch (err) {
-	case -ENOENT:
 	case -ECONNREFUSED:
 		return "the mount's daemon is not running: start wpfs on its store again";
 	case -ECONNRESET:
@@ -70,6 +69,13 @@ static const char *meaning(int err)
 int lib_fail_errno(int err, const char *what)
 {
 	return lib_fail(err, what, "%s", meaning(err));
+}
+
+/* A socket that is not there and one that nobody listens on are the same to who asks; and ENOENT
+ * has another meaning as an answer. */
+static int no_daemon(int err)
+{
+	return err == -ENOENT ? -ECONNREFUSED : err;
 }
 
 /* The preloaded library's, if there is one: a process attaches once. */
@@ -116,7 +122,7 @@ int wpfs_attach(const char *path, const char *name, struct wpfs **handle)
 	}
 	made->mount = made->core->attach(made->id, name);
 	if (made->mount < 0) {
-		err = made->mount;
+		err = no_daemon(made->mount);
 		free(made);
 		return err == -EINVAL
 			       ? lib_fail(err, path, "the name is not 1 to %d of A-Z a-z 0-9 . _ -",
@@ -142,7 +148,7 @@ static int ask_once(struct wpfs *handle, enum wpfs_op op, const struct wpfs_self
 	int status = ipc_client_connect(handle->id, ASK_TIMEOUT_MS, &client);
 
 	if (status < 0)
-		return status;
+		return no_daemon(status);
 	status = ipc_client_call(client, op, self, reply, fn, arg);
 	snprintf(said, size, "%s", ipc_client_error(client));
 	return status;
@@ -167,7 +173,7 @@ int lib_ask(struct wpfs *handle, const char *what, enum wpfs_op op, const struct
 	}
 	if (status >= 0)
 		return status;
-	if (status == -EPIPE || (lost && (status == -ENOENT || status == -ECONNREFUSED)))
+	if (status == -EPIPE || (lost && status == -ECONNREFUSED))
 		status = -ECONNRESET;
 	return said[0] ? lib_fail(status, what, "%s", said) : lib_fail_errno(status, what);
 }

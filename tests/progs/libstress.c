@@ -54,8 +54,8 @@ static bool again(int err)
 	const struct timespec ms = {.tv_nsec = 1000000};
 
 	nanosleep(&ms, NULL);
-	return away && (err == -ECONNREFUSED || err == -ECONNRESET || err == -ENOENT ||
-			err == -ENOTCONN || err == -ETIMEDOUT);
+	return away && (err == -ECONNREFUSED || err == -ECONNRESET || err == -ENOTCONN ||
+			err == -ETIMEDOUT);
 }
 
 static void *writer(void *arg)
