@@ -383,8 +383,9 @@ int fork_look_for_strays(struct track *t, struct tmm *tm)
 			continue;
 		if (fork_is_gone(tm, stray->fd))
 			dead[nr_dead++] = stray->fd;
-		else if (age > FORK_CLAIM_MS)
-			doubt = true;
+		else if (age > FORK_CLAIM_MS || tm->ending)
+			doubt = true; /* its uffd goes with the witness, if it does not come first
+				       */
 	}
 	if (r == 0 && (doubt || nr_dead))
 		r = fork_doubt_children(t, tm);

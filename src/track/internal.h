@@ -84,6 +84,7 @@ struct tmm {
 	bool fork_child;   /* named by its parent: kept only if it wrote something */
 	bool private_maps; /* seen mapping files of the mount MAP_PRIVATE */
 	bool mapped_shared;  /* has mapped a file of the mount shared at some time */
+	bool ending;	     /* nobody will look at its witness again */
 	bool epoch_turned;   /* protected or unprotected since: fork_dirty tells nothing any more */
 	uint64_t fork_dirty; /* tmm_dirty() when it was forked */
 	struct proc_id program; /* pid 0 when detached */

@@ -77,6 +77,7 @@ void life_end(struct track *t, struct tmm *tm)
 		tmm_free(t, tm);
 		return;
 	}
+	tm->ending = true;
 	r = tm->witness_pidfd < 0 || proc_is_dead(tm->witness_pidfd) ? -ESRCH : tmm_harvest(t, tm);
 	if (r < 0) {
 		uint64_t before = tm->mm.conservative;

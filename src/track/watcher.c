@@ -5,29 +5,41 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <pthread.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/inotify.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 
+#define WATCHER_SOCK	3 /* in the other process */
+#define WATCHER_INOTIFY 4
+
 struct watcher {
 	int inotify_fd;
-	pthread_t thread;
-	pthread_mutex_t lock;
-	pthread_cond_t asked, done;
-	/* guarded by lock */
-	bool stop;
-	bool busy;	/* there is a path; the thread may be at it */
-	bool abandoned; /* nobody waits for the result any more */
-	char path[PATH_MAX];
+	int sock;
+	pid_t pid;
+	uint32_t seq;
+};
+
+struct watcher_request {
+	uint32_t seq;
 	uint64_t dev, ino;
-	int result;
+	char path[PATH_MAX];
+};
+
+struct watcher_answer {
+	uint32_t seq;
+	int32_t result;
 };
 
 static dev_t watcher_dev(const struct statx *stx)
@@ -35,9 +47,11 @@ static dev_t watcher_dev(const struct statx *stx)
 	return makedev(stx->stx_dev_major, stx->stx_dev_minor);
 }
 
-static int watcher_watch(int inotify_fd, const char *path, uint64_t dev, uint64_t ino)
+/* ---- the other process: no memory is allocated and no lock taken after the fork ---- */
+
+static int watcher_watch(const struct watcher_request *rq)
 {
-	_cleanup_close_ int fd = open(path, O_PATH | O_CLOEXEC);
+	_cleanup_close_ int fd = open(rq->path, O_PATH | O_CLOEXEC);
 	struct statx stx;
 	char link[40];
 	int wd;
@@ -45,64 +59,67 @@ static int watcher_watch(int inotify_fd, const char *path, uint64_t dev, uint64_
 	if (fd < 0 ||
 	    statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &stx) < 0)
 		return -errno;
-	if (watcher_dev(&stx) != dev || stx.stx_ino != ino)
+	if (watcher_dev(&stx) != rq->dev || stx.stx_ino != rq->ino)
 		return -ESTALE;
 	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
-	wd = inotify_add_watch(inotify_fd, link, IN_MODIFY | IN_ONESHOT);
+	wd = inotify_add_watch(WATCHER_INOTIFY, link, IN_MODIFY | IN_ONESHOT);
 	return wd < 0 ? -errno : wd;
 }
 
-static void *watcher_main(void *arg)
+/* Keeps nothing of the daemon's, /dev/fuse least of all; ends when the daemon has. */
+static _Noreturn void watcher_main(int sock, int inotify_fd)
 {
-	struct watcher *w = arg;
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	struct watcher_request rq;
 
-	pthread_mutex_lock(&w->lock);
-	while (!w->stop) {
-		char path[PATH_MAX];
-		uint64_t dev, ino;
-		int r;
+	prctl(PR_SET_NAME, "wpfs-watcher");
+	/* First out of the way of the numbers they are to have. */
+	sock = fcntl(sock, F_DUPFD, WATCHER_INOTIFY + 1);
+	inotify_fd = fcntl(inotify_fd, F_DUPFD, WATCHER_INOTIFY + 1);
+	/* Who started the daemon may wait for the end of its output. */
+	for (int fd = 0; fd <= STDERR_FILENO; fd++)
+		if (dup2(null, fd) < 0)
+			_exit(1);
+	if (sock < 0 || inotify_fd < 0 || dup2(sock, WATCHER_SOCK) < 0 ||
+	    dup2(inotify_fd, WATCHER_INOTIFY) < 0 || close_range(WATCHER_INOTIFY + 1, ~0u, 0) < 0 ||
+	    chdir("/") < 0)
+		_exit(1);
+	while (recv(WATCHER_SOCK, &rq, sizeof(rq), 0) == (ssize_t)sizeof(rq)) {
+		struct watcher_answer answer = {.seq = rq.seq};
 
-		if (!w->busy) {
-			pthread_cond_wait(&w->asked, &w->lock);
-			continue;
-		}
-		memcpy(path, w->path, sizeof(path));
-		dev = w->dev;
-		ino = w->ino;
-		pthread_mutex_unlock(&w->lock);
-		r = watcher_watch(w->inotify_fd, path, dev, ino);
-		pthread_mutex_lock(&w->lock);
-		if (w->abandoned && r > 0)
-			inotify_rm_watch(w->inotify_fd, r);
-		w->result = r;
-		w->busy = false;
-		pthread_cond_signal(&w->done);
+		rq.path[sizeof(rq.path) - 1] = '\0';
+		answer.result = watcher_watch(&rq);
+		if (send(WATCHER_SOCK, &answer, sizeof(answer), MSG_NOSIGNAL) < 0)
+			break;
 	}
-	pthread_mutex_unlock(&w->lock);
-	return NULL;
+	_exit(0);
 }
+
+/* ---- the daemon ---- */
 
 int watcher_start(int inotify_fd, struct watcher **watcher)
 {
 	struct watcher *w = calloc(1, sizeof(*w));
-	pthread_condattr_t attr;
-	int r;
+	int socks[2], r = 0;
 
 	if (!w)
 		return -ENOMEM;
-	w->inotify_fd = inotify_fd;
-	pthread_mutex_init(&w->lock, NULL);
-	pthread_cond_init(&w->asked, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&w->done, &attr);
-	pthread_condattr_destroy(&attr);
-	r = -pthread_create(&w->thread, NULL, watcher_main, w);
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, socks) < 0) {
+		free(w);
+		return -errno;
+	}
+	*w = (struct watcher){.inotify_fd = inotify_fd, .sock = socks[0]};
+	w->pid = fork();
+	if (w->pid == 0)
+		watcher_main(socks[1], inotify_fd);
+	if (w->pid < 0)
+		r = -errno;
+	close(socks[1]);
 	if (r < 0) {
+		close(socks[0]);
 		free(w);
 		return r;
 	}
-	pthread_setname_np(w->thread, "wpfs-watcher");
 	*watcher = w;
 	return 0;
 }
@@ -111,52 +128,47 @@ void watcher_stop(struct watcher *w)
 {
 	if (!w)
 		return;
-	pthread_mutex_lock(&w->lock);
-	w->stop = w->abandoned = true;
-	pthread_cond_signal(&w->asked);
-	pthread_mutex_unlock(&w->lock);
-	pthread_join(w->thread, NULL);
-	pthread_cond_destroy(&w->asked);
-	pthread_cond_destroy(&w->done);
-	pthread_mutex_destroy(&w->lock);
+	close(w->sock);
+	kill(w->pid, SIGKILL); /* it may be in a request that nobody answers yet */
+	while (waitpid(w->pid, NULL, 0) < 0 && errno == EINTR)
+		continue;
 	free(w);
 }
 
-/* Until the thread is not at a path any more. 0 or -ETIMEDOUT. */
-static int watcher_wait(struct watcher *w, const struct timespec *until)
+static int64_t watcher_now_ms(void)
 {
-	int r = 0;
+	struct timespec ts;
 
-	while (w->busy && r == 0)
-		r = -pthread_cond_timedwait(&w->done, &w->lock, until);
-	return w->busy ? -ETIMEDOUT : 0;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 int watcher_add(struct watcher *w, const char *path, uint64_t dev, uint64_t ino)
 {
-	struct timespec until;
-	int r;
+	struct watcher_request rq = {.seq = ++w->seq, .dev = dev, .ino = ino};
+	const int64_t until = watcher_now_ms() + WATCHER_MS;
 
-	clock_gettime(CLOCK_MONOTONIC, &until);
-	until.tv_nsec += WATCHER_MS * 1000000L;
-	until.tv_sec += until.tv_nsec / 1000000000L;
-	until.tv_nsec %= 1000000000L;
-	pthread_mutex_lock(&w->lock);
-	r = watcher_wait(w, &until); /* one that was abandoned may be stuck still */
-	if (r == 0) {
-		snprintf(w->path, sizeof(w->path), "%s", path);
-		w->dev = dev;
-		w->ino = ino;
-		w->busy = true;
-		w->abandoned = false;
-		pthread_cond_signal(&w->asked);
-		r = watcher_wait(w, &until);
-		w->abandoned = r < 0;
-		if (r == 0)
-			r = w->result;
+	snprintf(rq.path, sizeof(rq.path), "%s", path);
+	if (send(w->sock, &rq, sizeof(rq), MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+		return errno == EAGAIN ? -ETIMEDOUT : -errno;
+	for (;;) {
+		struct pollfd pfd = {.fd = w->sock, .events = POLLIN};
+		int64_t left = until - watcher_now_ms();
+		struct watcher_answer answer;
+
+		if (left <= 0 || poll(&pfd, 1, (int)left) == 0)
+			return -ETIMEDOUT;
+		if (recv(w->sock, &answer, sizeof(answer), MSG_DONTWAIT) !=
+		    (ssize_t)sizeof(answer)) {
+			if (errno == EAGAIN || errno == EINTR)
+				continue;
+			return -EPIPE;
+		}
+		if (answer.seq == rq.seq)
+			return answer.result;
+		if (answer.result > 0) /* of one that was given up */
+			inotify_rm_watch(w->inotify_fd, answer.result);
 	}
-	pthread_mutex_unlock(&w->lock);
-	return r;
 }
 
 bool watcher_uses(const char *pid, const uint64_t *devs, size_t nr)

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Adds inotify watches on files of the daemon's own mount. To look up a file there may take a
- * request to the daemon itself, and the FUSE threads that would answer may all be waiting for the
- * track thread: so another thread does it, and the track thread waits for a bounded time only.
+ * request to the daemon itself, so it is another process that does it. A thread would not do: the
+ * daemon killed while one of its threads waits for its own answer holds /dev/fuse open for ever.
+ * And the FUSE threads that are to answer may all be waiting for the track thread: that one waits
+ * for a bounded time only.
  */
 #ifndef WPFS_TRACK_WATCHER_H
 #define WPFS_TRACK_WATCHER_H
@@ -16,7 +18,7 @@ struct watcher;
 /* `inotify_fd` is borrowed until watcher_stop. 0 or -errno. */
 int watcher_start(int inotify_fd, struct watcher **watcher);
 
-/* The mount must be gone, or be answered. NULL is fine. */
+/* NULL is fine. */
 void watcher_stop(struct watcher *watcher);
 
 /*

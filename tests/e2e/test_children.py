@@ -140,6 +140,20 @@ def test_protected_again_after_unprotect(wpfs):
     assert harness.SANITIZER.search(wpfs.read_log()) is None
 
 
+def test_a_child_that_outlives_its_parent_and_the_daemon(wpfs):
+    """Its uffd goes with its parent's witness, which the next daemon ends: it is in doubt then."""
+    program = mapped(wpfs)
+    wpfs.kill9()
+    child = Child(wpfs, program)
+    program.kill9()
+    child.order("store 0 4 1")
+    wpfs.restart()
+    child.order("store 0 5 1")
+    assert {4, 5} <= union(wpfs)
+    child.end()
+    assert {4, 5} <= union(wpfs)
+
+
 def test_unprotect_of_those_that_ended(wpfs):
     program = mapped(wpfs)
     child = Child(wpfs, program)

@@ -2,6 +2,7 @@
 """Epochs: what one protect begins and the next one closes, and what write(2) changed in them."""
 
 import os
+import subprocess
 import threading
 
 import pytest
@@ -331,3 +332,21 @@ def test_write_calls_on_a_capped_mount(make_wpfs):
     with open(wpfs.mnt / "f", "r+b") as other:
         other.write(b"x")
     assert write_calls(wpfs) == "yes"
+
+
+def test_a_daemon_killed_while_it_asks_for_a_watch(make_wpfs):
+    """It must not wait for its own answer: it would never be gone, and its mount neither."""
+    wpfs = make_wpfs(store=True)
+    programs = [mapped(wpfs, name=f"t{n}", path=f"f{n}") for n in range(4)]
+    for _ in range(6):
+        for n in range(4):
+            with open(wpfs.mnt / f"f{n}", "r+b") as file:
+                file.write(b"x")  # its watch is used up: protect asks for another
+        command = [harness.WPCTL, "protect", wpfs.mnt]
+        asking = subprocess.Popen(command, env=wpfs.env(), stderr=subprocess.DEVNULL,
+                                  stdout=subprocess.DEVNULL)
+        wpfs.kill9()
+        asking.wait(harness.SECONDS)
+        wpfs.restart()
+    assert all(program.order("store 0 1 1") == 0 for program in programs)
+    assert [report.dirty(wpfs, f"t{n}", f"/f{n}") >= {1} for n in range(4)] == [True] * 4
