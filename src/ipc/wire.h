@@ -39,9 +39,10 @@ enum wpfs_op {
 	WPFS_OP_MSYNC,	  /* wpfs_range -> status; the marks of this mm are durable */
 	WPFS_OP_UFFD_PRE, /* wpfs_uffd_range -> status; UFFDIO_REGISTER of any mode follows */
 	WPFS_OP_UFFD_POST,  /* wpfs_uffd_range + the program's uffd -> status; mode has WP */
-	WPFS_OP_UFFD_UNREG, /* wpfs_uffd_range -> status; UFFDIO_UNREGISTER was done, or the
-			     * REGISTER after a PRE failed */
-	WPFS_OP_UFFD_CLOSE, /* wpfs_uffd_close -> status; before the program closes a uffd */
+	WPFS_OP_UFFD_UNREG, /* wpfs_uffd_range -> status; UFFDIO_UNREGISTER was done, mode 0; or
+			     * the REGISTER of this mode after a PRE failed */
+	WPFS_OP_UFFD_CLOSE, /* wpfs_uffd_close -> status; before the program closes a uffd. Status
+			     * n > 0: it stays open in the program as descriptor n - 1 */
 	WPFS_OP_TICKET,	    /* wpfs_ticket_request -> status + descriptor (capped) */
 	/* wpctl and helpers */
 	WPFS_OP_STATUS = 64, /* no body -> wpfs_status */
@@ -208,8 +209,10 @@ struct wpfs_uffd_range {
 	uint32_t reserved;
 };
 
+/* [first, last]: numbers that the same call closes. */
 struct wpfs_uffd_close {
 	int32_t fd;
+	uint32_t first, last;
 	uint32_t reserved;
 };
 

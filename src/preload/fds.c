@@ -85,13 +85,16 @@ static void uffds_close(unsigned first, unsigned last)
 {
 	for (uint32_t i = 0; i < atomic_load(&uffds_used); i++) {
 		int fd = atomic_load(&uffds[i].fd), status;
-		struct wpfs_uffd_close body = {.fd = fd};
+		struct wpfs_uffd_close body = {.fd = fd, .first = first, .last = last};
 
 		if (fd < 0 || (unsigned)fd < first || (unsigned)fd > last)
 			continue;
-		mount_call(&shim.mounts[uffds[i].mount], WPFS_OP_UFFD_CLOSE, &body, sizeof(body),
-			   NULL, &status, NULL, 0, NULL);
-		atomic_store(&uffds[i].fd, -1);
+		if (mount_call(&shim.mounts[uffds[i].mount], WPFS_OP_UFFD_CLOSE, &body,
+			       sizeof(body), NULL, &status, NULL, 0, NULL))
+			status = 0;
+		/* Open under another number too, made by a call that is not watched: that one is
+		 * from now on. */
+		atomic_store(&uffds[i].fd, status > 0 ? status - 1 : -1);
 	}
 	fds_changed();
 }

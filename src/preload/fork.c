@@ -28,6 +28,7 @@ static void before(void)
 		return;
 	guard = mine;
 	held = true;
+	shim_lock_waits(true);
 }
 
 /* Only the process whose state this is took the lock: the child of a raw clone may fork too. */
@@ -38,6 +39,7 @@ static void after_in_parent(void)
 	if (!held || (int)raw(getpid) != shim.pid)
 		return;
 	held = false;
+	shim_lock_waits(false);
 	shim_unlock(&mine);
 }
 

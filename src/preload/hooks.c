@@ -136,6 +136,8 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 	va_start(ap, request);
 	arg = va_arg(ap, void *);
 	va_end(ap);
+	if ((uint32_t)request == (uint32_t)UFFDIO_REGISTER)
+		atomic_store_explicit(&shim_own_uffds, true, memory_order_relaxed);
 	if (watched()) {
 		/* The kernel's requests have 32 bits; programs pass them as int, sign-extended. */
 		if ((uint32_t)request == (uint32_t)UFFDIO_REGISTER)

@@ -90,7 +90,9 @@ static long fixed_plain(const struct mapping *r)
 
 	if (err)
 		return err;
+	shim_lock_waits(true);
 	at = plain_map(r);
+	shim_lock_waits(false);
 	if (!raw_failed(at))
 		ranges_cut((uint64_t)at, page_align_up(r->len));
 	else if (r->flags & MAP_FIXED)
@@ -152,9 +154,11 @@ static long fixed_armed(const struct mapping *r)
 	}
 	told = mapping_tell(r, (uint64_t)at, r->addr, false, &armed);
 	err = told;
+	shim_lock_waits(true);
 	if (!err)
 		err = raw(mremap, at, page_align_up(r->len), page_align_up(r->len),
 			  MREMAP_MAYMOVE | MREMAP_FIXED, r->addr);
+	shim_lock_waits(false);
 	if (raw_failed(err)) {
 		raw(munmap, at, r->len);
 		if (no_replace)
@@ -288,7 +292,9 @@ long map_unmap(uint64_t addr, uint64_t len)
 	    !shim_lock(&guard))
 		return raw(munmap, addr, len);
 	mapping_retire(addr, page_align_up(len));
+	shim_lock_waits(true);
 	ret = raw(munmap, addr, len);
+	shim_lock_waits(false);
 	if (ret)
 		mapping_bring_back(addr, page_align_up(len));
 	else

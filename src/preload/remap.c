@@ -88,7 +88,9 @@ long map_remap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint
 		mapping_retire(new_addr, new_span);
 	if (valid && known && old_span > new_span)
 		mapping_retire(old + new_span, old_span - new_span);
+	shim_lock_waits(true);
 	ret = raw(mremap, old, old_len, new_len, flags, new_addr);
+	shim_lock_waits(false);
 	if (!raw_failed(ret)) {
 		if (known)
 			remap_done(&piece, old, old_span, new_span, flags, (uint64_t)ret);
@@ -149,7 +151,9 @@ long map_remove(uint64_t addr, uint64_t len)
 	    !shim_lock(&guard))
 		return raw(madvise, addr, len, MADV_REMOVE);
 	tell_pieces(WPFS_OP_REMOVE, addr, page_align_up(len));
+	shim_lock_waits(true);
 	ret = raw(madvise, addr, len, MADV_REMOVE);
+	shim_lock_waits(false);
 	shim_unlock(&guard);
 	return ret;
 }

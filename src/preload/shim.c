@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <linux/time_types.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -22,14 +23,33 @@ static _Atomic uint32_t lock_word;
 static _Atomic int lock_owner;	/* thread id, 0 = nobody */
 static _Atomic uint32_t inside; /* threads that have it or wait for it */
 
-static void lock_take(void)
+_Atomic bool shim_own_uffds;
+static _Atomic bool lock_waits; /* as shim_lock_waits says */
+
+#define LOCK_MOMENT_NS 50000000
+
+/* False: whoever has it may be waiting for this thread. */
+static bool lock_take(void)
 {
+	const struct __kernel_timespec moment = {.tv_nsec = LOCK_MOMENT_NS};
 	uint32_t seen = 0;
 
 	if (atomic_compare_exchange_strong(&lock_word, &seen, 1))
-		return;
-	while (atomic_exchange(&lock_word, 2) != 0)
-		raw(futex, &lock_word, FUTEX_WAIT_PRIVATE, 2, NULL);
+		return true;
+	while (atomic_exchange(&lock_word, 2) != 0) {
+		bool own = atomic_load(&shim_own_uffds);
+		long ret = raw(futex, &lock_word, FUTEX_WAIT_PRIVATE, 2, own ? &moment : NULL);
+
+		if (ret == -ETIMEDOUT && atomic_load(&lock_waits))
+			return false;
+	}
+	return true;
+}
+
+void shim_lock_waits(bool waits)
+{
+	if (atomic_load_explicit(&shim_own_uffds, memory_order_relaxed))
+		atomic_store(&lock_waits, waits);
 }
 
 static void lock_drop(void)
@@ -114,12 +134,11 @@ bool shim_lock(struct shim_guard *guard)
 		return false;
 	raw(rt_sigprocmask, SIG_SETMASK, &all, &guard->mask, RAW_SIGSET_BYTES);
 	atomic_fetch_add(&inside, 1);
-	if (atomic_load(&filters) != 0) {
+	if (atomic_load(&filters) != 0 || !lock_take()) {
 		atomic_fetch_sub(&inside, 1);
 		raw(rt_sigprocmask, SIG_SETMASK, &guard->mask, NULL, RAW_SIGSET_BYTES);
 		return false;
 	}
-	lock_take();
 	atomic_store(&lock_owner, tid);
 	if (!shim.initialised)
 		init_locked();
@@ -152,6 +171,7 @@ void shim_adopt(void)
 	atomic_store(&lock_owner, (int)raw(gettid));
 	atomic_store(&inside, 1);
 	atomic_store(&lock_word, 1); /* who waited for it is not in this process */
+	atomic_store(&lock_waits, false);
 }
 
 /*

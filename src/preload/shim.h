@@ -79,6 +79,9 @@ struct shim {
 
 extern struct shim shim;
 
+/* The program has registered a userfaultfd of its own, with any of its memory. */
+extern _Atomic bool shim_own_uffds;
+
 struct shim_guard {
 	uint64_t mask; /* signals that were blocked before */
 };
@@ -90,6 +93,13 @@ void shim_unlock(const struct shim_guard *guard);
 
 /* 1 to WPFS_NAME_MAX of [A-Za-z0-9._-]. */
 bool shim_name_valid(const char *name);
+
+/*
+ * The holder of the lock is about to make a system call that may not return before the program has
+ * read a message of its own userfaultfd (an unmapping, a move, a fork); or is back. The thread that
+ * reads may want the lock before it reads: it gets it refused after a moment.
+ */
+void shim_lock_waits(bool waits);
 
 /* Is this the process whose state this is, or one that shares or copied it? Once initialised. */
 bool shim_is_owner(void);

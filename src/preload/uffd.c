@@ -66,7 +66,7 @@ long uffd_register(int fd, void *arg)
 	tell_mounts(WPFS_OP_UFFD_PRE, &reg.range, reg.mode, fd, false);
 	ret = raw(ioctl, fd, UFFDIO_REGISTER, arg);
 	if (ret != 0)
-		tell_mounts(WPFS_OP_UFFD_UNREG, &reg.range, 0, fd, false);
+		tell_mounts(WPFS_OP_UFFD_UNREG, &reg.range, reg.mode, fd, false);
 	else if (reg.mode & UFFDIO_REGISTER_MODE_WP)
 		tell_mounts(WPFS_OP_UFFD_POST, &reg.range, reg.mode, fd, true);
 	shim_unlock(&guard);
@@ -82,6 +82,12 @@ long uffd_unregister(int fd, void *arg)
 	if (!peek(arg, &range, sizeof(range)) || !concerns_us(&range) || !shim_lock(&guard))
 		return raw(ioctl, fd, UFFDIO_UNREGISTER, arg);
 	ret = raw(ioctl, fd, UFFDIO_UNREGISTER, arg);
+	if (ret == -EINVAL) {
+		/* It may be wpfs's registration that is in its way (since 6.17), of which the
+		 * program knows nothing: without it there would be nothing to refuse. */
+		tell_mounts(WPFS_OP_UFFD_PRE, &range, 0, fd, false);
+		ret = raw(ioctl, fd, UFFDIO_UNREGISTER, arg);
+	}
 	if (ret == 0)
 		tell_mounts(WPFS_OP_UFFD_UNREG, &range, 0, fd, false);
 	shim_unlock(&guard);

@@ -187,6 +187,23 @@ static int fork_copy_model(struct mm *to, const struct mm *from)
 	return 0;
 }
 
+/*
+ * And with its parent's mappings, as far as they are known: of an asynchronous registration nothing
+ * but this tells whether it is wpfs's or the program's own. Their marks are read at the attach.
+ */
+static int fork_copy_vmas(struct mm *to, const struct mm *from)
+{
+	to->vmas = calloc(from->nr_vmas + 1, sizeof(*to->vmas));
+	if (!to->vmas)
+		return -ENOMEM;
+	for (size_t i = 0; i < from->nr_vmas; i++) {
+		to->vmas[i] = from->vmas[i];
+		mm_set_init(&to->vmas[i].marked);
+	}
+	to->nr_vmas = from->nr_vmas;
+	return 0;
+}
+
 static bool fork_is_armed(const struct mm *mm, const struct mm_vma *vma)
 {
 	return vma->registered && vma->owner == MM_WPFS && mm_file_find(mm, vma->file);
@@ -262,7 +279,8 @@ void fork_forked(struct request *rq)
 	}
 	tm = tmm_new(rq->t);
 	if (!tm || fork_copy_model(&tm->mm, &parent->mm) < 0 ||
-	    (uffd < 0 && fork_doubt_mapped(&tm->mm, &parent->mm) < 0)) {
+	    (uffd < 0 ? fork_doubt_mapped(&tm->mm, &parent->mm)
+		      : fork_copy_vmas(&tm->mm, &parent->mm)) < 0) {
 		if (tm)
 			tmm_free(rq->t, tm);
 		request_error(rq, -ENOMEM, "out of memory");

@@ -23,6 +23,7 @@
 enum watch_kind {
 	WATCH_QUEUE,
 	WATCH_TIMER,
+	WATCH_OWN,
 	WATCH_LISTEN,
 	WATCH_CLIENT,
 	WATCH_PROGRAM,
@@ -37,9 +38,11 @@ struct watch {
 
 /* A userfaultfd of the program's own, of which we hold a copy so that its marks outlive it. */
 struct own_uffd {
-	int fd;		/* its number in the program */
-	int copy;	/* never read or polled */
-	unsigned looks; /* in a row, at which somebody waited for it to be read */
+	int copy;	 /* never read or polled */
+	pid_t holder;	 /* who was last seen to have it, */
+	int number;	 /* and under which number */
+	bool events;	 /* the program asked for events: a fork or munmap may wait for a reader */
+	unsigned missed; /* looks in a row at which nobody had it */
 	struct own_uffd *prev, *next;
 };
 
@@ -134,7 +137,7 @@ struct track {
 	struct track_config config; /* strings are copies; constant after track_start */
 	pthread_t thread;
 	int epoll_fd;
-	struct watch queue_watch, timer_watch, listen_watch;
+	struct watch queue_watch, timer_watch, own_watch, listen_watch;
 	struct watch written_watch; /* inotify */
 	struct watcher *watcher;    /* who adds to it; NULL: nobody looks for writes */
 	pthread_mutex_t queue_lock; /* innermost: nothing is called under it */
@@ -158,6 +161,7 @@ struct track {
 	int devuffd;	  /* open /dev/userfaultfd, -1: none */
 	int life_pipe[2]; /* clients hold copies of [0]; [1] says that this daemon lives */
 	unsigned ticks;	  /* seconds since the last periodic harvest */
+	unsigned own_looks;
 	uint64_t harvests, conservative, last_commit;
 	struct db *aside;  /* takes what the store's database cannot, while db_error; or NULL */
 	int db_error;	   /* why that cannot be written; 0: it can */
@@ -221,8 +225,9 @@ void own_unreg(struct request *rq);
 void own_close(struct request *rq);
 void own_free_all(struct tmm *tm);
 /* Takes back copies of the uffds of a program that was there before this daemon. */
-void own_resume(struct tmm *tm);
-/* Once a second: lets go of uffds that the program has closed behind the shim's back. */
+void own_resume(struct track *t, struct tmm *tm);
+/* Often, while there are any: lets go of uffds that the program has closed behind the shim's back.
+ */
 void own_look(struct track *t);
 
 /* ---- tmm.c ---- */

@@ -212,7 +212,7 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 		life_end(t, tm);
 		return 0;
 	}
-	own_resume(tm);
+	own_resume(t, tm);
 	if (tm->witness_pidfd >= 0)
 		fork_new_life(t, tm);
 	if (tm->witness_pidfd >= 0 && !t->config.capped)

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 #include <utlist.h>
 
@@ -23,6 +24,9 @@
 #include "base/units.h"
 #include "track/residency.h"
 #include "uffd/uffd.h"
+
+#define OWN_LOOK_MS  100
+#define OWN_THOROUGH 10 /* looks; at those every process is looked at where nobody waits */
 
 static bool own_range_ok(uint64_t addr, uint64_t len)
 {
@@ -81,7 +85,10 @@ void own_pre(struct request *rq)
 	int r = -EINVAL;
 
 	if (own_range_ok(range->addr, range->len)) {
-		r = tmm_harvest(rq->t, tm);
+		/* A fork child that has mapped nothing itself has no row yet. */
+		r = tm->state == TMM_NEW ? tmm_enlist(rq->t, tm) : 0;
+		if (r == 0)
+			r = tmm_harvest(rq->t, tm);
 		if (r == 0)
 			r = own_step_aside(rq->t, tm, range->addr, range->addr + range->len);
 		tm->mm.own_uffds = true;
@@ -92,8 +99,53 @@ void own_pre(struct request *rq)
 	request_reply(rq, r, NULL, 0);
 }
 
+/* What /proc says of our copy, after this key; "" if it does not. The caller frees *text. */
+static const char *own_info(const struct own_uffd *own, const char *key, char **text)
+{
+	const char *at;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", own->copy);
+	if (fdio_read_file(AT_FDCWD, path, text, NULL) < 0)
+		return "";
+	at = strstr(*text, key);
+	return at ? at + strlen(key) : "";
+}
+
+/* Does a fault wait to be resolved, its message read or not? */
+static bool own_is_waited_for(const struct own_uffd *own)
+{
+	_cleanup_free_ char *text = NULL;
+
+	return strtoul(own_info(own, "\ntotal:", &text), NULL, 10) > 0;
+}
+
+/* Threads that wait for an event to be read are in no count, so one must always reckon with them.
+ */
+static bool own_has_events(const struct own_uffd *own)
+{
+	_cleanup_free_ char *text = NULL;
+	unsigned long long features = 0;
+
+	if (sscanf(own_info(own, "\nAPI:", &text), " %*x:%llx:", &features) != 1)
+		return true;
+	return features & (UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
+			   UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP);
+}
+
+/* Looks come often only while there is something to look at. */
+static void own_set_timer(struct track *t, bool on)
+{
+	const long ns = on ? OWN_LOOK_MS * 1000000l : 0;
+	const struct itimerspec often = {.it_interval.tv_nsec = ns, .it_value.tv_nsec = ns};
+
+	if (timerfd_settime(t->own_watch.fd, 0, &often, NULL) < 0)
+		log_err("track: the program's userfaultfds are not looked at: %s",
+			log_errstr(errno));
+}
+
 /* Keeps one copy per uffd of the program, whatever numbers it has. */
-static int own_keep(struct tmm *tm, int number, int *fd)
+static int own_keep(struct track *t, struct tmm *tm, int number, int *fd)
 {
 	struct own_uffd *own;
 	pid_t self = getpid();
@@ -105,9 +157,12 @@ static int own_keep(struct tmm *tm, int number, int *fd)
 	own = calloc(1, sizeof(*own));
 	if (!own)
 		return -ENOMEM;
-	own->fd = number;
+	own->holder = tm->program.pid;
+	own->number = number;
 	own->copy = steal_fd(fd);
+	own->events = own_has_events(own);
 	DL_APPEND(tm->uffds, own);
+	own_set_timer(t, true);
 	return own->copy;
 }
 
@@ -147,7 +202,7 @@ void own_post(struct request *rq)
 
 	if (own_range_ok(range->addr, range->len) && rq->fds->nr == 1 &&
 	    uffd_is_uffd(rq->fds->fd[0])) {
-		copy = own_keep(tm, range->fd, &rq->fds->fd[0]);
+		copy = own_keep(rq->t, tm, range->fd, &rq->fds->fd[0]);
 		tm->mm.own_uffds = true;
 		r = copy < 0 ? copy : own_rearm(tm, copy, range->addr, end);
 		if (r == 0)
@@ -170,8 +225,12 @@ void own_unreg(struct request *rq)
 	int r = -EINVAL;
 
 	if (own_range_ok(range->addr, range->len)) {
-		/* Gone for good, as in the kernel: as if the mappings had been unmapped. */
-		r = mm_unmap(&tm->mm, range->addr, range->addr + range->len, ZAP_UNMAP);
+		/* Gone for good, as in the kernel: as if the mappings had been unmapped. A REGISTER
+		 * that failed changed nothing but that wpfs had stepped aside. */
+		if (range->mode)
+			r = 0;
+		else
+			r = mm_unmap(&tm->mm, range->addr, range->addr + range->len, ZAP_UNMAP);
 		if (r == 0)
 			r = tmm_harvest(rq->t, tm);
 	}
@@ -195,8 +254,8 @@ static bool own_entry_is_uffd(DIR *dir, const char *name)
 	return strcmp(target, "anon_inode:[userfaultfd]") == 0;
 }
 
-/* Has this process a descriptor of the uffd, other than `closing`? */
-static bool own_held_by(pid_t pid, const struct own_uffd *own, int closing)
+/* A number outside [first, last] that this process has the uffd under; -1: none. */
+static int own_number_in(pid_t pid, const struct own_uffd *own, unsigned first, unsigned last)
 {
 	_cleanup_dir_ DIR *dir = NULL;
 	char path[64];
@@ -205,45 +264,45 @@ static bool own_held_by(pid_t pid, const struct own_uffd *own, int closing)
 	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
 	dir = opendir(path);
 	while (dir && (de = readdir(dir))) {
-		int fd = atoi(de->d_name);
+		unsigned fd = (unsigned)atoi(de->d_name);
 
-		if (fd != closing && own_entry_is_uffd(dir, de->d_name) && own_is(pid, fd, own))
-			return true;
+		if ((fd < first || fd > last) && own_entry_is_uffd(dir, de->d_name) &&
+		    own_is(pid, (int)fd, own))
+			return (int)fd;
 	}
-	return false;
+	return -1;
 }
 
-/* It may have been inherited, or handed to another process to serve. */
-static bool own_held_by_any(const struct own_uffd *own)
+/*
+ * Has anybody the uffd but us? It may have been inherited, or handed to another process to serve.
+ * Remembers who, so that the next look is one system call.
+ */
+static bool own_find_holder(const struct tmm *tm, struct own_uffd *own)
 {
-	_cleanup_dir_ DIR *dir = opendir("/proc");
+	_cleanup_dir_ DIR *dir = NULL;
 	struct dirent *de;
 
+	if (own_is(own->holder, own->number, own))
+		return true;
+	own->holder = tm->program.pid;
+	own->number = own_number_in(own->holder, own, 1, 0);
+	if (own->number >= 0)
+		return true;
+	dir = opendir("/proc");
 	while (dir && (de = readdir(dir))) {
 		pid_t pid = atoi(de->d_name);
 
-		if (pid > 0 && pid != getpid() && own_held_by(pid, own, -1))
+		if (pid <= 0 || pid == getpid())
+			continue;
+		own->holder = pid;
+		own->number = own_number_in(pid, own, 1, 0);
+		if (own->number >= 0)
 			return true;
 	}
 	return dir == NULL;
 }
 
-/* Does a fault or event of the uffd wait, read or not? */
-static bool own_is_waited_for(const struct own_uffd *own)
-{
-	_cleanup_free_ char *text = NULL;
-	unsigned long total = 0;
-	const char *line;
-	char path[64];
-
-	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", own->copy);
-	if (fdio_read_file(AT_FDCWD, path, &text, NULL) < 0)
-		return false;
-	line = strstr(text, "\ntotal:");
-	return line && sscanf(line, " total: %lu", &total) == 1 && total > 0;
-}
-
-void own_resume(struct tmm *tm)
+void own_resume(struct track *t, struct tmm *tm)
 {
 	_cleanup_dir_ DIR *dir = NULL;
 	char path[64];
@@ -260,7 +319,7 @@ void own_resume(struct tmm *tm)
 		if (!own_entry_is_uffd(dir, de->d_name))
 			continue;
 		fd = proc_borrow_fd(tm->program_watch.fd, number);
-		if (fd < 0 || own_keep(tm, number, &fd) < 0)
+		if (fd < 0 || own_keep(t, tm, number, &fd) < 0)
 			log_warn(
 				"track: a userfaultfd of pid %d is not kept: its marks end with it",
 				tm->program.pid);
@@ -268,23 +327,47 @@ void own_resume(struct tmm *tm)
 }
 
 /*
- * A close() that the shim did not see (a dup(2) of the uffd, a raw system call) leaves our copy as
- * the last one: a writer would wait for ever. That somebody waits at two looks is the sign.
+ * A close() that the shim did not see (by another process, a raw system call, an io_uring) leaves
+ * our copy as the last one: a writer would wait for ever. Two looks, because a descriptor can move
+ * from one process to another while we look. It is let go of only if somebody waits, or may wait
+ * unseen: it can be in no process and yet be held, by a message in a socket or an io_uring.
  */
+static bool own_is_abandoned(const struct tmm *tm, struct own_uffd *own, bool thorough)
+{
+	bool waited;
+
+	if (own_is(own->holder, own->number, own)) {
+		own->missed = 0;
+		return false;
+	}
+	waited = own->events || own_is_waited_for(own);
+	if (!waited && !thorough)
+		return false;
+	own->missed = own_find_holder(tm, own) ? 0 : own->missed + 1;
+	return waited && own->missed >= 2;
+}
+
 void own_look(struct track *t)
 {
 	struct own_uffd *own, *next;
+	bool thorough = false, any = false;
 	struct tmm *tm;
+	uint64_t count;
 
+	if (read(t->own_watch.fd, &count, sizeof(count)) < 0)
+		return;
+	t->own_looks++;
+	thorough = t->own_looks % OWN_THOROUGH == 0;
 	DL_FOREACH (t->tmms, tm) {
 		DL_FOREACH_SAFE(tm->uffds, own, next)
 		{
-			own->looks = own_is_waited_for(own) ? own->looks + 1 : 0;
-			if (own->looks >= 2 && !own_held_by(tm->program.pid, own, -1) &&
-			    !own_held_by_any(own))
+			if (own_is_abandoned(tm, own, thorough))
 				own_drop(tm, own);
 		}
+		any |= tm->uffds != NULL;
 	}
+	if (!any)
+		own_set_timer(t, false);
 }
 
 void own_close(struct request *rq)
@@ -292,12 +375,17 @@ void own_close(struct request *rq)
 	const struct wpfs_uffd_close *msg = rq->body;
 	struct tmm *tm = rq->c->tmm;
 	struct own_uffd *own, *next;
+	int other = -1;
 
 	DL_FOREACH_SAFE(tm->uffds, own, next)
 	{
-		if (own_is(tm->program.pid, msg->fd, own) &&
-		    !own_held_by(tm->program.pid, own, msg->fd))
+		if (!own_is(tm->program.pid, msg->fd, own))
+			continue;
+		other = own_number_in(tm->program.pid, own, msg->first, msg->last);
+		if (other < 0)
 			own_drop(tm, own);
+		else
+			own->number = other;
 	}
-	request_reply(rq, 0, NULL, 0);
+	request_reply(rq, other + 1, NULL, 0);
 }

@@ -91,7 +91,6 @@ static void track_tick(struct track *t)
 	if (read(t->timer_watch.fd, &count, sizeof(count)) < 0)
 		return;
 	life_sweep(t);
-	own_look(t);
 	written_update(t);
 	residency_sweep(t);
 	aside_retry(t);
@@ -133,6 +132,9 @@ static void *track_main(void *arg)
 			case WATCH_TIMER:
 				track_tick(t);
 				break;
+			case WATCH_OWN:
+				own_look(t);
+				break;
 			case WATCH_LISTEN:
 				client_accept(t);
 				break;
@@ -171,6 +173,7 @@ static void track_free(struct track *t)
 	aside_close(t);
 	track_watch_remove(t, &t->queue_watch);
 	track_watch_remove(t, &t->timer_watch);
+	track_watch_remove(t, &t->own_watch);
 	track_watch_remove(t, &t->listen_watch);
 	close_fd(&t->epoll_fd);
 	close_fd(&t->busy_fd);
@@ -194,8 +197,10 @@ static int track_open_fds(struct track *t, int listen_fd)
 	t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	t->queue_watch.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	t->timer_watch.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	t->own_watch.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	t->devuffd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-	if (t->epoll_fd < 0 || t->queue_watch.fd < 0 || t->timer_watch.fd < 0 || t->devuffd < 0)
+	if (t->epoll_fd < 0 || t->queue_watch.fd < 0 || t->timer_watch.fd < 0 ||
+	    t->own_watch.fd < 0 || t->devuffd < 0)
 		return -errno;
 	if (pipe2(t->life_pipe, O_CLOEXEC) < 0 ||
 	    timerfd_settime(t->timer_watch.fd, 0, &second, NULL) < 0)
@@ -203,6 +208,8 @@ static int track_open_fds(struct track *t, int listen_fd)
 	r = track_watch_add(t, &t->queue_watch, EPOLLIN);
 	if (r == 0)
 		r = track_watch_add(t, &t->timer_watch, EPOLLIN);
+	if (r == 0)
+		r = track_watch_add(t, &t->own_watch, EPOLLIN);
 	if (r < 0)
 		return r;
 	t->listen_watch.fd = listen_fd;
@@ -233,6 +240,7 @@ int track_start(const struct track_config *config, struct track **track)
 	t->busy_fd = t->epoll_fd = t->devuffd = t->life_pipe[0] = t->life_pipe[1] = -1;
 	t->queue_watch = (struct watch){WATCH_QUEUE, -1};
 	t->timer_watch = (struct watch){WATCH_TIMER, -1};
+	t->own_watch = (struct watch){WATCH_OWN, -1};
 	t->listen_watch = (struct watch){WATCH_LISTEN, -1};
 	t->written_watch = (struct watch){WATCH_WRITTEN, -1};
 	t->evict_watch = t->evict_timer = (struct watch){WATCH_EVICT, -1};
