@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Who owns a mark: wpfs's and the program's never mix, and what is left over stays nobody's."""
+
+import os
+
+import pytest
+
+import harness
+import report
+
+PAGES = 64
+LAST = {PAGES - 1, PAGES - 2}  # written all the time by two threads
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "writers"])
+def writers(request):
+    return request.param
+
+
+def begun(wpfs, writers=False, **how):
+    """A program that has mapped the file."""
+    program = wpfs.spawn(harness.program("uffdorders"), name="t", **how)
+    program.order(f"map {wpfs.mnt}/f {PAGES}")
+    if writers:
+        program.order("writers")
+    program.order("uffd")
+    return program
+
+
+def marks(program):
+    """Where the kernel has a mark, but for what the writers' pages are at the moment."""
+    bits = program.ask("marks").removeprefix("ok ")
+    return {page for page, bit in enumerate(bits) if bit == "1"} - LAST
+
+
+def stored(program, pages):
+    """Those of the pages whose store made a message."""
+    return {page for page in pages if program.order(f"store {page}")}
+
+
+def owned(wpfs):
+    return report.marked(wpfs, "t", owner="program") - LAST
+
+
+def test_no_mark_of_wpfs_makes_a_message(wpfs, writers):
+    program = begun(wpfs, writers, protect=True)
+    assert marks(program) == set(range(PAGES)) - LAST, "not protected by wpfs"
+    program.order("register 0 32")
+    assert marks(program) == set(range(32, PAGES)) - LAST
+    assert stored(program, range(0, 40)) == set()
+    assert owned(wpfs) == set()
+    assert report.dirty(wpfs, "t") >= set(range(40))
+    program.order("protect 0 16")
+    assert stored(program, range(8)) == set(range(8))
+    assert owned(wpfs) == set(range(8, 16))
+    assert report.marked(wpfs, "t") - LAST == set(range(40, PAGES)) - LAST
+
+
+@pytest.mark.parametrize("protect", [False, True])
+def test_the_next_run_gets_its_own_marks_only(wpfs, writers, protect):
+    """Of the run before, half was protected by wpfs and half by the program."""
+    program = begun(wpfs, writers, protect=True)
+    program.order("register 0 32")
+    program.order("protect 0 16")
+    assert stored(program, [3]) == {3}
+    program.kill9()
+    again = begun(wpfs, writers, protect=protect)
+    again.order("register 0 48")
+    assert marks(again) & set(range(48)) == set(range(16)) - {3}
+    assert stored(again, range(PAGES - 2)) == set(range(16)) - {3}
+
+
+def test_registered_twice_arms_nothing_again(wpfs, writers):
+    begun(wpfs, writers).order("register 0 16")
+    program = wpfs.programs[-1]
+    program.order("protect 0 16")
+    program.kill9()
+    again = begun(wpfs, writers)
+    again.order("register 0 16")
+    assert stored(again, range(8)) == set(range(8))
+    again.order("unregister 0 16")
+    again.order("register 0 16")
+    assert marks(again) == set(), "given up by the program, and armed again"
+    assert stored(again, range(16)) == set()
+    again.kill9()
+    third = begun(wpfs, writers)
+    third.order("register 0 16")
+    assert marks(third) == set()
+
+
+@pytest.mark.parametrize("what", ["anon", "private /f", "shared /other", "shared /f"])
+def test_leftovers(wpfs, writers, what):
+    """Where something else stands now the marks are gone; those around it are not."""
+    kind, _, path = what.partition(" ")
+    program = begun(wpfs, writers)
+    program.order("register 0 32")
+    program.order("protect 0 32")
+    assert owned(wpfs) == set(range(32))
+    program.order(f"over 8 8 {kind} {wpfs.mnt}{path}" if path else f"over 8 8 {kind}")
+    left = set(range(32)) - set(range(8, 16))
+    assert marks(program) == left
+    assert stored(program, range(8, 16)) == set()
+    assert owned(wpfs) == left
+    # The file again, where the marks were: it is a new mapping.
+    program.order(f"over 8 8 shared {wpfs.mnt}/f")
+    program.order("register 8 8")
+    assert marks(program) == left
+    program.kill9()
+    assert owned(wpfs) == left
+    again = begun(wpfs, writers)
+    again.order("register 0 32")
+    assert marks(again) == left
+
+
+@pytest.mark.parametrize("what", ["anon", "private /f", "shared /other"])
+def test_another_mapping_is_not_given_the_marks(wpfs, what):
+    """In the next run, before it registers: only the same file at its place is armed."""
+    kind, _, path = what.partition(" ")
+    program = begun(wpfs)
+    program.order("register 0 32")
+    program.order("protect 0 32")
+    program.kill9()
+    again = begun(wpfs)
+    again.order(f"over 8 8 {kind} {wpfs.mnt}{path}" if path else f"over 8 8 {kind}")
+    again.order("register 0 32")
+    assert marks(again) == set(range(32)) - set(range(8, 16))
+    assert stored(again, range(8, 16)) == set()
+
+
+def test_a_raw_register_is_refused_where_wpfs_has_armed(wpfs, writers):
+    program = begun(wpfs, writers, protect=True)
+    assert program.ask("raw_register 0 32") == "EBUSY"
+    assert program.ask("raw_register 0 32") == "EBUSY"
+    assert marks(program) == set(range(PAGES)) - LAST
+    assert report.dirty(wpfs, "t") <= LAST
+    program.order("register 0 32")
+    assert marks(program) & set(range(32)) == set()
+
+
+def test_a_confined_program(wpfs, writers):
+    """Under a filter that kills for what the shim would do: its uffd works, its close lets go."""
+    program = begun(wpfs, writers)
+    program.order("register 0 32")
+    program.order("protect 0 32")
+    program.order("confine")
+    assert stored(program, range(4)) == set(range(4))
+    program.order("unregister 16 16")
+    program.order("register 16 8")
+    program.order("protect 16 8")
+    assert stored(program, [16]) == {16}
+    assert owned(wpfs) >= set(range(4, 16)), "not read"
+    program.order("close")
+    assert stored(program, range(32)) == set(), "waits for nobody"
+    assert owned(wpfs) == set()
+
+
+def test_a_confined_program_is_killed(wpfs):
+    program = begun(wpfs)
+    program.order("register 0 32")
+    program.order("protect 0 32")
+    program.order("confine")
+    assert stored(program, range(4)) == set(range(4))
+    program.kill9()
+    assert owned(wpfs) == set(range(4, 32))
+
+
+def test_a_fork_child_with_a_uffd_of_its_own(wpfs):
+    """It has mapped nothing itself; its marks are kept like those of any program."""
+    program = begun(wpfs)
+    child = program.order("fork")
+    program.order("uffd")
+    program.order("register 0 16")
+    program.order("protect 0 16")
+    assert stored(program, [2]) == {2}
+    mms = wpfs.wpctl_json("marks")["mms"]
+    marked = [report.pages_of(mm, owner="program") for mm in mms if mm["pid"] == child]
+    assert [set(pages) for pages in marked] == [set(range(16)) - {2}]
+    os.kill(child, 9)
+
+
+def test_the_daemon_dies_and_comes_back(wpfs, writers):
+    """Meanwhile the program is served by its own thread, and closing lets its writers go."""
+    program = begun(wpfs, writers)
+    program.order("register 0 32")
+    program.order("protect 0 32")
+    wpfs.kill9()
+    assert stored(program, range(4)) == set(range(4))
+    wpfs.restart()
+    assert owned(wpfs) == set(range(4, 32))
+    program.kill9()
+    assert owned(wpfs) == set(range(4, 32)), "the new daemon has no copy of its uffd"
+
+
+def test_closed_while_there_is_no_daemon(wpfs, writers):
+    program = begun(wpfs, writers)
+    program.order("register 0 32")
+    program.order("protect 0 32")
+    wpfs.kill9()
+    program.order("close")
+    assert stored(program, range(32)) == set()
+    wpfs.restart()
+    assert owned(wpfs) == set()
