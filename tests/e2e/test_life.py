@@ -274,6 +274,13 @@ def mremap_moves(t):
     t.addr = t.order(f"remap 0 0 {PAGES} {PAGES} at={HOME}")
 
 
+@case()
+def raw_mremap_moves(t):
+    """The kernel tells of it, whoever calls."""
+    t.addr = t.order(f"remap 0 0 {PAGES} {PAGES} at={ELSEWHERE} raw")
+    t.store(BASE + 12)
+
+
 @case(kinds=["own"], events="")
 def mremap_moves_without_events(t):
     t.addr = t.order(f"remap 0 0 {PAGES} {PAGES} at={ELSEWHERE}")
@@ -346,6 +353,16 @@ def mapped_twice(t):
     t.store(BASE + 40, mapping=1)
     t.unseen_if_own(BASE + 40)
     t.order("unmap 1")
+    t.twice = True
+
+
+@case()
+def raw_mapped_too(t):
+    """Nobody watches that one: what it shows may have been written."""
+    t.order(f"map 1 0 {SPAN[0] * PAGE} {BYTES} raw")
+    t.store(SPAN[3], mapping=1, first=SPAN[0])
+    t.unseen_if_own(SPAN[3])
+    t.changed |= set(SPAN)
     t.twice = True
 
 
@@ -723,3 +740,16 @@ def test_amid_stores(wpfs, kind, seed):
     t.order("busy 50")
     t.program.kill9()
     life.check([t], "detached")
+
+
+def test_threads_that_map(wpfs):
+    """Each maps parts of the file of its own accord, amid the others' calls, stores and forks."""
+    t = life.Life(wpfs, "wpfs", 2)
+    for _ in range(3):
+        t.program.send("storm 0 0 4 25")
+        for _ in range(5):
+            look(t)
+        assert t.program.read() == "ok 0"
+        children(t, "fork", 4)
+    t.twice = True
+    life.check_and_end([t])

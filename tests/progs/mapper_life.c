@@ -3,7 +3,7 @@
 /*
  * Orders of `mapper` about what can happen to a mark, and threads that write all the while:
  *
- *   remap M PAGE COUNT NEW [at=ADDR] [as=M2] [keep]
+ *   remap M PAGE COUNT NEW [at=ADDR] [as=M2] [keep] [raw]
  *                                             mremap of a part to NEW pages, MREMAP_FIXED,
  *                                             MREMAP_DONTUNMAP -> ADDR; M2, or M if it is all of M,
  *                                             is there from now on
@@ -18,6 +18,8 @@
  *                                  per page of M: 0 = never, 1 = begun, 3 = done; once more: go on
  *   busy N                         returns when N more stores are done
  *   rest -> STORES                 the threads end
+ *   storm M F N TURNS              N threads at once map random parts of file F, of which M shows
+ *                                  all, store to a page as the writers do, and unmap them
  */
 /* clang-format on */
 #include "mapper.h"
@@ -72,7 +74,10 @@ static long do_remap(const struct order *o)
 		if (strncmp(o->word[i], "as=", 3) == 0)
 			to = &maps[strtoul(o->word[i] + 3, NULL, 0) % SLOTS];
 	}
-	got = mremap(from, len, len_new, flags, want);
+	if (has(o, 5, "raw"))
+		got = (char *)syscall(SYS_mremap, from, len, len_new, flags, want);
+	else
+		got = mremap(from, len, len_new, flags, want);
 	if (got == MAP_FAILED)
 		return -errno;
 	if (to)
@@ -328,18 +333,76 @@ static long do_rest(const struct order *o)
 	return (long)writers.stores;
 }
 
+/* ---- threads that map ---- */
+
+struct mapping_thread {
+	pthread_t thread;
+	uint64_t random;
+	size_t pages;
+	unsigned long turns;
+	int fd;
+	bool failed;
+};
+
+static void *map_and_unmap(void *arg)
+{
+	struct mapping_thread *t = arg;
+
+	for (unsigned long i = 0; i < t->turns; i++) {
+		size_t first, count, page;
+		char *at;
+
+		t->random ^= t->random << 13;
+		t->random ^= t->random >> 7;
+		t->random ^= t->random << 17;
+		first = t->random % t->pages;
+		count = 1 + (t->random >> 32) % (t->pages - first);
+		page = (t->random >> 16) % count;
+		at = mmap(NULL, count * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, t->fd,
+			  (off_t)(first * PAGE));
+		if (at == MAP_FAILED) {
+			t->failed = true;
+			break;
+		}
+		writers.reference[first + page] |= 1;
+		((volatile char *)at)[page * PAGE] = 1;
+		writers.reference[first + page] |= 2;
+		t->failed |= munmap(at, count * PAGE) < 0;
+	}
+	return NULL;
+}
+
+static long do_storm(const struct order *o)
+{
+	struct mapping_thread threads[WRITERS_MAX];
+	size_t nr = number(o, 3);
+	bool failed = false;
+
+	if (nr > WRITERS_MAX || !writers.reference)
+		return -EINVAL;
+	for (size_t i = 0; i < nr; i++) {
+		threads[i] = (struct mapping_thread){
+			.random = (i + 1) * 0x9e3779b97f4a7c15,
+			.pages = map_at(o, 1)->len / PAGE,
+			.turns = number(o, 4),
+			.fd = *file_at(o, 2),
+		};
+		if (pthread_create(&threads[i].thread, NULL, map_and_unmap, &threads[i]))
+			return -EAGAIN;
+	}
+	for (size_t i = 0; i < nr; i++) {
+		pthread_join(threads[i].thread, NULL);
+		failed |= threads[i].failed;
+	}
+	return failed ? -EIO : 0;
+}
+
 const struct verb life_verbs[] = {
-	{"remap", 5, do_remap},
-	{"lock", 4, do_lock},
-	{"unlock", 4, do_unlock},
-	{"kstore", 3, do_kstore},
-	{"uffd", 4, do_uffd},
-	{"wp", 6, do_wp},
-	{"reg", 5, do_reg},
-	{"unreg", 5, do_unreg},
-	{"uclose", 2, do_uclose},
-	{"writers", 6, do_writers},
-	{"busy", 2, do_busy},
-	{"rest", 1, do_rest},
-	{0},
+	{"remap", 5, do_remap},	  {"lock", 4, do_lock},
+	{"unlock", 4, do_unlock}, {"kstore", 3, do_kstore},
+	{"uffd", 4, do_uffd},	  {"wp", 6, do_wp},
+	{"reg", 5, do_reg},	  {"unreg", 5, do_unreg},
+	{"uclose", 2, do_uclose}, {"writers", 6, do_writers},
+	{"busy", 2, do_busy},	  {"rest", 1, do_rest},
+	{"storm", 5, do_storm},	  {0},
 };
