@@ -14,9 +14,6 @@
 
 #include "mm/set.h"
 
-/* Runs shorter than this are cheaper to add page by page. */
-#define SHORT_RUN 32
-
 static uint64_t range_end(uint64_t first, uint64_t nr)
 {
 	if (first >= MM_SET_MAX)
@@ -250,49 +247,4 @@ int mm_set_andnot_range(struct mm_set *set, const struct mm_set *other, uint64_t
 		return mm_set_andnot(set, other);
 	r = set_cut(&part, other, first, nr);
 	return r < 0 ? r : mm_set_andnot(set, &part);
-}
-
-/* Adds a run moved by `by`: whole if long, else into values[], which goes in when it is full. */
-static void shift_run(roaring_bitmap_t *to, uint64_t first, uint64_t nr, uint32_t *values,
-		      size_t room, size_t *used)
-{
-	if (nr >= SHORT_RUN) {
-		roaring_bitmap_add_range(to, first, first + nr);
-		return;
-	}
-	if (*used + nr > room) {
-		roaring_bitmap_add_many(to, *used, values);
-		*used = 0;
-	}
-	for (uint64_t i = 0; i < nr; i++)
-		values[(*used)++] = first + i;
-}
-
-int mm_set_shift(struct mm_set *to, const struct mm_set *from, int64_t by)
-{
-	/* pages below `low` would become negative; the end is cut where MM_SET_MAX would be */
-	uint64_t low = by < 0 ? -(uint64_t)by : 0;
-	uint64_t end = by > 0 ? MM_SET_MAX - (uint64_t)by : MM_SET_MAX;
-	uint32_t values[1024];
-	uint64_t first, nr;
-	roaring_bitmap_t *bits;
-	struct mm_runs runs;
-	size_t used = 0;
-
-	if (by == 0)
-		return mm_set_copy(to, from);
-	if (by >= (int64_t)MM_SET_MAX || low >= MM_SET_MAX || !from->bits) {
-		mm_set_free(to);
-		return 0;
-	}
-	bits = roaring_bitmap_create();
-	if (!bits)
-		return -ENOMEM;
-	mm_runs_begin(&runs, from, low, end - low);
-	while (mm_runs_next(&runs, &first, &nr))
-		shift_run(bits, first + (uint64_t)by, nr, values, 1024, &used);
-	roaring_bitmap_add_many(bits, used, values);
-	roaring_bitmap_run_optimize(bits);
-	set_adopt(to, bits);
-	return 0;
 }

@@ -102,11 +102,35 @@ struct mm_runs { /* private to set_runs.c */
 void mm_runs_begin(struct mm_runs *runs, const struct mm_set *set, uint64_t first, uint64_t nr);
 bool mm_runs_next(struct mm_runs *runs, uint64_t *first, uint64_t *nr);
 
-/* ---- chunks: how a set is stored ------------------------------------------------------------ */
+/* ---- building ------------------------------------------------------------------------------- */
 
 #define MM_CHUNK_SHIFT 16
 #define MM_CHUNK_PAGES ((uint64_t)1 << MM_CHUNK_SHIFT) /* chunk i holds pages i*65536 .. +65535 */
-#define MM_CHUNK_BYTES 8256			       /* no chunk's bits are longer */
+#define MM_CHUNK_WORDS (MM_CHUNK_PAGES / 64)
+
+/*
+ * Adds many runs, those that ascend at some nanoseconds each. What is out of order or there twice
+ * (PAGEMAP_SCAN repeats itself where its last answer was a full one) is taken too, slowly. begin,
+ * add as often as wanted, end.
+ */
+struct mm_builder { /* private to set_words.c */
+	struct mm_set set;
+	uint64_t first, nr; /* the last run, which may go on */
+	uint32_t index;	    /* of the chunk in words[] */
+	bool used;	    /* words[] holds pages */
+	int err;
+	uint64_t words[MM_CHUNK_WORDS];
+};
+
+void mm_builder_begin(struct mm_builder *b);
+void mm_builder_add(struct mm_builder *b, uint64_t first, uint64_t nr);
+
+/* Adds all of it to *set; always releases what the builder holds. 0 or -ENOMEM. */
+int mm_builder_end(struct mm_builder *b, struct mm_set *set);
+
+/* ---- chunks: how a set is stored ------------------------------------------------------------ */
+
+#define MM_CHUNK_BYTES 8256 /* no chunk's bits are longer */
 
 enum mm_chunk_kind { MM_CHUNK_EMPTY, MM_CHUNK_FULL, MM_CHUNK_BITS };
 

@@ -21,19 +21,11 @@
 #include <roaring/roaring.h>
 
 #include "mm/set.h"
+#include "mm/set_words.h"
 
-enum {
-	COOKIE_PLAIN = 12346,
-	COOKIE_RUNS = 12347,
-	PLAIN_KEY_AT = 8,
-	PLAIN_HEAD = 16,
-	RUNS_KEY_AT = 5,
-	RUNS_HEAD = 11,
-	ARRAY_MAX = 4096, /* pages; more are bits */
-	BITS_BYTES = 8192,
-};
+#define BITS_BYTES (MM_CHUNK_WORDS * 8)
 
-_Static_assert(PLAIN_HEAD + BITS_BYTES <= MM_CHUNK_BYTES, "room for any chunk");
+_Static_assert(SET_PLAIN_HEAD + BITS_BYTES <= MM_CHUNK_BYTES, "room for any chunk");
 _Static_assert(__BYTE_ORDER == __LITTLE_ENDIAN, "CRoaring reads native order");
 
 static uint16_t get16(const unsigned char *p)
@@ -58,73 +50,93 @@ static void put32(char *p, uint32_t value)
 	put16(p + 2, value >> 16);
 }
 
-static size_t put_plain(char *bytes, const struct mm_set *set, uint64_t base, uint32_t pages)
+/* The lowest page at or after `page` that is in the chunk (or, `in` false, is not); 65536: none. */
+static uint32_t words_next(const uint64_t *words, uint32_t page, bool in)
 {
-	uint32_t used = 0;
-	uint64_t first, nr;
-	struct mm_runs runs;
+	uint32_t i = page / 64;
+	uint64_t flip = in ? 0 : ~(uint64_t)0;
+	uint64_t word = i < MM_CHUNK_WORDS ? (words[i] ^ flip) & ~(uint64_t)0 << page % 64 : 0;
 
-	put32(bytes, COOKIE_PLAIN);
-	put32(bytes + 4, 1);
-	put16(bytes + PLAIN_KEY_AT, 0);
-	put16(bytes + 10, pages - 1);
-	put32(bytes + 12, PLAIN_HEAD);
-	bytes += PLAIN_HEAD;
-	if (pages > ARRAY_MAX)
-		memset(bytes, 0, BITS_BYTES);
-	mm_runs_begin(&runs, set, base, MM_CHUNK_PAGES);
-	while (mm_runs_next(&runs, &first, &nr)) {
-		for (uint64_t i = first - base; i < first - base + nr; i++) {
-			if (pages > ARRAY_MAX)
-				bytes[i / 8] |= (char)(1 << i % 8);
-			else
-				put16(bytes + 2 * (size_t)used++, i);
-		}
+	while (word == 0) {
+		if (++i >= MM_CHUNK_WORDS)
+			return MM_CHUNK_PAGES;
+		word = words[i] ^ flip;
 	}
-	return PLAIN_HEAD + (pages > ARRAY_MAX ? (size_t)BITS_BYTES : 2 * (size_t)pages);
+	return i * 64 + (uint32_t)__builtin_ctzll(word);
 }
 
-static size_t put_runs(char *bytes, const struct mm_set *set, uint64_t base, uint32_t pages,
-		       uint32_t nr_runs)
+static size_t put_plain(char *bytes, const uint64_t *words, uint32_t pages)
 {
-	char *p = bytes + RUNS_HEAD;
-	uint64_t first, nr;
-	struct mm_runs runs;
+	put32(bytes, SET_COOKIE_PLAIN);
+	put32(bytes + 4, 1);
+	put16(bytes + SET_PLAIN_KEY_AT, 0);
+	put16(bytes + 10, pages - 1);
+	put32(bytes + 12, SET_PLAIN_HEAD);
+	bytes += SET_PLAIN_HEAD;
+	if (pages > SET_ARRAY_MAX) {
+		memcpy(bytes, words, BITS_BYTES);
+		return SET_PLAIN_HEAD + BITS_BYTES;
+	}
+	for (uint32_t page = words_next(words, 0, true); page < MM_CHUNK_PAGES;
+	     page = words_next(words, page + 1, true), bytes += 2)
+		put16(bytes, page);
+	return SET_PLAIN_HEAD + 2 * (size_t)pages;
+}
 
-	put32(bytes, COOKIE_RUNS);
+static size_t put_runs(char *bytes, const uint64_t *words, uint32_t pages, uint32_t nr_runs)
+{
+	char *p = bytes + SET_RUNS_HEAD;
+	uint32_t first = words_next(words, 0, true);
+
+	put32(bytes, SET_COOKIE_RUNS);
 	bytes[4] = 1;
-	put16(bytes + RUNS_KEY_AT, 0);
+	put16(bytes + SET_RUNS_KEY_AT, 0);
 	put16(bytes + 7, pages - 1);
-	put16(bytes + 9, nr_runs);
-	mm_runs_begin(&runs, set, base, MM_CHUNK_PAGES);
-	for (; mm_runs_next(&runs, &first, &nr); p += 4) {
-		put16(p, first - base);
-		put16(p + 2, nr - 1);
+	put16(bytes + SET_RUNS_COUNT_AT, nr_runs);
+	for (; first < MM_CHUNK_PAGES; p += 4) {
+		uint32_t end = words_next(words, first, false);
+
+		put16(p, first);
+		put16(p + 2, end - first - 1);
+		first = words_next(words, end, true);
 	}
 	return p - bytes;
 }
 
-void mm_set_get_chunk(const struct mm_set *set, uint32_t index, struct mm_chunk *chunk)
+static void chunk_of_words(struct mm_chunk *chunk, const uint64_t *words)
 {
-	uint64_t base = (uint64_t)index << MM_CHUNK_SHIFT, first, nr;
 	uint32_t pages = 0, nr_runs = 0, plain;
-	struct mm_runs runs;
+	uint64_t before = 0;
 
-	mm_runs_begin(&runs, set, base, MM_CHUNK_PAGES);
-	while (mm_runs_next(&runs, &first, &nr)) {
-		pages += nr;
-		nr_runs++;
+	for (uint32_t i = 0; i < MM_CHUNK_WORDS; i++) {
+		pages += (uint32_t)__builtin_popcountll(words[i]);
+		/* a run begins where a page is in the chunk and the one before it is not */
+		nr_runs += (uint32_t)__builtin_popcountll(words[i] & ~(words[i] << 1 | before));
+		before = words[i] >> 63;
 	}
 	chunk->len = 0;
 	chunk->kind = pages == 0 ? MM_CHUNK_EMPTY : MM_CHUNK_FULL;
 	if (pages == 0 || pages == MM_CHUNK_PAGES)
 		return;
-	plain = PLAIN_HEAD + (pages > ARRAY_MAX ? (uint32_t)BITS_BYTES : 2 * pages);
+	plain = SET_PLAIN_HEAD + (pages > SET_ARRAY_MAX ? (uint32_t)BITS_BYTES : 2 * pages);
 	chunk->kind = MM_CHUNK_BITS;
-	if (RUNS_HEAD + 4 * nr_runs < plain)
-		chunk->len = put_runs(chunk->bytes, set, base, pages, nr_runs);
+	if (SET_RUNS_HEAD + 4 * nr_runs < plain)
+		chunk->len = (uint32_t)put_runs(chunk->bytes, words, pages, nr_runs);
 	else
-		chunk->len = put_plain(chunk->bytes, set, base, pages);
+		chunk->len = (uint32_t)put_plain(chunk->bytes, words, pages);
+}
+
+void mm_set_get_chunk(const struct mm_set *set, uint32_t index, struct mm_chunk *chunk)
+{
+	uint64_t words[MM_CHUNK_WORDS];
+	uint32_t pages = set_words(set, index, words);
+
+	if (pages > 0 && pages < MM_CHUNK_PAGES) {
+		chunk_of_words(chunk, words);
+		return;
+	}
+	chunk->kind = pages ? MM_CHUNK_FULL : MM_CHUNK_EMPTY;
+	chunk->len = 0;
 }
 
 static bool array_is_valid(const unsigned char *p, size_t nr)
@@ -167,34 +179,33 @@ static bool chunk_is_valid(const unsigned char *p, size_t len)
 {
 	size_t nr;
 
-	if (len >= PLAIN_HEAD && get32(p) == COOKIE_PLAIN) {
+	if (len >= SET_PLAIN_HEAD && get32(p) == SET_COOKIE_PLAIN) {
 		nr = get16(p + 10) + 1u;
-		if (get32(p + 4) != 1 || get16(p + PLAIN_KEY_AT) != 0 ||
-		    get32(p + 12) != PLAIN_HEAD)
+		if (get32(p + 4) != 1 || get16(p + SET_PLAIN_KEY_AT) != 0 ||
+		    get32(p + 12) != SET_PLAIN_HEAD)
 			return false;
-		if (nr > ARRAY_MAX)
-			return nr < MM_CHUNK_PAGES && len == PLAIN_HEAD + BITS_BYTES &&
-			       bits_are_valid(p + PLAIN_HEAD, nr);
-		return len == PLAIN_HEAD + 2 * nr && array_is_valid(p + PLAIN_HEAD, nr);
+		if (nr > SET_ARRAY_MAX)
+			return nr < MM_CHUNK_PAGES && len == SET_PLAIN_HEAD + BITS_BYTES &&
+			       bits_are_valid(p + SET_PLAIN_HEAD, nr);
+		return len == SET_PLAIN_HEAD + 2 * nr && array_is_valid(p + SET_PLAIN_HEAD, nr);
 	}
-	if (len < RUNS_HEAD || get32(p) != COOKIE_RUNS)
+	if (len < SET_RUNS_HEAD || get32(p) != SET_COOKIE_RUNS)
 		return false;
 	nr = get16(p + 7) + 1u;
-	return p[4] == 1 && get16(p + RUNS_KEY_AT) == 0 && nr < MM_CHUNK_PAGES &&
-	       len == RUNS_HEAD + 4 * (size_t)get16(p + 9) &&
-	       runs_are_valid(p + RUNS_HEAD, get16(p + 9), nr);
+	return p[4] == 1 && get16(p + SET_RUNS_KEY_AT) == 0 && nr < MM_CHUNK_PAGES &&
+	       len == SET_RUNS_HEAD + 4 * (size_t)get16(p + 9) &&
+	       runs_are_valid(p + SET_RUNS_HEAD, get16(p + 9), nr);
 }
 
-static int add_bits(struct mm_set *set, uint32_t index, const void *bytes, size_t len)
+/* A valid chunk, of which the key is set. */
+static int add_bits(struct mm_set *set, uint32_t index, char *bytes, size_t len)
 {
 	_cleanup_set_ struct mm_set part = {NULL};
-	char copy[MM_CHUNK_BYTES];
 
-	if (len > sizeof(copy) || !chunk_is_valid(bytes, len))
-		return -EBADMSG;
-	memcpy(copy, bytes, len);
-	put16(copy + (get32(bytes) == COOKIE_PLAIN ? PLAIN_KEY_AT : RUNS_KEY_AT), index);
-	part.bits = roaring_bitmap_portable_deserialize_safe(copy, len);
+	put16(bytes + (get32((const unsigned char *)bytes) == SET_COOKIE_PLAIN ? SET_PLAIN_KEY_AT
+									       : SET_RUNS_KEY_AT),
+	      index);
+	part.bits = roaring_bitmap_portable_deserialize_safe(bytes, len);
 	if (!part.bits)
 		return -ENOMEM;
 	if (mm_set_is_empty(set)) {
@@ -204,13 +215,29 @@ static int add_bits(struct mm_set *set, uint32_t index, const void *bytes, size_
 	return mm_set_or(set, &part);
 }
 
+int set_add_words(struct mm_set *set, uint32_t index, const uint64_t *words)
+{
+	struct mm_chunk chunk;
+
+	chunk_of_words(&chunk, words);
+	if (chunk.kind == MM_CHUNK_BITS)
+		return add_bits(set, index, chunk.bytes, chunk.len);
+	return mm_set_add_chunk(set, index, chunk.kind, NULL, 0);
+}
+
 int mm_set_add_chunk(struct mm_set *set, uint32_t index, enum mm_chunk_kind kind, const void *bytes,
 		     size_t len)
 {
 	if (index >= MM_SET_MAX >> MM_CHUNK_SHIFT)
 		return -EBADMSG;
-	if (kind == MM_CHUNK_BITS)
-		return add_bits(set, index, bytes, len);
+	if (kind == MM_CHUNK_BITS) {
+		char copy[MM_CHUNK_BYTES];
+
+		if (len > sizeof(copy) || !chunk_is_valid(bytes, len))
+			return -EBADMSG;
+		memcpy(copy, bytes, len);
+		return add_bits(set, index, copy, len);
+	}
 	if (len != 0)
 		return -EBADMSG;
 	if (kind == MM_CHUNK_EMPTY)

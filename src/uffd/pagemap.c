@@ -24,9 +24,9 @@ int pagemap_open(pid_t pid)
 	return fd;
 }
 
-/* Runs one scan over [start, end) in batches and adds what it returns to *set. */
-static int pagemap_scan(int pagemap, uint64_t start, uint64_t end, struct pm_scan_arg arg,
-			struct mm_set *set)
+/* Runs one scan over [start, end) in batches and adds what it returns to the builder. */
+static int pagemap_walk(int pagemap, uint64_t start, uint64_t end, struct pm_scan_arg arg,
+			struct mm_builder *found)
 {
 	struct page_region regions[PAGEMAP_BATCH];
 	uint64_t at = start;
@@ -44,20 +44,27 @@ static int pagemap_scan(int pagemap, uint64_t start, uint64_t end, struct pm_sca
 			continue;
 		if (nr < 0)
 			return -errno;
-		for (int i = 0; i < nr; i++) {
-			int r = mm_set_add_range(set, (regions[i].start - start) >> WPFS_PAGE_SHIFT,
-						 (regions[i].end - regions[i].start) >>
-							 WPFS_PAGE_SHIFT);
-
-			if (r < 0)
-				return r;
-		}
+		for (int i = 0; i < nr; i++)
+			mm_builder_add(found, (regions[i].start - start) >> WPFS_PAGE_SHIFT,
+				       (regions[i].end - regions[i].start) >> WPFS_PAGE_SHIFT);
 		if (arg.walk_end <= at)
 			return -EIO; /* no progress: never loop on a kernel that stopped answering
 				      */
 		at = arg.walk_end;
 	}
 	return 0;
+}
+
+static int pagemap_scan(int pagemap, uint64_t start, uint64_t end, const struct pm_scan_arg *arg,
+			struct mm_set *set)
+{
+	struct mm_builder found;
+	int r, ended;
+
+	mm_builder_begin(&found);
+	r = pagemap_walk(pagemap, start, end, *arg, &found);
+	ended = mm_builder_end(&found, set);
+	return r < 0 ? r : ended;
 }
 
 int pagemap_marked(int pagemap, uint64_t start, uint64_t end, bool async, struct mm_set *marked)
@@ -70,7 +77,7 @@ int pagemap_marked(int pagemap, uint64_t start, uint64_t end, bool async, struct
 		.return_mask = PAGE_IS_WRITTEN,
 	};
 
-	return pagemap_scan(pagemap, start, end, arg, marked);
+	return pagemap_scan(pagemap, start, end, &arg, marked);
 }
 
 int pagemap_present(int pagemap, uint64_t start, uint64_t end, struct mm_set *present)
@@ -91,7 +98,7 @@ int pagemap_protect(int pagemap, uint64_t start, uint64_t end, struct mm_set *wr
 		.return_mask = PAGE_IS_WRITTEN,
 	};
 
-	return pagemap_scan(pagemap, start, end, arg, written);
+	return pagemap_scan(pagemap, start, end, &arg, written);
 }
 
 int pagemap_huge_unmarked(int pagemap, uint64_t start, uint64_t end, struct mm_set *pages)
@@ -101,7 +108,7 @@ int pagemap_huge_unmarked(int pagemap, uint64_t start, uint64_t end, struct mm_s
 		.return_mask = PAGE_IS_HUGE,
 	};
 
-	return pagemap_scan(pagemap, start, end, arg, pages);
+	return pagemap_scan(pagemap, start, end, &arg, pages);
 }
 
 int pagemap_is_async(int pagemap, uint64_t addr)

@@ -167,6 +167,32 @@ static void step_shift(struct pair *p)
 	assert_true(mm_set_is_empty(&to));
 }
 
+/* Built from its runs, cut anywhere, into a set that has some of them already. */
+static void check_builder(const struct pair *p)
+{
+	struct mm_set built = {NULL};
+	struct mm_builder b;
+	uint64_t first, nr;
+
+	random_range(&first, &nr);
+	assert_int_equal(mm_set_or_range(&built, &p->set, first, nr), 0);
+	mm_builder_begin(&b);
+	for (uint64_t i = 0; i < PAGES; i += nr) {
+		const unsigned char *end = memchr(p->ref + i, !p->ref[i], PAGES - i);
+
+		nr = end ? (uint64_t)(end - p->ref) - i : PAGES - i;
+		if (nr > 1 && rng(4) == 0)
+			nr = 1 + rng((uint32_t)nr);
+		if (p->ref[i])
+			mm_builder_add(&b, i, nr);
+		if (p->ref[i] && rng(64) == 0)
+			mm_builder_add(&b, i + rng((uint32_t)nr), 1);
+	}
+	assert_int_equal(mm_builder_end(&b, &built), 0);
+	assert_true(mm_set_is_equal(&built, &p->set));
+	mm_set_free(&built);
+}
+
 /* Out through chunks and in again; the bytes do not depend on how the set came about. */
 static void check_chunks(const struct pair *p)
 {
@@ -241,6 +267,7 @@ static void test_random(void **state)
 			random_range(&first, &nr);
 			pair_check(&p[i], first, nr);
 			check_relations(&p[i], &p[!i]);
+			check_builder(&p[i]);
 		}
 		check_chunks(&p[0]);
 		check_chunks(&p[1]);
@@ -254,6 +281,7 @@ static void test_random(void **state)
 /* The upper end of the numbers, and ranges that reach over it. */
 static void test_top(void **state)
 {
+	static struct mm_builder b;
 	struct mm_set set = {NULL}, moved = {NULL};
 	uint64_t first, nr;
 	uint32_t index = 65535;
@@ -289,8 +317,20 @@ static void test_top(void **state)
 	assert_true(mm_runs_next(&runs, &first, &nr));
 	assert_int_equal(first, 70000);
 	assert_int_equal(nr, 200000);
+	assert_int_equal(mm_set_shift(&moved, &set, -70001), 0);
+	assert_int_equal(mm_set_count(&moved), MM_SET_MAX - 70001);
+	assert_int_equal(mm_set_shift(&moved, &set, 70001), 0);
+	assert_int_equal(mm_set_count_range(&moved, 70001, MM_SET_MAX), MM_SET_MAX - 70001);
+	assert_false(mm_set_contains(&moved, 70000));
 	assert_int_equal(mm_set_remove_range(&set, 0, UINT64_MAX), 0);
 	assert_true(mm_set_is_empty(&set));
+
+	mm_builder_begin(&b);
+	mm_builder_add(&b, MM_SET_MAX - 3, 1);
+	mm_builder_add(&b, MM_SET_MAX - 1, UINT64_MAX);
+	mm_builder_add(&b, MM_SET_MAX, 1);
+	assert_int_equal(mm_builder_end(&b, &set), 0);
+	assert_int_equal(mm_set_count(&set), 2);
 	mm_set_free(&set);
 	mm_set_free(&moved);
 }
