@@ -105,26 +105,32 @@ static int chunk_put(struct db_tx *tx, const struct chunk_key *key, uint32_t ind
 			(int64_t)key->k3, (int64_t)index, chunk.bytes, (size_t)chunk.len);
 }
 
-int chunks_put(struct db_tx *tx, const struct chunk_key *key, const struct mm_set *set)
+int chunks_put_part(struct db_tx *tx, const struct chunk_key *key, const struct mm_set *set,
+		    uint64_t first, uint64_t last)
 {
 	_cleanup_set_ struct mm_set stored = {NULL};
-	uint64_t first, nr;
-	uint32_t index = 0;
+	uint64_t gone, nr;
+	uint32_t index = (uint32_t)first;
 	struct mm_runs runs;
 	int r = chunks_list(tx, key, &stored);
 
-	for (; r == 0 && mm_set_next_chunk(set, &index); index++) {
+	for (; r == 0 && mm_set_next_chunk(set, &index) && index <= last; index++) {
 		r = chunk_put(tx, key, index, set, &stored);
 		if (r == 0)
 			r = mm_set_remove_range(&stored, index, 1);
 	}
-	mm_runs_begin(&runs, &stored, 0, MM_SET_MAX);
-	while (r == 0 && mm_runs_next(&runs, &first, &nr)) {
-		for (uint64_t i = first; r == 0 && i < first + nr; i++)
+	mm_runs_begin(&runs, &stored, first, last - first + 1);
+	while (r == 0 && mm_runs_next(&runs, &gone, &nr)) {
+		for (uint64_t i = gone; r == 0 && i < gone + nr; i++)
 			r = sql_exec(tx, chunk_sql[key->table].del, "iiii", (int64_t)key->k1,
 				     (int64_t)key->k2, (int64_t)key->k3, (int64_t)i);
 	}
 	return r;
+}
+
+int chunks_put(struct db_tx *tx, const struct chunk_key *key, const struct mm_set *set)
+{
+	return chunks_put_part(tx, key, set, 0, MM_SET_MAX - 1);
 }
 
 /* Adds the chunk in column 1 of a row, which counts as the set's chunk `index`. */

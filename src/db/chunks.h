@@ -31,6 +31,10 @@ static inline uint64_t chunk_owner(enum mm_owner owner)
 /* Makes the stored set equal to *set; rows that are equal already are not written. */
 int chunks_put(struct db_tx *tx, const struct chunk_key *key, const struct mm_set *set);
 
+/* The same for the chunks first .. last of the set only. */
+int chunks_put_part(struct db_tx *tx, const struct chunk_key *key, const struct mm_set *set,
+		    uint64_t first, uint64_t last);
+
 /* Adds the stored set to *set. -EBADMSG: a row is not valid. */
 int chunks_get(struct db_tx *tx, const struct chunk_key *key, struct mm_set *set);
 

@@ -184,6 +184,11 @@ int db_call(struct db *db, db_job_fn fn, void *arg)
 	return db->writer ? writer_call(db->writer, fn, arg) : -EROFS;
 }
 
+int db_call_all(struct db *db, db_job_fn fn, void *const *args, size_t nr, int *results)
+{
+	return db->writer ? writer_call_all(db->writer, fn, args, nr, results) : -EROFS;
+}
+
 int db_post(struct db *db, db_job_fn fn, void *arg, void (*free_fn)(void *arg))
 {
 	return db->writer ? writer_post(db->writer, fn, arg, free_fn) : -EROFS;

@@ -60,7 +60,13 @@ typedef int (*db_job_fn)(struct db_tx *tx, void *arg);
 int db_call(struct db *db, db_job_fn fn, void *arg);
 
 /*
- * The same without waiting. `arg` is handed over: free_fn (may be NULL) gets it when the job is
+ * The same with each of args[0 .. nr): all in one transaction, unless SQLite undoes it half way.
+ * results[] gets what db_call would have given. -ENOMEM: none was run.
+ */
+int db_call_all(struct db *db, db_job_fn fn, void *const *args, size_t nr, int *results);
+
+/*
+ * As db_call, without waiting. `arg` is handed over: free_fn (may be NULL) gets it when the job is
  * committed or has failed. Jobs are done in the order they came. -ENOMEM: not queued, arg is the
  * caller's still. A failure is kept for db_flush.
  */

@@ -9,9 +9,7 @@
 #include "base/units.h"
 #include "db/chunks.h"
 #include "db/marks.h"
-
-/* Pages of the address space that one set of marks can hold. */
-#define REGION_SHIFT 32
+#include "db/vmas.h"
 
 /* ---- address spaces ---- */
 
@@ -40,111 +38,6 @@ int db_mm_put(struct db_tx *tx, const struct db_mm *m)
 int db_mm_delete(struct db_tx *tx, uint64_t id)
 {
 	return sql_exec(tx, "DELETE FROM mm WHERE id = ?1", "i", (int64_t)id);
-}
-
-/* ---- mappings and marks ---- */
-
-static int vma_put(struct db_tx *tx, uint64_t mm, const struct mm_vma *v)
-{
-	return sql_exec(
-		tx,
-		"INSERT INTO vma (mm, addr, pages, file, pgoff, prot, dev, owner, async, sealed)"
-		" VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-		"iiiiiiiiii", (int64_t)mm, (int64_t)v->start, (int64_t)mm_vma_pages(v),
-		(int64_t)v->file, (int64_t)v->pgoff, (int64_t)v->prot, (int64_t)v->dev,
-		(int64_t)(v->registered ? chunk_owner(v->owner) : 0),
-		(int64_t)(v->registered && v->async), (int64_t)v->sealed);
-}
-
-/* Adds what a mapping has marked in this region of the address space. */
-static int region_add(struct mm_set *set, const struct mm_vma *v, uint64_t region)
-{
-	int64_t page = (int64_t)(v->start >> WPFS_PAGE_SHIFT);
-	_cleanup_set_ struct mm_set part = {NULL};
-	int r = mm_set_shift(&part, &v->marked, page - (int64_t)(region << REGION_SHIFT));
-
-	return r < 0 ? r : mm_set_or(set, &part);
-}
-
-static uint64_t vma_region(uint64_t addr)
-{
-	return addr >> WPFS_PAGE_SHIFT >> REGION_SHIFT;
-}
-
-/* The lowest region at or after `from` with a mapping that can have marks of this owner. */
-static bool region_of_vmas(const struct mm_vma *vmas, size_t nr, enum mm_owner owner, uint64_t from,
-			   uint64_t *region)
-{
-	for (size_t i = 0; i < nr; i++) {
-		if (!vmas[i].registered || vmas[i].owner != owner ||
-		    vma_region(vmas[i].end - 1) < from)
-			continue;
-		*region = vma_region(vmas[i].start) > from ? vma_region(vmas[i].start) : from;
-		return true;
-	}
-	return false;
-}
-
-/* The same by what is stored. 1, 0 or -errno. */
-static int region_stored(struct db_tx *tx, uint64_t mm, enum mm_owner owner, uint64_t from,
-			 uint64_t *region)
-{
-	int64_t chunk;
-	int r = sql_get_i64(tx, &chunk,
-			    "SELECT min(chunk) FROM mark_chunk"
-			    " WHERE mm = ?1 AND owner = ?2 AND chunk >= ?3 << 16",
-			    "iii", (int64_t)mm, (int64_t)chunk_owner(owner), (int64_t)from);
-
-	if (r < 0)
-		return r == -ENODATA ? 0 : r;
-	*region = (uint64_t)chunk >> (REGION_SHIFT - MM_CHUNK_SHIFT);
-	return 1;
-}
-
-static int region_put(struct db_tx *tx, uint64_t mm, const struct mm_vma *vmas, size_t nr,
-		      enum mm_owner owner, uint64_t region)
-{
-	const struct chunk_key key = {CHUNKS_MARKS, mm, chunk_owner(owner), region};
-	_cleanup_set_ struct mm_set set = {NULL};
-	int r = 0;
-
-	for (size_t i = 0; r == 0 && i < nr; i++) {
-		if (vmas[i].registered && vmas[i].owner == owner &&
-		    vma_region(vmas[i].start) <= region && vma_region(vmas[i].end - 1) >= region)
-			r = region_add(&set, &vmas[i], region);
-	}
-	return r < 0 ? r : chunks_put(tx, &key, &set);
-}
-
-static int marks_put(struct db_tx *tx, uint64_t mm, const struct mm_vma *vmas, size_t nr,
-		     enum mm_owner owner)
-{
-	uint64_t from = 0;
-
-	for (;;) {
-		uint64_t mapped, stored, region;
-		bool more = region_of_vmas(vmas, nr, owner, from, &mapped);
-		int r = region_stored(tx, mm, owner, from, &stored);
-
-		if (r < 0 || (r == 0 && !more))
-			return r;
-		region = !more || (r > 0 && stored < mapped) ? stored : mapped;
-		r = region_put(tx, mm, vmas, nr, owner, region);
-		if (r < 0)
-			return r;
-		from = region + 1;
-	}
-}
-
-int db_vmas_replace(struct db_tx *tx, uint64_t mm, const struct mm_vma *vmas, size_t nr)
-{
-	int r = sql_exec(tx, "DELETE FROM vma WHERE mm = ?1", "i", (int64_t)mm);
-
-	for (size_t i = 0; r == 0 && i < nr; i++)
-		r = vma_put(tx, mm, &vmas[i]);
-	for (enum mm_owner o = MM_WPFS; r == 0 && o < MM_NR_OWNERS; o++)
-		r = marks_put(tx, mm, vmas, nr, o);
-	return r;
 }
 
 /* ---- files in an address space ---- */
@@ -212,14 +105,38 @@ static int files_prune(struct db_tx *tx, const struct mm *mm)
 	}
 }
 
-static int file_sets_put(struct db_tx *tx, uint64_t mm, const struct mm_file *f)
+/*
+ * What the mappings in [start, end) say is dirty is not stored a second time: see README.md,
+ * Reading a page. Theirs are the marks that this transaction makes equal to the model's.
+ */
+static int dirty_put(struct db_tx *tx, const struct mm *mm, const struct mm_file *f,
+		     enum mm_owner owner, uint64_t start, uint64_t end)
 {
-	int r = db_mm_file_put(tx, mm, f->id, f->protect, f->written);
+	_cleanup_set_ struct mm_set shown = {NULL}, rest = {NULL};
+	const struct mm_set *dirty = &f->own[owner].dirty;
+	int r = 0;
+
+	if (!mm_set_is_empty(dirty)) {
+		r = mm_shown_dirty(mm, f, owner, start, end, &shown);
+		if (r == 0 && !mm_set_is_empty(&shown)) {
+			r = mm_set_copy(&rest, dirty);
+			dirty = &rest;
+		}
+		if (r == 0)
+			r = mm_set_andnot(&rest, &shown);
+	}
+	return r < 0 ? r : db_set_put(tx, DB_SET_DIRTY, mm->id, owner, f->id, dirty);
+}
+
+static int file_sets_put(struct db_tx *tx, const struct mm *mm, const struct mm_file *f,
+			 uint64_t start, uint64_t end)
+{
+	int r = db_mm_file_put(tx, mm->id, f->id, f->protect, f->written);
 
 	for (enum mm_owner o = MM_WPFS; r == 0 && o < MM_NR_OWNERS; o++) {
-		r = db_set_put(tx, DB_SET_ARMED, mm, o, f->id, &f->own[o].armed);
+		r = db_set_put(tx, DB_SET_ARMED, mm->id, o, f->id, &f->own[o].armed);
 		if (r == 0)
-			r = db_set_put(tx, DB_SET_DIRTY, mm, o, f->id, &f->own[o].dirty);
+			r = dirty_put(tx, mm, f, o, start, end);
 	}
 	return r;
 }
@@ -230,8 +147,17 @@ int db_model_put(struct db_tx *tx, const struct mm *mm)
 	int r = db_vmas_replace(tx, mm->id, mm->vmas, mm->nr_vmas);
 
 	for (f = mm->files; r == 0 && f; f = f->hh.next)
-		r = file_sets_put(tx, mm->id, f);
+		r = file_sets_put(tx, mm, f, 0, UINT64_MAX);
 	return r < 0 ? r : files_prune(tx, mm);
+}
+
+int db_mapping_put(struct db_tx *tx, const struct mm *mm, uint64_t file, uint64_t start,
+		   uint64_t end)
+{
+	const struct mm_file *f = mm_file_find(mm, file);
+	int r = vmas_put(tx, mm->id, mm->vmas, mm->nr_vmas, start, end);
+
+	return r < 0 || !f ? r : file_sets_put(tx, mm, f, start, end);
 }
 
 /* ---- files ---- */

@@ -60,6 +60,8 @@ int db_mm_delete(struct db_tx *tx, uint64_t id);
  * Replaces the mappings of an mm, and its mark sets by those in vmas[].marked (of the registered
  * ones; vmas[].owner says whose). Only chunks that differ from the stored ones are written.
  */
+#define DB_ADDR_MAX ((uint64_t)1 << 57) /* no address is above */
+
 int db_vmas_replace(struct db_tx *tx, uint64_t mm, const struct mm_vma *vmas, size_t nr);
 
 enum db_set_kind { DB_SET_ARMED, DB_SET_DIRTY };
@@ -84,6 +86,13 @@ int db_mm_file_delete(struct db_tx *tx, uint64_t mm, uint64_t file);
  * row (db_file_put) for each file.
  */
 int db_model_put(struct db_tx *tx, const struct mm *mm);
+
+/*
+ * Of a model that differs from what is stored by a new mapping [start, end) of `file` and by sets
+ * of that file only: costs what these do, however many others there are.
+ */
+int db_mapping_put(struct db_tx *tx, const struct mm *mm, uint64_t file, uint64_t start,
+		   uint64_t end);
 
 /* ---- files that marks refer to -------------------------------------------------------------- */
 

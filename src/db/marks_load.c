@@ -11,8 +11,6 @@
 #include "db/chunks.h"
 #include "db/marks.h"
 
-#define ADDR_MAX ((uint64_t)1 << 57)
-
 static void text_copy(char *to, size_t size, sqlite3_stmt *st, int i)
 {
 	snprintf(to, size, "%s", sql_text(st, i));
@@ -73,7 +71,7 @@ static int vma_get(sqlite3_stmt *st, uint64_t free_from, struct mm_vma *v)
 	uint64_t pgoff = (uint64_t)sqlite3_column_int64(st, 3);
 	int64_t owner = sqlite3_column_int64(st, 6);
 
-	if (addr < free_from || addr >= ADDR_MAX || addr % WPFS_PAGE_SIZE || pages == 0 ||
+	if (addr < free_from || addr >= DB_ADDR_MAX || addr % WPFS_PAGE_SIZE || pages == 0 ||
 	    pages > MM_PGOFF_MAX || pgoff > MM_PGOFF_MAX - pages)
 		return -EUCLEAN;
 	*v = (struct mm_vma){
@@ -192,7 +190,9 @@ int db_mm_get(struct db_tx *tx, uint64_t id, struct db_mm *row, struct mm *model
 	model->own_uffds = row->flags & DB_MM_OWN_UFFDS;
 	model->conservative = row->conservative;
 	r = vmas_get(tx, model);
-	return r < 0 ? r : files_get(tx, model);
+	if (r == 0)
+		r = files_get(tx, model);
+	return r < 0 ? r : mm_fold_shown(model);
 }
 
 /* ---- all ---- */

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <utlist.h>
 
+#include "base/cleanup.h"
 #include "base/log.h"
 #include "db/writer.h"
 
@@ -189,6 +190,30 @@ int writer_call(struct writer *w, db_job_fn fn, void *arg)
 		pthread_cond_wait(&w->done, &w->lock);
 	pthread_mutex_unlock(&w->lock);
 	return job.result;
+}
+
+int writer_call_all(struct writer *w, db_job_fn fn, void *const *args, size_t nr, int *results)
+{
+	_cleanup_free_ struct job *jobs = calloc(nr + 1, sizeof(*jobs));
+
+	if (!jobs)
+		return -ENOMEM;
+	assert(!pthread_equal(pthread_self(), w->thread));
+	/* Under one lock: the writer takes all of them at once. */
+	pthread_mutex_lock(&w->lock);
+	for (size_t i = 0; i < nr; i++) {
+		jobs[i].fn = fn;
+		jobs[i].arg = args[i];
+		DL_APPEND(w->queue, &jobs[i]);
+	}
+	pthread_cond_signal(&w->more);
+	for (size_t i = 0; i < nr; i++) {
+		while (!jobs[i].done)
+			pthread_cond_wait(&w->done, &w->lock);
+		results[i] = jobs[i].result;
+	}
+	pthread_mutex_unlock(&w->lock);
+	return 0;
 }
 
 int writer_post(struct writer *w, db_job_fn fn, void *arg, void (*free_fn)(void *arg))

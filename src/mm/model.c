@@ -319,6 +319,47 @@ int mm_plan_arm(const struct mm *mm, uint64_t file, enum mm_owner owner, bool fr
 	return r;
 }
 
+int mm_vma_shown(const struct mm_vma *vma, const struct mm_set *armed, struct mm_set *set)
+{
+	_cleanup_set_ struct mm_set shown = {NULL}, marked = {NULL};
+	int r = mm_set_or_range(&shown, armed, vma->pgoff, mm_vma_pages(vma));
+
+	if (r == 0)
+		r = mm_set_shift(&marked, &vma->marked, (int64_t)vma->pgoff);
+	if (r == 0)
+		r = mm_set_andnot(&shown, &marked);
+	return r < 0 ? r : mm_set_or(set, &shown);
+}
+
+int mm_shown_dirty(const struct mm *mm, const struct mm_file *file, enum mm_owner owner,
+		   uint64_t start, uint64_t end, struct mm_set *set)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < mm->nr_vmas; i++) {
+		const struct mm_vma *vma = &mm->vmas[i];
+
+		if (vma->file == file->id && vma->registered && vma->owner == owner &&
+		    start <= vma->start && vma->end <= end)
+			r = mm_vma_shown(vma, &file->own[owner].armed, set);
+	}
+	return r;
+}
+
+int mm_fold_shown(struct mm *mm)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < mm->nr_vmas; i++) {
+		const struct mm_vma *vma = &mm->vmas[i];
+		struct mm_file *f = mm_file_find(mm, vma->file);
+
+		if (f && vma->registered)
+			r = mm_vma_shown(vma, &f->own[vma->owner].armed, &f->own[vma->owner].dirty);
+	}
+	return r;
+}
+
 const char *mm_check(const struct mm *mm)
 {
 	struct mm_file *f, *next;

@@ -136,6 +136,17 @@ int mm_set_registered(struct mm *mm, uint64_t start, uint64_t end, bool register
 int mm_plan_arm(const struct mm *mm, uint64_t file, enum mm_owner owner, bool fresh, uint64_t pgoff,
 		uint64_t nr, struct mm_set *set);
 
+/*
+ * Adds to *set which pages of the file the mappings in [start, end) say are dirty: armed, shown by
+ * one that `owner` has registered, and not marked there. 0 or -ENOMEM.
+ */
+int mm_shown_dirty(const struct mm *mm, const struct mm_file *file, enum mm_owner owner,
+		   uint64_t start, uint64_t end, struct mm_set *set);
+
+/* Adds those of all mappings to the dirty sets of all files: of a model that comes from where they
+ * are not kept twice. 0 or -ENOMEM. */
+int mm_fold_shown(struct mm *mm);
+
 /* ZAP_DROP: contents of [pgoff, pgoff + nr) were dropped: armed pages there are dirty. */
 int mm_drop(struct mm *mm, uint64_t file, uint64_t pgoff, uint64_t nr);
 

@@ -9,4 +9,7 @@
 int mm_zap(struct mm *mm, struct mm_file *file, enum mm_owner owner, uint64_t pgoff, uint64_t nr,
 	   enum zap_reason why);
 
+/* Adds the armed pages that a mapping shows unmarked to *set. */
+int mm_vma_shown(const struct mm_vma *vma, const struct mm_set *armed, struct mm_set *set);
+
 #endif

@@ -260,6 +260,7 @@ static int observe_doubt(struct mm *mm, const struct mm_vma *vma, uint64_t start
  */
 static int observe_unwatched(struct mm *mm, const struct mm_vma *now, size_t nr)
 {
+	size_t begin = 0; /* the first that can overlap */
 	int r = 0;
 
 	for (size_t i = 0; r == 0 && i < mm->nr_vmas; i++) {
@@ -268,7 +269,9 @@ static int observe_unwatched(struct mm *mm, const struct mm_vma *now, size_t nr)
 
 		if (old->registered || old->sealed)
 			continue;
-		for (size_t k = 0; r == 0 && k < nr && now[k].start < old->end; k++) {
+		while (begin < nr && now[begin].end <= old->start)
+			begin++;
+		for (size_t k = begin; r == 0 && k < nr && now[k].start < old->end; k++) {
 			if (now[k].end <= at || !now[k].sealed || !vma_same_place(old, &now[k]))
 				continue;
 			r = observe_doubt(mm, old, at, now[k].start);
@@ -277,26 +280,6 @@ static int observe_unwatched(struct mm *mm, const struct mm_vma *now, size_t nr)
 		if (r == 0)
 			r = observe_doubt(mm, old, at, old->end);
 	}
-	return r;
-}
-
-/* Adds the armed pages that this mapping shows unmarked to own->dirty. */
-static int observe_fold_owned(struct mm_owned *own, const struct mm_vma *vma)
-{
-	struct mm_set unmarked, marked;
-	int r;
-
-	mm_set_init(&unmarked);
-	mm_set_init(&marked);
-	r = mm_set_or_range(&unmarked, &own->armed, vma->pgoff, mm_vma_pages(vma));
-	if (r == 0)
-		r = mm_set_shift(&marked, &vma->marked, (int64_t)vma->pgoff);
-	if (r == 0)
-		r = mm_set_andnot(&unmarked, &marked);
-	if (r == 0)
-		r = mm_set_or(&own->dirty, &unmarked);
-	mm_set_free(&unmarked);
-	mm_set_free(&marked);
 	return r;
 }
 
@@ -337,7 +320,7 @@ static int observe_fold_wpfs(struct mm *mm, struct mm_file *f, const struct mm_v
 			return r;
 	}
 	if (vma->registered && vma->owner == MM_WPFS)
-		return observe_fold_owned(&f->own[MM_WPFS], vma);
+		return mm_vma_shown(vma, &f->own[MM_WPFS].armed, &f->own[MM_WPFS].dirty);
 	return mm_doubt(mm, f, vma->pgoff, mm_vma_pages(vma));
 }
 
@@ -374,9 +357,10 @@ static int observe_fold(struct mm *mm, const struct mm_vma *now, size_t nr)
 			r = observe_fold_wpfs(mm, f, &now[i]);
 	}
 	for (size_t i = 0; r == 0 && i < nr; i++) {
+		struct mm_owned *own = &mm_file_find(mm, now[i].file)->own[MM_PROGRAM];
+
 		if (now[i].registered && now[i].owner == MM_PROGRAM)
-			r = observe_fold_owned(&mm_file_find(mm, now[i].file)->own[MM_PROGRAM],
-					       &now[i]);
+			r = mm_vma_shown(&now[i], &own->armed, &own->dirty);
 	}
 	return r;
 }

@@ -369,6 +369,10 @@ int persist_mm(struct track *t, struct tmm *tm);
 /* Into the database, not aside, and in the same commit what happens to epochs. */
 int persist_mm_epochs(struct track *t, struct tmm *tm, const struct persist_epoch *epochs,
 		      size_t nr);
+/* As persist_mm, all of these in one commit. 0 or the first -errno. */
+int persist_all(struct track *t, struct tmm *const *tmms, size_t nr);
+/* Of an mm that is stored but for a new mapping of `file` in [start, end), and that file's sets. */
+int persist_mapping(struct track *t, struct tmm *tm, uint64_t file, uint64_t start, uint64_t end);
 /* The two halves of persist_mm. */
 int persist_mm_aside(struct track *t, struct tmm *tm);
 int persist_mm_save(struct track *t, struct tmm *tm);

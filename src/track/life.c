@@ -140,22 +140,27 @@ void life_sweep(struct track *t)
 
 int life_sync_all(struct track *t)
 {
+	_cleanup_free_ struct tmm **harvested = NULL;
+	size_t nr = 0, room = 0;
 	struct tmm *tm;
-	int result = 0;
+	int result = 0, r;
 
 	life_sweep(t);
+	DL_COUNT(t->tmms, tm, room);
+	harvested = calloc(room + 1, sizeof(*harvested));
+	if (!harvested)
+		return -ENOMEM;
 	DL_FOREACH (t->tmms, tm) {
-		int r;
-
 		if (tm->state != TMM_LIVE)
 			continue;
 		r = tmm_harvest(t, tm);
 		if (r == 0)
-			r = persist_mm(t, tm);
+			harvested[nr++] = tm;
 		if (r < 0 && result == 0)
 			result = r;
 	}
-	return result;
+	r = persist_all(t, harvested, nr);
+	return result < 0 ? result : r;
 }
 
 void life_end_all(struct track *t)

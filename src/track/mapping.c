@@ -21,10 +21,15 @@ static bool mapping_aligned(uint64_t addr, uint64_t len)
 	       addr + len <= (uint64_t)1 << 56;
 }
 
+static uint64_t mapping_len(const struct wpfs_map *map)
+{
+	return (map->len + WPFS_PAGE_SIZE - 1) & ~(WPFS_PAGE_SIZE - 1);
+}
+
 /* Says what is wrong with a MAP request, or NULL. */
 static const char *mapping_bad(const struct track *t, const struct wpfs_map *map)
 {
-	uint64_t len = (map->len + WPFS_PAGE_SIZE - 1) & ~(WPFS_PAGE_SIZE - 1);
+	uint64_t len = mapping_len(map);
 	bool ours = false;
 
 	for (size_t i = 0; i < t->nr_devs; i++)
@@ -44,10 +49,11 @@ static const char *mapping_bad(const struct track *t, const struct wpfs_map *map
  * Commits that [pgoff, pgoff + nr) of a file is armed from now on, because the mm is one that has
  * all its mappings protected. Before the first mark, never after.
  */
-static int mapping_arm_fresh(struct track *t, struct tmm *tm, uint64_t file, uint64_t pgoff,
-			     uint64_t nr)
+static int mapping_arm_fresh(struct track *t, struct tmm *tm, const struct wpfs_map *map,
+			     bool changed)
 {
-	struct mm_file *f = mm_file_get(&tm->mm, file);
+	uint64_t pgoff = map->offset >> WPFS_PAGE_SHIFT, nr = mapping_len(map) >> WPFS_PAGE_SHIFT;
+	struct mm_file *f = mm_file_get(&tm->mm, map->ino);
 	uint64_t before;
 	int r;
 
@@ -61,7 +67,11 @@ static int mapping_arm_fresh(struct track *t, struct tmm *tm, uint64_t file, uin
 		return 0; /* known already: an earlier run, or another mapping */
 	f->protect = true;
 	/* What has armed pages has an open epoch: this is more of it. */
-	return before ? persist_mm(t, tm) : protect_open_epoch(t, tm, file);
+	if (!before)
+		return protect_open_epoch(t, tm, map->ino);
+	return changed ? persist_mm(t, tm)
+		       : persist_mapping(t, tm, map->ino, map->final,
+					 map->final + nr * WPFS_PAGE_SIZE);
 }
 
 /*
@@ -78,9 +88,9 @@ static bool mapping_is_watched(const struct tmm *tm, uint64_t file)
 
 /* Arms what has to be and records the mapping. Gives the number of pages armed or -errno. */
 static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_map *map,
-			   struct mm_set *set, bool fresh)
+			   struct mm_set *set, bool fresh, bool changed)
 {
-	uint64_t len = (map->len + WPFS_PAGE_SIZE - 1) & ~(WPFS_PAGE_SIZE - 1);
+	uint64_t len = mapping_len(map);
 	struct mm_vma vma = {
 		.start = map->addr,
 		.end = map->addr + len,
@@ -95,7 +105,7 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 
 	mm_set_init(&vma.marked);
 	if (fresh)
-		r = mapping_arm_fresh(t, tm, map->ino, vma.pgoff, mm_vma_pages(&vma));
+		r = mapping_arm_fresh(t, tm, map, changed);
 	if (r == 0 && mapping_is_watched(tm, map->ino)) {
 		r = arm_pages(t, tm, vma.file, vma.start, vma.end, vma.pgoff, set);
 		if (r == 0) {
@@ -127,15 +137,17 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 /*
  * Ends what the model knows where a mapping is made: before it is decided what of the file can be
  * armed. It was moved away, which a look at the whole mm tells, or replaced without a word, and
- * then its last stores are unknown.
+ * then its last stores are unknown. *changed: more of the model may be another than was there.
  */
-static int mapping_clear_place(struct track *t, struct tmm *tm, const struct wpfs_map *map)
+static int mapping_clear_place(struct track *t, struct tmm *tm, const struct wpfs_map *map,
+			       bool *changed)
 {
-	uint64_t end = map->final + ((map->len + WPFS_PAGE_SIZE - 1) & ~(WPFS_PAGE_SIZE - 1));
+	uint64_t end = map->final + mapping_len(map);
 	bool known = false;
 
 	for (size_t i = 0; i < tm->mm.nr_vmas; i++)
 		known |= tm->mm.vmas[i].start < end && map->final < tm->mm.vmas[i].end;
+	*changed = known;
 	if (known && map->addr == map->final) {
 		int r = tmm_harvest_but(t, tm, map->final, end);
 
@@ -143,6 +155,25 @@ static int mapping_clear_place(struct track *t, struct tmm *tm, const struct wpf
 			return r;
 	}
 	return mm_unmap(&tm->mm, map->final, end, ZAP_UNSEEN);
+}
+
+/*
+ * A daemon after this one must see the mapping gone, should it go meanwhile: that makes what is
+ * armed there dirty. Where nothing is armed there is nothing to make dirty, and the next harvest is
+ * soon enough; so an ordinary mmap() waits for no disk.
+ */
+static int mapping_persist(struct track *t, struct tmm *tm, const struct wpfs_map *map,
+			   bool changed)
+{
+	const struct mm_file *f = mm_file_find(&tm->mm, map->ino);
+	uint64_t len = mapping_len(map);
+
+	if (changed || !f)
+		return persist_mm(t, tm);
+	if (!f->protect && mm_set_is_empty(&f->own[MM_WPFS].armed) &&
+	    mm_set_is_empty(&f->own[MM_PROGRAM].armed))
+		return 0;
+	return persist_mapping(t, tm, map->ino, map->final, map->final + len);
 }
 
 void mapping_map(struct request *rq)
@@ -153,7 +184,7 @@ void mapping_map(struct request *rq)
 	const char *bad = mapping_bad(rq->t, map);
 	struct mm_file *f;
 	struct mm_set set;
-	bool fresh;
+	bool fresh, changed = false;
 	int64_t armed;
 	int r = 0;
 
@@ -171,26 +202,25 @@ void mapping_map(struct request *rq)
 	}
 	tm->mapped_shared = true;
 	if (!map->query)
-		r = mapping_clear_place(rq->t, tm, map);
+		r = mapping_clear_place(rq->t, tm, map, &changed);
 	f = mm_file_find(&tm->mm, map->ino);
 	fresh = tm->mm.protect_new || (f && f->protect);
 	mm_set_init(&set);
 	if (r == 0)
 		r = mm_plan_arm(&tm->mm, map->ino, MM_WPFS, fresh, map->offset >> WPFS_PAGE_SHIFT,
-				(map->len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT, &set);
+				mapping_len(map) >> WPFS_PAGE_SHIFT, &set);
 	armed = r < 0 ? r : (int64_t)mm_set_count(&set);
 	if (r == 0 && map->query) {
 		tm->announced.coming_file = map->ino;
 		tm->announced.coming_pgoff = map->offset >> WPFS_PAGE_SHIFT;
-		tm->announced.coming_pages = (map->len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
+		tm->announced.coming_pages = mapping_len(map) >> WPFS_PAGE_SHIFT;
 		tmm_announce(tm);
 	}
 	if (r == 0 && !map->query)
-		armed = mapping_new(rq->t, tm, map, &set, fresh);
+		armed = mapping_new(rq->t, tm, map, &set, fresh, changed);
 	mm_set_free(&set);
-	/* A daemon after this one must see it gone, should it go meanwhile: that makes it dirty. */
 	if (armed >= 0 && !map->query) {
-		r = persist_mm(rq->t, tm);
+		r = mapping_persist(rq->t, tm, map, changed);
 		if (r < 0)
 			armed = r;
 	}
@@ -199,7 +229,7 @@ void mapping_map(struct request *rq)
 		f = mm_file_find(&tm->mm, map->ino);
 		if (f && !map->query)
 			mm_doubt(&tm->mm, f, map->offset >> WPFS_PAGE_SHIFT,
-				 (map->len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT);
+				 mapping_len(map) >> WPFS_PAGE_SHIFT);
 		log_warn("track: cannot arm a mapping of pid %d: %s", rq->c->id.pid,
 			 log_errstr((int)armed));
 		request_error(rq, (int)armed, "cannot arm a mapping of pid %d: %s", rq->c->id.pid,

@@ -145,6 +145,7 @@ struct persist_job {
 	struct tmm *tm;
 	const struct persist_epoch *epochs;
 	size_t nr_epochs;
+	uint64_t file, start, end; /* persist_mapping_job: what is new */
 };
 
 static void persist_row(const struct track *t, const struct tmm *tm, struct db_mm *row)
@@ -215,11 +216,9 @@ static int persist_mm_job(struct db_tx *tx, void *arg)
 	return r;
 }
 
-/* Into the database, or an error of it. */
-static int persist_commit(struct track *t, struct tmm *tm, db_job_fn fn, struct persist_job *job)
+/* What a commit gave: notes it, and gives it on. */
+static int persist_done(struct track *t, struct tmm *tm, int r)
 {
-	int r = db_call(t->config.db, fn, job);
-
 	if (r == 0) {
 		t->last_commit = (uint64_t)time(NULL);
 		tm->unsaved = tm->epoch_unsaved = false;
@@ -230,10 +229,16 @@ static int persist_commit(struct track *t, struct tmm *tm, db_job_fn fn, struct 
 	return r;
 }
 
+/* Into the database, or an error of it. */
+static int persist_commit(struct track *t, struct tmm *tm, db_job_fn fn, struct persist_job *job)
+{
+	return persist_done(t, tm, db_call(t->config.db, fn, job));
+}
+
 int persist_mm_epochs(struct track *t, struct tmm *tm, const struct persist_epoch *epochs,
 		      size_t nr)
 {
-	struct persist_job job = {t, tm, epochs, nr};
+	struct persist_job job = {.t = t, .tm = tm, .epochs = epochs, .nr_epochs = nr};
 
 	return persist_commit(t, tm, persist_mm_job, &job);
 }
@@ -264,14 +269,14 @@ static int persist_save_job(struct db_tx *tx, void *arg)
 
 int persist_mm_save(struct track *t, struct tmm *tm)
 {
-	struct persist_job job = {t, tm, NULL, 0};
+	struct persist_job job = {.t = t, .tm = tm};
 
 	return persist_commit(t, tm, persist_save_job, &job);
 }
 
 int persist_mm_aside(struct track *t, struct tmm *tm)
 {
-	struct persist_job job = {t, tm, NULL, 0};
+	struct persist_job job = {.t = t, .tm = tm};
 
 	return t->aside ? db_call(t->aside, persist_mm_job, &job) : t->db_error;
 }
@@ -286,6 +291,62 @@ int persist_mm(struct track *t, struct tmm *tm)
 	}
 	tm->unsaved = true;
 	return persist_mm_aside(t, tm);
+}
+
+static int persist_mapping_job(struct db_tx *tx, void *arg)
+{
+	const struct persist_job *job = arg;
+	struct db_mm row;
+	int r;
+
+	persist_row(job->t, job->tm, &row);
+	r = db_mm_put(tx, &row);
+	if (r == 0)
+		r = files_put(job->t, tx, job->file);
+	return r < 0 ? r : db_mapping_put(tx, &job->tm->mm, job->file, job->start, job->end);
+}
+
+int persist_mapping(struct track *t, struct tmm *tm, uint64_t file, uint64_t start, uint64_t end)
+{
+	struct persist_job job = {.t = t, .tm = tm, .file = file, .start = start, .end = end};
+	int r;
+
+	if (t->db_error || tm->unsaved)
+		return persist_mm(t, tm);
+	r = persist_commit(t, tm, persist_mapping_job, &job);
+	return aside_is_for(r) ? persist_mm(t, tm) : r;
+}
+
+/* One commit for all. False: it could not be tried. */
+static bool persist_together(struct track *t, struct tmm *const *tmms, size_t nr, int *results)
+{
+	_cleanup_free_ struct persist_job *jobs = calloc(nr, sizeof(*jobs));
+	_cleanup_free_ void **args = calloc(nr, sizeof(*args));
+
+	if (t->db_error || !jobs || !args)
+		return false;
+	for (size_t i = 0; i < nr; i++) {
+		jobs[i] = (struct persist_job){.t = t, .tm = tmms[i]};
+		args[i] = &jobs[i];
+	}
+	return db_call_all(t->config.db, persist_save_job, args, nr, results) == 0;
+}
+
+int persist_all(struct track *t, struct tmm *const *tmms, size_t nr)
+{
+	_cleanup_free_ int *results = calloc(nr + 1, sizeof(*results));
+	bool tried = nr > 0 && results && persist_together(t, tmms, nr, results);
+	int result = 0;
+
+	for (size_t i = 0; i < nr; i++) {
+		int r = tried ? persist_done(t, tmms[i], results[i]) : 0;
+
+		if (!tried || aside_is_for(r))
+			r = persist_mm(t, tmms[i]);
+		if (r < 0 && result == 0)
+			result = r;
+	}
+	return result;
 }
 
 static int persist_forget_job(struct db_tx *tx, void *arg)

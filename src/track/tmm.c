@@ -306,12 +306,14 @@ int tmm_untold(struct tmm *tm, pid_t pid)
 /* Is every file that was watched through some mapping still watched through one? */
 static bool tmm_is_plausible(const struct tmm *tm, const struct harvest *h)
 {
+	size_t j = 0; /* most mappings stay: the next one is found where the last one was */
+
 	for (size_t i = 0; i < tm->mm.nr_vmas; i++) {
 		const struct mm_vma *v = &tm->mm.vmas[i];
 		bool found = !v->registered;
 
-		for (size_t j = 0; j < h->nr && !found; j++) {
-			const struct mm_vma *now = &h->vmas[j];
+		for (size_t n = 0; n < h->nr && !found; n++, j++) {
+			const struct mm_vma *now = &h->vmas[j % h->nr];
 
 			found = now->registered && now->file == v->file &&
 				now->pgoff < v->pgoff + mm_vma_pages(v) &&

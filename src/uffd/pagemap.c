@@ -87,7 +87,7 @@ int pagemap_present(int pagemap, uint64_t start, uint64_t end, struct mm_set *pr
 		.return_mask = PAGE_IS_PRESENT,
 	};
 
-	return pagemap_scan(pagemap, start, end, arg, present);
+	return pagemap_scan(pagemap, start, end, &arg, present);
 }
 
 int pagemap_protect(int pagemap, uint64_t start, uint64_t end, struct mm_set *written)

@@ -318,7 +318,8 @@ DAMAGE = {
     "empty": empty,
     "garbage": garbage,
     "a set": rows("UPDATE armed_chunk SET armed = x'3a300000'"),
-    "a set cut": rows("UPDATE dirty_chunk SET dirty = substr(dirty, 1, length(dirty) - 1)"),
+    "a set cut": rows("UPDATE mark_chunk SET marked = substr(marked, 1, length(marked) - 1)"
+                      " WHERE length(marked) > 1"),
     "no mm": rows("DELETE FROM mm"),
     "no file": rows("DELETE FROM file"),
     "an mm of a forbidden state": rows("UPDATE mm SET state = 7"),

@@ -127,12 +127,14 @@ static void model_make(struct mm *mm, uint64_t id)
 				0);
 		}
 	}
+	assert_int_equal(mm_fold_shown(mm), 0); /* as a harvest does */
 }
 
 struct put {
 	const struct db_mm *row;
 	const struct mm *mm;
-	int written; /* rows */
+	const struct mm_vma *only; /* this mapping and its file */
+	int written;		   /* rows */
 };
 
 static int put_job(struct db_tx *tx, void *arg)
@@ -144,7 +146,9 @@ static int put_job(struct db_tx *tx, void *arg)
 		r = db_mm_put(tx, put->row);
 	for (uint64_t file = 10; r == 0 && file < 14; file++)
 		r = db_file_put(tx, file, "handle", 6, "/path");
-	if (r == 0)
+	if (r == 0 && put->only)
+		r = db_mapping_put(tx, put->mm, put->only->file, put->only->start, put->only->end);
+	else if (r == 0)
 		r = db_model_put(tx, put->mm);
 	put->written = sqlite3_total_changes(tx->sql) - before;
 	return r;
@@ -152,7 +156,7 @@ static int put_job(struct db_tx *tx, void *arg)
 
 static int put_model(const struct db_mm *row, const struct mm *mm)
 {
-	struct put put = {row, mm, 0};
+	struct put put = {.row = row, .mm = mm};
 
 	assert_int_equal(db_call(db, put_job, &put), 0);
 	return put.written;
@@ -259,18 +263,131 @@ static void test_changes(void **state)
 	model_make(&mm, 7);
 	put_model(&row, &mm);
 	base = put_model(&row, &mm);
-	/* the mm's row, its mappings out and in; no set */
-	assert_int_equal(base, 1 + 4 + 4);
+	assert_int_equal(base, 1); /* the mm's row; no mapping, no set */
 	f = mm_file_find(&mm, 13);
 	assert_int_equal(mm_set_add_range(&f->own[MM_WPFS].armed, 65536 * 9 + 7, 1), 0);
 	assert_int_equal(put_model(&row, &mm), base + 1);
 	assert_int_equal(mm_set_remove_range(&f->own[MM_WPFS].armed, 65536 * 9 + 7, 1), 0);
 	assert_int_equal(put_model(&row, &mm), base + 1);
+	mm.vmas[1].prot ^= PROT_WRITE;
+	assert_int_equal(put_model(&row, &mm), base + 1);
+	f = mm_file_find(&mm, mm.vmas[0].file); /* what is not armed is not dirty */
+	assert_int_equal(mm_set_remove_range(&f->own[MM_WPFS].armed, 0, 16), 0);
+	assert_int_equal(mm_set_remove_range(&f->own[MM_WPFS].dirty, 0, 16), 0);
 	mm_set_clear(&mm.vmas[0].marked);
 	put_model(&row, &mm);
 	assert_int_equal(mm_set_add_range(&mm.vmas[0].marked, 3, 4), 0);
 	assert_int_equal(put_model(&row, &mm), base + 1);
 	mm_free(&mm);
+}
+
+static int dirty_rows_job(struct db_tx *tx, void *arg)
+{
+	return sql_get_i64(tx, arg, "SELECT count(*) FROM dirty_chunk", "");
+}
+
+static int64_t dirty_rows(void)
+{
+	int64_t rows;
+
+	assert_int_equal(db_read(db, dirty_rows_job, &rows), 0);
+	return rows;
+}
+
+/* What marks tell is not stored again as dirty; once they are gone it is. */
+static void test_dirty_once(void **state)
+{
+	struct db_mm row = row_make(7, "db");
+	struct expect e = {0};
+	const struct db_marks_visitor visitor = {&e, NULL, expect_mm};
+	struct mm_vma *v;
+	struct mm_file *f;
+	struct mm mm;
+
+	mm_init(&mm);
+	mm.id = 7;
+	mm.epoch = 2;
+	mm.vmas = calloc(1, sizeof(*mm.vmas));
+	f = mm_file_get(&mm, 10);
+	assert_true(mm.vmas && f);
+	mm.nr_vmas = 1;
+	v = mm.vmas;
+	*v = (struct mm_vma){.start = 5 * PAGE,
+			     .end = 105 * PAGE,
+			     .file = 10,
+			     .pgoff = 7,
+			     .prot = PROT_READ,
+			     .dev = 99,
+			     .registered = true,
+			     .async = true};
+	assert_int_equal(mm_set_add_range(&v->marked, 20, 80), 0);
+	assert_int_equal(mm_set_add_range(&f->own[MM_WPFS].armed, 0, 107), 0);
+	assert_int_equal(mm_fold_shown(&mm), 0);
+	assert_int_equal(mm_set_count(&f->own[MM_WPFS].dirty), 20);
+	e.mm = &mm;
+	put_model(&row, &mm);
+	assert_int_equal(dirty_rows(), 0);
+	assert_int_equal(db_marks_load(db, &visitor), 0);
+
+	/* one that the marks do not tell, and then none of them does */
+	assert_int_equal(mm_set_add_range(&f->own[MM_WPFS].dirty, 3, 1), 0);
+	put_model(&row, &mm);
+	assert_int_equal(dirty_rows(), 1);
+	assert_int_equal(db_marks_load(db, &visitor), 0);
+	mm_forget_vmas(&mm);
+	put_model(&row, &mm);
+	assert_int_equal(db_marks_load(db, &visitor), 0);
+	assert_int_equal(e.mms, 3);
+	mm_free(&mm);
+}
+
+/* A new mapping stored alone is the same as all stored again. */
+static void test_mapping_put(void **state)
+{
+	struct db_mm row = row_make(7, "db");
+
+	for (int i = 0; i < 40; i++) {
+		struct mm_vma v = {.file = 10 + rng(3), .prot = PROT_READ, .dev = 99};
+		struct expect e = {0};
+		const struct db_marks_visitor visitor = {&e, NULL, expect_mm};
+		struct put put = {.row = &row};
+		uint64_t pages = 1 + rng(100000);
+		struct mm mm;
+
+		model_make(&mm, 7);
+		put_model(&row, &mm);
+		/* in free space, beside a mapping, over one, over the border of one */
+		switch (rng(4)) {
+		case 0:
+			v.start = (1 + rng(1000)) * PAGE << 15;
+			break;
+		case 1:
+			v.start = mm.vmas[rng(4)].end;
+			pages = 1 + rng(900);
+			break;
+		case 2:
+			v.start = mm.vmas[0].start;
+			v.file = mm.vmas[0].file;
+			break;
+		default:
+			v.start = mm.vmas[1].end - 5 * PAGE;
+			v.file = mm.vmas[1].file;
+			pages = 1 + rng(900);
+		}
+		v.end = v.start + pages * PAGE;
+		v.registered = rng(2);
+		v.async = v.registered;
+		if (v.registered)
+			random_set(&v.marked, pages);
+		put.only = &(struct mm_vma){.start = v.start, .end = v.end, .file = v.file};
+		assert_int_equal(mm_map(&mm, &v), 0);
+		assert_int_equal(mm_fold_shown(&mm), 0);
+		put.mm = e.mm = &mm;
+		assert_int_equal(db_call(db, put_job, &put), 0);
+		assert_int_equal(db_marks_load(db, &visitor), 0);
+		assert_int_equal(e.mms, 1);
+		mm_free(&mm);
+	}
 }
 
 static int count_rows_job(struct db_tx *tx, void *arg)
@@ -512,8 +629,9 @@ static void test_corrupt(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(test_round_trip), TEST(test_changes),	TEST(test_delete),  TEST(test_rows),
-		TEST(test_epochs),     TEST(test_epochs_dirty), TEST(test_corrupt),
+		TEST(test_round_trip),	TEST(test_changes),	 TEST(test_dirty_once),
+		TEST(test_mapping_put), TEST(test_delete),	 TEST(test_rows),
+		TEST(test_epochs),	TEST(test_epochs_dirty), TEST(test_corrupt),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
