@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Everything at once is killed, stopped or started again: marks are exact or too many, never too few."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import harness
+import proc
+import report
+from harness import PAGE
+from mapper import ALL, Child, mapped
+
+MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+class Cgroup:
+    """A memory cgroup (v1) of the test's own."""
+
+    def __init__(self, name, limit=None):
+        self.path = MEMORY / name
+        self.path.mkdir()
+        if limit:
+            (self.path / "memory.limit_in_bytes").write_text(str(limit))
+
+    def add(self, pid):
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+    def pids(self):
+        return [int(pid) for pid in (self.path / "cgroup.procs").read_text().split()]
+
+    def remove(self):
+        proc.wait_for(lambda: not self.pids(), harness.SECONDS, "an empty cgroup")
+        proc.wait_for(self._removed, harness.SECONDS, "the cgroup goes")
+
+    def _removed(self):
+        try:
+            self.path.rmdir()
+        except OSError:
+            return False
+        return True
+
+
+@pytest.fixture
+def cgroup(request):
+    made = []
+
+    def make(limit=None):
+        made.append(Cgroup(f"wpfs-test-{os.getpid()}-{len(made)}", limit))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for pid in one.pids():
+            proc.kill(pid)
+        one.remove()
+
+
+def witness_of(program):
+    (witness,) = [pid for pid in proc.children(program.pid)
+                  if "wpfs-witness" in proc.describe(pid)]
+    return witness
+
+
+def test_the_whole_cgroup_is_killed(wpfs, cgroup):
+    """As cgroup.kill does: no task of the mm is left, so what was armed and not harvested counts."""
+    group = cgroup()
+    program = mapped(wpfs)
+    for pid in (program.pid, witness_of(program)):
+        group.add(pid)
+    program.order("store 0 1 1")
+    wpfs.wpctl("sync", wpfs.mnt)
+    program.order("store 0 2 1")
+    pidfds = [os.pidfd_open(pid) for pid in group.pids()]
+    os.kill(wpfs.pid, signal.SIGSTOP)  # or it might be quick enough to see the last marks
+    for pid in group.pids():
+        os.kill(pid, signal.SIGKILL)
+    for pidfd in pidfds:
+        assert proc.is_over(pidfd, harness.SECONDS)
+        os.close(pidfd)
+    os.kill(wpfs.pid, signal.SIGCONT)
+    assert report.dirty(wpfs, "t") == ALL
+    assert report.ps(wpfs, "t")["state"] == "detached"
+    assert wpfs.wpctl_json("status")["conservative"] == len(ALL) - 1
+
+
+def test_out_of_memory(wpfs, cgroup):
+    """The kernel kills the program and its witness, which share the memory."""
+    group = cgroup(limit=48 << 20)
+    program = mapped(wpfs)
+    witness = witness_of(program)
+    pidfd = os.pidfd_open(witness)
+    group.add(program.pid)
+    group.add(witness)
+    program.order("store 0 1 1")
+    program.order(f"map 1 0 0 {256 << 20} anon")
+    program.send(f"store 1 0 1 {(256 << 20) // PAGE}")
+    program.popen.wait(harness.SECONDS)
+    assert program.popen.returncode == -signal.SIGKILL
+    assert proc.is_over(pidfd, harness.SECONDS)
+    os.close(pidfd)
+    assert 1 in report.dirty(wpfs, "t")
+    assert report.ps(wpfs, "t")["state"] == "detached"
+
+
+def test_a_witness_that_is_killed(wpfs):
+    """Its uffd goes with it, and the marks: all that was armed is dirty, and the program lives on."""
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    witness = witness_of(program)
+    pidfd = os.pidfd_open(witness)
+    os.kill(witness, signal.SIGKILL)
+    assert proc.is_over(pidfd, harness.SECONDS)
+    os.close(pidfd)
+    program.order("store 0 2 1")
+    child = Child(wpfs, program)
+    child.order("store 0 3 1")
+    assert report.dirty(wpfs, "t") == ALL
+    child.end()
+    program.order("unmap 0 8 8")
+    assert report.dirty(wpfs, "t") == ALL
+    program.wait()
+    assert report.dirty(wpfs, "t") == ALL
+
+
+def test_everything_is_stopped(wpfs):
+    """SIGSTOP of daemon, witness and program, in every order, and on: exact."""
+    program = mapped(wpfs)
+    everybody = [wpfs.pid, witness_of(program), program.pid]
+    for n in range(3):
+        program.order(f"store 0 {n} 1")
+        order = everybody[n:] + everybody[:n]
+        for pid in order:
+            os.kill(pid, signal.SIGSTOP)
+        for pid in order:
+            proc.wait_for(lambda: proc.state(pid) == "T", harness.SECONDS, "it is stopped")
+        program.send(f"store 0 {10 + n} 1")
+        for pid in reversed(order):
+            os.kill(pid, signal.SIGCONT)
+        assert program.read() == "ok 0"
+    assert report.dirty(wpfs, "t") == {0, 1, 2, 10, 11, 12}
+    os.kill(everybody[1], signal.SIGSTOP)
+    program.kill9()
+    assert report.dirty(wpfs, "t") == {0, 1, 2, 10, 11, 12}, "a stopped witness is harvested too"
+
+
+@pytest.mark.parametrize("seconds", [int(os.environ.get("WPFS_STORM", "10"))])
+def test_a_storm_of_daemons(make_wpfs, seconds):
+    """kill -9 as soon as one is there, under 8 programs that write, fork, move and are killed."""
+    wpfs = make_wpfs(store=True)
+    programs, written = [], []
+    for n in range(8):
+        programs.append(wpfs.spawn(harness.program("churn"), wpfs.mnt / f"f{n}",
+                                   wpfs.dir / f"reference{n}", 2048, name=f"c{n}", protect=True))
+        assert programs[n].read() == "ok" and programs[n].ask("go") == "ok"
+    end, daemons = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        wpfs.kill9()
+        wpfs.restart()
+        daemons += 1
+        if daemons == 3:
+            programs[7].kill9()
+    for n, program in enumerate(programs[:7]):
+        writes, moves, _, gap = (int(number) for number in program.ask("stop").split())
+        assert writes and moves, f"c{n} stood still"
+        assert gap < 10000, f"c{n} stood still for {gap} ms"
+    for n in range(8):
+        states = (wpfs.dir / f"reference{n}").read_bytes()
+        written.append({page for page, state in enumerate(states) if state == 2})
+        missing = written[n] - report.dirty(wpfs, f"c{n}", f"/f{n}")
+        assert not missing, f"c{n}: a mark lies after {daemons} daemons: {sorted(missing)[:20]}"
+    conservative = wpfs.wpctl_json("status")["conservative"]
+    print(f"{daemons} daemons, {conservative} conservative pages")
+    assert daemons >= seconds / 4
