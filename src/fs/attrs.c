@@ -124,6 +124,24 @@ static int set_all(struct fs *fs, uint64_t ino, int fd, const struct stat *attr,
 	return r;
 }
 
+/* Contents that are still in the store come before the size changes, and never meanwhile. */
+static int set_with_contents(struct fs *fs, uint64_t ino, int fd, const struct stat *attr,
+			     int to_set)
+{
+	bool held = false;
+	int r = 0;
+
+	if (to_set & FUSE_SET_ATTR_SIZE)
+		r = fs_absent_bring(fs->absent, ino);
+	else
+		held = fs_absent_hold(fs->absent, ino);
+	if (!r)
+		r = set_all(fs, ino, fd, attr, to_set);
+	if (held)
+		fs_absent_release(fs->absent, ino);
+	return r;
+}
+
 static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
 		       struct fuse_file_info *fi)
 {
@@ -132,7 +150,7 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
 	int r = fs_inode_ref(fs, ino, &ref);
 
 	if (!r) {
-		r = set_all(fs, ino, ref.fd, attr, to_set);
+		r = set_with_contents(fs, ino, ref.fd, attr, to_set);
 		fs_change_inode(fs, ino);
 	}
 	if (r)

@@ -74,6 +74,9 @@ int fs_backing_get(struct fs *fs, struct fs_inode *inode, int given, bool *made)
 			close(given);
 		return fd;
 	}
+	fd = given < 0 ? fs_absent_bring(fs->absent, inode->ino) : 0;
+	if (fd < 0)
+		return fd;
 	pthread_mutex_lock(&shard->backing);
 	fd = atomic_load(&inode->backing_fd);
 	if (fd < 0) {

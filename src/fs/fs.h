@@ -23,6 +23,7 @@
 #define FS_ROOT_ID 1
 
 struct fs;
+struct fs_absent;
 struct fs_ids;
 
 /*
@@ -78,6 +79,7 @@ struct fs_hooks {
 struct fs_config {
 	int lower_fd;		  /* root of the lower tmpfs, O_RDONLY; borrowed until fs_free */
 	const struct fs_ids *ids; /* which lower file has which id; borrowed until fs_free */
+	struct fs_absent *absent; /* contents still in the store; borrowed as long, or NULL */
 	const char *id;		  /* mount id, shorter than WPFS_ID_MAX; copied */
 	enum wpfs_kind kind;
 	bool uring; /* ask for FUSE over io_uring */

@@ -22,6 +22,7 @@
 #include <unistd.h>
 #include <uthash.h>
 
+#include "fs/absent.h"
 #include "fs/creds.h"
 #include "fs/fs.h"
 #include "fs/ids.h"
@@ -79,6 +80,7 @@ struct fs {
 	/* constant after fs_new */
 	int lower_fd;
 	const struct fs_ids *ids;
+	struct fs_absent *absent; /* or NULL */
 	char id[WPFS_ID_MAX];
 	enum wpfs_kind kind;
 	bool uring_wanted, debug;

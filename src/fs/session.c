@@ -111,6 +111,7 @@ int fs_new(const struct fs_config *config, struct fs **out)
 		return -ENOMEM;
 	fs->lower_fd = config->lower_fd;
 	fs->ids = config->ids;
+	fs->absent = config->absent;
 	fs->kind = config->kind;
 	fs->uring_wanted = config->uring && FUSE_CAP_OVER_IO_URING;
 	fs->debug = config->debug;

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -57,7 +58,7 @@ int store_data_open(int data_fd, uint64_t id)
 	return data_open(data_fd, id, O_RDONLY);
 }
 
-int store_data_read(int data_fd, uint64_t id, int lower_fd, uint64_t size)
+int store_data_read(int data_fd, uint64_t id, int lower_fd, uint64_t size, const _Atomic bool *stop)
 {
 	_cleanup_close_ int fd = data_open(data_fd, id, O_RDONLY);
 	_cleanup_free_ char *buf = NULL;
@@ -73,6 +74,8 @@ int store_data_read(int data_fd, uint64_t id, int lower_fd, uint64_t size)
 		uint64_t end = hole < 0 || (uint64_t)hole > size ? size : (uint64_t)hole;
 		size_t len = end - off < WINDOW ? (size_t)(end - off) : WINDOW;
 
+		if (stop && atomic_load(stop))
+			return -ECANCELED;
 		r = fdio_pread_full(fd, buf, len, (off_t)off);
 		if (!r)
 			r = fdio_pwrite_full(lower_fd, buf, len, (off_t)off);

@@ -10,8 +10,12 @@
 /* The data file of a file, for reading; the caller closes it. -ENOENT: it is all zeros. */
 int store_data_open(int data_fd, uint64_t id);
 
-/* Copies the stored contents of a file into an empty lower file of `size` bytes. 0 or -errno. */
-int store_data_read(int data_fd, uint64_t id, int lower_fd, uint64_t size);
+/*
+ * Copies the stored contents of a file into an empty lower file of `size` bytes. 0 or -errno:
+ * -ECANCELED: *stop (may be NULL) became true.
+ */
+int store_data_read(int data_fd, uint64_t id, int lower_fd, uint64_t size,
+		    const _Atomic bool *stop);
 
 /*
  * Where the contents of a file are, if not all in the lower file: reads a window (what is behind

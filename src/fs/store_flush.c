@@ -98,6 +98,11 @@ static int flush_contents(struct flush *flush, uint64_t ino, const struct fs_han
 		return -errno;
 	if (st.st_nlink == 0)
 		return -ESTALE; /* in use, and it will not be there after this mount */
+	if (fs_absent_is(store->fs->absent, ino)) {
+		flushed.size =
+			(uint64_t)st.st_size; /* nobody has had it since the store was read */
+		return flush_note(flush, &flushed);
+	}
 	flushed.in_use = flush_in_use(flush, ino, fd);
 	pthread_mutex_lock(lock);
 	size = store_write_contents(store, ino, fd, flush->final, &written);

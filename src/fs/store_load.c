@@ -112,7 +112,7 @@ static int load_contents(struct load *load, const struct node *node, int fd)
 	}
 	if (r)
 		return r < 0 ? r : 0;
-	return store_data_read(load->data_fd, node->id, fd, node->inode.size);
+	return store_data_read(load->data_fd, node->id, fd, node->inode.size, NULL);
 }
 
 static int make_file(struct load *load, int dir_fd, const char *name, const struct node *node)

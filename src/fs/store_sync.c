@@ -109,9 +109,15 @@ void store_size_forget(struct fs_store *store, uint64_t ino)
 static int remove_data(void *ctx, uint64_t ino)
 {
 	struct fs_store *store = ctx;
+	struct fs_inode *inode;
 	int r;
 
 	store_size_forget(store, ino);
+	inode = fs_absent_is(store->fs->absent, ino) ? fs_inode_get(store->fs, ino) : NULL;
+	if (inode) {
+		fs_inode_forget(store->fs, ino, 1);
+		return 0; /* may still be opened by who knew it before its last name went */
+	}
 	r = store_data_remove(store->data_fd, ino);
 	if (r)
 		log_warn("cannot remove the contents of file %" PRIu64 " from the store: %s", ino,

@@ -30,6 +30,7 @@
 #include "base/mountinfo.h"
 #include "db/db.h"
 #include "db/marks.h"
+#include "fs/absent.h"
 #include "fs/fs.h"
 #include "fs/store.h"
 #include "ipc/server.h"
@@ -52,6 +53,7 @@ struct daemon {
 	struct rundir run;
 	struct db *db;
 	int listen_fd;
+	struct fs_absent *absent; /* NULL: contents do not come later */
 	struct fs *fs;
 	bool mounted;
 	struct mountinfo mount; /* valid when mounted */
@@ -229,25 +231,53 @@ static int open_volatile(struct daemon *d)
 	return open_database(d, private_path, DB_VOLATILE);
 }
 
-/*
- * Restores the tree into a lower that is new. On a capped mount it takes contents up to half of
- * what may be in memory; the rest stays on disk.
- */
-static int fill_lower(struct daemon *d)
+/* On a native mount contents come when they are asked for. */
+static int load_tree(struct daemon *d)
+{
+	const struct fs_store_elsewhere later = {d->absent, fs_absent_take};
+	int r = fs_store_load(d->db, d->store.data_fd, d->run.lower_fd, d->options->has_root_attrs,
+			      &d->run.ids, &later);
+
+	return r ? r : fs_absent_complete(d->absent);
+}
+
+/* A capped mount takes contents up to half of what may be in memory; the rest stays on disk. */
+static int load_tree_capped(struct daemon *d)
 {
 	struct capped_stash stash = {.private_fd = d->run.private_fd,
 				     .spill_fd = d->store.spill_fd,
 				     .room = d->options->resident / 2};
 	const struct fs_store_elsewhere elsewhere = {&stash, capped_stash_file};
-	int r = 0;
+	int r = fs_store_load(d->db, d->store.data_fd, d->run.lower_fd, d->options->has_root_attrs,
+			      &d->run.ids, &elsewhere);
 
-	if (d->run.adopted)
-		return 0;
-	if (d->has_store)
-		r = fs_store_load(d->db, d->store.data_fd, d->run.lower_fd,
-				  d->options->has_root_attrs, &d->run.ids,
-				  d->options->resident ? &elsewhere : NULL);
 	d->stashed = stash.begun;
+	return r;
+}
+
+static int start_absent(struct daemon *d)
+{
+	int r;
+
+	if (!d->has_store || d->options->resident)
+		return 0;
+	r = fs_absent_new(d->run.private_fd, d->store.data_fd, d->run.lower_fd, &d->absent);
+	if (!r && d->run.adopted)
+		r = fs_absent_adopt(d->absent);
+	if (r)
+		log_err("cannot tell which contents are still in the store: %s", log_errstr(r));
+	return r;
+}
+
+/* Restores the tree into a lower that is new. */
+static int fill_lower(struct daemon *d)
+{
+	int r = start_absent(d);
+
+	if (r || d->run.adopted)
+		return r;
+	if (d->has_store)
+		r = d->options->resident ? load_tree_capped(d) : load_tree(d);
 	if (!r)
 		r = rundir_lower_complete(&d->run);
 	if (!r) {
@@ -274,6 +304,7 @@ static int mount_fuse(struct daemon *d)
 	const struct fs_config config = {
 		.lower_fd = d->run.lower_fd,
 		.ids = &d->run.ids,
+		.absent = d->absent,
 		.id = d->id,
 		.kind = d->options->resident ? WPFS_KIND_CAPPED : WPFS_KIND_NATIVE,
 		.uring = d->options->uring,
@@ -404,6 +435,8 @@ static int start(struct daemon *d)
 		r = serve(d);
 	if (!r)
 		r = track_serving(d->track);
+	if (!r && d->absent)
+		r = fs_absent_prefetch(d->absent);
 	return r;
 }
 
@@ -501,6 +534,7 @@ static int stop(struct daemon *d, bool served)
 		fs_store_detach(d->fs);
 		fs_free(d->fs);
 	}
+	fs_absent_free(d->absent);
 	if (d->db)
 		db_close(d->db);
 	if (d->listen_fd >= 0)

@@ -7,6 +7,7 @@
  *   lower/    the tmpfs that holds tree and contents
  *   lower_id  its name; differs for every tmpfs ever mounted
  *   ids       its file ids; written when the tree is complete, so that a half restored one is known
+ *   absent    files whose contents are still in the store (fs/absent.h)
  *   wpfs.db   the database, when there is no store
  */
 #ifndef WPFS_WPFS_RUNDIR_H

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the store has at any moment: fsynced data, and names that are a prefix of what was done."""
 
+import concurrent.futures
+import errno
 import os
 import random
+from pathlib import Path
 
 import pytest
 
@@ -197,3 +200,117 @@ def test_names_are_a_prefix(make_wpfs, seed):
     wpfs.umount()
     wpfs.restart()
     assert tree(wpfs.mnt) == now
+
+
+# ---- contents come when they are asked for
+
+
+def stored(make_wpfs, count=40, options=()):
+    """A mount with `count` files of different contents, unmounted; the contents by name."""
+    wpfs = make_wpfs(store=True, options=["flush=0", *options])
+    contents = {f"f{n}": os.urandom(n * 1000) for n in range(count)}
+    for name, data in contents.items():
+        (wpfs.mnt / name).write_bytes(data)
+    wpfs.umount()
+    return wpfs, contents
+
+
+def test_contents_are_there_at_the_first_open(make_wpfs):
+    wpfs, contents = stored(make_wpfs)
+    wpfs.restart()
+    names = list(contents)
+    random.Random(1).shuffle(names)
+    for name in names:
+        assert (wpfs.mnt / name).stat().st_size == len(contents[name])
+        assert (wpfs.mnt / name).read_bytes() == contents[name]
+
+
+def test_a_mount_reads_no_contents(make_wpfs):
+    """With no room at all there is nothing in the background either."""
+    wpfs, contents = stored(make_wpfs, options=["size=2M"])
+    wpfs.options.append("size=16K")
+    wpfs.restart()
+    assert sum(path.stat().st_size for path in wpfs.mnt.iterdir()) == sum(map(len, contents.values()))
+    assert (wpfs.mnt / "f3").read_bytes() == contents["f3"]
+    wpfs.allow_log("no space")
+    with pytest.raises(OSError) as refused:
+        (wpfs.mnt / "f39").read_bytes()
+    assert refused.value.errno == errno.ENOSPC
+    os.unlink(wpfs.mnt / "f38")
+    wpfs.umount()
+    wpfs.options.append("size=2M")
+    wpfs.restart()
+    assert tree(wpfs.mnt) == {name: ("file", 1, data) for name, data in contents.items() if name != "f38"}
+
+
+def test_times_are_those_of_before(make_wpfs):
+    wpfs = make_wpfs(store=True, options=["size=2M"])
+    (wpfs.mnt / "first").write_bytes(bytes([1]) * 100000)
+    for name in ("a", "b", "c"):
+        (wpfs.mnt / name).write_bytes(name.encode() * 3000)
+    wpfs.umount()
+    wpfs.options.append("size=20K")  # too little for the first, so nothing comes in the background
+    wpfs.restart()
+    for name in ("a", "b"):
+        os.utime(wpfs.mnt / name, ns=(10**18 + 1, 10**18 + 2))
+        assert (wpfs.mnt / name).read_bytes() == name.encode() * 3000
+        assert (wpfs.mnt / name).stat().st_mtime_ns == 10**18 + 2
+    os.truncate(wpfs.mnt / "c", 10)
+    assert (wpfs.mnt / "c").read_bytes() == b"c" * 10
+
+
+def test_the_daemon_dies_before_they_came(make_wpfs):
+    wpfs, contents = stored(make_wpfs, options=["size=2M"])
+    wpfs.options.append("size=16K")  # so that they do not
+    wpfs.restart()
+    (wpfs.mnt / "f2").write_bytes(b"new")
+    wpfs.kill9()
+    wpfs.options.append("size=2M")
+    wpfs.restart()
+    contents["f2"] = b"new"
+    assert (wpfs.mnt / "f30").read_bytes() == contents["f30"]
+    wpfs.umount()
+    wpfs.restart()
+    assert tree(wpfs.mnt) == {name: ("file", 1, data) for name, data in contents.items()}
+
+
+def test_the_daemon_dies_and_stores_everything(make_wpfs):
+    """What is not there yet is not taken for zeros."""
+    wpfs, contents = stored(make_wpfs, options=["size=2M"])
+    wpfs.options.append("size=16K")
+    wpfs.restart()
+    wpfs.kill9()
+    wpfs.restart()
+    wpfs.umount()
+    wpfs.options.append("size=2M")
+    wpfs.restart()
+    assert tree(wpfs.mnt) == {name: ("file", 1, data) for name, data in contents.items()}
+
+
+def test_many_at_once(make_wpfs):
+    wpfs, contents = stored(make_wpfs, count=60)
+    wpfs.restart()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            got = pool.map(lambda name: (name, (wpfs.mnt / name).read_bytes()), [*contents, *contents])
+            assert all(data == contents[name] for name, data in got)
+
+
+def test_contents_that_cannot_be_read(make_wpfs):
+    wpfs, contents = stored(make_wpfs, options=["size=2M"])
+    wpfs.options.append("size=16K")
+    bad = next(path for path in Path(wpfs.store, "data").rglob("*")
+               if path.is_file() and path.stat().st_size == 30000)
+    wpfs.allow_log("cannot bring the contents")
+    wpfs.restart()
+    bad.unlink()
+    bad.mkdir()  # reading it is EISDIR
+    wpfs.options.append("size=2M")
+    wpfs.kill9()
+    wpfs.restart()
+    with pytest.raises(OSError) as refused:
+        (wpfs.mnt / "f30").read_bytes()
+    assert refused.value.errno == errno.EIO, "and never zeros"
+    assert (wpfs.mnt / "f31").read_bytes() == contents["f31"]
+    os.unlink(wpfs.mnt / "f30")
+    bad.rmdir()

@@ -178,7 +178,7 @@ static void assert_restores(struct data *data, uint64_t size)
 	_cleanup_free_ char *a = calloc(1, size), *b = calloc(1, size);
 
 	assert_int_equal(ftruncate(copy, (off_t)size), 0);
-	assert_int_equal(store_data_read(data->dir, 0x1234, copy, size), 0);
+	assert_int_equal(store_data_read(data->dir, 0x1234, copy, size, NULL), 0);
 	assert_int_equal(pread(data->lower, a, size, 0), size);
 	assert_int_equal(pread(copy, b, size, 0), size);
 	assert_memory_equal(a, b, size);

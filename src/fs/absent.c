@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "fs/absent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/fdio.h"
+#include "base/log.h"
+#include "fs/priv.h"
+#include "fs/store_data.h"
+
+#define ABSENT_FILE "absent"
+
+enum absent_state {
+	ABSENT_STORED,	/* in the store only */
+	ABSENT_BUSY,	/* somebody brings it, or holds it; as STORED to a new daemon */
+	ABSENT_PRESENT, /* for good */
+};
+
+struct absent_entry {
+	uint64_t ino;
+	struct fs_handle handle;
+	_Atomic uint32_t state;
+	uint32_t reserved;
+};
+
+_Static_assert(sizeof(struct absent_entry) == 48, "a file that another daemon reads");
+
+struct fs_absent {
+	int private_fd, data_fd, lower_fd; /* constant */
+	/* Constant once complete or adopted: ascending by ino. On the heap before, then mapped. */
+	struct absent_entry *entries;
+	size_t nr, room;
+	bool mapped;
+
+	_Atomic uint64_t left; /* entries that are not PRESENT */
+	pthread_mutex_t lock;  /* moves of states; innermost */
+	pthread_cond_t moved;
+	pthread_t thread;
+	bool started;
+	_Atomic bool stop;
+};
+
+int fs_absent_new(int private_fd, int data_fd, int lower_fd, struct fs_absent **absent)
+{
+	struct fs_absent *a = calloc(1, sizeof(*a));
+
+	if (!a)
+		return -ENOMEM;
+	a->private_fd = private_fd;
+	a->data_fd = data_fd;
+	a->lower_fd = lower_fd;
+	pthread_mutex_init(&a->lock, NULL);
+	pthread_cond_init(&a->moved, NULL);
+	*absent = a;
+	return 0;
+}
+
+int fs_absent_take(void *absent, uint64_t ino, const struct fs_handle *handle, int data_fd,
+		   uint64_t size)
+{
+	struct fs_absent *a = absent;
+
+	if (a->nr == a->room) {
+		size_t room = a->room ? a->room * 2 : 1024;
+		struct absent_entry *entries = reallocarray(a->entries, room, sizeof(*entries));
+
+		if (!entries)
+			return -ENOMEM;
+		a->entries = entries;
+		a->room = room;
+	}
+	a->entries[a->nr++] = (struct absent_entry){.ino = ino, .handle = *handle};
+	return 1;
+}
+
+static int entry_compare(const void *a, const void *b)
+{
+	const struct absent_entry *x = a, *y = b;
+
+	return (x->ino > y->ino) - (x->ino < y->ino);
+}
+
+static int absent_map(struct fs_absent *a, int fd, size_t nr)
+{
+	void *map;
+
+	if (nr == 0)
+		return 0;
+	map = mmap(NULL, nr * sizeof(struct absent_entry), PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+		   0);
+	if (map == MAP_FAILED)
+		return -errno;
+	a->entries = map;
+	a->nr = nr;
+	a->mapped = true;
+	return 0;
+}
+
+int fs_absent_complete(struct fs_absent *a)
+{
+	_cleanup_free_ struct absent_entry *made = a->entries;
+	_cleanup_close_ int fd = -1;
+	int r;
+
+	a->entries = NULL;
+	if (made)
+		qsort(made, a->nr, sizeof(*made), entry_compare);
+	fd = openat(a->private_fd, ABSENT_FILE, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return -errno;
+	r = fdio_pwrite_full(fd, made, a->nr * sizeof(*made), 0);
+	if (!r)
+		r = absent_map(a, fd, a->nr);
+	if (r)
+		a->nr = 0;
+	atomic_store(&a->left, a->nr);
+	return r;
+}
+
+int fs_absent_adopt(struct fs_absent *a)
+{
+	_cleanup_close_ int fd = openat(a->private_fd, ABSENT_FILE, O_RDWR | O_CLOEXEC);
+	struct stat st;
+	int r;
+
+	if (fd < 0 && errno == ENOENT)
+		return 0;
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return -errno;
+	r = absent_map(a, fd, (size_t)st.st_size / sizeof(struct absent_entry));
+	for (size_t i = 0; !r && i < a->nr; i++) {
+		struct absent_entry *e = &a->entries[i];
+
+		if (atomic_load(&e->state) == ABSENT_PRESENT)
+			continue;
+		atomic_store(&e->state, ABSENT_STORED);
+		atomic_fetch_add(&a->left, 1);
+	}
+	return r;
+}
+
+/* ---- one file ---- */
+
+/* NULL: it is all there, or never was in the table. */
+static struct absent_entry *absent_find(struct fs_absent *a, uint64_t ino)
+{
+	const struct absent_entry key = {.ino = ino};
+	struct absent_entry *e;
+
+	if (!a || atomic_load(&a->left) == 0)
+		return NULL;
+	e = bsearch(&key, a->entries, a->nr, sizeof(key), entry_compare);
+	return e && atomic_load(&e->state) != ABSENT_PRESENT ? e : NULL;
+}
+
+/* Waits until nobody is busy with it, and is that; false: it is present by now. */
+static bool absent_begin(struct fs_absent *a, struct absent_entry *e)
+{
+	bool begun;
+
+	pthread_mutex_lock(&a->lock);
+	while (atomic_load(&e->state) == ABSENT_BUSY)
+		pthread_cond_wait(&a->moved, &a->lock);
+	begun = atomic_load(&e->state) == ABSENT_STORED;
+	if (begun)
+		atomic_store(&e->state, ABSENT_BUSY);
+	pthread_mutex_unlock(&a->lock);
+	return begun;
+}
+
+static void absent_end(struct fs_absent *a, struct absent_entry *e, enum absent_state state)
+{
+	pthread_mutex_lock(&a->lock);
+	if (state == ABSENT_PRESENT)
+		atomic_fetch_sub(&a->left, 1);
+	atomic_store(&e->state, state);
+	pthread_cond_broadcast(&a->moved);
+	pthread_mutex_unlock(&a->lock);
+}
+
+/* The contents, and the times as they were. */
+static int absent_load(struct fs_absent *a, const struct absent_entry *e)
+{
+	_cleanup_close_ int fd = fs_handle_open_at(a->lower_fd, &e->handle, O_RDWR);
+	struct stat st;
+	int r;
+
+	if (fd < 0)
+		return fd == -ESTALE ? 0 : fd; /* removed: nobody will ask */
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	r = store_data_read(a->data_fd, e->ino, fd, (uint64_t)st.st_size, &a->stop);
+	/* Half of a file is of no use to anybody, and its room may be. */
+	if (r && st.st_size)
+		fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, st.st_size);
+	if (futimens(fd, (struct timespec[2]){st.st_atim, st.st_mtim}) < 0 && !r)
+		r = -errno;
+	return r;
+}
+
+static int absent_bring(struct fs_absent *a, struct absent_entry *e)
+{
+	int r;
+
+	if (!absent_begin(a, e))
+		return 0;
+	r = absent_load(a, e);
+	absent_end(a, e, r ? ABSENT_STORED : ABSENT_PRESENT);
+	return r;
+}
+
+int fs_absent_bring(struct fs_absent *absent, uint64_t ino)
+{
+	struct absent_entry *e = absent_find(absent, ino);
+	int r = e ? absent_bring(absent, e) : 0;
+
+	if (r)
+		log_err("cannot bring the contents of file %" PRIu64 " from the store: %s", ino,
+			r == -ENOSPC ? "no space: remove files or mount with a larger size="
+				     : log_errstr(r));
+	return r == 0 || r == -ENOSPC || r == -ENOMEM ? r : -EIO;
+}
+
+bool fs_absent_hold(struct fs_absent *absent, uint64_t ino)
+{
+	struct absent_entry *e = absent_find(absent, ino);
+
+	return e && absent_begin(absent, e);
+}
+
+void fs_absent_release(struct fs_absent *absent, uint64_t ino)
+{
+	absent_end(absent, absent_find(absent, ino), ABSENT_STORED);
+}
+
+bool fs_absent_is(struct fs_absent *absent, uint64_t ino)
+{
+	return absent_find(absent, ino) != NULL;
+}
+
+uint64_t fs_absent_count(struct fs_absent *absent)
+{
+	return absent ? atomic_load(&absent->left) : 0;
+}
+
+/* ---- in the background ---- */
+
+/* A tenth of the room is for who writes. */
+static bool prefetch_has_room(const struct fs_absent *a)
+{
+	struct statvfs st;
+
+	return fstatvfs(a->lower_fd, &st) == 0 && st.f_bavail >= st.f_blocks / 10;
+}
+
+static void *prefetch_main(void *arg)
+{
+	struct fs_absent *a = arg;
+
+	setpriority(PRIO_PROCESS, (id_t)gettid(), 19);
+	for (size_t i = 0; i < a->nr && !atomic_load(&a->stop); i++) {
+		struct absent_entry *e = &a->entries[i];
+
+		if (atomic_load(&e->state) == ABSENT_PRESENT)
+			continue;
+		if (prefetch_has_room(a) && absent_bring(a, e) == 0)
+			continue;
+		if (!atomic_load(&a->stop))
+			log_info("the contents of %" PRIu64
+				 " files stay in the store until they are asked for",
+				 fs_absent_count(a));
+		break;
+	}
+	return NULL;
+}
+
+int fs_absent_prefetch(struct fs_absent *a)
+{
+	int r;
+
+	if (fs_absent_count(a) == 0)
+		return 0;
+	r = pthread_create(&a->thread, NULL, prefetch_main, a);
+	a->started = r == 0;
+	return -r;
+}
+
+void fs_absent_free(struct fs_absent *a)
+{
+	if (!a)
+		return;
+	atomic_store(&a->stop, true);
+	if (a->started)
+		pthread_join(a->thread, NULL);
+	if (a->mapped)
+		munmap(a->entries, a->nr * sizeof(*a->entries));
+	else
+		free(a->entries);
+	pthread_cond_destroy(&a->moved);
+	pthread_mutex_destroy(&a->lock);
+	free(a);
+}
