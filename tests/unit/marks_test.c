@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -390,6 +391,86 @@ static void test_mapping_put(void **state)
 	}
 }
 
+/* ---- how much is stored and written: the goals of the table of speeds ---- */
+
+#define GIB_PAGES 262144u
+
+static int used_pages_job(struct db_tx *tx, void *arg)
+{
+	return sql_get_i64(tx, arg,
+			   "SELECT page_count - freelist_count"
+			   " FROM pragma_page_count, pragma_freelist_count",
+			   "");
+}
+
+static double bytes_used(void)
+{
+	int64_t pages;
+
+	assert_int_equal(db_read(db, used_pages_job, &pages), 0);
+	return (double)pages * 4096;
+}
+
+/* Pages that have been written to the log since it began. */
+static int64_t log_pages(void)
+{
+	char wal[80];
+	struct stat st;
+
+	snprintf(wal, sizeof(wal), "%s-wal", path);
+	assert_int_equal(stat(wal, &st), 0);
+	return (st.st_size - 32) / (4096 + 24);
+}
+
+static void test_bytes(void **state)
+{
+	struct db_mm row = row_make(7, "db");
+	struct mm_vma *v;
+	struct mm_file *f;
+	struct mm mm;
+	double empty;
+	int64_t before;
+
+	mm_init(&mm);
+	mm.id = 7;
+	mm.vmas = v = calloc(1, sizeof(*v));
+	assert_non_null(v);
+	mm.nr_vmas = 1;
+	*v = (struct mm_vma){.start = 0x7f0000000000,
+			     .end = 0x7f0000000000 + GIB_PAGES * PAGE,
+			     .file = 10,
+			     .prot = PROT_READ | PROT_WRITE,
+			     .registered = true,
+			     .async = true};
+	f = mm_file_get(&mm, 10);
+	assert_non_null(f);
+	put_model(&row, &mm);
+	empty = bytes_used();
+	assert_int_equal(mm_set_add_range(&f->own[MM_WPFS].armed, 0, GIB_PAGES), 0);
+	assert_int_equal(mm_set_add_range(&v->marked, 0, GIB_PAGES), 0);
+	put_model(&row, &mm);
+	assert_true((bytes_used() - empty) / GIB_PAGES <= 0.001);
+
+	/* Half of them are written, at random. */
+	for (uint64_t page = 0; page < GIB_PAGES; page++) {
+		if (rng(2))
+			assert_int_equal(mm_set_remove_range(&v->marked, page, 1), 0);
+	}
+	assert_int_equal(mm_fold_shown(&mm), 0);
+	put_model(&row, &mm);
+	assert_true((bytes_used() - empty) / GIB_PAGES <= 0.15);
+
+	/* One page more: its chunk and the rows of the mm, none of the three other chunks. */
+	assert_int_equal(mm_set_add_range(&v->marked, 70000, 1), 0);
+	put_model(&row, &mm);
+	before = log_pages();
+	assert_int_equal(mm_set_remove_range(&v->marked, 70000, 1), 0);
+	assert_int_equal(mm_fold_shown(&mm), 0);
+	assert_int_equal(put_model(&row, &mm), 1 + 1); /* the row of the mm, the chunk */
+	assert_in_range(log_pages() - before, 1, 8);
+	mm_free(&mm);
+}
+
 static int count_rows_job(struct db_tx *tx, void *arg)
 {
 	return sql_get_i64(
@@ -629,9 +710,10 @@ static void test_corrupt(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(test_round_trip),	TEST(test_changes),	 TEST(test_dirty_once),
-		TEST(test_mapping_put), TEST(test_delete),	 TEST(test_rows),
-		TEST(test_epochs),	TEST(test_epochs_dirty), TEST(test_corrupt),
+		TEST(test_round_trip), TEST(test_changes),     TEST(test_bytes),
+		TEST(test_dirty_once), TEST(test_mapping_put), TEST(test_delete),
+		TEST(test_rows),       TEST(test_epochs),      TEST(test_epochs_dirty),
+		TEST(test_corrupt),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
