@@ -5,14 +5,17 @@
  * daemon and for people.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/inotify.h>
+#include <unistd.h>
 #include <utlist.h>
 
 #include "base/log.h"
 #include "db/marks.h"
 #include "track/internal.h"
+#include "uffd/maps.h"
 
 static struct track_file *files_find(struct track *t, uint64_t ino)
 {
@@ -131,6 +134,41 @@ bool files_is_mapped(struct track *t, uint64_t ino)
 	return false;
 }
 
+/*
+ * A file that was opened on a mount whose daemon was killed: the new mount was never asked for it,
+ * but who maps it has a link with its name, from the root of the old mount on.
+ */
+static void files_learn_by_mapping(struct track *t, struct track_file *file)
+{
+	struct maps_list maps = {0};
+	struct fs_file found;
+	struct tmm *tm;
+
+	DL_FOREACH (t->tmms, tm) {
+		const pid_t pid = tmm_pid(tm);
+
+		if (file->handle.len || pid == 0 || !mm_file_find(&tm->mm, file->ino) ||
+		    maps_read(pid, t->devs, t->nr_devs, &maps) < 0)
+			continue;
+		for (size_t i = 0; i < maps.nr && !file->handle.len; i++) {
+			char link[96], path[WPFS_PATH_MAX];
+			ssize_t n;
+
+			if (maps.vmas[i].ino != file->ino)
+				continue;
+			snprintf(link, sizeof(link), "/proc/%d/map_files/%llx-%llx", pid,
+				 (unsigned long long)maps.vmas[i].start,
+				 (unsigned long long)maps.vmas[i].end);
+			n = readlink(link, path, sizeof(path) - 1);
+			path[n > 0 ? n : 0] = '\0';
+			if (n > 0 && fs_file_by_path(t->config.fs, path, &found) == 0 &&
+			    found.ino == file->ino)
+				file->handle = found.handle;
+		}
+	}
+	maps_free(&maps);
+}
+
 static int files_refresh_job(struct db_tx *tx, void *arg)
 {
 	struct track *t = arg;
@@ -143,6 +181,8 @@ static int files_refresh_job(struct db_tx *tx, void *arg)
 
 		if (r < 0)
 			break;
+		if (!files_learn(t, file))
+			files_learn_by_mapping(t, file);
 		if (t->db_error || !file->handle.len ||
 		    fs_file_by_handle(t->config.fs, &file->handle, &found) != -ESTALE ||
 		    files_is_mapped(t, file->ino)) {

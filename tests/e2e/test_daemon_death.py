@@ -166,6 +166,18 @@ def test_ended_as_programs_do_while_the_daemon_is_dead(any_wpfs):
     assert report.dirty(wpfs, "t") == {1, 2}
 
 
+def test_a_file_that_the_new_mount_was_never_asked_for(wpfs):
+    """Opened before, mapped after, through a descriptor of the dead mount: it has its name."""
+    (wpfs.mnt / "g").write_bytes(bytes(8 * PAGE))
+    program = mapped(wpfs)
+    program.order(f"open 1 {wpfs.mnt}/g")
+    wpfs.kill9()
+    wpfs.restart()
+    program.order(f"map 1 1 0 {8 * PAGE}")
+    program.order("store 1 3 1")
+    assert report.dirty(wpfs, "t", "/g") == {3}
+
+
 def test_mremap_while_the_daemon_is_dead(wpfs):
     program = mapped(wpfs)
     program.order("store 0 1 1")

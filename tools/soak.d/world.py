@@ -457,8 +457,6 @@ class World:
         self.say("the daemon is started again")
         self.wpfs.restart()
         self.alive = True
-        for key in range(FILES):
-            os.stat(self.path(key))  # reports name what the new mount has been asked for
 
     def live(self, mm):
         return next((runner for runner in self.runners if runner.mm is mm), None)
