@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/fdio.h"
 #include "db/db.h"
 #include "db/marks.h"
 #include "db/report.h"
@@ -99,6 +100,21 @@ static int relay_record(void *ctx, uint32_t type, const void *body, size_t len)
 	return relay->fn(relay->arg, WPFS_REC_NOTE, &stale);
 }
 
+/* Is the memory gone that the marks are of: no daemon that comes will find contents there? */
+static bool store_lower_is_lost(struct db *db)
+{
+	char id[WPFS_ID_MAX], marks_of[WPFS_ID_MAX], path[PATH_MAX];
+	_cleanup_free_ char *there = NULL;
+
+	if (db_meta_get(db, DB_META_UUID, id, sizeof(id)) < 0 ||
+	    db_meta_get(db, DB_META_MARKS_LOWER, marks_of, sizeof(marks_of)) < 0)
+		return true;
+	snprintf(path, sizeof(path), "%s/%s/private/lower_id", WPFS_RUN_DIR, id);
+	if (fdio_read_file(AT_FDCWD, path, &there, NULL) < 0)
+		return true;
+	return strncmp(there, marks_of, strlen(marks_of)) != 0;
+}
+
 int store_report(const char *path, const struct wpfs_select *select, ipc_record_fn fn, void *arg,
 		 char *why)
 {
@@ -115,7 +131,10 @@ int store_report(const char *path, const struct wpfs_select *select, ipc_record_
 	int r;
 
 	r = store_open(path, DB_READONLY, &db, why);
-	return r ?: db_report(db, &query, relay_record, &relay, why);
+	if (r)
+		return r;
+	query.lower_lost = store_lower_is_lost(db);
+	return db_report(db, &query, relay_record, &relay, why);
 }
 
 /* The mms to forget, collected while the database is read. */

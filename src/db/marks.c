@@ -42,14 +42,31 @@ int db_mm_delete(struct db_tx *tx, uint64_t id)
 
 /* ---- files in an address space ---- */
 
-int db_mm_file_put(struct db_tx *tx, uint64_t mm, uint64_t file, bool protect,
-		   enum mm_written written)
+int db_mm_file_put(struct db_tx *tx, uint64_t mm, const struct mm_file *file)
 {
 	return sql_exec(tx,
-			"INSERT INTO mm_file (mm, file, protect, written) VALUES (?1, ?2, ?3, ?4)"
-			" ON CONFLICT DO UPDATE SET protect = ?3, written = ?4"
-			" WHERE protect <> ?3 OR written <> ?4",
-			"iiii", (int64_t)mm, (int64_t)file, (int64_t)protect, (int64_t)written);
+			"INSERT INTO mm_file (mm, file, protect, written, unsettled)"
+			" VALUES (?1, ?2, ?3, ?4, ?5)"
+			" ON CONFLICT DO UPDATE SET protect = ?3, written = ?4, unsettled = ?5"
+			" WHERE protect <> ?3 OR written <> ?4 OR unsettled <> ?5",
+			"iiiii", (int64_t)mm, (int64_t)file->id, (int64_t)file->protect,
+			(int64_t)file->written, (int64_t)file->unsettled);
+}
+
+int db_mm_file_settle(struct db_tx *tx, uint64_t mm, uint64_t file)
+{
+	return sql_exec(tx, "UPDATE mm_file SET unsettled = 0 WHERE mm = ?1 AND file = ?2", "ii",
+			(int64_t)mm, (int64_t)file);
+}
+
+static int settle_all_job(struct db_tx *tx, void *arg)
+{
+	return sql_exec(tx, "UPDATE mm_file SET unsettled = 0 WHERE unsettled <> 0", "");
+}
+
+int db_settle_all(struct db *db)
+{
+	return db_call(db, settle_all_job, NULL);
 }
 
 int db_mm_file_written(struct db_tx *tx, uint64_t mm, uint64_t file, enum mm_written written)
@@ -131,7 +148,7 @@ static int dirty_put(struct db_tx *tx, const struct mm *mm, const struct mm_file
 static int file_sets_put(struct db_tx *tx, const struct mm *mm, const struct mm_file *f,
 			 uint64_t start, uint64_t end)
 {
-	int r = db_mm_file_put(tx, mm->id, f->id, f->protect, f->written);
+	int r = db_mm_file_put(tx, mm->id, f);
 
 	for (enum mm_owner o = MM_WPFS; r == 0 && o < MM_NR_OWNERS; o++) {
 		r = db_set_put(tx, DB_SET_ARMED, mm->id, o, f->id, &f->own[o].armed);

@@ -70,9 +70,13 @@ enum db_set_kind { DB_SET_ARMED, DB_SET_DIRTY };
 int db_set_put(struct db_tx *tx, enum db_set_kind kind, uint64_t mm, enum mm_owner owner,
 	       uint64_t file, const struct mm_set *set);
 
-/* What struct mm_file.protect and .written say of the file in that mm. */
-int db_mm_file_put(struct db_tx *tx, uint64_t mm, uint64_t file, bool protect,
-		   enum mm_written written);
+/* What a struct mm_file says of the file in that mm but for its sets. */
+int db_mm_file_put(struct db_tx *tx, uint64_t mm, const struct mm_file *file);
+
+/* The contents of that file, or of all files, are in the store as they were when pages were armed.
+ */
+int db_mm_file_settle(struct db_tx *tx, uint64_t mm, uint64_t file);
+int db_settle_all(struct db *db);
 
 /* Only that, in a row that is there. */
 int db_mm_file_written(struct db_tx *tx, uint64_t mm, uint64_t file, enum mm_written written);

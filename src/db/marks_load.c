@@ -160,8 +160,9 @@ static int files_get(struct db_tx *tx, struct mm *mm)
 {
 	struct mm_file *f;
 	sqlite3_stmt *st;
-	int r = sql_query(tx, &st, "SELECT file, protect, written FROM mm_file WHERE mm = ?1", "i",
-			  (int64_t)mm->id);
+	int r = sql_query(tx, &st,
+			  "SELECT file, protect, written, unsettled FROM mm_file WHERE mm = ?1",
+			  "i", (int64_t)mm->id);
 
 	while (r == 0 && (r = sql_step(tx, st)) > 0) {
 		f = mm_file_get(mm, (uint64_t)sqlite3_column_int64(st, 0));
@@ -169,6 +170,7 @@ static int files_get(struct db_tx *tx, struct mm *mm)
 		if (f) {
 			f->protect = sqlite3_column_int64(st, 1) != 0;
 			f->written = written_get(sqlite3_column_int64(st, 2));
+			f->unsettled = sqlite3_column_int64(st, 3) != 0;
 		} else {
 			sql_reset(st);
 		}

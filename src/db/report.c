@@ -494,6 +494,18 @@ static int emit_turned_back(struct report *rp, const struct view *view)
 
 /* ---- all ---- */
 
+static int report_lose(struct mm *mm)
+{
+	struct mm_file *f, *next;
+	int r = 0;
+
+	HASH_ITER (hh, mm->files, f, next) {
+		if (r == 0 && f->unsettled)
+			r = mm_file_lost(mm, f);
+	}
+	return r;
+}
+
 static int report_mm(struct db_tx *tx, struct report *rp, uint64_t id)
 {
 	struct view view = {NULL};
@@ -503,6 +515,8 @@ static int report_mm(struct db_tx *tx, struct report *rp, uint64_t id)
 
 	mm_init(&model);
 	r = db_mm_get(tx, id, &row, &model);
+	if (r == 0 && rp->q->lower_lost)
+		r = report_lose(&model);
 	view.row = &row;
 	view.mm = &model;
 	if (r == 0)

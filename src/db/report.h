@@ -16,6 +16,7 @@
 struct db_report_query {
 	enum wpfs_report_kind kind;
 	bool all_uids;
+	bool lower_lost;      /* contents are those of the store only: what is unsettled is dirty */
 	uint32_t uid;	      /* unless all_uids: only mms of this user */
 	const char *name;     /* with its instances name/2, name/PID; NULL: any */
 	uint64_t file;	      /* file id; 0: see path */

@@ -72,6 +72,10 @@ struct fs_hooks {
 			    uint64_t off);
 	/* the first offset at or after `off` that only read_through knows, or UINT64_MAX */
 	uint64_t (*next_through)(void *ctx, uint64_t ino, uint64_t off);
+	/* contents of `ino` are about to be read for the store; they are durable as they were read
+	 */
+	void (*contents_begin)(void *ctx, uint64_t ino);
+	void (*contents_durable)(void *ctx, uint64_t ino);
 	/* fsync of file `ino`: makes its marks durable; 0 or -errno, which the caller gets */
 	int (*sync_file)(void *ctx, uint64_t ino);
 };

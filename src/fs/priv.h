@@ -262,6 +262,8 @@ void fs_dirs_free(struct fs *fs);
 void fs_hook_dropped(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len);
 void fs_hook_settle(struct fs *fs);
 int fs_hook_sync_file(struct fs *fs, uint64_t ino);
+void fs_hook_contents_begin(struct fs *fs, uint64_t ino);
+void fs_hook_contents_durable(struct fs *fs, uint64_t ino);
 
 /* ---- through.c -------------------------------------------------------------------------- */
 

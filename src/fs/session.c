@@ -271,3 +271,19 @@ int fs_hook_sync_file(struct fs *fs, uint64_t ino)
 	pthread_rwlock_unlock(&fs->hooks_lock);
 	return r;
 }
+
+void fs_hook_contents_begin(struct fs *fs, uint64_t ino)
+{
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->contents_begin)
+		fs->hooks->contents_begin(fs->hooks->ctx, ino);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+}
+
+void fs_hook_contents_durable(struct fs *fs, uint64_t ino)
+{
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->contents_durable)
+		fs->hooks->contents_durable(fs->hooks->ctx, ino);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+}

@@ -104,6 +104,7 @@ static int flush_contents(struct flush *flush, uint64_t ino, const struct fs_han
 		return flush_note(flush, &flushed);
 	}
 	flushed.in_use = flush_in_use(flush, ino, fd);
+	fs_hook_contents_begin(store->fs, ino);
 	pthread_mutex_lock(lock);
 	size = store_write_contents(store, ino, fd, flush->final, &written);
 	store_size_get(store, ino, &ignored, &flushed.times);
@@ -136,6 +137,7 @@ static int flush_durable(struct flush *flush)
 		if (times == f->times) /* else an fsync was there later and knows better */
 			store_size_set(store, f->ino, f->size);
 		pthread_mutex_unlock(lock);
+		fs_hook_contents_durable(store->fs, f->ino);
 	}
 	return 0;
 }

@@ -235,6 +235,7 @@ static int sync_contents(struct fs_store *store, uint64_t ino, int fd)
 		return -errno;
 	if (st.st_nlink == 0)
 		return 0;
+	fs_hook_contents_begin(store->fs, ino);
 	pthread_mutex_lock(lock);
 	size = store_write_contents(store, ino, fd, false, &written);
 	if (size < 0)
@@ -244,6 +245,8 @@ static int sync_contents(struct fs_store *store, uint64_t ino, int fd)
 	if (!r)
 		store_size_set(store, ino, (uint64_t)size);
 	pthread_mutex_unlock(lock);
+	if (!r)
+		fs_hook_contents_durable(store->fs, ino);
 	return r;
 }
 

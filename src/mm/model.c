@@ -136,19 +136,25 @@ int mm_drop(struct mm *mm, uint64_t file, uint64_t pgoff, uint64_t nr)
 	return 0;
 }
 
+int mm_file_lost(struct mm *mm, struct mm_file *file)
+{
+	int r = 0;
+
+	for (int o = 0; r == 0 && o < MM_NR_OWNERS; o++)
+		r = mm_zap(mm, file, (enum mm_owner)o, 0, MM_PGOFF_MAX, ZAP_LOST);
+	return r;
+}
+
 int mm_lost(struct mm *mm)
 {
 	struct mm_file *f, *next;
+	int r = 0;
 
 	HASH_ITER (hh, mm->files, f, next) {
-		for (int o = 0; o < MM_NR_OWNERS; o++) {
-			int r = mm_zap(mm, f, (enum mm_owner)o, 0, MM_PGOFF_MAX, ZAP_LOST);
-
-			if (r < 0)
-				return r;
-		}
+		if (r == 0)
+			r = mm_file_lost(mm, f);
 	}
-	return 0;
+	return r;
 }
 
 void mm_forget_vmas(struct mm *mm)

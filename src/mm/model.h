@@ -68,6 +68,11 @@ struct mm_file {
 	uint64_t id;
 	bool protect; /* all of it is protected: what is mapped or grows later is armed too */
 	enum mm_written written; /* nothing here changes it; UNKNOWN until its first epoch */
+	/*
+	 * The contents that the armed pages had when they were armed may not be in the store yet;
+	 * `settling`: somebody who began after the last arming is about to see to that.
+	 */
+	bool unsettled, settling;
 	struct mm_owned own[MM_NR_OWNERS];
 	UT_hash_handle hh;
 };
@@ -90,6 +95,13 @@ static inline uint64_t mm_vma_pages(const struct mm_vma *vma)
 
 void mm_init(struct mm *mm);
 void mm_free(struct mm *mm);
+
+/* Pages of the file are about to be armed, or were found to be. */
+static inline void mm_file_unsettle(struct mm_file *file)
+{
+	file->unsettled = true;
+	file->settling = false;
+}
 
 /* Frees an array of VMAs with their sets. */
 void mm_vmas_free(struct mm_vma *vmas, size_t nr);
@@ -155,6 +167,9 @@ int mm_doubt(struct mm *mm, struct mm_file *file, uint64_t pgoff, uint64_t nr);
 
 /* ZAP_LOST: the address space is gone without a last harvest: all that is armed is dirty. */
 int mm_lost(struct mm *mm);
+
+/* The same of one file. */
+int mm_file_lost(struct mm *mm, struct mm_file *file);
 
 /* Forgets all mappings (the mm is gone and harvested; a next run will map anew). */
 void mm_forget_vmas(struct mm *mm);

@@ -324,6 +324,21 @@ static int observe_fold_wpfs(struct mm *mm, struct mm_file *f, const struct mm_v
 	return mm_doubt(mm, f, vma->pgoff, mm_vma_pages(vma));
 }
 
+/* Is a page marked that was not at the last look? */
+static bool observe_gained(const struct mm_owned *own, const struct mm_set *marked)
+{
+	uint64_t first, nr;
+	struct mm_runs runs;
+
+	mm_runs_begin(&runs, marked, 0, MM_SET_MAX);
+	while (mm_runs_next(&runs, &first, &nr)) {
+		if (mm_set_count_range(&own->armed, first, nr) != nr ||
+		    mm_set_count_range(&own->dirty, first, nr) != 0)
+			return true;
+	}
+	return false;
+}
+
 /* What the program has marked itself is armed by it; its dirty set is made anew each time. */
 static int observe_arm_program(struct mm_file *f, const struct mm_vma *vma)
 {
@@ -333,6 +348,8 @@ static int observe_arm_program(struct mm_file *f, const struct mm_vma *vma)
 
 	mm_set_init(&marked);
 	r = mm_set_shift(&marked, &vma->marked, (int64_t)vma->pgoff);
+	if (r == 0 && observe_gained(own, &marked))
+		mm_file_unsettle(f);
 	if (r == 0)
 		r = mm_set_or(&own->armed, &marked);
 	mm_set_free(&marked);

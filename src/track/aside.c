@@ -129,7 +129,7 @@ int aside_retry(struct track *t)
 	}
 	/* Nothing was left to save: is there a way in? */
 	if (r == 0)
-		r = db_meta_set(t->config.db, "marks_lower_id", t->config.lower_id);
+		r = db_meta_set(t->config.db, DB_META_MARKS_LOWER, t->config.lower_id);
 	if (r < 0)
 		t->db_error = r;
 	else

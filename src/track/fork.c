@@ -183,6 +183,8 @@ static int fork_copy_model(struct mm *to, const struct mm *from)
 			return r;
 		copy->protect = f->protect;
 		copy->written = f->written;
+		copy->unsettled = f->unsettled;
+		copy->settling = f->settling;
 	}
 	return 0;
 }

@@ -361,6 +361,8 @@ struct persist_epoch {
 };
 
 int persist_load(struct track *t);
+/* The contents of a file are durable as they were when pages of it were armed. */
+void persist_settle(struct track *t, struct tmm *tm, struct mm_file *file);
 /*
  * Stores one mm with its mappings and sets: when it returns 0 they outlive this daemon. While the
  * database cannot be written that is aside (aside.c), else committed.

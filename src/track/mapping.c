@@ -65,6 +65,7 @@ static int mapping_arm_fresh(struct track *t, struct tmm *tm, const struct wpfs_
 		return r;
 	if (f->protect && mm_set_count(&f->own[MM_WPFS].armed) == before)
 		return 0; /* known already: an earlier run, or another mapping */
+	mm_file_unsettle(f);
 	f->protect = true;
 	/* What has armed pages has an open epoch: this is more of it. */
 	if (!before)

@@ -29,6 +29,29 @@ static int persist_load_file(void *ctx, const struct db_file *row)
 	return files_load(l->t, row, l->same_lower);
 }
 
+/*
+ * The lower went with what was in it: after a power loss the last commit is right for the contents
+ * as stored, but where those may be older than what was armed.
+ */
+static int persist_settle_lost(struct tmm *tm)
+{
+	struct mm_file *f, *next;
+	int r = 0;
+
+	HASH_ITER (hh, tm->mm.files, f, next) {
+		uint64_t before = tm->mm.conservative;
+
+		if (!f->unsettled)
+			continue;
+		f->unsettled = false;
+		if (r == 0)
+			r = mm_file_lost(&tm->mm, f);
+		if (tm->mm.conservative != before)
+			tm->stale_row = true;
+	}
+	return r;
+}
+
 static int persist_load_mm(void *ctx, const struct db_mm *row, struct mm *model)
 {
 	const struct persist_loader *l = ctx;
@@ -61,8 +84,7 @@ static int persist_load_mm(void *ctx, const struct db_mm *row, struct mm *model)
 	if (same_boot && (live || row->state == WPFS_MM_DETACHED))
 		tm->witness = (struct proc_id){row->witness_pid, row->witness_start};
 	if (!live)
-		return 0; /* after a power loss the last commit is right for the contents as stored
-			   */
+		return l->same_lower ? 0 : persist_settle_lost(tm);
 	tm->program = (struct proc_id){row->pid, row->start_time};
 	tm->uffd_fd = row->uffd_fd;
 	tm->chan_fd = row->chan_fd;
@@ -120,7 +142,7 @@ int persist_load(struct track *t)
 	char lower_id[DB_ID_SIZE];
 	int r;
 
-	if (db_meta_get(t->config.db, "marks_lower_id", lower_id, sizeof(lower_id)) == 0)
+	if (db_meta_get(t->config.db, DB_META_MARKS_LOWER, lower_id, sizeof(lower_id)) == 0)
 		loader.same_lower = strcmp(lower_id, t->config.lower_id) == 0;
 	if (loader.same_lower)
 		persist_load_devs(t);
@@ -135,7 +157,7 @@ int persist_load(struct track *t)
 	t->next_mm++;
 	if (r == 0)
 		r = persist_store_devs(t);
-	return r < 0 ? r : db_meta_set(t->config.db, "marks_lower_id", t->config.lower_id);
+	return r < 0 ? r : db_meta_set(t->config.db, DB_META_MARKS_LOWER, t->config.lower_id);
 }
 
 /* ---- store ---- */
@@ -363,4 +385,25 @@ int persist_forget(struct track *t, struct tmm *tm)
 	if (t->aside && db_call(t->aside, persist_forget_job, &tm->mm.id) < 0)
 		log_debug("track: mm %llu stays in what is aside", (unsigned long long)tm->mm.id);
 	return r;
+}
+
+struct persist_settle_job {
+	uint64_t mm, file;
+};
+
+static int persist_settle_fn(struct db_tx *tx, void *arg)
+{
+	const struct persist_settle_job *job = arg;
+
+	return db_mm_file_settle(tx, job->mm, job->file);
+}
+
+void persist_settle(struct track *t, struct tmm *tm, struct mm_file *file)
+{
+	struct persist_settle_job job = {tm->mm.id, file->id};
+
+	file->settling = file->unsettled = false;
+	/* With a row that is not stored now it is stored later, and until then it is in doubt. */
+	if (tm->state != TMM_NEW && !tm->unsaved)
+		db_call(t->config.db, persist_settle_fn, &job);
 }

@@ -124,6 +124,7 @@ static int turn_begin(struct track *t, struct tmm *tm, const struct protect_sele
 	struct mm_owned *own = &turn->f->own[MM_WPFS];
 	int r = mm_set_copy(&turn->was_armed, &own->armed);
 
+	mm_file_unsettle(turn->f);
 	turn->written = written_turn(t, turn->f, !sel->ranged || mm_set_is_empty(&turn->was_armed));
 	if (r == 0)
 		r = mm_set_or_range(&turn->was_dirty, &own->dirty, sel->pgoff, sel->nr);

@@ -315,6 +315,44 @@ void track_dropped(struct track *track, uint64_t ino, uint64_t off, uint64_t len
 	track_call(track, track_dropped_fn, &args);
 }
 
+static int contents_begin_fn(struct track *t, void *arg)
+{
+	const uint64_t ino = *(uint64_t *)arg;
+	struct mm_file *f;
+	struct tmm *tm;
+
+	DL_FOREACH (t->tmms, tm) {
+		f = mm_file_find(&tm->mm, ino);
+		if (f && f->unsettled)
+			f->settling = true;
+	}
+	return 0;
+}
+
+void track_contents_begin(struct track *track, uint64_t ino)
+{
+	track_call(track, contents_begin_fn, &ino);
+}
+
+static int contents_durable_fn(struct track *t, void *arg)
+{
+	const uint64_t ino = *(uint64_t *)arg;
+	struct mm_file *f;
+	struct tmm *tm;
+
+	DL_FOREACH (t->tmms, tm) {
+		f = mm_file_find(&tm->mm, ino);
+		if (f && f->settling)
+			persist_settle(t, tm, f);
+	}
+	return 0;
+}
+
+void track_contents_durable(struct track *track, uint64_t ino)
+{
+	track_call(track, contents_durable_fn, &ino);
+}
+
 static int track_sync_file_fn(struct track *t, void *arg)
 {
 	const uint64_t ino = *(uint64_t *)arg;

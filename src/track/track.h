@@ -50,6 +50,13 @@ void track_settle(struct track *track);
  * dirty. Call after it is done, before the caller's request is answered. len 0 = to the end. */
 void track_dropped(struct track *track, uint64_t ino, uint64_t off, uint64_t len);
 
+/*
+ * Contents of `ino` are about to be read for the store, and later are durable there as they were
+ * read: what was armed before the reading began has its contents in the store.
+ */
+void track_contents_begin(struct track *track, uint64_t ino);
+void track_contents_durable(struct track *track, uint64_t ino);
+
 /* Harvests every mm that maps `ino` and commits: the marks half of fsync. 0 or -errno. */
 int track_sync_file(struct track *track, uint64_t ino);
 

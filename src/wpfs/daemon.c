@@ -72,6 +72,16 @@ static void on_settle(void *ctx)
 	track_settle(ctx);
 }
 
+static void on_contents_begin(void *ctx, uint64_t ino)
+{
+	track_contents_begin(ctx, ino);
+}
+
+static void on_contents_durable(void *ctx, uint64_t ino)
+{
+	track_contents_durable(ctx, ino);
+}
+
 static int on_sync_file(void *ctx, uint64_t ino)
 {
 	return track_sync_file(ctx, ino);
@@ -389,6 +399,8 @@ static int start_tracking(struct daemon *d)
 	d->hooks.dropped = on_dropped;
 	d->hooks.settle = on_settle;
 	d->hooks.sync_file = on_sync_file;
+	d->hooks.contents_begin = on_contents_begin;
+	d->hooks.contents_durable = on_contents_durable;
 	fs_set_hooks(d->fs, &d->hooks);
 	return 0;
 }
@@ -526,6 +538,8 @@ static int stop(struct daemon *d, bool served)
 	}
 	if (served && d->has_store && r == 0) /* no contents without the marks they cost */
 		r = fs_store_flush(d->fs, true);
+	if (served && d->has_store && r == 0)
+		r = db_settle_all(d->db);
 	if (d->capped) {
 		fs_set_hooks(d->fs, NULL);
 		capped_free(d->capped, served && r == 0);

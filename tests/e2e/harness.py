@@ -192,10 +192,19 @@ class Wpfs:
 
     def lose_power(self):
         """
-        What a reboot without warning leaves: the store as it was written so far, and nothing else.
-        Programs that use the mount must have ended.
+        What a reboot without warning leaves: the store as it was written so far, and no process.
         """
         self.kill9()
+        for started in self.programs:
+            started.kill9()
+        for pid in proc.descendants():
+            if proc.describe(pid).startswith("wpfs-witness"):
+                pidfd = proc.pidfd_of(pid)
+                proc.kill(pid)
+                assert pidfd is None or proc.is_over(pidfd, SECONDS), "a witness that does not die"
+                if pidfd is not None:
+                    os.close(pidfd)
+        self._reap()
         self._forget_run()
 
     def _forget_run(self):

@@ -2,14 +2,19 @@
 """What the store has at any moment: fsynced data, and names that are a prefix of what was done."""
 
 import concurrent.futures
+import contextlib
 import errno
 import os
 import random
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 import harness
+import proc
+import report
+from mapper import mapped
 
 PAGE = harness.PAGE
 
@@ -314,3 +319,78 @@ def test_contents_that_cannot_be_read(make_wpfs):
     assert (wpfs.mnt / "f31").read_bytes() == contents["f31"]
     os.unlink(wpfs.mnt / "f30")
     bad.rmdir()
+
+
+# ---- a mark is as durable as the contents it vouches for
+
+
+def dirty_of_store(wpfs):
+    mm = report.mm_of(wpfs.wpctl_json("dirty", target=wpfs.store), "t")
+    return set(report.pages_of(mm))
+
+
+def armed_over_old_contents(make_wpfs):
+    """Page 1 was written, then everything protected, and the store has neither."""
+    wpfs = make_wpfs(store=True, options=["flush=0"])
+    program = mapped(wpfs, protect=False, pages=8)
+    program.order("store 0 1 1")
+    wpfs.wpctl("protect", wpfs.mnt)
+    assert report.dirty(wpfs, "t") == set()
+    return wpfs, program
+
+
+def test_a_mark_does_not_outlive_the_contents_it_was_put_on(make_wpfs):
+    wpfs, program = armed_over_old_contents(make_wpfs)
+    wpfs.wpctl("sync", wpfs.mnt)
+    wpfs.lose_power()
+    assert dirty_of_store(wpfs) == set(range(8)), "also before it is mounted again"
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == set(range(8))
+
+
+@pytest.mark.parametrize("how", ["fsync", "flush"])
+def test_a_mark_outlives_a_power_loss_with_its_contents(make_wpfs, how):
+    wpfs, program = armed_over_old_contents(make_wpfs)
+    if how == "fsync":
+        sync(wpfs.mnt / "f")
+    else:
+        wpfs.kill9()  # the next daemon stores everything at its first flush
+        wpfs.options[0] = "flush=1"
+        wpfs.restart()
+        proc.wait_for(lambda: unsettled(wpfs) == 0, harness.SECONDS, "a flush")
+    program.order("store 0 2 1")
+    wpfs.wpctl("sync", wpfs.mnt)
+    wpfs.lose_power()
+    assert dirty_of_store(wpfs) == {2}
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == {2}
+    assert (wpfs.mnt / "f").read_bytes()[PAGE:PAGE + 8] != bytes(8), "what page 1 had when it was marked"
+
+
+def unsettled(wpfs):
+    with contextlib.closing(sqlite3.connect(f"file:{wpfs.store}/wpfs.db?mode=ro", uri=True)) as db:
+        return db.execute("SELECT count(*) FROM mm_file WHERE unsettled").fetchone()[0]
+
+
+def test_armed_during_a_flush(make_wpfs):
+    """What is armed after the contents were read for the store has not been read for it."""
+    wpfs, program = armed_over_old_contents(make_wpfs)
+    sync(wpfs.mnt / "f")
+    assert unsettled(wpfs) == 0
+    program.order("store 0 3 1")
+    wpfs.wpctl("protect", wpfs.mnt)
+    assert unsettled(wpfs) == 1
+    wpfs.lose_power()
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == set(range(8))
+
+
+def test_unmounted_everything_is_settled(make_wpfs):
+    wpfs, program = armed_over_old_contents(make_wpfs)
+    program.order("store 0 4 1")
+    program.kill9()
+    wpfs.umount()
+    assert unsettled(wpfs) == 0
+    assert dirty_of_store(wpfs) == {4}
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == {4}
