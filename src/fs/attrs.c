@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/xattr.h>
 
 #include "base/cleanup.h"
 #include "fs/priv.h"
@@ -13,6 +14,7 @@ static void reply_attr(fuse_req_t req, uint64_t ino, int fd)
 {
 	struct fs *fs = fs_of(req);
 	struct fs_inode *inode = fs_inode_find(fs, ino);
+	double timeout = inode ? fs_backing_attr_timeout(fs, inode) : 0;
 	struct stat st;
 
 	if (!inode || fstat(fd, &st) < 0) {
@@ -20,7 +22,7 @@ static void reply_attr(fuse_req_t req, uint64_t ino, int fd)
 		return;
 	}
 	fs_stat_show(fs, &st);
-	fuse_reply_attr(req, &st, fs_inode_attr_timeout(inode));
+	fuse_reply_attr(req, &st, timeout);
 }
 
 static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -42,6 +44,7 @@ static void op_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct
 	struct fs_inode *inode = fs_inode_find(fs, ino);
 	struct statx stx;
 	int r = fs_inode_ref(fs, ino, &ref);
+	double timeout = inode ? fs_backing_attr_timeout(fs, inode) : 0;
 
 	if (!r &&
 	    statx(ref.fd, "", AT_EMPTY_PATH, (unsigned int)mask | STATX_BASIC_STATS, &stx) < 0)
@@ -51,22 +54,46 @@ static void op_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct
 		return;
 	}
 	stx.stx_ino = fs_ids_get(fs->ids, stx.stx_ino);
-	fuse_reply_statx(req, 0, &stx, fs_inode_attr_timeout(inode));
+	fuse_reply_statx(req, 0, &stx, timeout);
 }
 #endif
 
-static int set_owner(int fd, const struct stat *attr, int to_set)
+/* As the caller, whose groups decide whether an sgid bit stays. */
+static int set_owner(fuse_req_t req, int fd, const struct stat *attr, int to_set)
 {
+	struct creds_caller caller = fs_caller(req);
+	struct stat st;
+	int r;
 	uid_t uid = to_set & FUSE_SET_ATTR_UID ? attr->st_uid : (uid_t)-1;
 	gid_t gid = to_set & FUSE_SET_ATTR_GID ? attr->st_gid : (gid_t)-1;
 
-	return fchownat(fd, "", uid, gid, AT_EMPTY_PATH) < 0 ? -errno : 0;
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	r = creds_become_writer(&caller, &st);
+	if (!r && fchownat(fd, "", uid, gid, AT_EMPTY_PATH) < 0)
+		r = -errno;
+	creds_restore();
+	return r;
 }
 
-/* The kernel says whether the caller's lack of CAP_FSETID clears suid bits here. */
-static int set_size(struct fs *fs, uint64_t ino, int fd, off_t size, int to_set)
+/* By descriptor, as ftruncate(2), times move though the size does not. */
+static int truncate_lower(struct fs *fs, uint64_t ino, int fd, off_t size, bool by_fd)
 {
-	bool kill = (to_set & FUSE_SET_ATTR_KILL_SUID) != 0;
+	_cleanup_ref_ struct fs_ref file = FS_REF_INIT;
+	int r;
+
+	if (!by_fd)
+		return truncate(fs_proc_path(fd).s, size) < 0 ? -errno : 0;
+	r = fs_inode_ref_contents(fs, ino, O_RDWR, &file);
+	if (!r && ftruncate(file.fd, size) < 0)
+		r = -errno;
+	return r;
+}
+
+static int set_size(fuse_req_t req, uint64_t ino, int fd, off_t size, bool by_fd)
+{
+	struct creds_caller caller = fs_caller(req);
+	struct fs *fs = fs_of(req);
 	struct stat st;
 	int r;
 
@@ -76,11 +103,10 @@ static int set_size(struct fs *fs, uint64_t ino, int fd, off_t size, int to_set)
 	if (r)
 		return r;
 	fs_touch(fs, ino);
-	if (kill)
-		creds_drop_fsetid();
-	r = truncate(fs_proc_path(fd).s, size) < 0 ? -errno : 0;
-	if (kill)
-		creds_take_fsetid();
+	r = creds_become_writer(&caller, &st);
+	if (!r)
+		r = truncate_lower(fs, ino, fd, size, by_fd);
+	creds_restore();
 	fs_hook_io_end(fs, ino, (uint64_t)size, 0, FS_IO_DROP, !r);
 	if (!r && size < st.st_size)
 		fs_hook_dropped(fs, ino, (uint64_t)size, 0);
@@ -106,28 +132,52 @@ static int set_times(int fd, const struct stat *attr, int to_set)
 	return utimensat(fd, "", times, AT_EMPTY_PATH) < 0 ? -errno : 0;
 }
 
-/* Owner before mode: a chown clears suid bits, a mode that comes with it is meant to stay. */
-static int set_all(struct fs *fs, uint64_t ino, int fd, const struct stat *attr, int to_set)
+/*
+ * A request to set nothing comes from chown(2) to nobody else, which moves the ctime; and from the
+ * kernel's own call before a fallocate that has to clear suid bits, which does that itself (or is
+ * refused and does not).
+ */
+static int set_nothing(int fd)
 {
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	if (S_ISREG(st.st_mode) &&
+	    ((st.st_mode & (S_ISUID | S_ISGID)) ||
+	     getxattr(fs_proc_path(fd).s, "security.capability", NULL, 0) >= 0))
+		return 0;
+	return fchownat(fd, "", (uid_t)-1, (gid_t)-1, AT_EMPTY_PATH) < 0 ? -errno : 0;
+}
+
+/* Owner before mode: a chown clears suid bits, a mode that comes with it is meant to stay. */
+static int set_all(fuse_req_t req, uint64_t ino, int fd, const struct stat *attr, int to_set,
+		   bool by_fd)
+{
+	const int owner = FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID;
+	const int times = FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW |
+			  FUSE_SET_ATTR_MTIME_NOW;
 	int r = 0;
 
-	if (to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID))
-		r = set_owner(fd, attr, to_set);
+	if (!(to_set & (owner | times | FUSE_SET_ATTR_MODE | FUSE_SET_ATTR_SIZE)))
+		return set_nothing(fd);
+	if (to_set & owner)
+		r = set_owner(req, fd, attr, to_set);
 	if (!r && (to_set & FUSE_SET_ATTR_MODE) &&
 	    chmod(fs_proc_path(fd).s, attr->st_mode & 07777) < 0)
 		r = -errno;
 	if (!r && (to_set & FUSE_SET_ATTR_SIZE))
-		r = set_size(fs, ino, fd, attr->st_size, to_set);
-	if (!r && (to_set & (FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW |
-			     FUSE_SET_ATTR_MTIME_NOW)))
+		r = set_size(req, ino, fd, attr->st_size, by_fd);
+	if (!r && (to_set & times))
 		r = set_times(fd, attr, to_set);
 	return r;
 }
 
 /* Contents that are still in the store come before the size changes, and never meanwhile. */
-static int set_with_contents(struct fs *fs, uint64_t ino, int fd, const struct stat *attr,
-			     int to_set)
+static int set_with_contents(fuse_req_t req, uint64_t ino, int fd, const struct stat *attr,
+			     int to_set, bool by_fd)
 {
+	struct fs *fs = fs_of(req);
 	bool held = false;
 	int r = 0;
 
@@ -136,7 +186,7 @@ static int set_with_contents(struct fs *fs, uint64_t ino, int fd, const struct s
 	else
 		held = fs_absent_hold(fs->absent, ino);
 	if (!r)
-		r = set_all(fs, ino, fd, attr, to_set);
+		r = set_all(req, ino, fd, attr, to_set, by_fd);
 	if (held)
 		fs_absent_release(fs->absent, ino);
 	return r;
@@ -150,7 +200,8 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
 	int r = fs_inode_ref(fs, ino, &ref);
 
 	if (!r) {
-		r = set_with_contents(fs, ino, ref.fd, attr, to_set);
+		r = set_with_contents(req, ino, ref.fd, attr, to_set, fi != NULL);
+		fs_symlink_touched(fs, ref.fd);
 		fs_change_inode(fs, ino);
 	}
 	if (r)

@@ -1,12 +1,24 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Backing files. The kernel opens the lower file again for every passthrough open, with the
- * credentials of the thread that registered the backing file. That thread must not have
- * CAP_FSETID: otherwise no write by any user would ever clear a suid bit.
+ * Backing files. The kernel opens the lower file again for every passthrough open, and writes to
+ * it with the credentials of the thread that registered the backing file, whoever writes. That
+ * thread must not have CAP_FSETID, or no write by any user would ever clear a suid bit. To leave
+ * such a bit to those who may, a file that has one when it is opened for writing is written by us,
+ * as the caller. (A bit that comes later goes with the next write: the safe side.)
+ *
+ * An inode has one backing file at a time: the kernel refuses a second one while the first is in
+ * use. It stays for a while after the last release, since the next open is often near, but only so
+ * many do: the kernel does not forget inodes by itself, and a descriptor each for a million files
+ * is too much. A mapping needs it no more; it has a file of its own.
+ *
+ * Ours is open for reading only, so that a lease can be had exactly while nobody is able to write
+ * to the file, or to use it: not by an open, nor by a mapping of which no descriptor is left.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
+#include <utlist.h>
 
 #include "base/cleanup.h"
 #include "base/compat.h"
@@ -17,97 +29,317 @@
 static int backing_register(struct fs *fs, int fd)
 {
 	struct fuse_backing_map map = {.fd = fd};
-	int id = ioctl(fs->dev_fd, FUSE_DEV_IOC_BACKING_OPEN, &map);
+	int id;
 
-	return id > 0 ? id : -errno;
+	creds_drop_fsetid();
+	id = ioctl(fs->dev_fd, FUSE_DEV_IOC_BACKING_OPEN, &map);
+	id = id > 0 ? id : -errno;
+	creds_take_fsetid();
+	return id;
 }
 
-static int backing_open(struct fs *fs, struct fs_inode *inode)
+/* By handle, or by the descriptor of a file without a name. */
+static int backing_open_lower(struct fs *fs, struct fs_inode *inode)
 {
-	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
-	int fd, r;
+	int flags = (fs->kind == WPFS_KIND_CAPPED ? O_RDWR : O_RDONLY) | O_NONBLOCK;
+	int fd = atomic_load(&inode->nameless_fd);
+	struct fs_handle handle = fs_inode_handle(inode);
 
-	r = fs_inode_ref(fs, inode->ino, &ref);
-	if (r)
-		return r;
-	fd = open(fs_proc_path(ref.fd).s, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0)
+		return fs_handle_open_at(fs->lower_fd, &handle, flags);
+	fd = open(fs_proc_path(fd).s, flags | O_CLOEXEC);
 	return fd < 0 ? -errno : fd;
 }
 
-static int backing_make(struct fs *fs, struct fs_inode *inode, int given)
-{
-	_cleanup_close_ int fd = given;
-	int id;
+/* All below with shard.backing held, except where a comment says otherwise. */
 
-	if (fs->kind == WPFS_KIND_CAPPED) {
-		/* The one struct file that is used and handed out; not only by FUSE threads. */
-		if (fd < 0)
-			fd = backing_open(fs, inode);
-		id = fd < 0 ? fd : 0;
-	} else {
-		creds_drop_fsetid();
-		if (fd < 0)
-			fd = backing_open(fs, inode);
-		id = fd < 0 ? fd : backing_register(fs, fd);
-		creds_take_fsetid();
+static struct fs_backing *backing_new(struct fs *fs, struct fs_inode *inode, int given, int *error)
+{
+	struct fs_backing *backing = calloc(1, sizeof(*backing));
+	_cleanup_close_ int fd = given;
+
+	if (fd < 0)
+		fd = backing ? backing_open_lower(fs, inode) : -ENOMEM;
+	*error = fd < 0 ? fd : 0;
+	if (backing && fd >= 0 && fs->kind == WPFS_KIND_NATIVE) {
+		backing->id = backing_register(fs, fd);
+		*error = backing->id < 0 ? backing->id : 0;
 	}
-	if (id < 0) {
+	if (!backing || *error) {
 		log_err("cannot open file %llu of the lower tmpfs: %s",
-			(unsigned long long)inode->ino, log_errstr(id));
-		return id;
+			(unsigned long long)inode->ino, log_errstr(*error));
+		free(backing);
+		return NULL;
 	}
-	inode->backing_id = id;
-	atomic_store(&inode->backing_fd, fd);
-	return steal_fd(&fd);
+	backing->inode = inode;
+	backing->refs = 1;
+	backing->fd = steal_fd(&fd);
+	/* The kernel has the file; ours is only for speed. */
+	if (atomic_fetch_add(&fs->nr_backing_fds, 1) >= fs->max_backing_fds && backing->id) {
+		close_fd(&backing->fd);
+		atomic_fetch_sub(&fs->nr_backing_fds, 1);
+	}
+	inode->backing = backing;
+	return backing;
 }
 
-int fs_backing_get(struct fs *fs, struct fs_inode *inode, int given, bool *made)
+static void idle_remove(struct fs *fs, struct fs_backing *backing)
 {
-	struct fs_shard *shard = &fs->shards[inode->ino % FS_SHARDS];
-	int fd;
-
-	if (made)
-		*made = false;
-	fd = atomic_load(&inode->backing_fd);
-	if (fd >= 0) {
-		if (given >= 0)
-			close(given);
-		return fd;
+	pthread_mutex_lock(&fs->idle_lock);
+	if (backing->idle) {
+		DL_DELETE(fs->idle, backing);
+		fs->nr_idle--;
+		backing->idle = false;
 	}
-	fd = given < 0 ? fs_absent_bring(fs->absent, inode->ino) : 0;
-	if (fd < 0)
-		return fd;
+	pthread_mutex_unlock(&fs->idle_lock);
+}
+
+void fs_backing_put(struct fs *fs, struct fs_backing *backing)
+{
+	if (atomic_fetch_sub(&backing->refs, 1) > 1)
+		return;
+	/* ENOTCONN after an unmount: the kernel has dropped it itself. */
+	if (backing->id)
+		ioctl(fs->dev_fd, FUSE_DEV_IOC_BACKING_CLOSE, &backing->id);
+	if (backing->fd >= 0) {
+		close(backing->fd);
+		atomic_fetch_sub(&fs->nr_backing_fds, 1);
+	}
+	free(backing);
+}
+
+/* Without the lock, too, when nobody knows the inode any more. */
+void fs_backing_free(struct fs *fs, struct fs_inode *inode)
+{
+	if (!inode->backing)
+		return;
+	idle_remove(fs, inode->backing);
+	fs_backing_put(fs, inode->backing);
+	inode->backing = NULL;
+}
+
+/* Takes the oldest idle backing file of too many away. Called without any lock. */
+static void idle_trim(struct fs *fs)
+{
+	struct fs_backing *oldest = NULL;
+	struct fs_inode *inode;
+	struct fs_shard *shard;
+	uint64_t ino = 0;
+
+	pthread_mutex_lock(&fs->idle_lock);
+	if (fs->nr_idle > fs->max_idle) {
+		oldest = fs->idle;
+		ino = oldest->inode->ino;
+		DL_DELETE(fs->idle, oldest);
+		fs->nr_idle--;
+		oldest->idle = false;
+	}
+	pthread_mutex_unlock(&fs->idle_lock);
+	inode = oldest ? fs_inode_get(fs, ino) : NULL;
+	if (!inode)
+		return;
+	shard = fs_shard_of(fs, ino);
 	pthread_mutex_lock(&shard->backing);
-	fd = atomic_load(&inode->backing_fd);
-	if (fd < 0) {
-		fd = backing_make(fs, inode, given);
-		given = -1;
-		if (made)
-			*made = fd >= 0;
+	if (inode->backing && !inode->backing->opens && !inode->backing->idle)
+		fs_backing_free(fs, inode);
+	pthread_mutex_unlock(&shard->backing);
+	fs_inode_forget(fs, ino, 1);
+}
+
+/* The lower file of an inode with a backing file. */
+static int backing_stat(struct fs *fs, struct fs_inode *inode, struct stat *st)
+{
+	_cleanup_close_ int own = -1;
+	int fd = inode->backing->fd;
+
+	if (fd < 0)
+		fd = own = backing_open_lower(fs, inode);
+	return fd < 0 || fstat(fd, st) < 0 ? -1 : 0;
+}
+
+static bool has_holes(const struct stat *st)
+{
+	return st->st_blocks * 512 < st->st_size;
+}
+
+static bool is_writer(const struct fuse_file_info *fi)
+{
+	return (fi->flags & O_ACCMODE) != O_RDONLY;
+}
+
+static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, struct fuse_file_info *fi,
+		       struct stat *st)
+{
+	int r = 0;
+
+	if (!inode->backing)
+		backing_new(fs, inode, fd, &r);
+	else if (fd >= 0)
+		close(fd);
+	if (r)
+		return r;
+	if (backing_stat(fs, inode, st) < 0)
+		return -EIO;
+	idle_remove(fs, inode->backing);
+	inode->backing->opens++;
+	fi->backing_id = inode->backing->id;
+	/* With a backing file: mappings are its, reads and writes come to us. */
+	fi->direct_io = fs->kind == WPFS_KIND_CAPPED ||
+			(is_writer(fi) && (st->st_mode & (S_ISUID | S_ISGID)));
+	fi->fh = (fi->flags & O_ACCMODE) | (fi->direct_io ? FS_FH_DIRECT : 0);
+	fi->noflush = 1;
+	return 0;
+}
+
+int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, struct fuse_file_info *fi)
+{
+	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
+	bool stale = false;
+	struct stat st;
+	int r = fd < 0 ? fs_absent_bring(fs->absent, inode->ino) : 0;
+
+	if (r)
+		return r;
+	pthread_mutex_lock(&shard->backing);
+	r = open_locked(fs, inode, fd, fi, &st);
+	if (!r && is_writer(fi)) {
+		fs_touch(fs, inode->ino);
+		inode->writers++;
+	}
+	if (!r) {
+		inode->used = true;
+		stale = inode->attrs_cached && (is_writer(fi) || has_holes(&st));
+		inode->attrs_cached = inode->attrs_cached && !stale;
 	}
 	pthread_mutex_unlock(&shard->backing);
-	if (given >= 0)
-		close(given);
+	/*
+	 * Attributes handed out before now were for a long time; from now on they can change
+	 * without a request. -1: attributes only.
+	 */
+	if (stale)
+		fuse_lowlevel_notify_inval_inode(fs->session, inode->ino, -1, 0);
+	return r;
+}
+
+void fs_backing_release(struct fs *fs, uint64_t ino, const struct fuse_file_info *fi)
+{
+	struct fs_inode *inode = fs_inode_find(fs, ino);
+	struct fs_shard *shard = fs_shard_of(fs, ino);
+	struct fs_backing *backing;
+	bool idle = false;
+
+	if (!inode)
+		return;
+	pthread_mutex_lock(&shard->backing);
+	backing = inode->backing;
+	if (backing && backing->opens) {
+		idle = --backing->opens == 0 && fs->kind == WPFS_KIND_NATIVE;
+		if (is_writer(fi) && inode->writers)
+			inode->writers--;
+	}
+	if (idle) {
+		pthread_mutex_lock(&fs->idle_lock);
+		DL_APPEND(fs->idle, backing);
+		fs->nr_idle++;
+		backing->idle = true;
+		pthread_mutex_unlock(&fs->idle_lock);
+	}
+	pthread_mutex_unlock(&shard->backing);
+	if (idle)
+		idle_trim(fs);
+}
+
+int fs_backing_hold(struct fs *fs, struct fs_inode *inode)
+{
+	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
+	int r = fs_absent_bring(fs->absent, inode->ino);
+
+	if (r)
+		return r;
+	pthread_mutex_lock(&shard->backing);
+	if (!inode->backing)
+		backing_new(fs, inode, -1, &r);
+	if (!r) {
+		fs_touch(fs, inode->ino);
+		inode->used = true;
+		r = inode->backing->fd;
+	}
+	pthread_mutex_unlock(&shard->backing);
+	return r;
+}
+
+/*
+ * Asks for a lease and gives it back at once: one to read is granted while no struct file of the
+ * lower file may write; one to write, while there is none but ours. An open just then would wait,
+ * or fail with O_NONBLOCK, so this is not asked while there are opens that would conflict.
+ */
+static bool lease_refused(int fd, short type)
+{
+	if (fcntl(fd, F_SETLEASE, type) < 0)
+		return true;
+	fcntl(fd, F_SETLEASE, F_UNLCK);
+	return false;
+}
+
+bool fs_backing_in_use(int fd)
+{
+	return lease_refused(fd, F_WRLCK);
+}
+
+int fs_backing_dup(struct fs *fs, uint64_t ino)
+{
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	int fd = -1;
+
+	if (fs_inode_ref(fs, ino, &ref) == 0 && ref.backing)
+		fd = fcntl(ref.fd, F_DUPFD_CLOEXEC, 0);
 	return fd;
 }
 
-void fs_backing_close(struct fs *fs, struct fs_inode *inode)
+/* Can attributes change without a request? `contents`: only those, and what goes with them. */
+static bool may_move(struct fs *fs, struct fs_inode *inode, bool contents)
 {
-	int id = inode->backing_id;
+	_cleanup_close_ int own = -1;
+	int fd = inode->backing ? inode->backing->fd : -1;
+	struct stat st;
+	bool refused;
 
-	if (inode->backing_fd < 0)
-		return;
-	/* ENOTCONN after an unmount: the kernel has dropped it itself. */
-	if (id)
-		ioctl(fs->dev_fd, FUSE_DEV_IOC_BACKING_CLOSE, &id);
-	close(inode->backing_fd);
-	inode->backing_fd = -1;
+	if (!inode->used)
+		return false;
+	if (inode->writers || fs->kind == WPFS_KIND_CAPPED)
+		return true;
+	if (fd < 0)
+		fd = own = backing_open_lower(fs, inode);
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return true;
+	if (contents || !has_holes(&st))
+		return lease_refused(fd, F_RDLCK);
+	/* A load through a mapping could fill a hole. When it is nobody's, then until an open. */
+	refused = (inode->backing && inode->backing->opens) || lease_refused(fd, F_WRLCK);
+	inode->used = refused;
+	return refused;
 }
 
-bool fs_backing_in_use(int backing_fd)
+bool fs_backing_may_be_written(struct fs *fs, struct fs_inode *inode)
 {
-	if (fcntl(backing_fd, F_SETLEASE, F_WRLCK) < 0)
-		return true;
-	fcntl(backing_fd, F_SETLEASE, F_UNLCK);
-	return false;
+	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
+	bool may;
+
+	pthread_mutex_lock(&shard->backing);
+	may = may_move(fs, inode, true);
+	pthread_mutex_unlock(&shard->backing);
+	return may;
+}
+
+double fs_backing_attr_timeout(struct fs *fs, struct fs_inode *inode)
+{
+	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
+	bool may;
+
+	pthread_mutex_lock(&shard->backing);
+	may = may_move(fs, inode, false);
+	if (!may)
+		inode->attrs_cached = true;
+	pthread_mutex_unlock(&shard->backing);
+	return may ? 0 : FS_LONG_TIMEOUT;
 }

@@ -74,16 +74,18 @@ void fs_change_name(struct fs *fs, uint64_t parent, const char *name)
 {
 	struct fs_inode *inode = fs->store ? fs_inode_find(fs, parent) : NULL;
 	struct fs_change_name *entry;
+	struct fs_handle handle;
 
 	if (!inode)
 		return;
+	handle = fs_inode_handle(inode);
 	entry = must_alloc(sizeof(*entry) + strlen(name) + 1);
 	entry->parent = parent;
-	entry->parent_handle = inode->handle;
+	entry->parent_handle = handle;
 	memcpy(entry->name, name, strlen(name) + 1);
 	pthread_mutex_lock(&fs->changes_lock);
 	changes_count(fs, name_add(&fs->changes.names, entry));
-	changes_count(fs, change_add(&fs->changes.inodes, parent, &inode->handle));
+	changes_count(fs, change_add(&fs->changes.inodes, parent, &handle));
 	pthread_mutex_unlock(&fs->changes_lock);
 }
 
@@ -97,9 +99,12 @@ void fs_change_handle(struct fs *fs, uint64_t ino, const struct fs_handle *handl
 void fs_change_inode(struct fs *fs, uint64_t ino)
 {
 	struct fs_inode *inode = fs->store ? fs_inode_find(fs, ino) : NULL;
+	struct fs_handle handle;
 
-	if (inode)
-		fs_change_handle(fs, ino, &inode->handle);
+	if (!inode)
+		return;
+	handle = fs_inode_handle(inode);
+	fs_change_handle(fs, ino, &handle);
 }
 
 void fs_change_fd(struct fs *fs, int fd)
@@ -125,9 +130,12 @@ void fs_touch_handle(struct fs *fs, uint64_t ino, const struct fs_handle *handle
 void fs_touch(struct fs *fs, uint64_t ino)
 {
 	struct fs_inode *inode = fs->store ? fs_inode_find(fs, ino) : NULL;
+	struct fs_handle handle;
 
-	if (inode)
-		fs_touch_handle(fs, ino, &inode->handle);
+	if (!inode)
+		return;
+	handle = fs_inode_handle(inode);
+	fs_touch_handle(fs, ino, &handle);
 }
 
 bool fs_is_touched(struct fs *fs, uint64_t ino)

@@ -27,7 +27,8 @@
 /* What a FUSE thread has when it does nothing special. Constant after creds_setup. */
 static struct __user_cap_data_struct base_caps[CAP_WORDS];
 
-static __thread bool own_fs; /* this thread's umask is its own */
+static __thread bool own_fs;	   /* this thread's umask is its own */
+static __thread bool someone_else; /* between creds_become and creds_restore */
 static __thread bool groups_changed;
 
 static int caps_get(struct __user_cap_data_struct caps[CAP_WORDS])
@@ -173,6 +174,7 @@ int creds_become(const struct creds_caller *caller, bool exact)
 			return -errno;
 		own_fs = true;
 	}
+	someone_else = true;
 	if (exact) {
 		int r = become_exactly(caller);
 
@@ -185,8 +187,16 @@ int creds_become(const struct creds_caller *caller, bool exact)
 	return 0;
 }
 
+int creds_become_writer(const struct creds_caller *caller, const struct stat *st)
+{
+	return st->st_mode & (S_ISUID | S_ISGID) ? creds_become(caller, true) : 0;
+}
+
 void creds_restore(void)
 {
+	if (!someone_else)
+		return;
+	someone_else = false;
 	setfsuid(0);
 	setfsgid(0);
 	umask(0);

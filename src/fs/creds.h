@@ -11,6 +11,7 @@
 #define WPFS_FS_CREDS_H
 
 #include <stdbool.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 
 /* Who asks. `pid` is a thread id in our pid namespace, 0 when it has none here. */
@@ -27,10 +28,16 @@ int creds_setup(void);
 /*
  * Becomes the caller until creds_restore. With `exact`, its supplementary groups and its
  * CAP_FSETID too (two reads of /proc): needed where the kernel decides whether a set-group-id bit
- * stays. 0 or -errno (and then nothing is changed).
+ * stays. 0 or -errno. creds_restore follows either way, and does nothing when there was no become.
  */
 int creds_become(const struct creds_caller *caller, bool exact);
 void creds_restore(void);
+
+/*
+ * Before a call that changes the contents of the file `st` describes: like creds_become with
+ * `exact` if that could clear a suid or sgid bit, else nothing. creds_restore follows either way.
+ */
+int creds_become_writer(const struct creds_caller *caller, const struct stat *st);
 
 /* Without CAP_FSETID the kernel clears suid and sgid bits at a write or truncate. */
 void creds_drop_fsetid(void);

@@ -15,14 +15,14 @@
 #include "fs/priv.h"
 #include "fs/store.h"
 
-/* An open directory. Two threads may read one descriptor at once. */
+/*
+ * An open directory. Two threads may read one descriptor at once. The lower is read anew for each
+ * request: it moves the access time as it does on a tmpfs.
+ */
 struct fs_dir {
 	struct fs_dir *prev, *next; /* fs.dirs_lock */
-	pthread_mutex_t lock;	    /* all below */
+	pthread_mutex_t lock;	    /* the position of fd */
 	int fd;
-	off_t at;	  /* position of the next entry in buf */
-	size_t pos, fill; /* bytes of buf: next, end */
-	_Alignas(struct dirent64) char buf[16384];
 };
 
 static struct fs_dir *dir_of(const struct fuse_file_info *fi)
@@ -72,8 +72,6 @@ static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 	}
 	pthread_mutex_init(&dir->lock, NULL);
 	dir->fd = fd;
-	dir->at = 0;
-	dir->pos = dir->fill = 0;
 	pthread_mutex_lock(&fs->dirs_lock);
 	DL_APPEND(fs->dirs, dir);
 	pthread_mutex_unlock(&fs->dirs_lock);
@@ -86,39 +84,6 @@ static void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info 
 {
 	dir_free(fs_of(req), dir_of(fi));
 	fuse_reply_err(req, 0);
-}
-
-/* The entry at dir->at, not yet consumed; NULL at the end. 0 or -errno. */
-static int dir_peek(struct fs_dir *dir, struct dirent64 **entry)
-{
-	if (dir->pos == dir->fill) {
-		long n = syscall(SYS_getdents64, dir->fd, dir->buf, sizeof(dir->buf));
-
-		if (n < 0)
-			return -errno;
-		dir->pos = 0;
-		dir->fill = (size_t)n;
-	}
-	*entry = dir->pos < dir->fill ? (struct dirent64 *)(dir->buf + dir->pos) : NULL;
-	return 0;
-}
-
-static void dir_consume(struct fs_dir *dir, const struct dirent64 *entry)
-{
-	dir->at = entry->d_off;
-	dir->pos += entry->d_reclen;
-}
-
-static int dir_seek(struct fs_dir *dir, off_t off)
-{
-	/* Also at 0: rewinddir() has to see names made since. */
-	if (off == dir->at && off != 0)
-		return 0;
-	if (lseek(dir->fd, off, SEEK_SET) < 0)
-		return -errno;
-	dir->at = off;
-	dir->pos = dir->fill = 0;
-	return 0;
 }
 
 static bool is_dots(const char *name)
@@ -153,10 +118,59 @@ static ssize_t add_entry(fuse_req_t req, struct fs_dir *dir, const struct dirent
 	return (ssize_t)fuse_add_direntry_plus(req, buf, room, de->d_name, &entry, de->d_off);
 }
 
+struct listing {
+	char *buf;
+	size_t used, size;
+	bool plus;
+	bool full;
+};
+
+/* Adds what one getdents gave; 0 or -errno. */
+static int add_entries(fuse_req_t req, struct fs_dir *dir, const char *entries, size_t len,
+		       struct listing *out)
+{
+	for (size_t at = 0; at < len && !out->full;) {
+		const struct dirent64 *de = (const struct dirent64 *)(entries + at);
+		ssize_t n = add_entry(req, dir, de, out->buf + out->used, out->size - out->used,
+				      out->plus);
+
+		if (n < 0)
+			return (int)n;
+		out->full = (size_t)n > out->size - out->used;
+		if (!out->full)
+			out->used += (size_t)n;
+		at += de->d_reclen;
+	}
+	return 0;
+}
+
+/* An entry with attributes takes about five times the room that it has in the lower. */
+static int list_from(fuse_req_t req, struct fs_dir *dir, off_t off, struct listing *out)
+{
+	_Alignas(struct dirent64) char entries[16384];
+	size_t part = out->plus ? out->size / 5 : out->size;
+	int r = 0;
+
+	if (part > sizeof(entries))
+		part = sizeof(entries);
+	if (part < sizeof(struct dirent64))
+		part = sizeof(struct dirent64);
+	if (lseek(dir->fd, off, SEEK_SET) < 0)
+		return -errno;
+	while (!r && !out->full) {
+		long n = syscall(SYS_getdents64, dir->fd, entries, part);
+
+		if (n <= 0)
+			return n < 0 ? -errno : 0;
+		r = add_entries(req, dir, entries, (size_t)n, out);
+	}
+	return r;
+}
+
 static void read_entries(fuse_req_t req, size_t size, off_t off, struct fs_dir *dir, bool plus)
 {
 	_cleanup_free_ char *buf = malloc(size);
-	size_t used = 0;
+	struct listing out = {.buf = buf, .size = size, .plus = plus};
 	int r;
 
 	if (!buf) {
@@ -164,30 +178,13 @@ static void read_entries(fuse_req_t req, size_t size, off_t off, struct fs_dir *
 		return;
 	}
 	pthread_mutex_lock(&dir->lock);
-	r = dir_seek(dir, off);
-	while (!r) {
-		struct dirent64 *de = NULL;
-		ssize_t n;
-
-		r = dir_peek(dir, &de);
-		if (r || !de)
-			break;
-		n = add_entry(req, dir, de, buf + used, size - used, plus);
-		if (n < 0)
-			r = (int)n;
-		else if ((size_t)n > size - used)
-			break;
-		if (r)
-			break;
-		used += (size_t)n;
-		dir_consume(dir, de);
-	}
+	r = list_from(req, dir, off, &out);
 	pthread_mutex_unlock(&dir->lock);
 	/* Lookups already counted must reach the kernel, so an error waits for the next call. */
-	if (r && !used)
+	if (r && !out.used)
 		fuse_reply_err(req, -r);
 	else
-		fuse_reply_buf(req, buf, used);
+		fuse_reply_buf(req, buf, out.used);
 }
 
 static void op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,

@@ -127,7 +127,7 @@ int fs_file_hold(struct fs *fs, const struct fs_handle *handle, int *fd)
 	r = fs_inode_lookup(fs, path_fd, &st, &inode);
 	if (r)
 		return r;
-	r = fs_backing_get(fs, inode, -1, NULL);
+	r = fs_backing_hold(fs, inode);
 	if (r >= 0) {
 		*fd = fcntl(r, F_DUPFD_CLOEXEC, 0);
 		r = *fd < 0 ? -errno : 0;

@@ -86,8 +86,9 @@ struct fs_config {
 	struct fs_absent *absent; /* contents still in the store; borrowed as long, or NULL */
 	const char *id;		  /* mount id, shorter than WPFS_ID_MAX; copied */
 	enum wpfs_kind kind;
-	bool uring; /* ask for FUSE over io_uring */
-	bool debug; /* log every request */
+	bool adopted; /* the lower was in use before: files may be mapped that nobody opened */
+	bool uring;   /* ask for FUSE over io_uring */
+	bool debug;   /* log every request */
 };
 
 /* -EMFILE, -ENOMEM, ... */
@@ -165,8 +166,9 @@ int fs_handle_open(struct fs *fs, const struct fs_handle *handle, int flags);
 int fs_file_open(struct fs *fs, uint64_t ino, int flags);
 
 /*
- * Keeps a regular file with its one read-write struct file, which every open of it shares; *fd is a
- * duplicate that the caller closes. As often as it is called with success fs_file_unhold follows.
+ * Capped mounts: keeps a regular file with its one read-write struct file, which every open of it
+ * shares; *fd is a duplicate that the caller closes. As often as it is called with success
+ * fs_file_unhold follows.
  */
 int fs_file_hold(struct fs *fs, const struct fs_handle *handle, int *fd);
 void fs_file_unhold(struct fs *fs, uint64_t ino);

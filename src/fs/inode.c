@@ -22,7 +22,7 @@ struct fs_proc_path fs_proc_path(int fd)
 	return path;
 }
 
-static struct fs_shard *shard_of(struct fs *fs, uint64_t ino)
+struct fs_shard *fs_shard_of(struct fs *fs, uint64_t ino)
 {
 	return &fs->shards[ino % FS_SHARDS];
 }
@@ -59,6 +59,30 @@ int fs_handle_open_at(int lower_fd, const struct fs_handle *handle, int flags)
 	return fd < 0 ? -errno : fd;
 }
 
+struct fs_handle fs_inode_handle(const struct fs_inode *inode)
+{
+	struct fs_handle handle = {.type = inode->handle_type, .len = inode->handle_len};
+
+	memcpy(handle.data, inode->handle, sizeof(inode->handle));
+	return handle;
+}
+
+/* A tmpfs handle is three words. */
+static int inode_set_handle(struct fs_inode *inode, int fd)
+{
+	struct fs_handle handle;
+	int r = fs_handle_of(fd, &handle);
+
+	if (r)
+		return r;
+	if (handle.len > sizeof(inode->handle))
+		return -EOVERFLOW;
+	inode->handle_type = handle.type;
+	inode->handle_len = handle.len;
+	memcpy(inode->handle, handle.data, sizeof(inode->handle));
+	return 0;
+}
+
 static struct fs_inode *inode_new(uint64_t ino)
 {
 	struct fs_inode *inode = calloc(1, sizeof(*inode));
@@ -68,13 +92,12 @@ static struct fs_inode *inode_new(uint64_t ino)
 	inode->ino = ino;
 	inode->lookups = 1;
 	inode->nameless_fd = -1;
-	inode->backing_fd = -1;
 	return inode;
 }
 
 static void inode_free(struct fs *fs, struct fs_inode *inode)
 {
-	fs_backing_close(fs, inode);
+	fs_backing_free(fs, inode);
 	if (inode->nameless_fd >= 0)
 		close(inode->nameless_fd);
 	free(inode);
@@ -117,7 +140,7 @@ void fs_inodes_free(struct fs *fs)
 
 struct fs_inode *fs_inode_find(struct fs *fs, uint64_t ino)
 {
-	struct fs_shard *shard = shard_of(fs, ino);
+	struct fs_shard *shard = fs_shard_of(fs, ino);
 	struct fs_inode *inode;
 
 	pthread_mutex_lock(&shard->lock);
@@ -128,7 +151,7 @@ struct fs_inode *fs_inode_find(struct fs *fs, uint64_t ino)
 
 struct fs_inode *fs_inode_get(struct fs *fs, uint64_t ino)
 {
-	struct fs_shard *shard = shard_of(fs, ino);
+	struct fs_shard *shard = fs_shard_of(fs, ino);
 	struct fs_inode *inode;
 
 	pthread_mutex_lock(&shard->lock);
@@ -141,7 +164,7 @@ struct fs_inode *fs_inode_get(struct fs *fs, uint64_t ino)
 
 uint64_t fs_inode_lookups(struct fs *fs, struct fs_inode *inode)
 {
-	struct fs_shard *shard = shard_of(fs, inode->ino);
+	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
 	uint64_t lookups;
 
 	pthread_mutex_lock(&shard->lock);
@@ -153,7 +176,7 @@ uint64_t fs_inode_lookups(struct fs *fs, struct fs_inode *inode)
 int fs_inode_lookup(struct fs *fs, int fd, const struct stat *st, struct fs_inode **found)
 {
 	uint64_t ino = fs_ids_get(fs->ids, st->st_ino);
-	struct fs_shard *shard = shard_of(fs, ino);
+	struct fs_shard *shard = fs_shard_of(fs, ino);
 	struct fs_inode *inode, *fresh;
 	int r;
 
@@ -163,11 +186,12 @@ int fs_inode_lookup(struct fs *fs, int fd, const struct stat *st, struct fs_inod
 	fresh = inode_new(ino);
 	if (!fresh)
 		return -ENOMEM;
-	r = fs_handle_of(fd, &fresh->handle);
+	r = inode_set_handle(fresh, fd);
 	if (r) {
 		free(fresh);
 		return r;
 	}
+	fresh->used = fs->adopted && S_ISREG(st->st_mode);
 	/* The last name may be gone already: a file made with O_TMPFILE, or an unlink that raced.
 	 */
 	if (st->st_nlink == 0)
@@ -188,7 +212,7 @@ int fs_inode_lookup(struct fs *fs, int fd, const struct stat *st, struct fs_inod
 
 void fs_inode_forget(struct fs *fs, uint64_t ino, uint64_t lookups)
 {
-	struct fs_shard *shard = shard_of(fs, ino);
+	struct fs_shard *shard = fs_shard_of(fs, ino);
 	struct fs_inode *inode;
 
 	if (ino == FS_ROOT_ID)
@@ -207,6 +231,34 @@ void fs_inode_forget(struct fs *fs, uint64_t ino, uint64_t lookups)
 		inode_free(fs, inode);
 }
 
+/* The descriptor of a backing file, if there is one. */
+static bool ref_backing(struct fs *fs, struct fs_inode *inode, struct fs_ref *ref)
+{
+	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
+	bool found;
+
+	pthread_mutex_lock(&shard->backing);
+	found = inode->backing && inode->backing->fd >= 0;
+	if (found) {
+		atomic_fetch_add(&inode->backing->refs, 1);
+		*ref = (struct fs_ref){
+			.fd = inode->backing->fd, .fs = fs, .backing = inode->backing};
+	}
+	pthread_mutex_unlock(&shard->backing);
+	return found;
+}
+
+static int ref_handle(struct fs *fs, const struct fs_inode *inode, int flags, struct fs_ref *ref)
+{
+	struct fs_handle handle = fs_inode_handle(inode);
+	int fd = fs_handle_open_at(fs->lower_fd, &handle, flags);
+
+	if (fd < 0)
+		return fd;
+	*ref = (struct fs_ref){.fd = fd, .owned = true};
+	return 0;
+}
+
 int fs_inode_ref(struct fs *fs, uint64_t ino, struct fs_ref *ref)
 {
 	struct fs_inode *inode;
@@ -219,16 +271,30 @@ int fs_inode_ref(struct fs *fs, uint64_t ino, struct fs_ref *ref)
 	inode = fs_inode_find(fs, ino);
 	if (!inode)
 		return -ESTALE;
-	fd = atomic_load(&inode->backing_fd);
+	if (ref_backing(fs, inode, ref))
+		return 0;
+	fd = atomic_load(&inode->nameless_fd);
 	if (fd < 0)
-		fd = atomic_load(&inode->nameless_fd);
-	if (fd >= 0) {
-		*ref = (struct fs_ref){.fd = fd};
+		return ref_handle(fs, inode, O_PATH | O_NOFOLLOW, ref);
+	*ref = (struct fs_ref){.fd = fd};
+	return 0;
+}
+
+int fs_inode_ref_contents(struct fs *fs, uint64_t ino, int flags, struct fs_ref *ref)
+{
+	_cleanup_ref_ struct fs_ref any = FS_REF_INIT;
+	int fd, r = fs_inode_ref(fs, ino, &any);
+
+	if (r)
+		return r;
+	if (any.backing && (flags == O_RDONLY || fs->kind == WPFS_KIND_CAPPED)) {
+		*ref = any;
+		any = (struct fs_ref)FS_REF_INIT;
 		return 0;
 	}
-	fd = fs_handle_open_at(fs->lower_fd, &inode->handle, O_PATH | O_NOFOLLOW);
+	fd = open(fs_proc_path(any.fd).s, flags | O_CLOEXEC);
 	if (fd < 0)
-		return fd;
+		return -errno;
 	*ref = (struct fs_ref){.fd = fd, .owned = true};
 	return 0;
 }
@@ -252,9 +318,4 @@ void fs_inode_unlinked(struct fs *fs, int fd)
 	if (!atomic_compare_exchange_strong(&inode->nameless_fd, &none, fd))
 		close(fd);
 	fs_inode_forget(fs, inode->ino, 1);
-}
-
-double fs_inode_attr_timeout(struct fs_inode *inode)
-{
-	return atomic_load(&inode->backing_fd) >= 0 ? 0 : FS_LONG_TIMEOUT;
 }

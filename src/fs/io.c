@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * What is done to the contents of open files. read and write come only for a file that was not
- * opened for passthrough; the rest has no passthrough in the kernel.
+ * opened for passthrough; the rest has no passthrough in the kernel. Not here: copy_file_range,
+ * which the kernel then does by reads and writes as tmpfs does, and these have.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -16,55 +17,75 @@
 
 #define FALLOCATE_PIECE ((off_t)1 << 20)
 
-/* The backing descriptor of a file that is open, or -errno. */
-static int open_fd(fuse_req_t req, fuse_ino_t ino)
+/*
+ * On native mounts a read comes for a file that we read and write (see backing.c), and to fill the
+ * kernel's page cache: posix_fadvise(2) with any file, which is not to move the access time, and
+ * splice(2) with one of ours. Nothing may stay there: other opens write past it.
+ */
+static void forget_cached(struct fs *fs, uint64_t ino, off_t off, size_t size)
 {
-	struct fs_inode *inode = fs_inode_find(fs_of(req), ino);
-
-	return inode ? fs_backing_get(fs_of(req), inode, -1, NULL) : -ESTALE;
+	if (fs->kind == WPFS_KIND_NATIVE)
+		fuse_lowlevel_notify_inval_inode(fs->session, ino, off, (off_t)size);
 }
 
 static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 		    struct fuse_file_info *fi)
 {
 	struct fuse_bufvec buf = FUSE_BUFVEC_INIT(size);
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	struct fs *fs = fs_of(req);
-	int fd = open_fd(req, ino);
-	int r = fd < 0 ? fd : fs_hook_io_begin(fs, ino, (uint64_t)off, size, FS_IO_READ);
+	int flags = O_RDONLY | (fi->fh & FS_FH_DIRECT ? fi->flags & O_NOATIME : O_NOATIME);
+	int r = fs_inode_ref_contents(fs, ino, flags, &ref);
 
+	if (!r)
+		r = fs_hook_io_begin(fs, ino, (uint64_t)off, size, FS_IO_READ);
 	if (r < 0) {
 		fuse_reply_err(req, -r);
 		return;
 	}
 	buf.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
-	buf.buf[0].fd = fd;
+	buf.buf[0].fd = ref.fd;
 	buf.buf[0].pos = off;
 	fuse_reply_data(req, &buf, FUSE_BUF_SPLICE_MOVE);
+	forget_cached(fs, ino, off, size);
 	fs_hook_io_end(fs, ino, (uint64_t)off, size, FS_IO_READ, true);
+}
+
+/* Bytes written as the caller, or -errno. */
+static ssize_t write_as_caller(fuse_req_t req, int fd, struct fuse_bufvec *in, off_t off)
+{
+	struct fuse_bufvec out = FUSE_BUFVEC_INIT(fuse_buf_size(in));
+	struct creds_caller caller = fs_caller(req);
+	struct stat st;
+	ssize_t n;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	out.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
+	out.buf[0].fd = fd;
+	out.buf[0].pos = off;
+	n = creds_become_writer(&caller, &st);
+	if (!n)
+		n = fuse_buf_copy(&out, in, 0);
+	creds_restore();
+	return n;
 }
 
 static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
 			 struct fuse_file_info *fi)
 {
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	size_t size = fuse_buf_size(in);
-	struct fuse_bufvec out = FUSE_BUFVEC_INIT(size);
 	struct fs *fs = fs_of(req);
-	int fd = open_fd(req, ino);
-	int r = fd < 0 ? fd : fs_hook_io_begin(fs, ino, (uint64_t)off, size, FS_IO_WRITE);
-	ssize_t n;
+	ssize_t n = fs_inode_ref_contents(fs, ino, O_RDWR, &ref);
 
-	if (r < 0) {
-		fuse_reply_err(req, -r);
+	if (!n)
+		n = fs_hook_io_begin(fs, ino, (uint64_t)off, size, FS_IO_WRITE);
+	if (n < 0) {
+		fuse_reply_err(req, (int)-n);
 		return;
 	}
-	out.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
-	out.buf[0].fd = fd;
-	out.buf[0].pos = off;
-	if (fs_kills_suid(fi))
-		creds_drop_fsetid();
-	n = fuse_buf_copy(&out, in, 0);
-	if (fs_kills_suid(fi))
-		creds_take_fsetid();
+	n = write_as_caller(req, ref.fd, in, off);
 	fs_hook_io_end(fs, ino, (uint64_t)off, size, FS_IO_WRITE, n >= 0);
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
@@ -77,22 +98,18 @@ static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_f
 	fuse_reply_err(req, -fs_store_sync_file(fs_of(req), ino));
 }
 
-/* Like a write, it clears suid bits for a caller without CAP_FSETID; no flag says which it is. */
-static int fallocate_as(fuse_req_t req, int fd, int mode, off_t off, off_t len)
+static int fallocate_as_caller(fuse_req_t req, int fd, int mode, off_t off, off_t len)
 {
+	struct creds_caller caller = fs_caller(req);
 	struct stat st;
-	bool kill;
 	int r;
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	kill = (st.st_mode & (S_ISUID | S_ISGID)) &&
-	       !creds_caller_capable(fuse_req_ctx(req)->pid, CAP_FSETID);
-	if (kill)
-		creds_drop_fsetid();
-	r = fallocate(fd, mode, off, len) < 0 ? -errno : 0;
-	if (kill)
-		creds_take_fsetid();
+	r = creds_become_writer(&caller, &st);
+	if (!r && fallocate(fd, mode, off, len) < 0)
+		r = -errno;
+	creds_restore();
 	return r;
 }
 
@@ -114,7 +131,7 @@ static int fallocate_pieces(fuse_req_t req, fuse_ino_t ino, int fd, int mode, of
 		r = fs_hook_io_begin(fs, ino, from, (uint64_t)piece, FS_IO_WRITE);
 		if (r)
 			break;
-		r = fallocate_as(req, fd, mode, (off_t)from, piece);
+		r = fallocate_as_caller(req, fd, mode, (off_t)from, piece);
 		fs_hook_io_end(fs, ino, from, (uint64_t)piece, FS_IO_WRITE, !r);
 	}
 	return r;
@@ -125,65 +142,45 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, of
 {
 	const int shifts = FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE;
 	const int drops = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE;
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	bool drop = (mode & (shifts | drops)) != 0;
-	int fd = open_fd(req, ino), r = fd < 0 ? fd : 0;
+	struct fs *fs = fs_of(req);
+	int r = fs_inode_ref_contents(fs, ino, O_RDWR, &ref);
 
 	if (!r && drop) {
-		r = fs_hook_io_begin(fs_of(req), ino, (uint64_t)off, (uint64_t)len, FS_IO_DROP);
+		r = fs_hook_io_begin(fs, ino, (uint64_t)off, (uint64_t)len, FS_IO_DROP);
 		if (!r) {
-			r = fallocate_as(req, fd, mode, off, len);
-			fs_hook_io_end(fs_of(req), ino, (uint64_t)off, (uint64_t)len, FS_IO_DROP,
-				       !r);
+			r = fallocate_as_caller(req, ref.fd, mode, off, len);
+			fs_hook_io_end(fs, ino, (uint64_t)off, (uint64_t)len, FS_IO_DROP, !r);
 		}
 	} else if (!r) {
-		r = fallocate_pieces(req, ino, fd, mode, off, len);
+		r = fallocate_pieces(req, ino, ref.fd, mode, off, len);
 	}
 	if (!r && (mode & shifts))
-		fs_hook_dropped(fs_of(req), ino, (uint64_t)off, 0);
+		fs_hook_dropped(fs, ino, (uint64_t)off, 0);
 	else if (!r && (mode & drops))
-		fs_hook_dropped(fs_of(req), ino, (uint64_t)off, (uint64_t)len);
+		fs_hook_dropped(fs, ino, (uint64_t)off, (uint64_t)len);
 	fuse_reply_err(req, -r);
 }
 
 static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
 		     struct fuse_file_info *fi)
 {
-	int fd = open_fd(req, ino);
-	off_t at = fd < 0 ? fd : fs_hook_seek(fs_of(req), ino, fd, off, whence);
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	off_t at = fs_inode_ref_contents(fs_of(req), ino, O_RDONLY, &ref);
 
+	if (!at)
+		at = fs_hook_seek(fs_of(req), ino, ref.fd, off, whence);
 	if (at < 0)
 		fuse_reply_err(req, (int)-at);
 	else
 		fuse_reply_lseek(req, at);
 }
 
-static void op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
-			       struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t off_out,
-			       struct fuse_file_info *fi_out, size_t len, int flags)
-{
-	int in = open_fd(req, ino_in), out = open_fd(req, ino_out);
-	ssize_t n;
-
-	/* The kernel then reads and writes: two files at once cannot be kept in memory. */
-	if (fs_of(req)->kind == WPFS_KIND_CAPPED) {
-		fuse_reply_err(req, EOPNOTSUPP);
-		return;
-	}
-	if (in < 0 || out < 0) {
-		fuse_reply_err(req, in < 0 ? -in : -out);
-		return;
-	}
-	n = copy_file_range(in, &off_in, out, &off_out, len, (unsigned int)flags);
-	if (n < 0)
-		fuse_reply_err(req, errno);
-	else
-		fuse_reply_write(req, (size_t)n);
-}
-
 static void reply_ticket(fuse_req_t req, fuse_ino_t ino, const struct fuse_file_info *fi)
 {
 	struct wpfs_ticket ticket;
-	int r = fs_hook_ticket(fs_of(req), ino, (int)fi->fh, &ticket);
+	int r = fs_hook_ticket(fs_of(req), ino, (int)(fi->fh & O_ACCMODE), &ticket);
 
 	if (r)
 		fuse_reply_err(req, -r);
@@ -218,6 +215,5 @@ void fs_ops_io(struct fuse_lowlevel_ops *ops)
 	ops->fsync = op_fsync;
 	ops->fallocate = op_fallocate;
 	ops->lseek = op_lseek;
-	ops->copy_file_range = op_copy_file_range;
 	ops->ioctl = op_ioctl;
 }

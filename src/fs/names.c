@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/mount.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -22,9 +23,15 @@ int fs_entry_of_fd(struct fs *fs, int fd, struct fuse_entry_param *entry)
 	r = fs_inode_lookup(fs, fd, &entry->attr, &inode);
 	if (r)
 		return r;
-	fs_stat_show(fs, &entry->attr);
 	entry->ino = inode->ino;
-	entry->attr_timeout = fs_inode_attr_timeout(inode);
+	entry->attr_timeout = fs_backing_attr_timeout(fs, inode);
+	/* Again: what is cached for long must be no older than the question whether it may be. */
+	if (S_ISREG(entry->attr.st_mode) && fstat(fd, &entry->attr) < 0) {
+		r = -errno;
+		fs_inode_forget(fs, inode->ino, 1);
+		return r;
+	}
+	fs_stat_show(fs, &entry->attr);
 	return 0;
 }
 
@@ -33,6 +40,15 @@ int fs_entry_lookup(struct fs *fs, int dir_fd, const char *name, struct fuse_ent
 	_cleanup_close_ int fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 
 	return fd < 0 ? -errno : fs_entry_of_fd(fs, fd, entry);
+}
+
+void fs_symlink_touched(struct fs *fs, int fd)
+{
+	struct stat st;
+
+	if (fd >= 0 && !(fs->mount_flags & MS_NOATIME) && fstat(fd, &st) == 0 &&
+	    S_ISLNK(st.st_mode))
+		fuse_lowlevel_notify_inval_inode(fs->session, fs_ids_get(fs->ids, st.st_ino), 0, 0);
 }
 
 void fs_reply_entry(fuse_req_t req, int r, const struct fuse_entry_param *entry)
@@ -158,8 +174,10 @@ static void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const cha
 			fs_change_name(fs, parent, name);
 		pthread_rwlock_unlock(&fs->names_lock);
 	}
-	if (!r)
+	if (!r) {
+		fs_symlink_touched(fs, file.fd);
 		r = fs_entry_of_fd(fs, file.fd, &entry);
+	}
 	fs_reply_entry(req, r, &entry);
 }
 
@@ -198,6 +216,18 @@ static void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 	remove_name(req, parent, name, AT_REMOVEDIR);
 }
 
+static void rename_done(struct fs *fs, int from, const char *name, int to, const char *newname,
+			unsigned flags)
+{
+	_cleanup_close_ int moved = openat(to, newname, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	_cleanup_close_ int back = -1;
+
+	if (flags & RENAME_EXCHANGE)
+		back = openat(from, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	fs_symlink_touched(fs, moved);
+	fs_symlink_touched(fs, back);
+}
+
 static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
 		      const char *newname, unsigned int flags)
 {
@@ -228,6 +258,8 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
 		if (flags & RENAME_WHITEOUT)
 			creds_restore();
 	}
+	if (!r)
+		rename_done(fs, from.fd, name, to.fd, newname, flags);
 	if (!r && victim >= 0)
 		fs_inode_unlinked(fs, steal_fd(&victim));
 	fuse_reply_err(req, -r);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Opening regular files. Every open is passthrough: reads, writes and mappings then go from the
- * kernel's FUSE file to the lower file without a request, and a mapping is one of shmem. On a
- * capped mount every open is direct I/O: pages may have to come from the store, and who wants to
- * map the file has to get the lower file's descriptor from us, for a ticket.
+ * Opening regular files. Every open is passthrough (but see backing.c): reads, writes and mappings
+ * then go from the kernel's FUSE file to the lower file without a request, and a mapping is one of
+ * shmem. On a capped mount every open is direct I/O: pages may have to come from the store, and who
+ * wants to map the file has to get the lower file's descriptor from us, for a ticket.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -12,33 +12,26 @@
 #include "base/cleanup.h"
 #include "fs/priv.h"
 
-/* Fills in what every open answers. */
-static void open_reply_fill(const struct fs *fs, const struct fs_inode *inode,
-			    struct fuse_file_info *fi)
+static int open_truncate(fuse_req_t req, fuse_ino_t ino)
 {
-	if (fs->kind == WPFS_KIND_CAPPED)
-		fi->direct_io = 1;
-	else
-		fi->backing_id = inode->backing_id;
-	fi->fh = fi->flags & O_ACCMODE; /* for a ticket */
-	fi->noflush = 1;
-}
-
-static int open_truncate(struct fs *fs, uint64_t ino, int fd, bool kill)
-{
+	struct creds_caller caller = fs_caller(req);
+	struct fs *fs = fs_of(req);
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	struct stat st;
 	int r;
 
-	if (fstat(fd, &st) < 0)
-		return -errno;
-	r = fs_hook_io_begin(fs, ino, 0, 0, FS_IO_DROP);
+	r = fs_inode_ref_contents(fs, ino, O_RDWR, &ref);
+	if (!r && fstat(ref.fd, &st) < 0)
+		r = -errno;
+	if (!r)
+		r = fs_hook_io_begin(fs, ino, 0, 0, FS_IO_DROP);
 	if (r)
 		return r;
-	if (kill)
-		creds_drop_fsetid();
-	r = ftruncate(fd, 0) < 0 ? -errno : 0;
-	if (kill)
-		creds_take_fsetid();
+	fs_touch(fs, ino); /* also of an open for reading */
+	r = creds_become_writer(&caller, &st);
+	if (!r && ftruncate(ref.fd, 0) < 0)
+		r = -errno;
+	creds_restore();
 	fs_hook_io_end(fs, ino, 0, 0, FS_IO_DROP, !r);
 	if (!r && st.st_size > 0)
 		fs_hook_dropped(fs, ino, 0, 0);
@@ -49,28 +42,17 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct fs *fs = fs_of(req);
 	struct fs_inode *inode = fs_inode_find(fs, ino);
-	bool made = false;
-	int fd, r = 0;
+	int r = inode ? fs_backing_open(fs, inode, -1, fi) : -ESTALE;
 
-	fd = inode ? fs_backing_get(fs, inode, -1, &made) : -ESTALE;
-	if (fd < 0)
-		r = fd;
-	/*
-	 * Attributes handed out before now were for a long time; from now on they can change
-	 * without a request. -1: attributes only.
-	 */
-	if (made)
-		fuse_lowlevel_notify_inval_inode(fs->session, ino, -1, 0);
-	if (!r && ((fi->flags & O_ACCMODE) != O_RDONLY || (fi->flags & O_TRUNC)))
-		fs_touch(fs, ino);
-	if (!r && (fi->flags & O_TRUNC))
-		r = open_truncate(fs, ino, fd, fs_kills_suid(fi));
-	if (r) {
-		fuse_reply_err(req, -r);
-		return;
+	if (!r && (fi->flags & O_TRUNC)) {
+		r = open_truncate(req, ino);
+		if (r)
+			fs_backing_release(fs, ino, fi);
 	}
-	open_reply_fill(fs, inode, fi);
-	fuse_reply_open(req, fi);
+	if (r)
+		fuse_reply_err(req, -r);
+	else if (fuse_reply_open(req, fi) < 0)
+		fs_backing_release(fs, ino, fi);
 }
 
 /* Enters a file just made into the table and answers with it. Takes fd over. */
@@ -88,20 +70,20 @@ static void reply_created(fuse_req_t req, int fd, struct fuse_file_info *fi)
 		return;
 	}
 	inode = fs_inode_find(fs, entry.ino);
-	fd = fs_backing_get(fs, inode, fd, NULL);
-	if (fd < 0) {
+	r = fs_backing_open(fs, inode, fd, fi);
+	if (r) {
 		fs_inode_forget(fs, entry.ino, 1);
-		fuse_reply_err(req, -fd);
+		fuse_reply_err(req, -r);
 		return;
 	}
-	fs_touch(fs, entry.ino);
-	entry.attr_timeout = fs_inode_attr_timeout(inode);
-	open_reply_fill(fs, inode, fi);
-	if (fuse_reply_create(req, &entry, fi) < 0)
+	entry.attr_timeout = fs_backing_attr_timeout(fs, inode);
+	if (fuse_reply_create(req, &entry, fi) < 0) {
+		fs_backing_release(fs, entry.ino, fi);
 		fs_inode_forget(fs, entry.ino, 1);
+	}
 }
 
-/* The caller makes the file, but the descriptor is ours: always read-write. */
+/* The caller makes the file, but the descriptor is ours: one that can be a backing file. */
 static int create_as_caller(fuse_req_t req, fuse_ino_t parent, const char *name, int flags,
 			    mode_t mode)
 {
@@ -116,8 +98,7 @@ static int create_as_caller(fuse_req_t req, fuse_ino_t parent, const char *name,
 	if (r)
 		return r;
 	pthread_rwlock_rdlock(&fs->names_lock);
-	fd = openat(dir.fd, name, flags | O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC,
-		    mode & 07777);
+	fd = openat(dir.fd, name, flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, mode & 07777);
 	r = fd < 0 ? -errno : fd;
 	if (r >= 0 && (flags & O_TMPFILE) != O_TMPFILE)
 		fs_change_name(fs, parent, name);
@@ -129,8 +110,9 @@ static int create_as_caller(fuse_req_t req, fuse_ino_t parent, const char *name,
 static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 		      struct fuse_file_info *fi)
 {
-	int fd = create_as_caller(req, parent, name, O_CREAT | (fi->flags & (O_EXCL | O_TRUNC)),
-				  mode);
+	int access = fs_of(req)->kind == WPFS_KIND_CAPPED ? O_RDWR : O_RDONLY;
+	int fd = create_as_caller(req, parent, name,
+				  access | O_CREAT | (fi->flags & (O_EXCL | O_TRUNC)), mode);
 
 	if (fd < 0)
 		fuse_reply_err(req, -fd);
@@ -141,17 +123,25 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
 static void op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, struct fuse_file_info *fi)
 {
 	/* O_EXCL: it may never get a name. */
-	int fd = create_as_caller(req, parent, ".", O_TMPFILE | (fi->flags & O_EXCL), mode);
+	int fd =
+		create_as_caller(req, parent, ".", O_TMPFILE | O_RDWR | (fi->flags & O_EXCL), mode);
 
+	if (fd >= 0 && fs_of(req)->kind == WPFS_KIND_NATIVE) {
+		int again = open(fs_proc_path(fd).s, O_RDONLY | O_CLOEXEC);
+		int error = errno;
+
+		close(fd);
+		fd = again < 0 ? -error : again;
+	}
 	if (fd < 0)
 		fuse_reply_err(req, -fd);
 	else
 		reply_created(req, fd, fi);
 }
 
-/* The backing file stays: a mapping may outlive the descriptor, and the next open needs it. */
 static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
+	fs_backing_release(fs_of(req), ino, fi);
 	fuse_reply_err(req, 0);
 }
 

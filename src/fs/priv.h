@@ -5,11 +5,10 @@
  * An inode is in the table while the kernel holds lookups of it (or a function of files.c uses
  * it). While a request names an inode the kernel holds a lookup, so request handlers use the
  * pointer without a lock. It has no descriptor of its own: a handler opens one by file handle,
- * except when the file has lost its last name (then nothing else might keep it alive) or has a
- * backing file.
+ * except when the file has lost its last name (then nothing else might keep it alive) or is open.
  *
- * Locks: names_lock outside the others; shard.lock and backing locks are leaves, and neither is
- * held while taking the other.
+ * Locks: names_lock outside the others; then shard.backing, then shard.lock, idle_lock and
+ * changes_lock, which are leaves.
  */
 #ifndef WPFS_FS_PRIV_H
 #define WPFS_FS_PRIV_H
@@ -29,19 +28,41 @@
 
 /*
  * Seconds. Nobody changes the lower tree behind the kernel's back, so names stay true for ever.
- * So do attributes, except of a file with a backing file: a store through a mapping moves its
- * times and blocks and a passthrough write its suid bits, and no request tells of either.
+ * So do attributes, except of a file that somebody may write: a store through a mapping moves its
+ * times and blocks and a passthrough write its suid bits, and no request tells of either. A load
+ * through a mapping fills a hole, so who has a file with holes open may change its blocks.
  */
 #define FS_LONG_TIMEOUT 1e8
 
+/* In the handle of an open: we do its reads and writes; beside the access mode of O_ACCMODE. */
+#define FS_FH_DIRECT	0x100
+
+/*
+ * What an inode has while, and for some time after, it is open. All: shard.backing; but a request
+ * may hold on to it until after its answer, when the kernel may have forgotten the inode.
+ */
+struct fs_backing {
+	struct fs_backing *prev, *next; /* fs.idle; fs.idle_lock */
+	struct fs_inode *inode;
+	_Atomic unsigned refs; /* the inode's, and of requests that use fd */
+	int fd;		       /* O_RDONLY, -1 when descriptors are scarce; capped mounts: O_RDWR */
+	int id;		       /* of the kernel; capped mounts: 0 */
+	unsigned opens;	       /* that were not released */
+	bool idle;	       /* in fs.idle; fs.idle_lock */
+};
+
+/* A million of these are nothing unusual: 112 bytes with malloc's. */
 struct fs_inode {
 	UT_hash_handle hh;
 	uint64_t ino;
-	uint64_t lookups;	 /* shard.lock */
-	struct fs_handle handle; /* constant */
-	_Atomic int nameless_fd; /* O_PATH, set once when the last name goes; else -1 */
-	_Atomic int backing_fd;	 /* O_RDWR, set once at the first open; else -1 */
-	int backing_id;		 /* of the kernel; valid when backing_fd is; capped mounts: 0 */
+	uint64_t lookups;	    /* shard.lock */
+	struct fs_backing *backing; /* shard.backing */
+	_Atomic int nameless_fd;    /* O_PATH, set once when the last name goes; else -1 */
+	unsigned writers;	    /* opens for writing that were not released; shard.backing */
+	bool used;		    /* opened since it was known to be nobody's; shard.backing */
+	bool attrs_cached; /* the kernel may have attributes for a long time; shard.backing */
+	uint8_t handle_type, handle_len; /* constant */
+	uint8_t handle[12];
 };
 
 /*
@@ -73,7 +94,7 @@ struct fs_changes {
 struct fs_shard {
 	pthread_mutex_t lock;
 	struct fs_inode *inodes; /* shard.lock */
-	pthread_mutex_t backing; /* serialises the making of a backing file */
+	pthread_mutex_t backing; /* backing files and who uses them */
 };
 
 struct fs {
@@ -83,12 +104,13 @@ struct fs {
 	struct fs_absent *absent; /* or NULL */
 	char id[WPFS_ID_MAX];
 	enum wpfs_kind kind;
-	bool uring_wanted, debug;
+	bool adopted, uring_wanted, debug;
 	char lower_path[PATH_MAX]; /* of the lower's root, as readlink shows it */
 	size_t lower_path_len;
 	/* constant after fs_mount */
 	struct fuse_session *session;
-	int dev_fd; /* /dev/fuse; owned by the session once that exists */
+	int dev_fd;		   /* /dev/fuse; owned by the session once that exists */
+	unsigned long mount_flags; /* MS_* */
 	/* constant after fs_serve */
 	pthread_t thread;
 	bool thread_started;
@@ -110,6 +132,12 @@ struct fs {
 	struct fs_change *touched; /* contents may have changed */
 	int changes_fd;		   /* eventfd: there are many; constant after fs_new */
 
+	pthread_mutex_t idle_lock;
+	struct fs_backing *idle; /* backing files that nobody has open, oldest first; idle_lock */
+	unsigned nr_idle;	 /* idle_lock */
+	_Atomic unsigned nr_backing_fds;
+	unsigned max_idle, max_backing_fds; /* constant */
+
 	pthread_mutex_t dirs_lock;
 	struct fs_dir *dirs; /* open directories (dirs.c); dirs_lock */
 
@@ -122,17 +150,23 @@ struct fs {
 struct fs_ref {
 	int fd;
 	bool owned;
+	struct fs *fs;
+	struct fs_backing *backing; /* whose descriptor it is */
 };
+
+void fs_backing_put(struct fs *fs, struct fs_backing *backing);
 
 static inline void fs_ref_put(struct fs_ref *ref)
 {
 	if (ref->owned && ref->fd >= 0)
 		close(ref->fd);
+	if (ref->backing)
+		fs_backing_put(ref->fs, ref->backing);
 }
 
 #define FS_REF_INIT                                                                                \
 	{                                                                                          \
-		.fd = -1, .owned = false                                                           \
+		.fd = -1, .owned = false, .backing = NULL                                          \
 	}
 #define _cleanup_ref_ __attribute__((cleanup(fs_ref_put)))
 
@@ -182,6 +216,14 @@ void fs_inode_forget(struct fs *fs, uint64_t ino, uint64_t lookups);
 /* A descriptor of the file, at least O_PATH. -ESTALE: no such inode, or the file is gone. */
 int fs_inode_ref(struct fs *fs, uint64_t ino, struct fs_ref *ref);
 
+/* One of a regular file with these flags of open(2): O_RDONLY or O_RDWR, and O_NOATIME. */
+int fs_inode_ref_contents(struct fs *fs, uint64_t ino, int flags, struct fs_ref *ref);
+
+/* The handle of an inode, as the rooms above know it. */
+struct fs_handle fs_inode_handle(const struct fs_inode *inode);
+
+struct fs_shard *fs_shard_of(struct fs *fs, uint64_t ino);
+
 /*
  * After a name of the file behind `fd` (O_PATH) was removed: if it was the last one and the kernel
  * still knows the inode, the table keeps the descriptor. Takes fd over either way.
@@ -194,19 +236,40 @@ int fs_handle_of(int fd, struct fs_handle *handle);
 /* Opens a file of that lower by handle, O_CLOEXEC added. -ESTALE: gone. */
 int fs_handle_open_at(int lower_fd, const struct fs_handle *handle, int flags);
 
-/* Seconds its attributes may be cached by the kernel. */
-double fs_inode_attr_timeout(struct fs_inode *inode);
-
 /* ---- backing.c -------------------------------------------------------------------------- */
 
 /*
- * The one backing file of a regular file, made at its first open and kept until the inode is
- * forgotten: a second one, with another id, would be refused by the kernel while the first is in
- * use. `fd`, when not -1, is an open O_RDWR descriptor of the file that may become it (taken
- * over). `made` (may be NULL): this call made it. Gives the descriptor, borrowed, or -errno.
+ * One more open of a regular file, with what it answers in `fi`: that reads, writes and mappings
+ * go to the backing file, or what of these comes to us. `fd`, when not -1, is an
+ * open descriptor of the file that may become the backing file (taken over). 0 or -errno; after
+ * success fs_backing_release follows once.
  */
-int fs_backing_get(struct fs *fs, struct fs_inode *inode, int fd, bool *made);
-void fs_backing_close(struct fs *fs, struct fs_inode *inode);
+int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, struct fuse_file_info *fi);
+void fs_backing_release(struct fs *fs, uint64_t ino, const struct fuse_file_info *fi);
+
+/* Capped mounts: the one struct file of a regular file, made if need be. Borrowed, or -errno. */
+int fs_backing_hold(struct fs *fs, struct fs_inode *inode);
+
+/* A duplicate of its descriptor, if there is one; else -1. */
+int fs_backing_dup(struct fs *fs, uint64_t ino);
+
+/*
+ * Has anybody but the caller the lower file behind `fd`, which is not a backing file? Not to be
+ * asked about a file that somebody may be opening.
+ */
+bool fs_backing_in_use(int fd);
+
+/* Frees the backing file of an inode that nobody knows any more. */
+void fs_backing_free(struct fs *fs, struct fs_inode *inode);
+
+/*
+ * Seconds the attributes may be cached by the kernel. To be asked before they are read: an open
+ * for writing that comes later takes the answer back.
+ */
+double fs_backing_attr_timeout(struct fs *fs, struct fs_inode *inode);
+
+/* Might somebody write to the file without a request? Surely not: never again without an open. */
+bool fs_backing_may_be_written(struct fs *fs, struct fs_inode *inode);
 
 /*
  * Has anybody but us the file of this backing descriptor open or mapped shared? A lease tells,
@@ -297,6 +360,12 @@ int fs_entry_lookup(struct fs *fs, int dir_fd, const char *name, struct fuse_ent
 /* The same for an open file. */
 int fs_entry_of_fd(struct fs *fs, int fd, struct fuse_entry_param *entry);
 
+/*
+ * After a change of times: a symbolic link whose text the kernel keeps would not be seen used, so
+ * it has to ask for it once more. `fd` may be of any kind of file.
+ */
+void fs_symlink_touched(struct fs *fs, int fd);
+
 /* Answers with an entry or an error; a lookup whose answer did not arrive is given back. */
 void fs_reply_entry(fuse_req_t req, int r, const struct fuse_entry_param *entry);
 
@@ -304,16 +373,6 @@ void fs_reply_entry(fuse_req_t req, int r, const struct fuse_entry_param *entry)
 static inline void fs_stat_show(const struct fs *fs, struct stat *st)
 {
 	st->st_ino = fs_ids_get(fs->ids, st->st_ino);
-}
-
-/* Does the kernel ask that this write or truncating open clears suid and sgid bits? */
-static inline bool fs_kills_suid(const struct fuse_file_info *fi)
-{
-#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
-	return fi->kill_suidgid;
-#else
-	return true; /* not passed on: as if it always did, which is the safe side */
-#endif
 }
 
 #endif

@@ -5,11 +5,13 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -42,7 +44,8 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 	want(conn, FUSE_CAP_PARALLEL_DIROPS);
 	want(conn, FUSE_CAP_READDIRPLUS);
 	want(conn, FUSE_CAP_READDIRPLUS_AUTO);
-	want(conn, FUSE_CAP_CACHE_SYMLINKS);
+	if (!(fs->mount_flags & MS_STRICTATIME))
+		want(conn, FUSE_CAP_CACHE_SYMLINKS);
 	/* The lower file is the page cache: there is nothing to invalidate by mtime. */
 	fuse_unset_feature_flag(conn, FUSE_CAP_AUTO_INVAL_DATA);
 	conn->no_interrupt = 1; /* no request waits for another process */
@@ -101,6 +104,16 @@ static void names_lock_init(pthread_rwlock_t *lock)
 	pthread_rwlockattr_destroy(&attr);
 }
 
+/* Half the descriptors for files that are open, an eighth for some that were. */
+static void backing_limits(struct fs *fs)
+{
+	struct rlimit limit = {.rlim_cur = 1024};
+
+	getrlimit(RLIMIT_NOFILE, &limit);
+	fs->max_backing_fds = limit.rlim_cur < 1 << 20 ? (unsigned)limit.rlim_cur / 2 : 1 << 19;
+	fs->max_idle = fs->max_backing_fds / 4 < 1024 ? fs->max_backing_fds / 4 : 1024;
+}
+
 int fs_new(const struct fs_config *config, struct fs **out)
 {
 	struct fs *fs = calloc(1, sizeof(*fs));
@@ -113,6 +126,7 @@ int fs_new(const struct fs_config *config, struct fs **out)
 	fs->ids = config->ids;
 	fs->absent = config->absent;
 	fs->kind = config->kind;
+	fs->adopted = config->adopted;
 	fs->uring_wanted = config->uring && FUSE_CAP_OVER_IO_URING;
 	fs->debug = config->debug;
 	fs->dev_fd = -1;
@@ -122,6 +136,9 @@ int fs_new(const struct fs_config *config, struct fs **out)
 	names_lock_init(&fs->names_lock);
 	pthread_mutex_init(&fs->changes_lock, NULL);
 	pthread_mutex_init(&fs->dirs_lock, NULL);
+	pthread_mutex_init(&fs->idle_lock, NULL);
+	backing_limits(fs);
+	signal(SIGIO, SIG_IGN); /* leases that are only asked for */
 	fs->done_fd = eventfd(0, EFD_CLOEXEC);
 	fs->changes_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	n = readlink(fs_proc_path(fs->lower_fd).s, fs->lower_path, sizeof(fs->lower_path) - 1);
@@ -151,6 +168,7 @@ int fs_mount(struct fs *fs, const char *source, const char *mountpoint, unsigned
 	if (fs->dev_fd < 0)
 		return -errno;
 	*what = "mount";
+	fs->mount_flags = flags;
 	snprintf(options, sizeof(options),
 		 "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
 		 fs->dev_fd);
@@ -233,6 +251,7 @@ void fs_free(struct fs *fs)
 	pthread_rwlock_destroy(&fs->names_lock);
 	pthread_mutex_destroy(&fs->changes_lock);
 	pthread_mutex_destroy(&fs->dirs_lock);
+	pthread_mutex_destroy(&fs->idle_lock);
 	pthread_rwlock_destroy(&fs->hooks_lock);
 	sem_destroy(&fs->ready);
 	free(fs);

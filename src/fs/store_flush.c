@@ -57,8 +57,7 @@ static bool flush_in_use(struct flush *flush, uint64_t ino, int fd)
 	if (!inode)
 		return fs_backing_in_use(fd); /* of before this daemon, or nobody */
 	/* On a capped mount clients map our own descriptor, and no lease tells of that. */
-	in_use = atomic_load(&inode->backing_fd) >= 0 &&
-		 (fs->kind == WPFS_KIND_CAPPED || fs_backing_in_use(inode->backing_fd));
+	in_use = fs_backing_may_be_written(fs, inode);
 	fs_inode_forget(fs, ino, 1);
 	return in_use;
 }
@@ -74,8 +73,8 @@ static int open_lower(struct fs *fs, uint64_t ino, const struct fs_handle *handl
 
 	if (fs->kind == WPFS_KIND_CAPPED)
 		inode = fs_inode_get(fs, ino);
-	if (inode && atomic_load(&inode->backing_fd) >= 0)
-		fd = fcntl(atomic_load(&inode->backing_fd), F_DUPFD_CLOEXEC, 0);
+	if (inode)
+		fd = fs_backing_dup(fs, ino);
 	if (inode)
 		fs_inode_forget(fs, ino, 1);
 	return fd >= 0 ? fd : fs_handle_open_at(fs->lower_fd, handle, O_RDONLY | O_NOATIME);

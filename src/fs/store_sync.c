@@ -253,16 +253,16 @@ static int sync_contents(struct fs_store *store, uint64_t ino, int fd)
 int fs_store_sync_file(struct fs *fs, uint64_t ino)
 {
 	struct fs_store *store = fs->store;
-	struct fs_inode *inode;
-	int fd, r;
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	int r;
 
 	r = fs_hook_sync_file(fs, ino);
 	if (r || !store)
 		return r;
-	inode = fs_inode_find(fs, ino);
-	fd = inode ? atomic_load(&inode->backing_fd) : -1;
-	if (fd >= 0 && fs_is_touched(fs, ino))
-		r = sync_contents(store, ino, fd);
+	if (fs_is_touched(fs, ino))
+		r = fs_inode_ref_contents(fs, ino, O_RDONLY | O_NOATIME, &ref);
+	if (!r && ref.fd >= 0)
+		r = sync_contents(store, ino, ref.fd);
 	if (r) {
 		if (store_is_news(store, r))
 			log_err("cannot write the contents of file %" PRIu64 " to the store: %s",

@@ -84,7 +84,7 @@ static void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 
 /*
  * Setting an access ACL can change the mode, and clears a set-group-id bit unless the caller is in
- * the group: the kernel has to see whose groups they are.
+ * the group: the kernel has to see whose groups they are. No value: removes it.
  */
 static int set_acl(fuse_req_t req, int fd, const char *value, size_t size, int flags)
 {
@@ -98,8 +98,10 @@ static int set_acl(fuse_req_t req, int fd, const char *value, size_t size, int f
 	as_caller = (st.st_mode & S_ISGID) != 0;
 	if (as_caller)
 		r = creds_become(&caller, true);
-	if (!r && setxattr(fs_proc_path(fd).s, ACL_ACCESS, value, size, flags) < 0)
-		r = -errno;
+	if (!r && value)
+		r = setxattr(fs_proc_path(fd).s, ACL_ACCESS, value, size, flags) < 0 ? -errno : 0;
+	else if (!r)
+		r = removexattr(fs_proc_path(fd).s, ACL_ACCESS) < 0 ? -errno : 0;
 	if (as_caller)
 		creds_restore();
 	return r;
@@ -115,6 +117,8 @@ static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const 
 		r = set_acl(req, ref.fd, value, size, flags);
 	else if (!r && setxattr(fs_proc_path(ref.fd).s, name, value, size, flags) < 0)
 		r = -errno;
+	if (!r)
+		fs_symlink_touched(fs_of(req), ref.fd);
 	fs_change_inode(fs_of(req), ino);
 	fuse_reply_err(req, -r);
 }
@@ -124,8 +128,12 @@ static void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	int r = fs_inode_ref(fs_of(req), ino, &ref);
 
-	if (!r && removexattr(fs_proc_path(ref.fd).s, name) < 0)
+	if (!r && strcmp(name, ACL_ACCESS) == 0)
+		r = set_acl(req, ref.fd, NULL, 0, 0);
+	else if (!r && removexattr(fs_proc_path(ref.fd).s, name) < 0)
 		r = -errno;
+	if (!r)
+		fs_symlink_touched(fs_of(req), ref.fd);
 	fs_change_inode(fs_of(req), ino);
 	fuse_reply_err(req, -r);
 }

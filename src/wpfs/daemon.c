@@ -221,7 +221,7 @@ static int open_store(struct daemon *d)
 		log_err("cannot read the id of the store %s: %s", d->store.path, log_errstr(r));
 	if (!r)
 		r = open_run(d);
-	return r ? r : rundir_lower_open(&d->run, d->options->lower);
+	return r ? r : rundir_lower_open(&d->run, d->options->lower, d->options->mount_flags);
 }
 
 static int open_volatile(struct daemon *d)
@@ -234,7 +234,7 @@ static int open_volatile(struct daemon *d)
 		 (uint64_t)hash.low64);
 	r = open_run(d);
 	if (!r)
-		r = rundir_lower_open(&d->run, d->options->lower);
+		r = rundir_lower_open(&d->run, d->options->lower, d->options->mount_flags);
 	if (r)
 		return r;
 	rundir_private_path(&d->run, "", private_path, sizeof(private_path));
@@ -317,6 +317,7 @@ static int mount_fuse(struct daemon *d)
 		.absent = d->absent,
 		.id = d->id,
 		.kind = d->options->resident ? WPFS_KIND_CAPPED : WPFS_KIND_NATIVE,
+		.adopted = d->run.adopted,
 		.uring = d->options->uring,
 		.debug = d->options->debug,
 	};

@@ -110,7 +110,8 @@ static int lower_open_root(struct rundir *rd)
 	return rd->lower_fd < 0 ? -errno : 0;
 }
 
-static int lower_adopt(struct rundir *rd, const char *path, const char *options)
+static int lower_adopt(struct rundir *rd, const char *path, const char *options,
+		       unsigned long flags)
 {
 	struct mountinfo entry;
 	int r;
@@ -126,7 +127,7 @@ static int lower_adopt(struct rundir *rd, const char *path, const char *options)
 		r = lower_open_root(rd);
 	if (r)
 		return r;
-	if (options[0] && mount(NULL, path, NULL, MS_REMOUNT, options) < 0)
+	if (mount(NULL, path, NULL, MS_REMOUNT | flags, options) < 0)
 		log_warn("the mount options '%s' are not in effect: %s", options,
 			 log_errstr(errno));
 	rd->adopted = true;
@@ -151,7 +152,8 @@ static void remove_spilled_bits(struct rundir *rd)
 	unlinkat(rd->private_fd, "spilled", AT_REMOVEDIR);
 }
 
-static int lower_mount(struct rundir *rd, const char *path, const char *options)
+static int lower_mount(struct rundir *rd, const char *path, const char *options,
+		       unsigned long flags)
 {
 	char all[512];
 	int r;
@@ -168,7 +170,7 @@ static int lower_mount(struct rundir *rd, const char *path, const char *options)
 	if (mkdirat(rd->private_fd, "lower", 0700) < 0 && errno != EEXIST)
 		return -errno;
 	snprintf(all, sizeof(all), "inode64%s%s", options[0] ? "," : "", options);
-	if (mount("wpfs", path, "tmpfs", 0, all) < 0)
+	if (mount("wpfs", path, "tmpfs", flags, all) < 0)
 		return -errno;
 	/* What is mounted or unmounted elsewhere must not follow. */
 	if (mount(NULL, path, NULL, MS_PRIVATE, NULL) < 0)
@@ -176,16 +178,17 @@ static int lower_mount(struct rundir *rd, const char *path, const char *options)
 	return lower_open_root(rd);
 }
 
-int rundir_lower_open(struct rundir *rd, const char *options)
+int rundir_lower_open(struct rundir *rd, const char *options, unsigned long flags)
 {
 	char path[PATH_MAX];
 	int r;
 
+	flags &= MS_NOATIME | MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME;
 	rundir_private_path(rd, "lower", path, sizeof(path));
-	if (lower_adopt(rd, path, options) == 0)
+	if (lower_adopt(rd, path, options, flags) == 0)
 		return 0;
 	fs_ids_clear(&rd->ids);
-	r = lower_mount(rd, path, options);
+	r = lower_mount(rd, path, options, flags);
 	if (r)
 		log_err("cannot mount a tmpfs with '%s' on %s: %s", options, path, log_errstr(r));
 	return r;

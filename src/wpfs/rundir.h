@@ -42,10 +42,11 @@ int rundir_open(const char *id, const char *mountpoint, struct rundir *rd,
 
 /*
  * Adopts the lower of a daemon that was killed, its ids with it, or mounts a new one. `options`
- * are those of tmpfs; they are set on an adopted one too. With a new lower the other files start
+ * are those of tmpfs, `flags` the MS_* of the mount, of which those about access times are the
+ * lower's too; they are set on an adopted one too. With a new lower the other files start
  * anew, so call it before opening a database there. 0 or -errno, logged.
  */
-int rundir_lower_open(struct rundir *rd, const char *options);
+int rundir_lower_open(struct rundir *rd, const char *options, unsigned long flags);
 
 /* A new lower is complete: rd->ids are saved. 0 or -errno, logged. */
 int rundir_lower_complete(struct rundir *rd);

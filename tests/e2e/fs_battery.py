@@ -164,7 +164,10 @@ def suid_bits_after_a_user():
 
 @case
 def suid_bits_after_root():
-    return [suid_after(lambda: os.truncate("s", 0), uid=0),
+    return [suid_after(lambda: write_to("s"), uid=0),
+            suid_after(lambda: write_to("s", os.O_RDWR), uid=0),
+            suid_after(lambda: write_to("s"), 0o2644, uid=0),
+            suid_after(lambda: os.truncate("s", 0), uid=0),
             suid_after(lambda: opened("s", os.O_WRONLY | os.O_TRUNC), uid=0),
             suid_after(lambda: fallocate("s", 3, 0, 4096), uid=0),
             suid_after(lambda: os.chown("s", 1002, 1002), uid=0),

@@ -14,16 +14,41 @@
 static const mode_t modes[] = {0644, 0600, 0666, 0777, 0755,  04755, 02755, 06777, 02644, 01777,
 			       0,    0400, 0070, 0007, 02777, 02770, 03777, 0777,  0777,  06711};
 
+/*
+ * The one difference that is left (see wpfs(8)): a suid or sgid bit that comes while the file is
+ * open for writing goes with the next write, whoever writes. Without such bits then.
+ */
+static mode_t mode_for(const struct side *s, mode_t mode, const struct stat *file)
+{
+	struct stat st;
+
+	for (unsigned i = 0; i < SLOTS; i++) {
+		if (s->fd[i] >= 0 && (s->flags[i] & O_ACCMODE) != O_RDONLY &&
+		    fstat(s->fd[i], &st) == 0 && S_ISREG(st.st_mode) && st.st_ino == file->st_ino)
+			return mode & 01777;
+	}
+	return mode;
+}
+
 static void op_chmod(struct side *s, const struct params *p, struct answer *a)
 {
+	mode_t mode = PICK(modes, p->n[0]);
 	char full[PATH_MAX];
+	struct stat st;
 
-	say_result(a, chmod(path_of(s, p->a, full), PICK(modes, p->n[0])), false);
+	if (stat(path_of(s, p->a, full), &st) == 0)
+		mode = mode_for(s, mode, &st);
+	say_result(a, chmod(full, mode), false);
 }
 
 static void op_fchmod(struct side *s, const struct params *p, struct answer *a)
 {
-	say_result(a, fchmod(s->fd[p->slot], PICK(modes, p->n[0])), false);
+	mode_t mode = PICK(modes, p->n[0]);
+	struct stat st;
+
+	if (fstat(s->fd[p->slot], &st) == 0)
+		mode = mode_for(s, mode, &st);
+	say_result(a, fchmod(s->fd[p->slot], mode), false);
 }
 
 static void op_chown(struct side *s, const struct params *p, struct answer *a)
@@ -33,6 +58,10 @@ static void op_chown(struct side *s, const struct params *p, struct answer *a)
 	uid_t uid = PICK(uids, p->n[0]);
 	gid_t gid = PICK(gids, p->n[1]);
 	char full[PATH_MAX];
+
+	/* FUSE: no suid bit goes with a chown to nobody else. */
+	if (uid == (uid_t)-1 && gid == (gid_t)-1)
+		uid = 0;
 
 	if (p->n[2] % 4 == 0)
 		say_result(a, fchown(s->fd[p->slot], uid, gid), false);

@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * fsdiff [--seed N] [--operations N] [--seconds N] [--hands N] [--statfs] [--trace] DIR DIR
+ * fsdiff [--seed N] [--operations N] [--seconds N] [--hands N] [--statfs] [--look]
+ * [--tree N] [--only HAND] [--trace] DIR
+ * DIR
  *
  * The first directory is the model. Prints the seed; at the first difference the operation, both
  * answers and what led there, and exits 1. The same seed and number of hands do the same again.
- * With --statfs, for one hand, what is used and free must agree after each operation too.
+ * --look looks after every operation, not after most, and --tree at the tree after N and not 250,
+ * to find which one it was. With --statfs, for one hand, what is used and free must agree after
+ * each operation too.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -25,19 +29,18 @@
 
 #define MAX_HANDS  16
 #define MAX_OPS	   128
-#define TREE_EVERY 250
 #define REMEMBERED 25
 
 static struct {
 	uint64_t seed;
 	unsigned long operations;
-	unsigned seconds, hands;
-	bool statfs, trace;
+	unsigned seconds, hands, tree, only;
+	bool statfs, trace, look;
 	const char *top[2];
 	struct operation ops[MAX_OPS];
 	unsigned nr_ops, weights;
 	time_t end;
-} config = {.operations = ULONG_MAX, .hands = 4};
+} config = {.operations = ULONG_MAX, .hands = 4, .tree = 250, .only = UINT_MAX};
 
 static atomic_bool failed;
 static atomic_ulong done;
@@ -217,13 +220,15 @@ static void describe(const struct hand *hand, const struct operation *op, const 
 		say(a, " %u", p->n[i]);
 }
 
-static void report(struct hand *hand, const char *what, const char *model, const char *other)
+/* `after`: the operation is among those before it. */
+static void report(struct hand *hand, bool after, const char *what, const char *model,
+		   const char *other)
 {
 	pthread_mutex_lock(&output);
 	if (!atomic_exchange(&failed, true)) {
 		printf("hand %u, before:\n", hand->number);
 		for (unsigned long i = hand->at < REMEMBERED ? 0 : hand->at - REMEMBERED + 1;
-		     i < hand->at; i++)
+		     i < hand->at + after; i++)
 			printf("  %s\n", hand->told[i % REMEMBERED]);
 		printf("seed %llu, hand %u, operation %lu\n  %s\n- %s\n+ %s\n",
 		       (unsigned long long)config.seed, hand->number, hand->at, what, model, other);
@@ -297,7 +302,7 @@ static void step(struct hand *hand, struct answer answers[2])
 	if (draw(hand) % 4 == 0)
 		hand->user = 0;
 	/* Not always: what is looked at is cached, and that must not matter. */
-	look = draw(hand) % 4 != 0;
+	look = draw(hand) % 4 != 0 || config.look;
 	describe(hand, op, &p, &what);
 	snprintf(hand->told[hand->at % REMEMBERED], sizeof(hand->told[0]), "%.1100s", what.text);
 	if (config.trace)
@@ -315,7 +320,7 @@ static void step(struct hand *hand, struct answer answers[2])
 		hand->side[i].ticked = false;
 	}
 	if (strcmp(answers[0].text, answers[1].text) != 0)
-		report(hand, what.text, answers[0].text, answers[1].text);
+		report(hand, false, what.text, answers[0].text, answers[1].text);
 	snprintf(hand->told[hand->at % REMEMBERED], sizeof(hand->told[0]), "%.900s:%.*s", what.text,
 		 (int)strcspn(answers[0].text, "\n") % 200, answers[0].text);
 }
@@ -353,7 +358,7 @@ static void compare_trees(struct hand *hand)
 		const char *other = i < lines[1].nr ? lines[1].line[i] : "nothing";
 
 		if (strcmp(model, other) != 0) {
-			report(hand, "the tree", model, other);
+			report(hand, true, "the tree", model, other);
 			break;
 		}
 	}
@@ -371,6 +376,7 @@ static void side_open(struct hand *hand, int i)
 
 	snprintf(hand->top[i], sizeof(hand->top[i]), "%s/hand%u", config.top[i], hand->number);
 	s->top = hand->top[i];
+	arena_open(s);
 	for (unsigned slot = 0; slot < SLOTS; slot++)
 		s->fd[slot] = -1;
 	s->inotify = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
@@ -414,7 +420,7 @@ static void *hand_thread(void *arg)
 			break;
 		step(hand, answers);
 		atomic_fetch_add(&done, 1);
-		if (hand->at % TREE_EVERY == TREE_EVERY - 1)
+		if (hand->at % config.tree == config.tree - 1)
 			compare_trees(hand);
 	}
 	if (!failed)
@@ -438,7 +444,7 @@ static void take_operations(const struct operation *ops)
 static void usage(void)
 {
 	fputs("usage: fsdiff [--seed N] [--operations N] [--seconds N] [--hands N] [--statfs] "
-	      "[--trace] DIR DIR\n",
+	      "[--look] [--tree N] [--only HAND] [--trace] DIR DIR\n",
 	      stderr);
 	exit(2);
 }
@@ -451,6 +457,9 @@ static void take_options(int argc, char **argv)
 		{"seconds", required_argument, NULL, 't'},
 		{"hands", required_argument, NULL, 'h'},
 		{"statfs", no_argument, NULL, 'f'},
+		{"look", no_argument, NULL, 'l'},
+		{"tree", required_argument, NULL, 'e'},
+		{"only", required_argument, NULL, 'n'},
 		{"trace", no_argument, NULL, 'v'},
 		{NULL, 0, NULL, 0},
 	};
@@ -474,6 +483,15 @@ static void take_options(int argc, char **argv)
 		case 'f':
 			config.statfs = true;
 			break;
+		case 'l':
+			config.look = true;
+			break;
+		case 'n':
+			config.only = (unsigned)strtoul(optarg, NULL, 0);
+			break;
+		case 'e':
+			config.tree = (unsigned)strtoul(optarg, NULL, 0);
+			break;
 		case 'v':
 			config.trace = true;
 			break;
@@ -481,7 +499,7 @@ static void take_options(int argc, char **argv)
 			usage();
 		}
 	}
-	if (argc - optind != 2 || !config.hands || config.hands > MAX_HANDS)
+	if (argc - optind != 2 || !config.hands || config.hands > MAX_HANDS || !config.tree)
 		usage();
 	config.top[0] = argv[optind];
 	config.top[1] = argv[optind + 1];
@@ -503,13 +521,17 @@ int main(int argc, char **argv)
 	printf("fsdiff: seed %llu, %u hands\n", (unsigned long long)config.seed, config.hands);
 	fflush(stdout);
 	for (unsigned i = 0; i < config.hands; i++) {
+		if (config.only != UINT_MAX && config.only != i)
+			continue;
 		hands[i].number = i;
 		hands[i].random = config.seed * 1000003 + i;
 		if (pthread_create(&threads[i], NULL, hand_thread, &hands[i]) != 0)
 			return 2;
 	}
-	for (unsigned i = 0; i < config.hands; i++)
-		pthread_join(threads[i], NULL);
+	for (unsigned i = 0; i < config.hands; i++) {
+		if (config.only == UINT_MAX || config.only == i)
+			pthread_join(threads[i], NULL);
+	}
 	printf("fsdiff: %lu operations, %s\n", done, failed ? "a difference" : "no difference");
 	return failed ? 1 : 0;
 }

@@ -17,11 +17,16 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 
-#define SLOTS	8
-#define MAPS	4
-#define DIRS	2
-#define NUMBERS 6
-#define ANSWER	8192
+/*
+ * What FUSE makes different and nobody can mend is left out, each where it would show: see the
+ * comments with "FUSE", and wpfs(8).
+ */
+#define SLOTS	   8
+#define MAPS	   4
+#define DIRS	   2
+#define NUMBERS	   6
+#define ANSWER	   8192
+#define ARENA_EACH (1 << 20)
 
 struct answer {
 	size_t used;
@@ -46,8 +51,12 @@ struct side {
 	const char *top; /* this hand's directory */
 	int fd[SLOTS];
 	int flags[SLOTS];
+	bool through_us[SLOTS]; /* FUSE: reads do not go straight to the lower file */
+	char *arena;		/* room for the mappings, ARENA_EACH for one */
 	char *map[MAPS];
 	size_t map_len[MAPS];
+	ino_t map_ino[MAPS];
+	bool was_mapped; /* something, at the look before */
 	DIR *dir[DIRS];
 	long dir_at[DIRS];
 	int inotify;
@@ -84,6 +93,7 @@ extern const struct operation name_operations[], attr_operations[], io_operation
 void look_path(struct side *s, const char *path, struct answer *a);
 void look_fd(struct side *s, int fd, struct answer *a);
 void look_events(struct side *s, struct answer *a);
+void forget_events(struct side *s);
 void look_statfs(struct side *s, struct answer *a);
 
 /*
@@ -91,6 +101,10 @@ void look_statfs(struct side *s, struct answer *a);
  * `line` for each file.
  */
 void look_tree(struct side *s, void (*line)(void *ctx, const char *text), void *ctx);
+
+/* ---- maps.c ----------------------------------------------------------------------------- */
+
+void arena_open(struct side *s);
 
 /* ---- users.c ---------------------------------------------------------------------------- */
 

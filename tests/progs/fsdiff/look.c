@@ -56,6 +56,9 @@ static void say_stat(struct side *s, const struct statx *st, struct answer *a)
 	    st->stx_mask & (STATX_BASIC_STATS | STATX_BTIME),
 	    (unsigned long long)(st->stx_attributes &
 				 (STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND | STATX_ATTR_NODUMP)));
+	/* FUSE: what is not in the file system's hands moves no times. */
+	if (!S_ISREG(st->stx_mode) && !S_ISDIR(st->stx_mode) && !S_ISLNK(st->stx_mode))
+		return;
 	say_time(s, a, "a", &st->stx_atime, NULL);
 	say_time(s, a, "m", &st->stx_mtime, &seen->mtime);
 	say_time(s, a, "c", &st->stx_ctime, &seen->ctime);
@@ -100,18 +103,68 @@ void look_statfs(struct side *s, struct answer *a)
 		    (unsigned long)st.f_ffree);
 }
 
+static bool is_mapped(const struct side *s)
+{
+	for (unsigned i = 0; i < MAPS; i++) {
+		if (s->map[i])
+			return true;
+	}
+	return false;
+}
+
+void forget_events(struct side *s)
+{
+	char buf[16384];
+
+	while (read(s->inotify, buf, sizeof(buf)) > 0)
+		;
+}
+
+/* FUSE: a write that clears a suid bit says that it was a write, and not the other. */
+static uint32_t attributes_changed_by_write(const char *buf, ssize_t len)
+{
+	for (ssize_t at = 0; at < len;) {
+		const struct inotify_event *e = (const void *)(buf + at);
+
+		if (e->mask & IN_MODIFY)
+			return IN_ATTRIB;
+		at += (ssize_t)(sizeof(*e) + e->len);
+	}
+	return 0;
+}
+
+/* The same twice in a row is said once, as the kernel does unless something hidden is between. */
+static void say_event(const struct inotify_event *e, struct answer *a)
+{
+	struct answer event = {.used = 0};
+
+	say(&event, " %d:%x%s", e->wd, e->mask, e->cookie ? "c" : "");
+	/* A file without a name has its number for one, or "/". */
+	if (e->len)
+		say_name(&event, strchr("#/", e->name[0]) ? "#" : e->name);
+	if (a->used < event.used || strcmp(a->text + a->used - event.used, event.text) != 0)
+		say(a, "%s", event.text);
+}
+
 void look_events(struct side *s, struct answer *a)
 {
 	_Alignas(struct inotify_event) char buf[16384];
+	bool mapped = is_mapped(s);
+	uint32_t hidden = 0;
 	ssize_t n;
 
+	/* FUSE: a mapping is of the lower file, so the one it was made from closes before it. */
+	if (mapped || s->was_mapped)
+		hidden = IN_CLOSE;
+	s->was_mapped = mapped;
+
 	while ((n = read(s->inotify, buf, sizeof(buf))) > 0) {
+		hidden |= attributes_changed_by_write(buf, n);
 		for (ssize_t at = 0; at < n;) {
 			const struct inotify_event *e = (const void *)(buf + at);
 
-			say(a, " %d:%x%s", e->wd, e->mask, e->cookie ? "c" : "");
-			if (e->len) /* a file without a name has its number for one */
-				say_name(a, e->name[0] == '#' ? "#" : e->name);
+			if (!(e->mask & hidden))
+				say_event(e, a);
 			at += (ssize_t)(sizeof(*e) + e->len);
 		}
 	}
@@ -144,17 +197,16 @@ static void say_xattrs(const char *path, struct answer *a)
 static void say_contents(const char *path, struct answer *a)
 {
 	int fd = open(path, O_RDONLY | O_NOATIME | O_NOFOLLOW | O_CLOEXEC);
-	uint64_t hash = 0;
-	char buf[65536];
+	char buf[4096];
 	ssize_t n;
 
 	if (fd < 0) {
 		say(a, " contents=%s", strerrorname_np(errno));
 		return;
 	}
+	say(a, " ");
 	while ((n = read(fd, buf, sizeof(buf))) > 0)
-		hash = hash * 31 + hash_bytes(buf, (size_t)n);
-	say(a, " contents=%llx", (unsigned long long)hash);
+		say(a, "%04x", (unsigned)(hash_bytes(buf, (size_t)n) & 0xffff));
 	for (off_t at = 0, data; (data = lseek(fd, at, SEEK_DATA)) >= 0 && a->used < ANSWER - 64;) {
 		at = lseek(fd, data, SEEK_HOLE);
 		say(a, " %lld-%lld", (long long)data, (long long)at);

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
@@ -31,6 +32,20 @@ __attribute__((constructor)) static void catch_faults(void)
 	sigaction(SIGSEGV, &action, NULL);
 }
 
+/*
+ * Which pages a fault maps beside its own depends on the address, and with that whether the next
+ * store faults and moves a time. So either side has its mappings at the same addresses of an arena.
+ */
+void arena_open(struct side *s)
+{
+	size_t size = (MAPS + 1) * (size_t)ARENA_EACH;
+	char *all = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (all == MAP_FAILED)
+		abort();
+	s->arena = all + (ARENA_EACH - (uintptr_t)all % ARENA_EACH);
+}
+
 static void op_mmap(struct side *s, const struct params *p, struct answer *a)
 {
 	static const int rights[] = {PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE,
@@ -38,16 +53,20 @@ static void op_mmap(struct side *s, const struct params *p, struct answer *a)
 	static const int kinds[] = {MAP_SHARED, MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE};
 	static const off_t offsets[] = {0, 0, 4096, 16384, 100};
 	size_t len = 4096 * (1 + p->n[0] % 16);
-	char *map = mmap(NULL, len, PICK(rights, p->n[1]), PICK(kinds, p->n[2]), s->fd[p->slot],
-			 PICK(offsets, p->n[3]));
+	char *at = s->arena + p->map * (size_t)ARENA_EACH;
+	char *map = mmap(at, len, PICK(rights, p->n[1]), PICK(kinds, p->n[2]) | MAP_FIXED,
+			 s->fd[p->slot], PICK(offsets, p->n[3]));
+	struct stat st;
 
 	say_result(a, map == MAP_FAILED ? -1 : 0, false);
 	if (map == MAP_FAILED)
 		return;
-	if (s->map[p->map])
-		munmap(s->map[p->map], s->map_len[p->map]);
+	if (len < ARENA_EACH) /* what is left of the one before */
+		mmap(at + len, ARENA_EACH - len, PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
 	s->map[p->map] = map;
 	s->map_len[p->map] = len;
+	s->map_ino[p->map] = fstat(s->fd[p->slot], &st) == 0 ? st.st_ino : 0;
 }
 
 static void op_load(struct side *s, const struct params *p, struct answer *a)
@@ -85,7 +104,8 @@ static void op_store(struct side *s, const struct params *p, struct answer *a)
 static void op_munmap(struct side *s, const struct params *p, struct answer *a)
 {
 	if (s->map[p->map])
-		say_result(a, munmap(s->map[p->map], s->map_len[p->map]), false);
+		mmap(s->map[p->map], ARENA_EACH, PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
 	s->map[p->map] = NULL;
 }
 
@@ -99,6 +119,9 @@ static void op_madvise(struct side *s, const struct params *p, struct answer *a)
 			   madvise(s->map[p->map], 4096 + p->n[1] % (s->map_len[p->map] - 4095),
 				   PICK(advice, p->n[0])),
 			   false);
+	/* FUSE: the event of MADV_REMOVE is one of the lower file. */
+	if (PICK(advice, p->n[0]) == MADV_REMOVE)
+		forget_events(s);
 }
 
 static void op_msync(struct side *s, const struct params *p, struct answer *a)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+The same random operations on wpfs and on a tmpfs, compared step by step (tests/progs/fsdiff). A
+difference prints its seed and how to run it again.
+"""
+
+import os
+import subprocess
+import tempfile
+import time
+
+import pytest
+
+import harness
+
+LIMITS = "size=64M,mode=755"
+
+
+@pytest.fixture
+def tmpfs():
+    """Mounts tmpfs with options, where every user may go."""
+    points = []
+
+    def mount(options):
+        point = tempfile.mkdtemp(prefix="wpfs-tmpfs-")
+        points.append(point)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"inode64,{options}", "none", point], check=True)
+        return point
+
+    yield mount
+    for point in points:
+        subprocess.run(["umount", point], check=True)
+        os.rmdir(point)
+
+
+def compare(wpfs, model, *options):
+    """Runs fsdiff and fails with what it printed."""
+    os.chmod(wpfs.dir, 0o755)
+    done = wpfs.command(harness.program("fsdiff"), *options, model, wpfs.mnt, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("options", ["relatime", "noatime", "strictatime"])
+def test_random_operations(make_wpfs, tmpfs, options):
+    """A slice; the seed is another each time. tools/soak --fs runs it for longer."""
+    limits = f"{LIMITS},{options}"
+    compare(make_wpfs(options=limits.split(",")), tmpfs(limits), "--seconds", 10,
+            "--seed", time.time_ns() % 10**9)
