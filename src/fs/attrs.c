@@ -107,6 +107,7 @@ static int set_size(fuse_req_t req, uint64_t ino, int fd, off_t size, bool by_fd
 	if (!r)
 		r = truncate_lower(fs, ino, fd, size, by_fd);
 	creds_restore();
+	fs_touch(fs, ino); /* again: a flush that has read it in between must not be the last */
 	fs_hook_io_end(fs, ino, (uint64_t)size, 0, FS_IO_DROP, !r);
 	if (!r && size < st.st_size)
 		fs_hook_dropped(fs, ino, (uint64_t)size, 0);

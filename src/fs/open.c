@@ -27,11 +27,12 @@ static int open_truncate(fuse_req_t req, fuse_ino_t ino)
 		r = fs_hook_io_begin(fs, ino, 0, 0, FS_IO_DROP);
 	if (r)
 		return r;
-	fs_touch(fs, ino); /* also of an open for reading */
+	fs_touch(fs, ino); /* an open for reading, it may be */
 	r = creds_become_writer(&caller, &st);
 	if (!r && ftruncate(ref.fd, 0) < 0)
 		r = -errno;
 	creds_restore();
+	fs_touch(fs, ino);
 	fs_hook_io_end(fs, ino, 0, 0, FS_IO_DROP, !r);
 	if (!r && st.st_size > 0)
 		fs_hook_dropped(fs, ino, 0, 0);
