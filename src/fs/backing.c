@@ -71,9 +71,13 @@ static struct fs_backing *backing_new(struct fs *fs, struct fs_inode *inode, int
 		free(backing);
 		return NULL;
 	}
-	backing->inode = inode;
+	backing->ino = inode->ino;
 	backing->refs = 1;
+	backing->attached = true;
 	backing->fd = steal_fd(&fd);
+	pthread_mutex_lock(&fs->idle_lock);
+	DL_APPEND2(fs->backings, backing, all_prev, all_next);
+	pthread_mutex_unlock(&fs->idle_lock);
 	/* The kernel has the file; ours is only for speed. */
 	if (atomic_fetch_add(&fs->nr_backing_fds, 1) >= fs->max_backing_fds && backing->id) {
 		close_fd(&backing->fd);
@@ -98,6 +102,9 @@ void fs_backing_put(struct fs *fs, struct fs_backing *backing)
 {
 	if (atomic_fetch_sub(&backing->refs, 1) > 1)
 		return;
+	pthread_mutex_lock(&fs->idle_lock);
+	DL_DELETE2(fs->backings, backing, all_prev, all_next);
+	pthread_mutex_unlock(&fs->idle_lock);
 	/* ENOTCONN after an unmount: the kernel has dropped it itself. */
 	if (backing->id)
 		ioctl(fs->dev_fd, FUSE_DEV_IOC_BACKING_CLOSE, &backing->id);
@@ -108,14 +115,22 @@ void fs_backing_put(struct fs *fs, struct fs_backing *backing)
 	free(backing);
 }
 
-/* Without the lock, too, when nobody knows the inode any more. */
 void fs_backing_free(struct fs *fs, struct fs_inode *inode)
 {
 	if (!inode->backing)
 		return;
 	idle_remove(fs, inode->backing);
+	inode->backing->attached = false;
 	fs_backing_put(fs, inode->backing);
 	inode->backing = NULL;
+}
+
+void fs_backings_free(struct fs *fs)
+{
+	while (fs->backings) {
+		fs->backings->refs = 1;
+		fs_backing_put(fs, fs->backings);
+	}
 }
 
 /* Takes the oldest idle backing file of too many away. Called without any lock. */
@@ -129,7 +144,7 @@ static void idle_trim(struct fs *fs)
 	pthread_mutex_lock(&fs->idle_lock);
 	if (fs->nr_idle > fs->max_idle) {
 		oldest = fs->idle;
-		ino = oldest->inode->ino;
+		ino = oldest->ino;
 		DL_DELETE(fs->idle, oldest);
 		fs->nr_idle--;
 		oldest->idle = false;
@@ -181,12 +196,15 @@ static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, struct fus
 	if (backing_stat(fs, inode, st) < 0)
 		return -EIO;
 	idle_remove(fs, inode->backing);
+	atomic_fetch_add(&inode->backing->refs, 1);
 	inode->backing->opens++;
+	inode->backing->writers += is_writer(fi);
 	fi->backing_id = inode->backing->id;
 	/* With a backing file: mappings are its, reads and writes come to us. */
 	fi->direct_io = fs->kind == WPFS_KIND_CAPPED ||
 			(is_writer(fi) && (st->st_mode & (S_ISUID | S_ISGID)));
-	fi->fh = (fi->flags & O_ACCMODE) | (fi->direct_io ? FS_FH_DIRECT : 0);
+	fi->fh = (uintptr_t)inode->backing | (unsigned)(fi->flags & O_ACCMODE) |
+		 (fi->direct_io ? FS_FH_DIRECT : 0);
 	fi->noflush = 1;
 	return 0;
 }
@@ -202,10 +220,8 @@ int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, struct fuse_f
 		return r;
 	pthread_mutex_lock(&shard->backing);
 	r = open_locked(fs, inode, fd, fi, &st);
-	if (!r && is_writer(fi)) {
+	if (!r && is_writer(fi))
 		fs_touch(fs, inode->ino);
-		inode->writers++;
-	}
 	if (!r) {
 		inode->used = true;
 		stale = inode->attrs_cached && (is_writer(fi) || has_holes(&st));
@@ -221,22 +237,17 @@ int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, struct fuse_f
 	return r;
 }
 
-void fs_backing_release(struct fs *fs, uint64_t ino, const struct fuse_file_info *fi)
+void fs_backing_release(struct fs *fs, const struct fuse_file_info *fi)
 {
-	struct fs_inode *inode = fs_inode_find(fs, ino);
-	struct fs_shard *shard = fs_shard_of(fs, ino);
-	struct fs_backing *backing;
-	bool idle = false;
+	struct fs_backing *backing =
+		(struct fs_backing *)(uintptr_t)(fi->fh & ~(uint64_t)FS_FH_BITS);
+	struct fs_shard *shard = fs_shard_of(fs, backing->ino);
+	bool idle;
 
-	if (!inode)
-		return;
 	pthread_mutex_lock(&shard->backing);
-	backing = inode->backing;
-	if (backing && backing->opens) {
-		idle = --backing->opens == 0 && fs->kind == WPFS_KIND_NATIVE;
-		if (is_writer(fi) && inode->writers)
-			inode->writers--;
-	}
+	backing->writers -= (fi->fh & FS_FH_ACCESS) != O_RDONLY;
+	backing->opens--;
+	idle = !backing->opens && backing->attached && fs->kind == WPFS_KIND_NATIVE;
 	if (idle) {
 		pthread_mutex_lock(&fs->idle_lock);
 		DL_APPEND(fs->idle, backing);
@@ -245,6 +256,7 @@ void fs_backing_release(struct fs *fs, uint64_t ino, const struct fuse_file_info
 		pthread_mutex_unlock(&fs->idle_lock);
 	}
 	pthread_mutex_unlock(&shard->backing);
+	fs_backing_put(fs, backing);
 	if (idle)
 		idle_trim(fs);
 }
@@ -306,7 +318,7 @@ static bool may_move(struct fs *fs, struct fs_inode *inode, bool contents)
 
 	if (!inode->used)
 		return false;
-	if (inode->writers || fs->kind == WPFS_KIND_CAPPED)
+	if ((inode->backing && inode->backing->writers) || fs->kind == WPFS_KIND_CAPPED)
 		return true;
 	if (fd < 0)
 		fd = own = backing_open_lower(fs, inode);

@@ -97,7 +97,11 @@ static struct fs_inode *inode_new(uint64_t ino)
 
 static void inode_free(struct fs *fs, struct fs_inode *inode)
 {
+	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
+
+	pthread_mutex_lock(&shard->backing);
 	fs_backing_free(fs, inode);
+	pthread_mutex_unlock(&shard->backing);
 	if (inode->nameless_fd >= 0)
 		close(inode->nameless_fd);
 	free(inode);

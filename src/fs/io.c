@@ -180,7 +180,7 @@ static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
 static void reply_ticket(fuse_req_t req, fuse_ino_t ino, const struct fuse_file_info *fi)
 {
 	struct wpfs_ticket ticket;
-	int r = fs_hook_ticket(fs_of(req), ino, (int)(fi->fh & O_ACCMODE), &ticket);
+	int r = fs_hook_ticket(fs_of(req), ino, (int)(fi->fh & FS_FH_ACCESS), &ticket);
 
 	if (r)
 		fuse_reply_err(req, -r);

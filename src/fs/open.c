@@ -48,12 +48,12 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	if (!r && (fi->flags & O_TRUNC)) {
 		r = open_truncate(req, ino);
 		if (r)
-			fs_backing_release(fs, ino, fi);
+			fs_backing_release(fs, fi);
 	}
 	if (r)
 		fuse_reply_err(req, -r);
 	else if (fuse_reply_open(req, fi) < 0)
-		fs_backing_release(fs, ino, fi);
+		fs_backing_release(fs, fi);
 }
 
 /* Enters a file just made into the table and answers with it. Takes fd over. */
@@ -79,7 +79,7 @@ static void reply_created(fuse_req_t req, int fd, struct fuse_file_info *fi)
 	}
 	entry.attr_timeout = fs_backing_attr_timeout(fs, inode);
 	if (fuse_reply_create(req, &entry, fi) < 0) {
-		fs_backing_release(fs, entry.ino, fi);
+		fs_backing_release(fs, fi);
 		fs_inode_forget(fs, entry.ino, 1);
 	}
 }
@@ -142,7 +142,7 @@ static void op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, struct fu
 
 static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	fs_backing_release(fs_of(req), ino, fi);
+	fs_backing_release(fs_of(req), fi);
 	fuse_reply_err(req, 0);
 }
 

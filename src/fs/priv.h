@@ -34,22 +34,27 @@
  */
 #define FS_LONG_TIMEOUT 1e8
 
-/* In the handle of an open: we do its reads and writes; beside the access mode of O_ACCMODE. */
-#define FS_FH_DIRECT	0x100
-
 /*
- * What an inode has while, and for some time after, it is open. All: shard.backing; but a request
- * may hold on to it until after its answer, when the kernel may have forgotten the inode.
+ * What an inode has while, and for some time after, it is open. All: shard.backing of `ino`. Each
+ * open holds it by its file handle: a RELEASE may come when the kernel has forgotten the inode, and
+ * looked it up again; and a request until after its answer.
  */
 struct fs_backing {
-	struct fs_backing *prev, *next; /* fs.idle; fs.idle_lock */
-	struct fs_inode *inode;
-	_Atomic unsigned refs; /* the inode's, and of requests that use fd */
+	struct fs_backing *prev, *next;		/* fs.idle; fs.idle_lock */
+	struct fs_backing *all_prev, *all_next; /* fs.backings; fs.idle_lock */
+	uint64_t ino;				/* constant, like the next two */
 	int fd;		       /* O_RDONLY, -1 when descriptors are scarce; capped mounts: O_RDWR */
 	int id;		       /* of the kernel; capped mounts: 0 */
-	unsigned opens;	       /* that were not released */
-	bool idle;	       /* in fs.idle; fs.idle_lock */
+	_Atomic unsigned refs; /* the inode's, of opens, and of requests that use fd */
+	unsigned opens, writers; /* opens that were not released; of them for writing */
+	bool attached;		 /* it is its inode\'s; else only unreleased opens have it */
+	bool idle;		 /* in fs.idle; fs.idle_lock */
 };
+
+/* A file handle: a backing file, and in the bits that its address leaves, how it was opened. */
+#define FS_FH_ACCESS 3 /* O_ACCMODE */
+#define FS_FH_DIRECT 4 /* we do its reads and writes */
+#define FS_FH_BITS   7
 
 /* A million of these are nothing unusual: 112 bytes with malloc's. */
 struct fs_inode {
@@ -58,7 +63,6 @@ struct fs_inode {
 	uint64_t lookups;	    /* shard.lock */
 	struct fs_backing *backing; /* shard.backing */
 	_Atomic int nameless_fd;    /* O_PATH, set once when the last name goes; else -1 */
-	unsigned writers;	    /* opens for writing that were not released; shard.backing */
 	bool used;		    /* opened since it was known to be nobody's; shard.backing */
 	bool attrs_cached; /* the kernel may have attributes for a long time; shard.backing */
 	uint8_t handle_type, handle_len; /* constant */
@@ -133,6 +137,7 @@ struct fs {
 	int changes_fd;		   /* eventfd: there are many; constant after fs_new */
 
 	pthread_mutex_t idle_lock;
+	struct fs_backing *backings; /* all; idle_lock */
 	struct fs_backing *idle; /* backing files that nobody has open, oldest first; idle_lock */
 	unsigned nr_idle;	 /* idle_lock */
 	_Atomic unsigned nr_backing_fds;
@@ -245,7 +250,7 @@ int fs_handle_open_at(int lower_fd, const struct fs_handle *handle, int flags);
  * success fs_backing_release follows once.
  */
 int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, struct fuse_file_info *fi);
-void fs_backing_release(struct fs *fs, uint64_t ino, const struct fuse_file_info *fi);
+void fs_backing_release(struct fs *fs, const struct fuse_file_info *fi);
 
 /* Capped mounts: the one struct file of a regular file, made if need be. Borrowed, or -errno. */
 int fs_backing_hold(struct fs *fs, struct fs_inode *inode);
@@ -259,7 +264,10 @@ int fs_backing_dup(struct fs *fs, uint64_t ino);
  */
 bool fs_backing_in_use(int fd);
 
-/* Frees the backing file of an inode that nobody knows any more. */
+/* What is left when no request comes any more: the kernel may drop the last releases. */
+void fs_backings_free(struct fs *fs);
+
+/* The inode has it no more: with shard.backing held. */
 void fs_backing_free(struct fs *fs, struct fs_inode *inode);
 
 /*

@@ -240,6 +240,7 @@ void fs_free(struct fs *fs)
 	fs_wait(fs);
 	fs_dirs_free(fs);
 	fs_inodes_free(fs);
+	fs_backings_free(fs);
 	if (fs->session)
 		fuse_session_destroy(fs->session); /* closes dev_fd */
 	if (fs->done_fd >= 0)
