@@ -28,8 +28,11 @@ enum ctl_status {
 #define CTL_OPT_RANGE	(1u << 2)
 #define CTL_OPT_EPOCH	(1u << 3)
 #define CTL_OPT_PROTECT (1u << 4)
-/* --name has to be given */
+/* --name, --file has to be given */
 #define CTL_NEED_NAME	(1u << 5)
+#define CTL_NEED_FILE	(1u << 6)
+#define CTL_OPT_FULL	(1u << 7)
+#define CTL_OPT_FORCE	(1u << 8)
 
 /* Which operands it takes: all that are named are required. */
 enum ctl_operands {
@@ -37,6 +40,8 @@ enum ctl_operands {
 	CTL_MNT_OR_STORE, /* a mount, or a store, mounted or not */
 	CTL_MNT_PATH,	  /* a mount, and a path inside it */
 	CTL_MNT_COMMAND,  /* a mount, and a command line */
+	CTL_MNT_DIR,	  /* a mount or a store, and a directory outside */
+	CTL_DIR_FILE,	  /* a directory and a file, neither in a mount */
 };
 
 /* A parsed and checked command line. The strings are those of argv. */
@@ -44,7 +49,9 @@ struct ctl_args {
 	const struct ctl_command *command;
 	bool json;
 	bool protect;
-	const char *target;	   /* MNT or STORE */
+	bool full, force;
+	const char *target;	   /* MNT or STORE; CTL_DIR_FILE: the directory */
+	const char *operand;	   /* CTL_MNT_DIR, CTL_DIR_FILE: the second one */
 	char **argv;		   /* CTL_MNT_COMMAND: the command line, NULL-terminated */
 	struct wpfs_select select; /* --name, --file or PATH, --range, --epoch */
 };
@@ -73,6 +80,8 @@ int cmd_sync(const struct ctl_args *args);
 int cmd_forget(const struct ctl_args *args);
 int cmd_evict(const struct ctl_args *args);
 int cmd_load(const struct ctl_args *args);
+int cmd_export(const struct ctl_args *args);
+int cmd_apply(const struct ctl_args *args);
 
 /*
  * Flushes stdout, says so when that or an earlier write failed, and gives the exit status: the

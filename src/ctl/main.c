@@ -52,6 +52,17 @@ const struct ctl_command ctl_commands[] = {
 	{"load", "MNT PATH", "bring a file's pages back into memory",
 	 "Capped mounts only. PATH is inside the mount, with leading '/'.", 0, CTL_MNT_PATH,
 	 cmd_load},
+	{"export", "--file P [--name N] [--epoch E | --full] [--force] MNT|STORE DIR",
+	 "copy the pages of a file that changed",
+	 "Writes the pages of P that are dirty, or that a closed epoch ended with, to DIR, for\n"
+	 "wpctl apply. Refuses when they may not be all that changed, but for --force; --full\n"
+	 "copies all pages, to begin with and after a refusal.",
+	 CTL_OPT_NAME | CTL_OPT_FILE | CTL_OPT_EPOCH | CTL_OPT_FULL | CTL_OPT_FORCE | CTL_NEED_FILE,
+	 CTL_MNT_DIR, cmd_export},
+	{"apply", "DIR TARGET", "bring a copy of a file up to date",
+	 "Checks all that wpctl export has put into DIR, and writes it into the file TARGET.\n"
+	 "To be done again when it was interrupted.",
+	 0, CTL_DIR_FILE, cmd_apply},
 	{0},
 };
 
@@ -75,6 +86,12 @@ static const struct {
 	{CTL_OPT_PROTECT,
 	 {"protect", no_argument, NULL, 'p'},
 	 "--protect          arm each shared mapping as it is made"},
+	{CTL_OPT_FULL,
+	 {"full", no_argument, NULL, 'a'},
+	 "--full             all pages of the file, changed or not"},
+	{CTL_OPT_FORCE,
+	 {"force", no_argument, NULL, 'F'},
+	 "--force            though pages may be missing"},
 	{0,
 	 {"json", no_argument, NULL, 'j'},
 	 "--json             one JSON object instead of text: wpctl(1) lists its keys"},
@@ -169,6 +186,12 @@ static int set_option(struct ctl_args *args, int option, const char *value)
 	case 'p':
 		args->protect = true;
 		return 0;
+	case 'a':
+		args->full = true;
+		return 0;
+	case 'F':
+		args->force = true;
+		return 0;
 	default:
 		args->json = true;
 		return 0;
@@ -218,8 +241,10 @@ static int parse(struct ctl_args *args, int argc, char **argv)
 		return r;
 	if (optind == argc)
 		return usage(c,
-			     c->operands == CTL_MNT_OR_STORE ? "no mount or store given"
-							     : "no mount given",
+			     c->operands == CTL_DIR_FILE ? "no directory given"
+			     : c->operands == CTL_MNT_OR_STORE || c->operands == CTL_MNT_DIR
+				     ? "no mount or store given"
+				     : "no mount given",
 			     NULL);
 	args->target = argv[optind++];
 	if (c->operands == CTL_MNT_COMMAND) {
@@ -236,10 +261,22 @@ static int parse(struct ctl_args *args, int argc, char **argv)
 		if (r)
 			return r;
 	}
+	if (c->operands == CTL_MNT_DIR || c->operands == CTL_DIR_FILE) {
+		if (optind == argc)
+			return usage(c,
+				     c->operands == CTL_MNT_DIR ? "no directory given"
+								: "no file given",
+				     NULL);
+		args->operand = argv[optind++];
+	}
 	if (c->operands != CTL_MNT_COMMAND && optind < argc)
 		return usage(c, "one operand too many:", argv[optind]);
 	if ((c->options & CTL_NEED_NAME) && !(args->select.set & WPFS_SELECT_NAME))
 		return usage(c, "no --name given", NULL);
+	if ((c->options & CTL_NEED_FILE) && !(args->select.set & WPFS_SELECT_FILE))
+		return usage(c, "no --file given", NULL);
+	if (args->full && (args->select.set & (WPFS_SELECT_EPOCH | WPFS_SELECT_NAME)))
+		return usage(c, "--full is of no epoch and no program", NULL);
 	if ((args->select.set & WPFS_SELECT_RANGE) && !(args->select.set & WPFS_SELECT_FILE))
 		return usage(c, "--range needs --file", NULL);
 	return 0;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -15,6 +16,7 @@
 #include "db/db.h"
 #include "db/marks.h"
 #include "db/report.h"
+#include "db/tree.h"
 
 #define STORE_DB   "wpfs.db"
 #define STORE_LOCK "lock"
@@ -81,8 +83,10 @@ struct relay {
 static int relay_record(void *ctx, uint32_t type, const void *body, size_t len)
 {
 	static const struct wpfs_rec_note stale = {
-		"the daemon of this store ended while it lived: shown as of its last harvest; "
-		"mount the store to know more"};
+		.kind = WPFS_NOTE_GAP,
+		.text = "the daemon of this store ended while it lived: shown as of its last "
+			"harvest; "
+			"mount the store to know more"};
 	struct relay *relay = ctx;
 	struct wpfs_rec_mm mm;
 	bool live;
@@ -135,6 +139,34 @@ int store_report(const char *path, const struct wpfs_select *select, ipc_record_
 		return r;
 	query.lower_lost = store_lower_is_lost(db);
 	return db_report(db, &query, relay_record, &relay, why);
+}
+
+int store_stat(const char *path, const char *file, uint64_t *id, uint64_t *size, char *why)
+{
+	_cleanup_(db_closep) struct db *db = NULL;
+	struct db_inode inode;
+	uint64_t ended = 0;
+	int r;
+
+	r = store_open(path, DB_READONLY, &db, why);
+	if (r)
+		return r;
+	/* Set by a daemon that has stored all there is, and by no other. */
+	r = db_meta_get_u64(db, DB_META_WRITTEN_KNOWN, &ended);
+	if (r == -ENODATA || (r == 0 && ended != 1)) {
+		snprintf(why, STORE_WHY_SIZE,
+			 "its daemon did not end in order, contents may be older than marks: mount "
+			 "the store first");
+		return -ESTALE;
+	}
+	r = r ?: db_tree_stat(db, file, &inode);
+	if (r)
+		return r;
+	if (!S_ISREG(inode.mode))
+		return -EMEDIUMTYPE;
+	*id = inode.id;
+	*size = inode.size;
+	return 0;
 }
 
 /* The mms to forget, collected while the database is read. */

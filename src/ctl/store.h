@@ -26,6 +26,12 @@ int store_report(const char *path, const struct wpfs_select *select, ipc_record_
 		 char *why);
 
 /*
+ * Id and size of a regular file of the stored tree. 0 or -errno: -EMEDIUMTYPE for one of another
+ * kind, -ESTALE: it was not unmounted in order; `why` for what log_errstr does not tell.
+ */
+int store_stat(const char *path, const char *file, uint64_t *id, uint64_t *size, char *why);
+
+/*
  * Removes the mms of that name that are of this user (of every user, for root). 0, -EAGAIN when a
  * daemon holds the lock, -ENOENT when there is none, or another -errno with `why`.
  */

@@ -49,15 +49,39 @@ static int report_fail(struct report *rp, int error, const char *fmt, ...)
 
 static int note(struct report *rp, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+static int note_va(struct report *rp, enum wpfs_note kind, const char *fmt, va_list ap)
+	__attribute__((format(printf, 3, 0)));
+
+static int note_va(struct report *rp, enum wpfs_note kind, const char *fmt, va_list ap)
+{
+	struct wpfs_rec_note n = {.kind = kind};
+
+	vsnprintf(n.text, sizeof(n.text), fmt, ap);
+	return rp->emit(rp->ctx, WPFS_REC_NOTE, &n, sizeof(n));
+}
+
 static int note(struct report *rp, const char *fmt, ...)
 {
-	struct wpfs_rec_note n = {.text = ""};
 	va_list ap;
+	int r;
 
 	va_start(ap, fmt);
-	vsnprintf(n.text, sizeof(n.text), fmt, ap);
+	r = note_va(rp, WPFS_NOTE_PLAIN, fmt, ap);
 	va_end(ap);
-	return rp->emit(rp->ctx, WPFS_REC_NOTE, &n, sizeof(n));
+	return r;
+}
+
+static int note_gap(struct report *rp, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+static int note_gap(struct report *rp, const char *fmt, ...)
+{
+	va_list ap;
+	int r;
+
+	va_start(ap, fmt);
+	r = note_va(rp, WPFS_NOTE_GAP, fmt, ap);
+	va_end(ap);
+	return r;
 }
 
 /*
@@ -131,29 +155,6 @@ static int file_path(struct db_tx *tx, const struct report *rp, struct report_fi
 	return r;
 }
 
-/* Walks a path down the stored tree. -ENODATA: not there. */
-static int file_by_tree(struct db_tx *tx, const char *path, uint64_t *id)
-{
-	int64_t at = DB_ROOT_ID;
-
-	for (;;) {
-		size_t len;
-		int r;
-
-		path += strspn(path, "/");
-		len = strcspn(path, "/");
-		if (len == 0)
-			break;
-		r = sql_get_i64(tx, &at, "SELECT id FROM dirent WHERE parent = ?1 AND name = ?2",
-				"ib", at, path, len);
-		if (r < 0)
-			return r;
-		path += len;
-	}
-	*id = (uint64_t)at;
-	return 0;
-}
-
 static int find_file(struct db_tx *tx, struct report *rp)
 {
 	const struct db_report_query *q = rp->q;
@@ -163,7 +164,7 @@ static int find_file(struct db_tx *tx, struct report *rp)
 	rp->file = q->file;
 	if (q->file || !q->path)
 		return 0;
-	r = file_by_tree(tx, q->path, &rp->file);
+	r = db_tx_tree_find(tx, q->path, &rp->file);
 	if (r == -ENODATA) {
 		r = sql_get_i64(tx, &id, "SELECT max(id) FROM file WHERE path = ?1", "t", q->path);
 		if (r == 0)
@@ -407,6 +408,30 @@ static int epochs_were_dropped(struct db_tx *tx, uint64_t mm, uint64_t file)
 	return r < 0 ? r : kept >= DB_EPOCHS_KEPT;
 }
 
+static const char *view_name(const struct view *view)
+{
+	return view->row->name[0] ? view->row->name : "(unnamed)";
+}
+
+/*
+ * It was in no epoch of the file then, but in a later one. Whether it had the file mapped at the
+ * time nobody knows any more: it may have stored to it.
+ */
+static int note_before_first(struct db_tx *tx, struct report *rp, const struct view *view,
+			     const struct report_file *rf)
+{
+	int64_t later;
+	int r = sql_get_i64(tx, &later, "SELECT count(*) FROM epoch WHERE mm = ?1 AND file = ?2",
+			    "ii", (int64_t)view->row->id, (int64_t)rf->id);
+
+	if (r < 0 || later == 0)
+		return r;
+	return note_gap(rp,
+			"%.80s: %.300s: not protected in epoch %llu: what it stored then is not "
+			"known",
+			view_name(view), rf->path, (unsigned long long)rp->q->epoch);
+}
+
 /* Puts what an epoch ended with in the place of today's sets. Without that epoch: nothing. */
 static int file_turn_back(struct db_tx *tx, struct report *rp, const struct view *view,
 			  struct report_file *rf)
@@ -424,12 +449,12 @@ static int file_turn_back(struct db_tx *tx, struct report *rp, const struct view
 	if (r == -ENODATA) {
 		r = epochs_were_dropped(tx, view->row->id, rf->id);
 		if (r > 0)
-			r = note(rp,
-				 "%.80s: %.300s: what was changed in epoch %llu is not kept any "
-				 "more: only the last %d epochs are",
-				 view->row->name[0] ? view->row->name : "(unnamed)", rf->path,
-				 (unsigned long long)rp->q->epoch, DB_EPOCHS_KEPT);
-		return r;
+			return note_gap(rp,
+					"%.80s: %.300s: what was changed in epoch %llu is not kept "
+					"any more: only the last %d epochs are",
+					view_name(view), rf->path, (unsigned long long)rp->q->epoch,
+					DB_EPOCHS_KEPT);
+		return r < 0 ? r : note_before_first(tx, rp, view, rf);
 	}
 	rf->written = epoch.written;
 	key.k3 = epoch.number;

@@ -210,6 +210,7 @@ static int emit_vma(const struct report_file *rf, const struct mm_vma *v, enum m
 	struct wpfs_rec_map map = {
 		.start = v->start,
 		.end = v->end,
+		.prot = v->prot,
 		.pgoff = v->pgoff,
 		.pages = nr,
 		.armed = mm_set_count_range(&ro->armed, v->pgoff, nr),

@@ -256,3 +256,59 @@ int db_tree_remove_inode(struct db_tx *tx, uint64_t id)
 
 	return r < 0 ? r : sql_exec(tx, "DELETE FROM inode WHERE id = ?1", "i", (int64_t)id);
 }
+
+int db_tx_tree_find(struct db_tx *tx, const char *path, uint64_t *id)
+{
+	int64_t at = DB_ROOT_ID;
+
+	for (;;) {
+		size_t len;
+		int r;
+
+		path += strspn(path, "/");
+		len = strcspn(path, "/");
+		if (len == 0)
+			break;
+		r = sql_get_i64(tx, &at, "SELECT id FROM dirent WHERE parent = ?1 AND name = ?2",
+				"ib", at, path, len);
+		if (r < 0)
+			return r;
+		path += len;
+	}
+	*id = (uint64_t)at;
+	return 0;
+}
+
+struct tree_stat {
+	const char *path;
+	struct db_inode *inode;
+};
+
+static int tree_stat_job(struct db_tx *tx, void *arg)
+{
+	struct tree_stat *job = arg;
+	sqlite3_stmt *st;
+	int r = db_tx_tree_find(tx, job->path, &job->inode->id);
+
+	if (r == 0)
+		r = sql_query(tx, &st, "SELECT mode, size FROM inode WHERE id = ?1", "i",
+			      (int64_t)job->inode->id);
+	if (r == 0)
+		r = sql_step(tx, st);
+	if (r <= 0)
+		return r < 0 ? r : -ENODATA;
+	job->inode->mode = (uint32_t)sqlite3_column_int64(st, 0);
+	job->inode->size = (uint64_t)sqlite3_column_int64(st, 1);
+	sql_reset(st);
+	return 0;
+}
+
+int db_tree_stat(struct db *db, const char *path, struct db_inode *inode)
+{
+	struct tree_stat job = {path, inode};
+	int r;
+
+	*inode = (struct db_inode){0};
+	r = db_read(db, tree_stat_job, &job);
+	return r == -ENODATA ? -ENOENT : r;
+}

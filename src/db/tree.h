@@ -42,6 +42,15 @@ struct db_tree_visitor {
 int db_tree_load(struct db *db, const struct db_tree_visitor *visitor);
 
 /*
+ * Looks a path up in the stored tree, following no symbolic link: id, mode and size; the rest of
+ * *inode is zeros. 0, -ENOENT, or another -errno.
+ */
+int db_tree_stat(struct db *db, const char *path, struct db_inode *inode);
+
+/* The id alone, in a job. -ENODATA: not there. */
+int db_tx_tree_find(struct db_tx *tx, const char *path, uint64_t *id);
+
+/*
  * Replaces the stored tree by what `produce` puts with the functions below, in any order: one
  * transaction, committed on return. A negative value of produce changes nothing and is returned.
  * produce runs in the writer thread.

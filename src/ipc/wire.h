@@ -340,7 +340,9 @@ struct wpfs_rec_map {
 	uint64_t file;		       /* file id */
 	uint32_t owner;		       /* enum wpfs_owner */
 	uint32_t written;	       /* enum wpfs_written */
-	char path[WPFS_PATH_MAX];      /* inside the mount; the record is cut after its NUL */
+	uint32_t prot;		       /* PROT_* of the mapping */
+	uint32_t reserved;
+	char path[WPFS_PATH_MAX]; /* inside the mount; the record is cut after its NUL */
 };
 
 /* A run of marked (marks) or dirty (dirty) pages of the map before it. */
@@ -349,7 +351,14 @@ struct wpfs_rec_run {
 	uint64_t vaddr; /* 0: not mapped */
 };
 
+enum wpfs_note {
+	WPFS_NOTE_PLAIN,
+	WPFS_NOTE_GAP, /* of DIRTY: pages may have been written that are not in the answer */
+};
+
 struct wpfs_rec_note {
+	uint32_t kind; /* enum wpfs_note */
+	uint32_t reserved;
 	char text[512];
 };
 

@@ -109,7 +109,8 @@ static int answer_holders(struct request *rq, const struct db_report_query *quer
 
 	if (query->kind != WPFS_REPORT_DIRTY || query->name)
 		return 0;
-	unseen_holders(rq->t, query->file, s->file, note.text, sizeof(note.text));
+	if (unseen_holders(rq->t, query->file, s->file, note.text, sizeof(note.text)))
+		note.kind = WPFS_NOTE_GAP;
 	return note.text[0] ? answer_emit(records, WPFS_REC_NOTE, &note, sizeof(note)) : 0;
 }
 

@@ -347,9 +347,9 @@ int unseen_report(struct track *t, uid_t uid, const char *name,
 
 /*
  * A line about the processes that are not tracked and have the file (called `path`) open or mapped;
- * "" if there are none. Looks at every process.
+ * "" if there are none. True: one of them may store to it. Looks at every process.
  */
-void unseen_holders(struct track *t, uint64_t ino, const char *path, char *line, size_t size);
+bool unseen_holders(struct track *t, uint64_t ino, const char *path, char *line, size_t size);
 
 /* ---- persist.c: the database's view ---- */
 

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -101,24 +102,30 @@ static bool unseen_is_of(const struct track *t, uint64_t dev, uint64_t ino, uint
 	return false;
 }
 
-static bool unseen_maps_file(const struct track *t, pid_t pid, uint64_t file)
+/* *stores becomes true when it can through the mapping; the same below, of a descriptor. */
+static bool unseen_maps_file(const struct track *t, pid_t pid, uint64_t file, bool *stores)
 {
 	struct maps_list maps = {0};
 	bool found = false;
 
 	if (maps_read(pid, t->devs, t->nr_devs, &maps) == 0) {
-		for (size_t i = 0; i < maps.nr && !found; i++)
-			found = maps.vmas[i].shared &&
-				unseen_is_of(t, maps.vmas[i].dev, maps.vmas[i].ino, file);
+		for (size_t i = 0; i < maps.nr; i++) {
+			if (!maps.vmas[i].shared ||
+			    !unseen_is_of(t, maps.vmas[i].dev, maps.vmas[i].ino, file))
+				continue;
+			found = true;
+			*stores |= maps.vmas[i].prot & PROT_WRITE;
+		}
 	}
 	maps_free(&maps);
 	return found;
 }
 
-static bool unseen_has_open(const struct track *t, pid_t pid, uint64_t file)
+static bool unseen_has_open(const struct track *t, pid_t pid, uint64_t file, bool *stores)
 {
 	_cleanup_dir_ DIR *dir = NULL;
 	struct dirent *de;
+	bool found = false;
 	char path[64];
 
 	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
@@ -131,28 +138,34 @@ static bool unseen_has_open(const struct track *t, pid_t pid, uint64_t file)
 			  STATX_TYPE | STATX_INO, &stx) == 0 &&
 		    S_ISREG(stx.stx_mode) &&
 		    unseen_is_of(t, makedev(stx.stx_dev_major, stx.stx_dev_minor), stx.stx_ino,
-				 file))
-			return true;
+				 file)) {
+			found = true;
+			*stores |= unseen_is_writable(pid, de->d_name);
+		}
 	}
-	return false;
+	return found;
 }
 
-void unseen_holders(struct track *t, uint64_t ino, const char *path, char *line, size_t size)
+bool unseen_holders(struct track *t, uint64_t ino, const char *path, char *line, size_t size)
 {
 	_cleanup_dir_ DIR *proc = opendir("/proc");
 	const size_t room = size - 64; /* the end of the line comes after that */
 	unsigned more = 0;
 	struct dirent *de;
 	size_t used = 0;
+	bool any = false;
 
 	line[0] = '\0';
 	while (proc && (de = readdir(proc))) {
 		const pid_t pid = (pid_t)atoi(de->d_name);
-		bool maps = pid > 0 && unseen_maps_file(t, pid, ino);
+		bool stores = false;
+		bool maps = pid > 0 && unseen_maps_file(t, pid, ino, &stores);
+		bool opens = pid > 0 && unseen_has_open(t, pid, ino, &stores);
 		char comm[16] = "?";
 
-		if (pid <= 0 || (!maps && !unseen_has_open(t, pid, ino)) || unseen_is_ours(t, pid))
+		if ((!maps && !opens) || unseen_is_ours(t, pid))
 			continue;
+		any |= stores;
 		if (used + 64 > room) {
 			more++;
 			continue;
@@ -169,6 +182,7 @@ void unseen_holders(struct track *t, uint64_t ino, const char *path, char *line,
 		used += (size_t)snprintf(line + used, size - used, " and %u more", more);
 	if (used)
 		snprintf(line + used, size - used, ": stores through its mappings are not seen");
+	return any;
 }
 
 int unseen_report(struct track *t, uid_t uid, const char *name,

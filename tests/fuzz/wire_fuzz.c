@@ -86,7 +86,8 @@ static int on_record(void *arg, enum wpfs_rec_type type, const void *body)
 	case WPFS_REC_NOTE:
 		sum += strlen(((const struct wpfs_rec_note *)body)->text);
 		return ipc_records_add(&walk->again, type, body,
-				       1 + strlen(((const struct wpfs_rec_note *)body)->text));
+				       offsetof(struct wpfs_rec_note, text) + 1 +
+					       strlen(((const struct wpfs_rec_note *)body)->text));
 	}
 	MUST(!"a type that is none");
 }

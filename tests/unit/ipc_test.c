@@ -375,7 +375,7 @@ static void test_records_hostile(void **state)
 	assert_int_equal(ipc_records_walk(&packet, sizeof(packet), see, &seen), -EPROTO);
 	assert_int_equal(ipc_records_walk(&packet, 4, see, &seen), -EPROTO);
 	packet.rec.type = WPFS_REC_NOTE;
-	packet.body[3] = '\0';
+	packet.body[offsetof(struct wpfs_rec_note, text) + 3] = '\0';
 	assert_int_equal(ipc_records_walk(&packet, sizeof(packet), see, &seen), 0);
 	assert_int_equal(seen.nr[WPFS_REC_NOTE], 1);
 }
