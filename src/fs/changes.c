@@ -138,14 +138,23 @@ void fs_touch(struct fs *fs, uint64_t ino)
 	fs_touch_handle(fs, ino, &handle);
 }
 
-bool fs_is_touched(struct fs *fs, uint64_t ino)
+bool fs_touched_handle(struct fs *fs, uint64_t ino, struct fs_handle *handle)
 {
 	struct fs_change *entry;
 
 	pthread_mutex_lock(&fs->changes_lock);
 	HASH_FIND(hh, fs->touched, &ino, sizeof(ino), entry);
+	if (entry)
+		*handle = entry->handle;
 	pthread_mutex_unlock(&fs->changes_lock);
 	return entry != NULL;
+}
+
+bool fs_is_touched(struct fs *fs, uint64_t ino)
+{
+	struct fs_handle ignored;
+
+	return fs_touched_handle(fs, ino, &ignored);
 }
 
 struct fs_changes fs_changes_take(struct fs *fs)

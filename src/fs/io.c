@@ -14,6 +14,7 @@
 
 #include "base/cleanup.h"
 #include "fs/priv.h"
+#include "fs/store.h"
 
 #define FALLOCATE_PIECE ((off_t)1 << 20)
 

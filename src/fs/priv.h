@@ -303,6 +303,7 @@ void fs_change_handle(struct fs *fs, uint64_t ino, const struct fs_handle *handl
 void fs_touch(struct fs *fs, uint64_t ino);
 void fs_touch_handle(struct fs *fs, uint64_t ino, const struct fs_handle *handle);
 bool fs_is_touched(struct fs *fs, uint64_t ino);
+bool fs_touched_handle(struct fs *fs, uint64_t ino, struct fs_handle *handle);
 
 /*
  * The touched files now, for the caller to free; each stays touched until it is said that its
@@ -317,11 +318,6 @@ void fs_changes_return(struct fs *fs, struct fs_changes *changes);
 
 void fs_changes_free(struct fs_changes *changes);
 void fs_change_set_free(struct fs_change **set);
-
-/* ---- store_sync.c ------------------------------------------------------------------------ */
-
-/* fsync of a file: contents, marks and names are durable. 0 or -errno, logged. */
-int fs_store_sync_file(struct fs *fs, uint64_t ino);
 
 /* ---- dirs.c ----------------------------------------------------------------------------- */
 

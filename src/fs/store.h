@@ -54,6 +54,12 @@ void fs_store_detach(struct fs *fs);
  */
 int fs_store_flush(struct fs *fs, bool final);
 
+/*
+ * fsync: contents, marks and names of a file are durable when it returns. Any thread but the track
+ * thread. Without a store only the hook sync_file is called. 0 or -errno, logged.
+ */
+int fs_store_sync_file(struct fs *fs, uint64_t ino);
+
 /* Readable (an eventfd) when so much has changed that names should be stored early. */
 int fs_store_wake_fd(const struct fs *fs);
 

@@ -62,31 +62,13 @@ static bool flush_in_use(struct flush *flush, uint64_t ino, int fd)
 	return in_use;
 }
 
-/*
- * On a capped mount the one struct file that there is, if there is one: while it has another no
- * page of it can leave memory.
- */
-static int open_lower(struct fs *fs, uint64_t ino, const struct fs_handle *handle)
-{
-	struct fs_inode *inode = NULL;
-	int fd = -1;
-
-	if (fs->kind == WPFS_KIND_CAPPED)
-		inode = fs_inode_get(fs, ino);
-	if (inode)
-		fd = fs_backing_dup(fs, ino);
-	if (inode)
-		fs_inode_forget(fs, ino, 1);
-	return fd >= 0 ? fd : fs_handle_open_at(fs->lower_fd, handle, O_RDONLY | O_NOATIME);
-}
-
 static int flush_contents(struct flush *flush, uint64_t ino, const struct fs_handle *handle)
 {
 	struct fs_store *store = flush->store;
 	pthread_mutex_t *lock = &store->data[ino % FS_SHARDS];
 	struct store_data_written written = {false, false};
 	struct flushed flushed = {.ino = ino};
-	_cleanup_close_ int fd = open_lower(store->fs, ino, handle);
+	_cleanup_close_ int fd = store_open_lower(store->fs, ino, handle);
 	struct stat st;
 	uint64_t ignored;
 	int64_t size;

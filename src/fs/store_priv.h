@@ -73,6 +73,12 @@ int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool 
 			     struct store_data_written *written);
 
 /*
+ * The lower file, for reading. On a capped mount the one struct file that there is, if there is
+ * one: while it has another no page of it can leave memory. The caller closes it. -errno.
+ */
+int store_open_lower(struct fs *fs, uint64_t ino, const struct fs_handle *handle);
+
+/*
  * The size that the durable contents have; false: none noted, *times is 0. Setting: with the lock
  * of the file's shard of `data` held.
  */

@@ -222,6 +222,20 @@ int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool 
 	return r ? r : st.st_size;
 }
 
+int store_open_lower(struct fs *fs, uint64_t ino, const struct fs_handle *handle)
+{
+	struct fs_inode *inode = NULL;
+	int fd = -1;
+
+	if (fs->kind == WPFS_KIND_CAPPED)
+		inode = fs_inode_get(fs, ino);
+	if (inode)
+		fd = fs_backing_dup(fs, ino);
+	if (inode)
+		fs_inode_forget(fs, ino, 1);
+	return fd >= 0 ? fd : fs_handle_open_at(fs->lower_fd, handle, O_RDONLY | O_NOATIME);
+}
+
 /* 0 or -errno; nothing for a file without a name, which ends with the mount. */
 static int sync_contents(struct fs_store *store, uint64_t ino, int fd)
 {
@@ -253,22 +267,27 @@ static int sync_contents(struct fs_store *store, uint64_t ino, int fd)
 int fs_store_sync_file(struct fs *fs, uint64_t ino)
 {
 	struct fs_store *store = fs->store;
-	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	_cleanup_close_ int fd = -1;
+	struct fs_handle handle;
 	int r;
 
 	r = fs_hook_sync_file(fs, ino);
 	if (r || !store)
 		return r;
-	if (fs_is_touched(fs, ino))
-		r = fs_inode_ref_contents(fs, ino, O_RDONLY | O_NOATIME, &ref);
-	if (!r && ref.fd >= 0)
-		r = sync_contents(store, ino, ref.fd);
+	if (fs_touched_handle(fs, ino, &handle)) {
+		fd = store_open_lower(fs, ino, &handle);
+		r = fd < 0 ? fd : sync_contents(store, ino, fd);
+		fs_change_handle(fs, ino, &handle);
+	} else {
+		fs_change_inode(fs, ino);
+	}
+	if (r == -ESTALE)
+		r = 0; /* removed: there is nothing to keep */
 	if (r) {
 		if (store_is_news(store, r))
 			log_err("cannot write the contents of file %" PRIu64 " to the store: %s",
 				ino, log_errstr(r));
 		return r;
 	}
-	fs_change_inode(fs, ino);
 	return fs_store_flush_names(fs);
 }

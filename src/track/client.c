@@ -32,6 +32,7 @@ void client_accept(struct track *t)
 		if (!c)
 			return;
 		c->watch = (struct watch){WATCH_CLIENT, fd};
+		c->id_nr = ++t->next_client;
 		c->peer = peer;
 		if (proc_identify(peer.pid, &c->id) < 0 ||
 		    track_watch_add(t, &c->watch, EPOLLIN) < 0) {
@@ -115,7 +116,7 @@ static const struct {
 	[WPFS_OP_MAP] = {ROLE_ATTACHED, mapping_map},
 	[WPFS_OP_UNMAP] = {ROLE_ATTACHED, mapping_unmap},
 	[WPFS_OP_REMOVE] = {ROLE_ATTACHED, mapping_remove},
-	[WPFS_OP_MSYNC] = {ROLE_ATTACHED, mapping_msync},
+	[WPFS_OP_MSYNC] = {ROLE_ATTACHED, durable_msync},
 	[WPFS_OP_UFFD_PRE] = {ROLE_ATTACHED, own_pre},
 	[WPFS_OP_UFFD_POST] = {ROLE_ATTACHED, own_post},
 	[WPFS_OP_UFFD_UNREG] = {ROLE_ATTACHED, own_unreg},

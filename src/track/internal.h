@@ -109,6 +109,7 @@ struct tmm {
 
 struct client {
 	struct watch watch;
+	uint64_t id_nr; /* never the same again in this daemon */
 	struct ipc_peer peer;
 	struct ipc_outq out;
 	struct proc_id id; /* of the peer when it connected */
@@ -138,12 +139,15 @@ struct track {
 	pthread_t thread;
 	int epoll_fd;
 	struct watch queue_watch, timer_watch, own_watch, listen_watch;
-	struct watch written_watch; /* inotify */
-	struct watcher *watcher;    /* who adds to it; NULL: nobody looks for writes */
-	pthread_mutex_t queue_lock; /* innermost: nothing is called under it */
-	struct track_call *queue;   /* guarded by queue_lock */
-	bool written_unsaved;	    /* some struct mm_file.written is not in the database */
-	bool stop;		    /* track thread only; set by a call */
+	struct watch written_watch;   /* inotify */
+	struct watcher *watcher;      /* who adds to it; NULL: nobody looks for writes */
+	pthread_mutex_t queue_lock;   /* innermost: nothing is called under it */
+	struct track_call *queue;     /* guarded by queue_lock */
+	bool written_unsaved;	      /* some struct mm_file.written is not in the database */
+	bool stop, stopping;	      /* track thread only; set by calls */
+	pthread_mutex_t durable_lock; /* innermost */
+	pthread_cond_t durable_done;
+	unsigned nr_durable; /* durable_lock: requests that wait for a disk */
 
 	struct client *clients;
 	struct tmm *tmms;
@@ -151,6 +155,7 @@ struct track {
 	uint64_t devs[TRACK_MAX_DEVS]; /* st_dev numbers of this lower's mounts */
 	size_t nr_devs;
 	uint64_t next_mm; /* next row id */
+	uint64_t next_client;
 	char boot_id[40];
 	int busy_fd; /* capped mounts: of the mountpoint while somebody maps a file, or -1 */
 	struct watch evict_watch, evict_timer;
@@ -169,6 +174,8 @@ struct track {
 };
 
 /* ---- track.c ---- */
+/* Runs fn in the track thread, and waits. */
+int track_call(struct track *t, int (*fn)(struct track *, void *), void *arg);
 int track_watch_add(struct track *t, struct watch *watch, uint32_t events);
 void track_watch_remove(struct track *t, struct watch *watch);
 
@@ -214,9 +221,13 @@ void fork_resume_strays(struct tmm *tm);
 void mapping_map(struct request *rq);
 void mapping_unmap(struct request *rq);
 void mapping_remove(struct request *rq);
-void mapping_msync(struct request *rq);
 /* [off, off + len) bytes of the file were dropped: saves what became dirty. 0 or -errno. */
 int mapping_dropped(struct track *t, uint64_t ino, uint64_t off, uint64_t len);
+
+/* ---- durable.c ---- */
+void durable_msync(struct request *rq);
+/* No thread of these is left, and none comes. Not from the track thread. */
+void durable_wait(struct track *t);
 
 /* ---- own.c: the program's own uffds ---- */
 void own_pre(struct request *rq);

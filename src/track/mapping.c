@@ -346,15 +346,3 @@ void mapping_remove(struct request *rq)
 	}
 	request_reply(rq, r, NULL, 0);
 }
-
-void mapping_msync(struct request *rq)
-{
-	struct tmm *tm = rq->c->tmm;
-	int r = tmm_harvest(rq->t, tm);
-
-	if (r == 0)
-		r = persist_mm(rq->t, tm);
-	if (r == 0)
-		r = aside_retry(rq->t); /* MS_SYNC asks for what outlives the machine */
-	request_reply(rq, r, NULL, 0);
-}

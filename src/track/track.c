@@ -33,7 +33,7 @@ struct track_call {
 	struct track_call *prev, *next;
 };
 
-static int track_call(struct track *t, int (*fn)(struct track *, void *), void *arg)
+int track_call(struct track *t, int (*fn)(struct track *, void *), void *arg)
 {
 	struct track_call call = {.fn = fn, .arg = arg, .cond = PTHREAD_COND_INITIALIZER};
 	const uint64_t one = 1;
@@ -186,6 +186,8 @@ static void track_free(struct track *t)
 	free((char *)t->config.mountpoint);
 	free((char *)t->config.aside);
 	pthread_mutex_destroy(&t->queue_lock);
+	pthread_mutex_destroy(&t->durable_lock);
+	pthread_cond_destroy(&t->durable_done);
 	free(t);
 }
 
@@ -246,6 +248,8 @@ int track_start(const struct track_config *config, struct track **track)
 	t->evict_watch = t->evict_timer = (struct watch){WATCH_EVICT, -1};
 	t->next_mm = 1;
 	pthread_mutex_init(&t->queue_lock, NULL);
+	pthread_mutex_init(&t->durable_lock, NULL);
+	pthread_cond_init(&t->durable_done, NULL);
 	r = track_copy_config(t, config);
 	if (r == 0)
 		r = track_open_fds(t, config->listen_fd);
@@ -394,7 +398,10 @@ static int track_stop_fn(struct track *t, void *arg)
 
 int track_stop(struct track *track)
 {
-	int r = track_call(track, track_stop_fn, NULL);
+	int r;
+
+	durable_wait(track);
+	r = track_call(track, track_stop_fn, NULL);
 
 	pthread_join(track->thread, NULL);
 	track_free(track);

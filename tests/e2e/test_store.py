@@ -394,3 +394,46 @@ def test_unmounted_everything_is_settled(make_wpfs):
     assert dirty_of_store(wpfs) == {4}
     wpfs.restart()
     assert report.dirty(wpfs, "t") == {4}
+
+
+# ---- msync(2)
+
+
+def test_msync_makes_contents_and_marks_durable(make_wpfs):
+    wpfs = make_wpfs(store=True, options=["flush=0"])
+    program = mapped(wpfs, pages=8)
+    program.order("store 0 3 7")
+    program.order("msync 0")
+    program.order("store 0 4 7")
+    written = (wpfs.mnt / "f").read_bytes()[3 * PAGE:4 * PAGE]
+    wpfs.lose_power()
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == {3}
+    assert (wpfs.mnt / "f").read_bytes() == bytes(3 * PAGE) + written + bytes(4 * PAGE)
+    assert any(written)
+
+
+def test_msync_after_a_daemon_that_died(make_wpfs):
+    """The mapping is of a mount that is dead, and its file in no table of the new daemon."""
+    wpfs = make_wpfs(store=True, options=["flush=0"])
+    program = mapped(wpfs, pages=8)
+    for turn, page in enumerate((3, 5)):
+        wpfs.kill9()
+        wpfs.restart()
+        program.order(f"store 0 {page} 7")
+        program.order("msync 0")
+    wpfs.lose_power()
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == {3, 5}
+    kept = (wpfs.mnt / "f").read_bytes()
+    assert [any(kept[n * PAGE:(n + 1) * PAGE]) for n in range(8)] == [n in (3, 5) for n in range(8)]
+
+
+def test_unmounted_while_somebody_waits_for_an_msync(make_wpfs):
+    wpfs = make_wpfs(store=True)
+    program = mapped(wpfs, pages=4096)
+    for page in range(0, 4096, 16):
+        program.order(f"store 0 {page} 1")
+    program.send("msync 0")
+    program.kill9()
+    wpfs.umount()
