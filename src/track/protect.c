@@ -174,6 +174,12 @@ static int turn_mark(struct track *t, struct tmm *tm, int uffd, int pagemap,
 			 log_errstr(r));
 		return mm_set_add_range(&turn->stays, pgoff, (end - start) >> WPFS_PAGE_SHIFT);
 	}
+	/* As a look just then would have shown it: what is stored of it is read by the next daemon.
+	 */
+	r = mm_set_add_range(&vma->marked, (start - vma->start) >> WPFS_PAGE_SHIFT,
+			     (end - start) >> WPFS_PAGE_SHIFT);
+	if (r < 0)
+		return r;
 	r = mm_set_shift(&written, &written, (int64_t)pgoff);
 	if (r == 0)
 		r = mm_set_and(&written, &turn->was_armed);
