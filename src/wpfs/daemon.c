@@ -330,7 +330,7 @@ static int mount_fuse(struct daemon *d)
 		what = "detach the dead mount";
 		r = -errno;
 	} else if (!r) {
-		r = fs_mount(d->fs, d->options->store, d->mountpoint, d->options->mount_flags,
+		r = fs_mount(d->fs, d->options->source, d->mountpoint, d->options->mount_flags,
 			     &what);
 		d->mounted = r == 0;
 	}
@@ -600,7 +600,7 @@ int daemon_run(const struct options *options, void (*ready)(void *ctx), void *ct
 	if (!r) {
 		if (d.dead_mount)
 			utab_remove(d.mountpoint); /* of the daemon that was killed */
-		d.in_utab = utab_add(options->store, d.mountpoint);
+		d.in_utab = utab_add(options->source, d.mountpoint);
 		ready(ctx);
 		serve_until_unmounted(&d, signal_fd);
 	}

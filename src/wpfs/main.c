@@ -26,6 +26,7 @@
 #include "wpfs/daemon.h"
 #include "wpfs/needs.h"
 #include "wpfs/options.h"
+#include "wpfs/remount.h"
 
 #define EXIT_USAGE 2
 
@@ -118,6 +119,8 @@ static int mount_main(struct options *options)
 
 	if (!r && strcmp(options->store, "none") != 0)
 		r = make_absolute(&options->store, store);
+	if (!r && strcmp(options->store, "none") != 0)
+		options->source = options->store;
 	if (r) {
 		log_err("cannot find the working directory: %s", log_errstr(r));
 		return EXIT_FAILURE;
@@ -144,6 +147,8 @@ int main(int argc, char **argv)
 	case OPTIONS_VERSION:
 		puts("wpfs " WPFS_VERSION);
 		return EXIT_SUCCESS;
+	case OPTIONS_REMOUNT:
+		return remount_run(&options) ? EXIT_FAILURE : EXIT_SUCCESS;
 	case OPTIONS_MOUNT:
 		break;
 	}

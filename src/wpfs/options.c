@@ -294,8 +294,13 @@ static int take_word(struct options *o, const char *word, char *error)
 	}
 	if (strncmp(word, "x-", 2) == 0 || strncmp(word, "comment=", 8) == 0)
 		return 0; /* for others who read fstab(5) */
-	if (strcmp(word, "remount") == 0)
-		return bad(error, "option 'remount' is not supported: unmount, then mount again");
+	if (strcmp(word, "remount") == 0) {
+		o->action = OPTIONS_REMOUNT;
+		return 0;
+	}
+	/* What mount(8) reads in the mount table and says again. */
+	if (strcmp(word, "user_id=0") == 0 || strcmp(word, "group_id=0") == 0)
+		return 0;
 	return bad(error, "unknown option '%s': see wpfs --help", word);
 }
 
@@ -316,7 +321,8 @@ static int take_words(struct options *o, const char *words, char *error)
 	return 0;
 }
 
-static int take_arguments(struct options *o, int nr, char **args, char *error)
+/* mount(8) runs us by another name, and lets anything be the device of a file system in memory. */
+static int take_arguments(struct options *o, int nr, char **args, bool is_helper, char *error)
 {
 	if (nr == 0)
 		return bad(error, "no STORE and no MOUNTPOINT given: see wpfs --help");
@@ -326,8 +332,13 @@ static int take_arguments(struct options *o, int nr, char **args, char *error)
 		return bad(error, "one argument too many, '%s': see wpfs --help", args[2]);
 	if (!args[0][0] || !args[1][0])
 		return bad(error, "an empty word is no %s", args[0][0] ? "MOUNTPOINT" : "STORE");
-	o->store = args[0];
+	o->store = o->source = args[0];
 	o->mountpoint = args[1];
+	if (is_helper && !strchr(o->store, '/'))
+		o->store = "none";
+	if (o->action == OPTIONS_REMOUNT)
+		return o->resident ? bad(error, "resident= cannot be changed: unmount, then mount")
+				   : 0;
 	if (o->resident && strcmp(o->store, "none") == 0)
 		return bad(error,
 			   "resident= needs a STORE: with 'none' there is no place for the rest");
@@ -347,6 +358,8 @@ int options_parse(int argc, char **argv, struct options *o, char error[OPTIONS_E
 		{"version", no_argument, NULL, 'V'},
 		{NULL, 0, NULL, 0},
 	};
+	const char *name = strrchr(argv[0], '/');
+	bool is_helper = strncmp(name ? name + 1 : argv[0], "mount.", 6) == 0;
 	int c, r = 0;
 
 	*o = (struct options){.settle_ms = 100, .flush_s = 30, .harvest_s = 10};
@@ -382,5 +395,5 @@ int options_parse(int argc, char **argv, struct options *o, char error[OPTIONS_E
 			return bad(error, "unknown option '%s': see wpfs --help", argv[optind - 1]);
 		}
 	}
-	return r ? r : take_arguments(o, argc - optind, argv + optind, error);
+	return r ? r : take_arguments(o, argc - optind, argv + optind, is_helper, error);
 }

@@ -11,11 +11,18 @@
 
 #define OPTIONS_ERROR_SIZE 512
 
-enum options_action { OPTIONS_MOUNT, OPTIONS_PROBE, OPTIONS_HELP, OPTIONS_VERSION };
+enum options_action {
+	OPTIONS_MOUNT,
+	OPTIONS_REMOUNT,
+	OPTIONS_PROBE,
+	OPTIONS_HELP,
+	OPTIONS_VERSION
+};
 
 struct options {
 	enum options_action action;
-	const char *store; /* as given, "none" included; borrowed from argv, like the next */
+	const char *store;  /* as given, "none" included; borrowed from argv, like the next */
+	const char *source; /* what the mount table shows: the store, or a tag of mount(8) */
 	const char *mountpoint;
 	bool foreground; /* -f */
 	bool debug;	 /* -d: every request and event is logged */

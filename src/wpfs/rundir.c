@@ -183,7 +183,7 @@ int rundir_lower_open(struct rundir *rd, const char *options, unsigned long flag
 	char path[PATH_MAX];
 	int r;
 
-	flags &= MS_NOATIME | MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME;
+	flags &= RUNDIR_LOWER_FLAGS;
 	rundir_private_path(rd, "lower", path, sizeof(path));
 	if (lower_adopt(rd, path, options, flags) == 0)
 		return 0;

@@ -47,6 +47,7 @@ int rundir_open(const char *id, const char *mountpoint, struct rundir *rd,
  * anew, so call it before opening a database there. 0 or -errno, logged.
  */
 int rundir_lower_open(struct rundir *rd, const char *options, unsigned long flags);
+#define RUNDIR_LOWER_FLAGS (MS_NOATIME | MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME)
 
 /* A new lower is complete: rd->ids are saved. 0 or -errno, logged. */
 int rundir_lower_complete(struct rundir *rd);
