@@ -108,6 +108,7 @@ class Wpfs:
             self.store = str(self.dir / "store")
             os.mkdir(self.store, 0o700)
         self.options = list(options)
+        self.under = []  # a command and its options that starts the daemon's
         self.log = self.dir / "daemon.log"
         self.log.touch()
         self.allowed = []
@@ -135,7 +136,7 @@ class Wpfs:
     def start(self, *options):
         """Starts the daemon and returns when its mount works."""
         assert self.daemon is None, "a daemon is running already"
-        argv = [str(WPFS), "-f"]
+        argv = [*self.under, str(WPFS), "-f"]
         if self.options or options:
             argv += ["-o", ",".join([*self.options, *options])]
         watch = proc.MountWatch()
