@@ -24,7 +24,7 @@ enum { AT_CHAN, AT_PROGRAM, AT_LIFE, AT_UFFD, AT_CHILDREN };
 
 struct witness {
 	struct witness_boot *boot;
-	bool started, program_dead;
+	bool started, program_dead, unmapped;
 	unsigned alone_s;
 	uint32_t nr_children;
 	int32_t children[WPFS_WITNESS_FDS];
@@ -145,7 +145,20 @@ static void program_died(struct witness *w)
 	w->program_dead = true;
 	if (!discover_any_wpfs())
 		raw(exit_group, 0); /* it never mapped a file of a mount: nothing to witness */
-	witness_unmap_rest(w->boot);
+}
+
+/*
+ * A second without a word since the program died. At first nothing is unmapped: a daemon that is
+ * there needs milliseconds to let the witness go, and another process may have this memory too (of
+ * a clone(2) with CLONE_VM, or a vfork(2) that has not come to its exec), which could not go on.
+ */
+static void second_over(struct witness *w)
+{
+	if (!w->unmapped)
+		witness_unmap_rest(w->boot);
+	w->unmapped = true;
+	if (w->boot->life < 0)
+		w->alone_s++;
 }
 
 static void look_at(struct witness *w, const struct pollfd *polled, unsigned nr)
@@ -179,7 +192,7 @@ void witness_loop(struct witness_boot *boot)
 
 	while (w.alone_s < ALONE_S) {
 		struct __kernel_timespec second = {.tv_sec = 1};
-		bool alone = w.program_dead && boot->life < 0;
+		bool alone = w.program_dead && (boot->life < 0 || !w.unmapped);
 		unsigned nr = fill(&w, polled);
 		long n = raw(ppoll, polled, nr, alone ? &second : NULL,
 			     w.program_dead ? &sigterm_only : &no_signal, RAW_SIGSET_BYTES);
@@ -187,7 +200,7 @@ void witness_loop(struct witness_boot *boot)
 		if (n > 0)
 			look_at(&w, polled, nr);
 		else if (n == 0)
-			w.alone_s++;
+			second_over(&w);
 		else if (n != -EINTR)
 			break;
 	}

@@ -2,8 +2,8 @@
 /*
  * After the program's death its page tables of wpfs mappings are all that is wanted: everything
  * else (its memory, its executable, attached SysV segments, files of other mounts) would be pinned
- * until the daemon is done. /proc/self/maps is read to its end while what it names goes away; the
- * kernel continues by address.
+ * until the daemon is done, if that takes long. /proc/self/maps is read to its end while what it
+ * names goes away; the kernel continues by address.
  */
 #include "preload/witness.h"
 

@@ -13,11 +13,14 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <utlist.h>
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/units.h"
 #include "track/residency.h"
+#include "uffd/uffd.h"
 
 #define LIFE_WITNESS_MS 5000 /* a killed task that has not gone by then is stuck in the kernel */
 
@@ -44,6 +47,59 @@ static bool life_worth_keeping(const struct tmm *tm)
 	return !tm->fork_child || tm->epoch_turned || tmm_dirty(tm) != tm->fork_dirty;
 }
 
+/* Has the program gone from this mm? */
+static bool life_has_ended(const struct tmm *tm)
+{
+	if (proc_is_dead(tm->program_watch.fd))
+		return true;
+	/* Without a witness nothing tells an exec but the end of the connection. */
+	if (tm->witness_pidfd < 0)
+		return tm->client == NULL;
+	return !proc_is_dead(tm->witness_pidfd) &&
+	       proc_same_mm(tm->program.pid, tm->witness.pid) == 0;
+}
+
+#define LIFE_OTHERS_MS 50 /* whoever reads /proc/PID/maps has the mm too, for a moment */
+
+/*
+ * The witness is gone. Has another task this mm still: a child of clone(2) with CLONE_VM, or of
+ * vfork(2), that outlives the program? Its stores are seen by nobody. `uffd` is ours; holding it
+ * for long would let such a task wait in fork(2).
+ */
+static bool life_is_shared(int uffd)
+{
+	const struct timespec ms = {.tv_nsec = 1000000};
+
+	for (int i = 0; i < LIFE_OTHERS_MS; i++) {
+		if (uffd_writeprotect_once(uffd, 0, WPFS_PAGE_SIZE, false) == -ESRCH)
+			return false;
+		nanosleep(&ms, NULL);
+	}
+	return true;
+}
+
+/* The witness goes; what others may store from now on is in doubt. */
+static void life_leave(struct track *t, struct tmm *tm, bool ended)
+{
+	_cleanup_close_ int uffd = ended && tm->mm.nr_vmas ? tmm_uffd(tm) : -1;
+	uint64_t before = tm->mm.conservative;
+	int r;
+
+	life_release_witness(tm);
+	if (uffd < 0 || !life_is_shared(uffd))
+		return;
+	log_info("track: another process has the memory of %s still: what was armed counts as "
+		 "dirty",
+		 tm->name[0] ? tm->name : tm->comm);
+	r = mm_lost(&tm->mm);
+	t->conservative += tm->mm.conservative - before;
+	if (r == 0 && life_worth_keeping(tm))
+		r = persist_mm(t, tm);
+	if (r < 0)
+		log_err("track: the marks of %s may miss stores of that process: %s", tm->name,
+			log_errstr(r));
+}
+
 static void life_forget(struct track *t, struct tmm *tm)
 {
 	const uint64_t id = tm->mm.id;
@@ -63,6 +119,8 @@ static void life_forget(struct track *t, struct tmm *tm)
 
 void life_end(struct track *t, struct tmm *tm)
 {
+	/* Not at an unmount, when the program itself lives on. */
+	const bool ended = tm->program_watch.fd < 0 || life_has_ended(tm);
 	int r, lost = 0;
 
 	if (tm->client) {
@@ -107,24 +165,12 @@ void life_end(struct track *t, struct tmm *tm)
 	}
 	residency_detach(t, tm);
 	residency_busy(t, false);
-	life_release_witness(tm);
+	life_leave(t, tm, ended);
 	own_free_all(tm);
 	close_fd(&tm->uffd_copy);
 	tm->program.pid = 0;
 	if (lost == 0 && !life_worth_keeping(tm))
 		life_forget(t, tm);
-}
-
-/* Has the program gone from this mm? */
-static bool life_has_ended(const struct tmm *tm)
-{
-	if (proc_is_dead(tm->program_watch.fd))
-		return true;
-	/* Without a witness nothing tells an exec but the end of the connection. */
-	if (tm->witness_pidfd < 0)
-		return tm->client == NULL;
-	return !proc_is_dead(tm->witness_pidfd) &&
-	       proc_same_mm(tm->program.pid, tm->witness.pid) == 0;
 }
 
 void life_sweep(struct track *t)
