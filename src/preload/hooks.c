@@ -107,6 +107,13 @@ EXPORT void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 		map_remap((uint64_t)old, old_len, new_len, flags, (uint64_t)new_addr));
 }
 
+EXPORT int remap_file_pages(void *addr, size_t len, int prot, size_t pgoff, int flags)
+{
+	if (!watched())
+		return (int)result(raw(remap_file_pages, addr, len, prot, pgoff, flags));
+	return (int)result(map_file_pages((uint64_t)addr, len, prot, pgoff, flags));
+}
+
 EXPORT int mprotect(void *addr, size_t len, int prot)
 {
 	return (int)result(watched() ? map_protect((uint64_t)addr, len, prot)
@@ -144,6 +151,8 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 			return (int)result(uffd_register(fd, arg));
 		if ((uint32_t)request == (uint32_t)UFFDIO_UNREGISTER)
 			return (int)result(uffd_unregister(fd, arg));
+		if ((uint32_t)request == (uint32_t)PAGEMAP_SCAN)
+			return (int)result(uffd_pagemap_scan(fd, arg));
 	}
 	return (int)result(raw(ioctl, fd, request, arg));
 }

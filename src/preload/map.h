@@ -26,6 +26,8 @@ long map_over(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t
 long map_unmap(uint64_t addr, uint64_t len);
 long map_remap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint64_t new_addr);
 
+long map_file_pages(uint64_t addr, uint64_t len, int prot, uint64_t pgoff, int flags);
+
 long map_protect(uint64_t addr, uint64_t len, int prot);
 
 /* madvise(MADV_REMOVE), msync(MS_SYNC). */

@@ -11,9 +11,14 @@
 
 #include "preload/attach.h"
 #include "preload/mapping.h"
+#include "preload/untold.h"
 
-/* [start, start + len) of what `from` was is new: grown, or a second mapping of the same. */
-static void remap_grown(const struct range *from, uint64_t offset, uint64_t start, uint64_t len)
+/*
+ * [start, start + len) of what `from` was is new: grown, or a second mapping of the same. `fixed`:
+ * other threads may have stored there by now, which MAP_FIXED tells the daemon.
+ */
+static void remap_grown(const struct range *from, uint64_t offset, uint64_t start, uint64_t len,
+			bool fixed)
 {
 	struct mapping r;
 	uint64_t armed;
@@ -23,6 +28,8 @@ static void remap_grown(const struct range *from, uint64_t offset, uint64_t star
 	r.addr = start;
 	r.len = len;
 	r.off = offset;
+	if (fixed)
+		r.flags |= MAP_FIXED;
 	err = mapping_tell(&r, start, start, false, &armed);
 	if (err)
 		mapping_untold(&r, start, err);
@@ -47,7 +54,8 @@ static void remap_done(const struct range *piece, uint64_t old, uint64_t old_len
 		ranges_add(&moved);
 	}
 	if (new_len > kept)
-		remap_grown(piece, piece->offset + kept, at + kept, new_len - kept);
+		remap_grown(piece, piece->offset + kept, at + kept, new_len - kept,
+			    flags & MREMAP_FIXED);
 }
 
 /* Would mremap(2) refuse these for themselves? What it replaces must then stay as it is. */
@@ -78,9 +86,14 @@ long map_remap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint
 	long ret;
 
 	if (!(ranges_overlap(old, old_span ? old_span : SHIM_PAGE_SIZE) ||
-	      (fixed && ranges_overlap(new_addr, new_span))) ||
-	    !shim_lock(&guard))
+	      (fixed && ranges_overlap(new_addr, new_span))))
 		return raw(mremap, old, old_len, new_len, flags, new_addr);
+	if (!shim_lock(&guard)) {
+		/* What is new is this program's too when a vfork child makes it. */
+		if (new_span > old_span)
+			untold_count_unknown();
+		return raw(mremap, old, old_len, new_len, flags, new_addr);
+	}
 	known = ranges_next(old, old + (old_span ? old_span : SHIM_PAGE_SIZE), &piece) &&
 		piece.start == old;
 	valid = remap_valid(old, old_len, new_len, flags, new_addr);
@@ -102,6 +115,74 @@ long map_remap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint
 		if (known && old_span > new_span)
 			mapping_bring_back(old + new_span, old_span - new_span);
 	}
+	shim_unlock(&guard);
+	return ret;
+}
+
+/* The other pages, which are without access until they are armed. */
+static void file_pages_done(const struct range *piece, uint64_t len, uint64_t pgoff)
+{
+	struct mapping r;
+	uint64_t armed;
+	int err;
+
+	mapping_of_range(piece, &r);
+	r.len = len;
+	r.off = pgoff * SHIM_PAGE_SIZE;
+	err = mapping_tell(&r, r.addr, r.addr, false, &armed);
+	if (err)
+		mapping_untold(&r, r.addr, err);
+	else
+		mapping_remember(&r, r.addr);
+	raw(mprotect, r.addr, len, r.prot);
+}
+
+/* Is all of it known? */
+static bool known_whole(uint64_t addr, uint64_t end)
+{
+	struct range piece;
+
+	for (; addr < end; addr = piece.end) {
+		if (!ranges_next(addr, end, &piece) || piece.start != addr)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * The kernel makes a new mapping in the place of the old one, with its rights: so those are taken
+ * away before, and given back when it is armed.
+ */
+long map_file_pages(uint64_t addr, uint64_t len, int prot, uint64_t pgoff, int flags)
+{
+	uint64_t span =
+		len & ~(uint64_t)(SHIM_PAGE_SIZE - 1); /* both are cut to pages, not errors */
+	struct shim_guard guard;
+	struct range piece;
+	long ret;
+
+	addr &= ~(uint64_t)(SHIM_PAGE_SIZE - 1);
+	if (prot || addr + span <= addr || !ranges_overlap(addr, span))
+		return raw(remap_file_pages, addr, len, prot, pgoff, flags);
+	if (!shim_lock(&guard)) {
+		untold_count_unknown();
+		return raw(remap_file_pages, addr, len, prot, pgoff, flags);
+	}
+	if (!known_whole(addr, addr + span) || !ranges_next(addr, addr + span, &piece)) {
+		untold_count_unknown();
+		ret = raw(remap_file_pages, addr, len, prot, pgoff, flags);
+		shim_unlock(&guard);
+		return ret;
+	}
+	mapping_retire(addr, span);
+	raw(mprotect, addr, span, PROT_NONE);
+	shim_lock_waits(true);
+	ret = raw(remap_file_pages, addr, len, prot, pgoff, flags);
+	shim_lock_waits(false);
+	if (ret == 0)
+		file_pages_done(&piece, span, pgoff);
+	else
+		mapping_bring_back(addr, span);
 	shim_unlock(&guard);
 	return ret;
 }

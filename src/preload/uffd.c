@@ -13,6 +13,7 @@
 #include "preload/attach.h"
 #include "preload/fds.h"
 #include "preload/ranges.h"
+#include "preload/untold.h"
 
 /* Reads the program's memory without the risk of a fault: a bad pointer is the kernel's to refuse.
  */
@@ -90,6 +91,28 @@ long uffd_unregister(int fd, void *arg)
 	}
 	if (ret == 0)
 		tell_mounts(WPFS_OP_UFFD_UNREG, &range, 0, fd, false);
+	shim_unlock(&guard);
+	return ret;
+}
+
+long uffd_pagemap_scan(int fd, void *arg)
+{
+	struct pm_scan_arg scan;
+	struct shim_guard guard;
+	struct range piece;
+	uint64_t at;
+	long ret;
+
+	if (!peek(arg, &scan, sizeof(scan)) || !(scan.flags & PM_SCAN_WP_MATCHING) ||
+	    scan.end <= scan.start || !ranges_overlap(scan.start, scan.end - scan.start))
+		return raw(ioctl, fd, PAGEMAP_SCAN, arg);
+	if (!shim_lock(&guard)) {
+		untold_count_unknown();
+		return raw(ioctl, fd, PAGEMAP_SCAN, arg);
+	}
+	for (at = scan.start; at < scan.end && ranges_next(at, scan.end, &piece); at = piece.end)
+		untold_count(&shim.mounts[piece.mount], piece.ino);
+	ret = raw(ioctl, fd, PAGEMAP_SCAN, arg);
 	shim_unlock(&guard);
 	return ret;
 }

@@ -9,4 +9,10 @@
 long uffd_register(int fd, void *arg);
 long uffd_unregister(int fd, void *arg);
 
+/*
+ * ioctl(fd, PAGEMAP_SCAN, arg). One with PM_SCAN_WP_MATCHING marks what was written, and its caller
+ * alone learns that it was: what is armed of the files it goes over is in doubt.
+ */
+long uffd_pagemap_scan(int fd, void *arg);
+
 #endif

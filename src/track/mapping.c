@@ -210,6 +210,10 @@ void mapping_map(struct request *rq)
 	if (r == 0)
 		r = mm_plan_arm(&tm->mm, map->ino, MM_WPFS, fresh, map->offset >> WPFS_PAGE_SHIFT,
 				mapping_len(map) >> WPFS_PAGE_SHIFT, &set);
+	/* Where other threads could use it before this: they may have stored. Armed, and no marks.
+	 */
+	if (!map->query && map->addr == map->final && map->flags & MAP_FIXED)
+		mm_set_clear(&set);
 	armed = r < 0 ? r : (int64_t)mm_set_count(&set);
 	if (r == 0 && map->query) {
 		tm->announced.coming_file = map->ino;
