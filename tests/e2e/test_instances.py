@@ -186,7 +186,8 @@ def test_pids_of_another_boot(make_wpfs, state):
     wpfs = make_wpfs(store=True)
     program = mapped(wpfs)
     program.order("store 0 1 1")
-    wpfs.wpctl("sync", wpfs.mnt)
+    with open(wpfs.mnt / "f", "rb") as file:
+        os.fsync(file.fileno())  # contents too: without those no mark would be believed
     as_after_a_power_cut(wpfs)
     bystander = wpfs.spawn_bare(MAPPER)
     assert bystander.ask("nothing") == "err ENOSYS"
