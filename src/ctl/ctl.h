@@ -33,10 +33,12 @@ enum ctl_status {
 #define CTL_NEED_FILE	(1u << 6)
 #define CTL_OPT_FULL	(1u << 7)
 #define CTL_OPT_FORCE	(1u << 8)
+#define CTL_OPT_REPAIR	(1u << 9)
 
 /* Which operands it takes: all that are named are required. */
 enum ctl_operands {
 	CTL_MNT,	  /* a mount */
+	CTL_STORE,	  /* a store that is not mounted */
 	CTL_MNT_OR_STORE, /* a mount, or a store, mounted or not */
 	CTL_MNT_PATH,	  /* a mount, and a path inside it */
 	CTL_MNT_COMMAND,  /* a mount, and a command line */
@@ -49,7 +51,7 @@ struct ctl_args {
 	const struct ctl_command *command;
 	bool json;
 	bool protect;
-	bool full, force;
+	bool full, force, repair;
 	const char *target;	   /* MNT or STORE; CTL_DIR_FILE: the directory */
 	const char *operand;	   /* CTL_MNT_DIR, CTL_DIR_FILE: the second one */
 	char **argv;		   /* CTL_MNT_COMMAND: the command line, NULL-terminated */
@@ -82,6 +84,7 @@ int cmd_evict(const struct ctl_args *args);
 int cmd_load(const struct ctl_args *args);
 int cmd_export(const struct ctl_args *args);
 int cmd_apply(const struct ctl_args *args);
+int cmd_check(const struct ctl_args *args);
 
 /*
  * Flushes stdout, says so when that or an earlier write failed, and gives the exit status: the

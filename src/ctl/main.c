@@ -63,6 +63,12 @@ const struct ctl_command ctl_commands[] = {
 	 "Checks all that wpctl export has put into DIR, and writes it into the file TARGET.\n"
 	 "To be done again when it was interrupted.",
 	 0, CTL_DIR_FILE, cmd_apply},
+	{"check", "[--repair] STORE", "check a store that is not mounted",
+	 "Database, tree, contents and marks against each other; a line for each thing that is\n"
+	 "wrong. Nothing is changed without --repair, which throws no contents away: files\n"
+	 "without a name go to /lost+found of the tree, contents without a file to\n"
+	 "STORE/lost+found, and pages in doubt count as dirty.",
+	 CTL_OPT_REPAIR, CTL_STORE, cmd_check},
 	{0},
 };
 
@@ -92,6 +98,9 @@ static const struct {
 	{CTL_OPT_FORCE,
 	 {"force", no_argument, NULL, 'F'},
 	 "--force            though pages may be missing"},
+	{CTL_OPT_REPAIR,
+	 {"repair", no_argument, NULL, 'R'},
+	 "--repair           mend what is wrong"},
 	{0,
 	 {"json", no_argument, NULL, 'j'},
 	 "--json             one JSON object instead of text: wpctl(1) lists its keys"},
@@ -192,6 +201,9 @@ static int set_option(struct ctl_args *args, int option, const char *value)
 	case 'F':
 		args->force = true;
 		return 0;
+	case 'R':
+		args->repair = true;
+		return 0;
 	default:
 		args->json = true;
 		return 0;
@@ -230,6 +242,21 @@ static int parse_options(struct ctl_args *args, int argc, char **argv)
 	return 0;
 }
 
+static const char *no_target(const struct ctl_command *c)
+{
+	switch (c->operands) {
+	case CTL_STORE:
+		return "no store given";
+	case CTL_DIR_FILE:
+		return "no directory given";
+	case CTL_MNT_OR_STORE:
+	case CTL_MNT_DIR:
+		return "no mount or store given";
+	default:
+		return "no mount given";
+	}
+}
+
 /* argv[0] is the command. Gives a ctl_status, or -1 after --help. */
 static int parse(struct ctl_args *args, int argc, char **argv)
 {
@@ -240,12 +267,7 @@ static int parse(struct ctl_args *args, int argc, char **argv)
 	if (r)
 		return r;
 	if (optind == argc)
-		return usage(c,
-			     c->operands == CTL_DIR_FILE ? "no directory given"
-			     : c->operands == CTL_MNT_OR_STORE || c->operands == CTL_MNT_DIR
-				     ? "no mount or store given"
-				     : "no mount given",
-			     NULL);
+		return usage(c, no_target(c), NULL);
 	args->target = argv[optind++];
 	if (c->operands == CTL_MNT_COMMAND) {
 		r = parse_options(args, argc, argv); /* also between MNT and -- */

@@ -66,6 +66,19 @@ static int store_lock(int dir_fd, int how)
 	return steal_fd(&fd);
 }
 
+int store_lock_alone(int dir_fd)
+{
+	int fd = store_lock(dir_fd, LOCK_EX);
+
+	if (fd != -ENOENT)
+		return fd;
+	fd = openat(dir_fd, STORE_LOCK, O_RDONLY | O_CREAT | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return -errno;
+	close(fd);
+	return store_lock(dir_fd, LOCK_EX);
+}
+
 int store_is_locked(int dir_fd)
 {
 	_cleanup_close_ int fd = store_lock(dir_fd, LOCK_SH);

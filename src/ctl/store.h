@@ -19,6 +19,12 @@ int store_id(const char *path, char *id, char *why);
 int store_is_locked(int dir_fd);
 
 /*
+ * The lock, for this command alone, until it is closed. An fd; -EAGAIN: a daemon has it; -errno. A
+ * store without one gets it.
+ */
+int store_lock_alone(int dir_fd);
+
+/*
  * A report out of the database. All mms are shown detached: what was live when a daemon died is
  * known only as of its last harvest, and a note says so. 0, -errno with `why`, or what fn gave.
  */

@@ -94,7 +94,7 @@ static int open_reader(struct db *db, int nr)
 void db_why_damaged(const char *path, char why[DB_WHY_SIZE])
 {
 	snprintf(why, DB_WHY_SIZE,
-		 "%.150s: it is damaged: copy the store, then mend it as wpfs(5) says", path);
+		 "%.130s: it is damaged: copy the store, then see wpctl check and wpfs(5)", path);
 }
 
 const char *db_errstr(int error)
@@ -111,7 +111,7 @@ const char *db_errstr(int error)
 	}
 }
 
-static void open_why(char *why, const char *path, int error)
+void db_open_why(char *why, const char *path, int error)
 {
 	const char *text = log_errstr(error);
 
@@ -148,7 +148,7 @@ int db_open_schema(const char *path, unsigned flags, const struct db_migration *
 	else
 		r = open_reader(db, nr);
 	if (r < 0) {
-		open_why(why, path, r);
+		db_open_why(why, path, r);
 		db_close(db);
 		return r;
 	}

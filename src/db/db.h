@@ -90,6 +90,8 @@ int db_read(struct db *db, db_job_fn fn, void *arg);
 #define DB_META_LAST_COMMIT   "last_commit"    /* seconds since 1970: of the last flush */
 /* number: 1 while no write(2) can have gone unseen since the rows said "not written" */
 #define DB_META_WRITTEN_KNOWN "written_known"
+/* number: 1 while the last mount has ended in order, so that a crash has left nothing */
+#define DB_META_CLEAN	      "clean"
 
 /* Text, NUL-terminated, into buf. -ENODATA: no such key; -ERANGE: longer than size. */
 int db_meta_get(struct db *db, const char *key, char *buf, size_t size);

@@ -21,4 +21,7 @@ struct db {
 int db_open_schema(const char *path, unsigned flags, const struct db_migration *migrations, int nr,
 		   struct db **db, char why[DB_WHY_SIZE]);
 
+/* The line of db_open for people; `why` may be NULL. */
+void db_open_why(char *why, const char *path, int error);
+
 #endif

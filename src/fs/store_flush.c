@@ -228,15 +228,31 @@ int store_flush_whole(struct fs_store *store, bool final)
 	return r;
 }
 
-/* The ids that were reserved and not used. A file made last tells the largest one. */
-static int give_back_ids(struct fs *fs, struct db *db)
+struct end {
+	uint64_t id_base; /* 0: not known */
+};
+
+static int end_job(struct db_tx *tx, void *arg)
+{
+	const struct end *end = arg;
+	int r = db_tx_meta_set_u64(tx, DB_META_CLEAN, 1);
+
+	return r || !end->id_base ? r : db_tx_meta_set_u64(tx, DB_META_ID_BASE, end->id_base);
+}
+
+/*
+ * All is stored. The ids that were reserved and not used are given back: a file made last tells the
+ * largest one. In a lower that is full the reservation stands, which costs nothing but numbers.
+ */
+static int flush_end(struct fs *fs, struct db *db)
 {
 	_cleanup_close_ int fd = openat(fs->lower_fd, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+	struct end end = {0};
 	struct stat st;
 
-	if (fd < 0 || fstat(fd, &st) < 0)
-		return 0; /* full: the reservation stands, which costs nothing but numbers */
-	return db_meta_set_u64(db, DB_META_ID_BASE, fs->ids->base + st.st_ino);
+	if (fd >= 0 && fstat(fd, &st) == 0)
+		end.id_base = fs->ids->base + st.st_ino;
+	return db_call(db, end_job, &end);
 }
 
 int fs_store_flush(struct fs *fs, bool final)
@@ -256,7 +272,7 @@ int fs_store_flush(struct fs *fs, bool final)
 	if (!r)
 		flush_untouch(&flush);
 	if (!r && final)
-		r = give_back_ids(fs, store->db);
+		r = flush_end(fs, store->db);
 	if (store_is_news(store, r) && r)
 		log_err("cannot flush to the store: %s", log_errstr(r));
 	free(flush.done);

@@ -39,6 +39,7 @@ struct load {
 	const struct fs_store_elsewhere *elsewhere; /* or NULL */
 	int data_fd, lower_fd;
 	bool keep_root;
+	bool clean; /* the mount before has ended in order */
 	struct fs_ids *ids;
 	struct node *nodes;
 	uint64_t max_id;
@@ -63,7 +64,7 @@ static int on_inode(void *ctx, const struct db_inode *inode)
 	return 0;
 }
 
-static struct node *node_find(struct load *load, uint64_t id)
+static struct node *node_find(const struct load *load, uint64_t id)
 {
 	struct node *node;
 
@@ -287,16 +288,40 @@ static void load_free(struct load *load)
 	}
 }
 
-/* Nothing that was ever given out may come again, so the reservation is durable first. */
-static int reserve_ids(struct db *db, struct load *load)
+/*
+ * From now on a crash can leave something. Nothing that was ever given out may come again, so the
+ * reservation is durable first.
+ */
+static int begin_job(struct db_tx *tx, void *arg)
 {
-	uint64_t base = 0;
-	int r = db_meta_get_u64(db, DB_META_ID_BASE, &base);
+	struct load *load = arg;
+	uint64_t base = 0, clean = 0;
+	int r = db_tx_meta_get_u64(tx, DB_META_ID_BASE, &base);
 
 	if (r && r != -ENODATA)
 		return r;
 	load->ids->base = base > load->max_id ? base : load->max_id;
-	return db_meta_set_u64(db, DB_META_ID_BASE, load->ids->base + IDS_RESERVED);
+	r = db_tx_meta_get_u64(tx, DB_META_CLEAN, &clean);
+	if (r && r != -ENODATA)
+		return r;
+	load->clean = clean != 0;
+	r = db_tx_meta_set_u64(tx, DB_META_CLEAN, 0);
+	return r ? r : db_tx_meta_set_u64(tx, DB_META_ID_BASE, load->ids->base + IDS_RESERVED);
+}
+
+static bool keep_data(const void *ctx, uint64_t id)
+{
+	const struct load *load = ctx;
+	const struct node *node = node_find(load, id);
+
+	return node && S_ISREG(node->inode.mode);
+}
+
+/* Contents whose name was not stored before a crash, or had been removed: nobody can ask for them.
+ */
+static int remove_leftovers(struct load *load)
+{
+	return load->clean ? 0 : store_data_prune(load->data_fd, keep_data, load);
 }
 
 int fs_store_load(struct db *db, int data_fd, int lower_fd, bool keep_root, struct fs_ids *ids,
@@ -316,7 +341,9 @@ int fs_store_load(struct db *db, int data_fd, int lower_fd, bool keep_root, stru
 	if (!r)
 		r = set_times(&load);
 	if (!r)
-		r = reserve_ids(db, &load);
+		r = db_call(db, begin_job, &load);
+	if (!r)
+		r = remove_leftovers(&load);
 	if (r)
 		log_err("cannot restore the tree of the store: %s", log_errstr(r));
 	load_free(&load);
