@@ -53,14 +53,31 @@ static int check_mms(struct db_check *check)
 }
 
 /* Files that are in the tree and lost only the row that marks refer to. */
-static const struct check_rule file_rule = {
-	"no-file-row",
-	"file",
-	"marks refer to it, and its row is missing",
-	"make the row again",
-	"SELECT file FROM (" EACH_USE("file") ") WHERE file NOT IN (SELECT id FROM file)"
-					      " AND file IN (SELECT id FROM inode)",
-	"INSERT INTO file VALUES (?1, x'', '')"};
+static int check_file_rows(struct db_check *check)
+{
+	_cleanup_rows_ struct check_rows rows = {NULL};
+	int r = check_rows_get(
+		check, &rows,
+		"SELECT file FROM (" EACH_USE(
+			"file") ") WHERE file NOT IN"
+				" (SELECT id FROM file) AND file IN (SELECT id FROM inode)");
+
+	for (size_t i = 0; r == 0 && i < rows.nr; i++) {
+		int64_t id = rows.rows[i].v[0];
+
+		r = check_found(check, "no-file-row", "marks refer to it, and its row is missing",
+				"make the row again", "file %lld", (long long)id);
+		if (r == 0)
+			r = sql_exec(&check->tx, "INSERT INTO file VALUES (?1, x'', '')", "i", id);
+		/* A mount finds it by its path, as the handle is of a tmpfs that is gone. */
+		if (r == 0)
+			r = sql_exec(&check->tx,
+				     "UPDATE file SET path = (SELECT path FROM file_v"
+				     " WHERE file = ?1) WHERE id = ?1",
+				     "i", id);
+	}
+	return r;
+}
 
 /*
  * Files that are gone. After a crash they may have been made since the last commit: the next mount
@@ -139,7 +156,7 @@ int check_refs(struct db_check *check)
 	int r = check_mms(check);
 
 	if (r == 0)
-		r = check_rule_run(check, &file_rule);
+		r = check_file_rows(check);
 	if (r == 0)
 		r = check_files(check);
 	if (r == 0)
