@@ -66,7 +66,8 @@ enum mm_written { MM_WRITTEN_NO, MM_WRITTEN_YES, MM_WRITTEN_UNKNOWN };
 
 struct mm_file {
 	uint64_t id;
-	bool protect; /* all of it is protected: what is mapped or grows later is armed too */
+	bool protect;  /* all of it is protected: what is mapped or grows later is armed too */
+	bool unopened; /* armed by mm_observe as the first of it: the caller is to open its epoch */
 	enum mm_written written; /* nothing here changes it; UNKNOWN until its first epoch */
 	/*
 	 * The contents that the armed pages had when they were armed may not be in the store yet;
@@ -118,8 +119,9 @@ void mm_file_remove(struct mm *mm, struct mm_file *file);
 /*
  * A harvest: `now` is what the kernel says, ascending by start, with `marked` filled and `owner`
  * not; it is taken over and freed by the mm. Registered ranges that went from their address and
- * turn up nowhere else in the mm were unmapped unseen: what was armed there is dirty. 0 or
- * -ENOMEM, and then `now` is freed and nothing became cleaner.
+ * turn up nowhere else in the mm were unmapped unseen: what was armed there is dirty. With
+ * protect_new a mapping that nobody told of is armed now, and dirty. 0 or -ENOMEM, and then `now`
+ * is freed and nothing became cleaner.
  */
 int mm_observe(struct mm *mm, struct mm_vma *now, size_t nr);
 

@@ -13,7 +13,8 @@
  *    mappings can be its, and when one of its left, old ones too: they count as the program's,
  *    until the next protect registers them and so finds out.
  * 3. What every mapping says now is folded into the sticky dirty sets, and before all what those
- *    cannot say that were not registered: everything armed in them.
+ *    cannot say that were not registered: everything armed in them. Under --protect a mapping that
+ *    nobody was told of is armed here, all of it dirty.
  *
  * All pieces are kept in arrays sorted as the VMAs are; matching 2 is quadratic in the number of
  * pieces that moved since the last harvest, which is small.
@@ -339,6 +340,26 @@ static bool observe_gained(const struct mm_owned *own, const struct mm_set *mark
 	return false;
 }
 
+/*
+ * With protect_new: was all of this mapping known? One that was not, and that wpfs has not
+ * registered, was made without a word; it is armed as if there had been one. What was known and is
+ * not watched is so because it was unprotected. *begin as in observe_unwatched.
+ */
+static bool observe_is_news(const struct mm *mm, const struct mm_vma *vma, size_t *begin)
+{
+	uint64_t at = vma->start;
+
+	if (!mm->protect_new || vma->sealed || (vma->registered && vma->owner == MM_WPFS))
+		return false;
+	while (*begin < mm->nr_vmas && mm->vmas[*begin].end <= vma->start)
+		(*begin)++;
+	for (size_t i = *begin; i < mm->nr_vmas && mm->vmas[i].start <= at && at < vma->end; i++) {
+		if (vma_same_place(&mm->vmas[i], vma))
+			at = max_u64(at, mm->vmas[i].end);
+	}
+	return at < vma->end;
+}
+
 /* What the program has marked itself is armed by it; its dirty set is made anew each time. */
 static int observe_arm_program(struct mm_file *f, const struct mm_vma *vma)
 {
@@ -361,13 +382,22 @@ static int observe_arm_program(struct mm_file *f, const struct mm_vma *vma)
 /* Step 3. */
 static int observe_fold(struct mm *mm, const struct mm_vma *now, size_t nr)
 {
+	size_t begin = 0;
 	int r = 0;
 
-	for (size_t i = 0; r == 0 && i < nr; i++) {
+	for (size_t i = 0; i < nr; i++) {
 		struct mm_file *f = mm_file_get(mm, now[i].file);
 
 		if (!f)
 			return -ENOMEM;
+		if (observe_is_news(mm, &now[i], &begin)) {
+			f->unopened |= mm_set_is_empty(&f->own[MM_WPFS].armed);
+			f->protect = true; /* of all its mappings, those before this one too */
+		}
+	}
+	for (size_t i = 0; r == 0 && i < nr; i++) {
+		struct mm_file *f = mm_file_find(mm, now[i].file);
+
 		if (now[i].registered && now[i].owner == MM_PROGRAM)
 			r = observe_arm_program(f, &now[i]);
 		if (r == 0)

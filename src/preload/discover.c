@@ -15,6 +15,7 @@
 #include <sys/statfs.h>
 
 #include "preload/attach.h"
+#include "preload/mapping.h"
 
 #ifndef FUSE_SUPER_MAGIC
 #define FUSE_SUPER_MAGIC 0x65735546
@@ -50,11 +51,6 @@ bool discover_is_other(uint64_t dev, uint64_t mnt)
 			return atomic_load_explicit(&cache_mnt[i], memory_order_relaxed) == mnt;
 	}
 	return false;
-}
-
-bool discover_is_wpfs(uint64_t dev)
-{
-	return discover_cached(dev) >= 0;
 }
 
 bool discover_any_wpfs(void)
@@ -180,6 +176,31 @@ static bool mount_table_says_wpfs(uint64_t dev)
 	}
 	raw(close, fd);
 	return found;
+}
+
+/*
+ * A dead mount tells nobody what it was, but each daemon knows the numbers that its mounts have
+ * had. Those are asked that this program knows of: the one it was started under is among them.
+ */
+int discover_dead(const struct mapping *r)
+{
+	struct statfs fs;
+	long err = raw(fstatfs, r->fd, &fs);
+
+	if (err != -ENOTCONN && err != -ECONNABORTED)
+		return DISCOVER_UNKNOWN;
+	for (uint32_t i = 0; i < SHIM_MOUNTS && shim.mounts[i].state != MOUNT_NONE; i++) {
+		struct mapping asked = *r;
+		uint64_t armed;
+
+		asked.mount = i;
+		if (shim.mounts[i].state == MOUNT_UNTRACKED ||
+		    mapping_tell(&asked, 0, 0, true, &armed) != 0)
+			continue;
+		cache_put(r->dev, CACHE_MOUNT + i, 0);
+		return (int)i;
+	}
+	return DISCOVER_UNKNOWN;
 }
 
 int discover_fd(int fd, uint64_t dev, uint64_t mnt)

@@ -8,7 +8,7 @@
 #define DISCOVER_UNKNOWN (-1) /* not asked yet */
 #define DISCOVER_OTHER	 (-2) /* not wpfs */
 
-/* Index of the mount, or one of the above. No lock. */
+/* Index of the mount, or one of the above. No lock, no libc: for the witness, too. */
 int discover_cached(uint64_t dev);
 
 /*
@@ -20,13 +20,18 @@ bool discover_is_other(uint64_t dev, uint64_t mnt);
 /* The same, asking when it is not known; `fd` is an open file with that st_dev. Under the lock. */
 int discover_fd(int fd, uint64_t dev, uint64_t mnt);
 
+struct mapping;
+
+/*
+ * The same for a mapping that is about to be made and of which discover_fd knew nothing: is its
+ * file one of a mount whose daemon died, and that another one serves now? Under the lock.
+ */
+int discover_dead(const struct mapping *r);
+
 /* Mappings of `dev` belong to this mount too (the lower files of a capped one). Under the lock. */
 void discover_add(uint64_t dev, int mount);
 
-/* Is `dev` one that mappings of wpfs files have? No lock, no libc: for the witness. */
-bool discover_is_wpfs(uint64_t dev);
-
-/* Has any such dev been seen in this mm? Likewise. */
+/* Has any dev of a wpfs mount been seen in this mm? For the witness, too. */
 bool discover_any_wpfs(void);
 
 #endif

@@ -217,6 +217,8 @@ static long map_locked(struct mapping *r)
 {
 	int mount = discover_fd(r->fd, r->dev, r->mnt);
 
+	if (mount == DISCOVER_UNKNOWN)
+		mount = discover_dead(r);
 	if (mount >= 0) {
 		r->mount = (uint32_t)mount;
 		return map_tracked(r);

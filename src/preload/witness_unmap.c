@@ -54,7 +54,8 @@ struct line {
 	struct span span;
 	uint64_t major, minor;
 	bool kernels; /* [vdso], [vvar], [vsyscall] */
-	char before;  /* the character before this one */
+	bool shared;
+	char before; /* the character before this one */
 };
 
 static void number_done(struct line *line)
@@ -85,6 +86,8 @@ static void line_char(struct line *line, char c)
 	if (line->field == FIELD_PATH) {
 		if (line->before == '[' && c == 'v')
 			line->kernels = true;
+	} else if (c == 's' && line->field == FIELD_PERMS) {
+		line->shared = true;
 	} else if (c == '-' && line->field == FIELD_START) {
 		number_done(line);
 	} else if (c == ':' || c == ' ') {
@@ -95,6 +98,21 @@ static void line_char(struct line *line, char c)
 		line->number = line->number << 4 | (uint64_t)(c - 'a' + 10);
 	}
 	line->before = c;
+}
+
+/*
+ * Is it one of wpfs's, or may it be one that nobody asked about: mapped by a raw system call, or
+ * while there was no daemon to ask? 0:1 is the kernel's own tmpfs: SysV segments, shared memory
+ * without a name.
+ */
+static bool may_be_wpfs(const struct line *line)
+{
+	uint64_t dev = shim_makedev(line->major, line->minor);
+	int what = discover_cached(dev);
+
+	if (what == DISCOVER_UNKNOWN)
+		return line->shared && (line->major != 0 || line->minor != 1);
+	return what >= 0;
 }
 
 void witness_unmap_rest(const struct witness_boot *boot)
@@ -124,8 +142,7 @@ void witness_unmap_rest(const struct witness_boot *boot)
 				line_char(&line, buf[i]);
 				continue;
 			}
-			if (!line.kernels &&
-			    !discover_is_wpfs(shim_makedev(line.major, line.minor)))
+			if (!line.kernels && !may_be_wpfs(&line))
 				unmap_around(line.span, keep, nr_keep);
 			line = (struct line){0};
 		}

@@ -269,14 +269,25 @@ void tmm_announce(struct tmm *tm);
  * dirty, or lie about itself. `pid`: any task of the mm. 0 or -errno.
  */
 int tmm_untold(struct tmm *tm, pid_t pid);
-/* Gives a NEW mm its row and its name. 0 or -errno. */
+/* Gives a NEW mm its row and its name; who has ended has given its name back before. 0 or -errno.
+ */
 int tmm_enlist(struct track *t, struct tmm *tm);
+/* The same, and nobody's end is looked for. */
+int tmm_take_name(struct track *t, struct tmm *tm);
 
 /* ---- life.c ---- */
 /* The program has ended or left its mm: last harvest, commit, witness let go. */
 void life_end(struct track *t, struct tmm *tm);
 /* Ends every mm whose program is dead or has another mm by now. */
 void life_sweep(struct track *t);
+/* Of all but this one. */
+void life_sweep_but(struct track *t, const struct tmm *but);
+/*
+ * Enlists the programs that have all protected and have mapped a file without telling: by a system
+ * call of their own, or while there was no daemon. One that ends before anybody looks was never
+ * tracked. 0 or the first -errno.
+ */
+int life_look(struct track *t);
 /* Takes back what the database says was live when the last daemon went. */
 int life_resume(struct track *t);
 /* Harvests and commits all live mms. 0 or the first -errno. */

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "track/residency.h"
+#include "uffd/maps.h"
 #include "uffd/uffd.h"
 
 #define LIFE_WITNESS_MS 5000 /* a killed task that has not gone by then is stuck in the kernel */
@@ -117,6 +118,38 @@ static void life_forget(struct track *t, struct tmm *tm)
 	tm->doomed = true;
 }
 
+/* Does an mm that never said so map a file that it wants protected? */
+static bool life_has_mapped(struct track *t, const struct tmm *tm)
+{
+	struct maps_list maps = {0};
+	bool found = false;
+	pid_t pid = tmm_pid(tm);
+
+	/* On a capped mount nobody can map what the daemon did not hand out. */
+	if (tm->state != TMM_NEW || !tm->mm.protect_new || !tm->client || t->config.capped || !pid)
+		return false;
+	if (maps_read(pid, t->devs, t->nr_devs, &maps) == 0) {
+		for (size_t i = 0; i < maps.nr; i++)
+			found |= maps.vmas[i].shared;
+	}
+	maps_free(&maps);
+	return found && tmm_pid(tm) == pid;
+}
+
+int life_look(struct track *t)
+{
+	struct tmm *tm;
+	int result = 0;
+
+	DL_FOREACH (t->tmms, tm) {
+		int r = life_has_mapped(t, tm) ? tmm_take_name(t, tm) : 0;
+
+		if (r < 0 && result == 0)
+			result = r;
+	}
+	return result;
+}
+
 void life_end(struct track *t, struct tmm *tm)
 {
 	/* Not at an unmount, when the program itself lives on. */
@@ -173,15 +206,20 @@ void life_end(struct track *t, struct tmm *tm)
 		life_forget(t, tm);
 }
 
-void life_sweep(struct track *t)
+void life_sweep_but(struct track *t, const struct tmm *but)
 {
 	struct tmm *tm, *next;
 
 	DL_FOREACH_SAFE(t->tmms, tm, next)
 	{
-		if (tm->program_watch.fd >= 0 && life_has_ended(tm))
+		if (tm != but && tm->program_watch.fd >= 0 && life_has_ended(tm))
 			life_end(t, tm);
 	}
+}
+
+void life_sweep(struct track *t)
+{
+	life_sweep_but(t, NULL);
 }
 
 int life_sync_all(struct track *t)
@@ -189,9 +227,10 @@ int life_sync_all(struct track *t)
 	_cleanup_free_ struct tmm **harvested = NULL;
 	size_t nr = 0, room = 0;
 	struct tmm *tm;
-	int result = 0, r;
+	int result, r;
 
 	life_sweep(t);
+	result = life_look(t);
 	DL_COUNT(t->tmms, tm, room);
 	harvested = calloc(room + 1, sizeof(*harvested));
 	if (!harvested)

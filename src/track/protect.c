@@ -448,6 +448,11 @@ int protect_store_born(struct track *t, struct tmm *tm)
 	if (!epochs)
 		return -ENOMEM;
 	HASH_ITER (hh, tm->mm.files, f, next) {
+		if (f->unopened && !tm->mm.epoch)
+			tm->mm.epoch = protect_last_epoch(t) ?: 1;
+		f->unopened = false;
+	}
+	HASH_ITER (hh, tm->mm.files, f, next) {
 		if (tm->mm.epoch && !mm_set_is_empty(&f->own[MM_WPFS].armed))
 			epochs[nr++] =
 				(struct persist_epoch){.file = f->id, .number = tm->mm.epoch};
@@ -564,6 +569,8 @@ static void protect_each(struct request *rq, protect_mm_fn fn)
 	if (!protect_select(rq, &sel))
 		return;
 	life_sweep(rq->t);
+	life_look(
+		rq->t); /* who cannot be enlisted stays as it is: unknown, and said so in the log */
 	/* An epoch begins and ends in the database, or not at all. */
 	result = aside_retry(rq->t);
 	if (result < 0) {

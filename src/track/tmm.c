@@ -207,12 +207,12 @@ static int tmm_seal(struct track *t, struct tmm *tm, struct harvest *h)
 	for (size_t i = 0; i < h->nr; i++) {
 		struct mm_vma *vma = &h->vmas[i];
 		struct mm_file *f = mm_file_find(&tm->mm, vma->file);
+		bool armed = (tm->mm.protect_new && !tmm_knows(tm, vma)) ||
+			     (f && (f->protect || !mm_set_is_empty(&f->own[MM_WPFS].armed)));
 		int r;
 
-		if (vma->registered || !f ||
+		if (vma->registered || !armed ||
 		    (vma->start < tm->announced.aside_end && tm->announced.aside_start < vma->end))
-			continue;
-		if (!f->protect && mm_set_is_empty(&f->own[MM_WPFS].armed))
 			continue;
 		if (uffd < 0)
 			uffd = tmm_uffd(tm);
@@ -345,6 +345,24 @@ static int tmm_look_well(struct track *t, const struct tmm *tm, uint64_t skip_st
 	}
 }
 
+/* A harvest armed files of which nothing had been: their epochs begin. */
+static int tmm_open_epochs(struct track *t, struct tmm *tm)
+{
+	struct mm_file *f, *next;
+	int r = 0;
+
+	/* One that is attaching has no row yet: protect_store_born follows. */
+	if (tm->client && !tm->client->attached)
+		return 0;
+	HASH_ITER (hh, tm->mm.files, f, next) {
+		if (r == 0 && f->unopened) {
+			f->unopened = false;
+			r = protect_open_epoch(t, tm, f->id);
+		}
+	}
+	return r;
+}
+
 int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64_t skip_end)
 {
 	uint64_t doubted = tm->mm.conservative;
@@ -366,6 +384,8 @@ int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64
 		r = tmm_untold(tm, tmm_pid(tm));
 	if (r == 0 && tm->witness_pidfd >= 0 && !t->config.capped)
 		r = fork_look_for_strays(t, tm);
+	if (r == 0 && tm->mm.protect_new)
+		r = tmm_open_epochs(t, tm);
 	broken = mm_check(&tm->mm);
 	if (broken)
 		log_err("track: mm %llu: %s", (unsigned long long)tm->mm.id, broken);
@@ -395,13 +415,11 @@ static struct tmm *tmm_pick_name(struct track *t, struct tmm *tm, const char *na
 	}
 }
 
-int tmm_enlist(struct track *t, struct tmm *tm)
+int tmm_take_name(struct track *t, struct tmm *tm)
 {
 	struct tmm *old = NULL;
 	int r;
 
-	/* The last run of the same name may have ended just now. */
-	life_sweep(t);
 	if (tm->client->name[0])
 		old = tmm_pick_name(t, tm, tm->client->name);
 	if (old) {
@@ -424,4 +442,12 @@ int tmm_enlist(struct track *t, struct tmm *tm)
 		log_err("track: cannot store the mm of pid %d (%s): %s", tm->program.pid, tm->comm,
 			log_errstr(r));
 	return r;
+}
+
+int tmm_enlist(struct track *t, struct tmm *tm)
+{
+	/* The last run of the same name may have ended just now. This one, too: not before it has
+	 * its answer. */
+	life_sweep_but(t, tm);
+	return tmm_take_name(t, tm);
 }

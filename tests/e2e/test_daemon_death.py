@@ -178,6 +178,91 @@ def test_a_file_that_the_new_mount_was_never_asked_for(wpfs):
     assert report.dirty(wpfs, "t", "/g") == {3}
 
 
+def opened_before(wpfs, path="f", protect=True):
+    """A program that has opened a file and mapped nothing shared, while the daemon is another."""
+    program = wpfs.spawn(harness.program("mapper"), name="t", protect=protect)
+    program.order(f"open 0 {wpfs.mnt}/{path}")
+    program.order(f"size 0 {PAGES * PAGE}")
+    wpfs.kill9()
+    wpfs.restart()
+    return program
+
+
+def test_a_descriptor_from_before_is_mapped_first(wpfs):
+    """Nobody knows the program, and the dead mount cannot be asked what it is: armed, and exact."""
+    program = opened_before(wpfs)
+    program.order(f"map 0 0 0 {PAGES * PAGE}")
+    program.order("store 0 3 1")
+    assert report.dirty(wpfs, "t") == {3}
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 0 4 1")
+    assert killed(wpfs, program) == {4}
+    assert program.stderr() == ""
+
+
+def test_a_descriptor_from_before_is_mapped_beside_another(wpfs):
+    program = opened_before(wpfs, protect=False)
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"size 1 {PAGES * PAGE}")
+    program.order(f"map 1 1 0 {PAGES * PAGE}")
+    program.order(f"map 0 0 0 {PAGES * PAGE}")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 0 3 1")
+    program.order("store 1 4 1")
+    program.order("unmap 0 8 8")
+    assert report.dirty(wpfs, "t", "/f") == {3}
+    assert report.dirty(wpfs, "t", "/g") == {4}
+
+
+def test_mapped_first_while_the_daemon_is_dead(wpfs):
+    """
+    Known from its next mapping on: then what it has mapped meanwhile is armed, and dirty. Which
+    file that was nobody can say, so what is armed from then on counts as well, until a protect.
+    """
+    program = opened_before(wpfs)
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"size 1 {PAGES * PAGE}")
+    wpfs.kill9()
+    program.order(f"map 0 0 0 {8 * PAGE}")
+    program.order("store 0 3 1")
+    wpfs.restart()
+    program.order(f"map 1 1 0 {PAGES * PAGE}")
+    assert report.dirty(wpfs, "t", "/g") == ALL
+    assert report.dirty(wpfs, "t", "/f") == set(range(8))
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 0 5 1")
+    program.order("store 1 4 1")
+    assert report.dirty(wpfs, "t", "/g") == {4}
+    assert killed(wpfs, program) == {5}
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_raw_mapping_is_protected_too(wpfs, known):
+    """Mapped by a system call of the program's own, which nobody sees: armed, and dirty."""
+    program = wpfs.spawn(harness.program("mapper"), name="t", protect=True)
+    program.order(f"open 0 {wpfs.mnt}/f")
+    program.order(f"size 0 {PAGES * PAGE}")
+    if known:
+        program.order(f"open 1 {wpfs.mnt}/g")
+        program.order(f"size 1 {PAGES * PAGE}")
+        program.order(f"map 1 1 0 {PAGES * PAGE}")
+    program.order(f"map 0 0 {8 * PAGE} {8 * PAGE} raw")
+    program.order("store 0 3 1")
+    assert report.dirty(wpfs, "t") == set(range(8, 16))
+    if known:
+        assert report.dirty(wpfs, "t", "/g") == set()
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 0 5 1")
+    assert report.dirty(wpfs, "t") == {13}
+    wpfs.wpctl("unprotect", wpfs.mnt, "--name", "t")
+    program.order("store 0 6 1")
+    assert report.dirty(wpfs, "t") == set(), "unprotected, and armed again unasked"
+    program.order(f"map 2 0 0 {4 * PAGE} raw")
+    again = {0, 1, 2, 3} | set(range(8, 16))
+    assert report.dirty(wpfs, "t") == again
+    assert killed(wpfs, program) == again
+
+
 def test_mremap_while_the_daemon_is_dead(wpfs):
     program = mapped(wpfs)
     program.order("store 0 1 1")

@@ -41,15 +41,43 @@ void sim_free(struct sim *s)
 
 /* ---- harvest ---- */
 
+/* Does the model have this page where it is? */
+static bool knows(const struct sim *s, size_t at)
+{
+	const struct sim_page *p = &s->space[at];
+
+	for (size_t i = 0; i < s->mm.nr_vmas; i++) {
+		const struct mm_vma *v = &s->mm.vmas[i];
+
+		if (v->start <= AT(at) && AT(at) < v->end)
+			return v->file == (uint64_t)p->file &&
+			       v->pgoff + ((AT(at) - v->start) >> WPFS_PAGE_SHIFT) ==
+				       (uint64_t)p->pgoff;
+	}
+	return false;
+}
+
+/* Has the daemon not been told of a page that is to be armed as it is mapped? */
+static bool is_news(const struct sim *s, size_t at)
+{
+	const struct sim_page *p = &s->space[at];
+
+	return s->mm.protect_new && p->mapped && !p->sealed &&
+	       !(p->registered && p->owner == MM_WPFS) && !knows(s, at);
+}
+
 /* As tmm_seal(): an attempt to register tells what can never be written. */
 static void seal(struct sim *s, struct mm_vma *v)
 {
 	const struct mm_file *f = mm_file_find(&s->mm, v->file);
 	size_t at = v->start >> WPFS_PAGE_SHIFT;
+	bool armed = f && (f->protect || !mm_set_is_empty(&f->own[MM_WPFS].armed));
 
-	if (v->registered || !f || (!f->protect && mm_set_is_empty(&f->own[MM_WPFS].armed)))
+	if (v->registered || (!armed && !s->mm.protect_new))
 		return;
 	v->sealed = s->space[at].sealed;
+	if (!armed)
+		return; /* registered for a moment only */
 	for (size_t i = 0; !v->sealed && i < mm_vma_pages(v); i++) {
 		s->space[at + i].registered = true;
 		s->space[at + i].owner = MM_WPFS;
@@ -74,9 +102,12 @@ static void doubt_alike(struct sim *s)
 
 static void observe(struct sim *s)
 {
+	bool news[SIM_SPACE];
 	struct mm_vma *vmas;
 	size_t nr;
 
+	for (size_t i = 0; i < SIM_SPACE; i++)
+		news[i] = is_news(s, i);
 	ok(sim_view(s, &vmas, &nr));
 	for (size_t i = 0; i < nr; i++)
 		seal(s, &vmas[i]);
@@ -95,6 +126,10 @@ static void observe(struct sim *s)
 			ref->stored = true;
 		if (f && f->protect && !p->sealed)
 			ref->armed = true;
+		if (news[i]) {
+			ref->armed = true;
+			sim_taint(s, p->file, p->pgoff);
+		}
 		p->known = true;
 		p->pending = false;
 	}

@@ -97,6 +97,33 @@ static void test_unregistered_mapping_makes_armed_dirty(void **state)
 	mm_free(&mm);
 }
 
+/* Under --protect: made without a word, so armed now and dirty; not again once it is unprotected.
+ */
+static void test_news_are_armed_and_dirty(void **state)
+{
+	struct view view = {0};
+	struct mm mm;
+
+	setup_one(&mm);
+	mm.protect_new = true;
+	view_add(&view, 100, 10, F1, 0);
+	view_unregister(view_add(&view, 200, 4, F2, 8));
+	observe(&mm, &view);
+	assert_dirty(&mm, F1, 0, 0);
+	assert_dirty(&mm, F2, 8, 4);
+	assert_true(mm_file_find(&mm, F2)->unopened);
+	assert_false(mm_file_find(&mm, F1)->unopened);
+
+	mm_set_clear(&mm_file_find(&mm, F2)->own[MM_WPFS].armed);
+	mm_set_clear(&mm_file_find(&mm, F2)->own[MM_WPFS].dirty);
+	mm_file_find(&mm, F2)->protect = false;
+	view_add(&view, 100, 10, F1, 0);
+	view_unregister(view_add(&view, 200, 4, F2, 8));
+	observe(&mm, &view);
+	assert_true(mm_set_is_empty(&mm_file_find(&mm, F2)->own[MM_WPFS].armed));
+	mm_free(&mm);
+}
+
 /* Its pages were armed through another mapping after the last harvest; then it went. */
 static void test_unregistered_mapping_counts_when_gone(void **state)
 {
@@ -349,6 +376,7 @@ int main(void)
 		cmocka_unit_test(test_marked_in_every_mapping_or_dirty),
 		cmocka_unit_test(test_files_are_apart),
 		cmocka_unit_test(test_unregistered_mapping_makes_armed_dirty),
+		cmocka_unit_test(test_news_are_armed_and_dirty),
 		cmocka_unit_test(test_unregistered_mapping_counts_when_gone),
 		cmocka_unit_test(test_unregistered_mapping_may_turn_out_sealed),
 		cmocka_unit_test(test_sealed_mapping_is_harmless),

@@ -34,14 +34,14 @@ class Runner:
     def __init__(self, program, mm):
         self.program, self.mm = program, mm
         self.pid = program.pid
-        self.files = {}  # number of an open file: which daemon's mount it was opened on
+        self.files = set()  # numbers of open files
         self.slots = {}  # number: [address, pages]
         self.pages = {}  # page of the address space: Page
         self.uffds = []
 
     def fork(self, child, mm):
         other = Runner(child, mm)
-        other.files = dict(self.files)
+        other.files = set(self.files)
         other.slots = {slot: list(where) for slot, where in self.slots.items()}
         other.pages = {at: Page(p.key, p.pgoff, p.prot) for at, p in self.pages.items()}
         return other
@@ -59,7 +59,6 @@ class World:
             with open(self.path(key), "wb") as file:
                 file.truncate(size * PAGE)
         self.alive = True
-        self.daemons = 1
         self.mms = {}  # by name
         self.runners = []
         self.steps = self.checks = self.conservative = 0
@@ -135,7 +134,7 @@ class World:
         if key not in runner.files:
             if not self.alive or self.order(runner, f"open {key} {self.path(key)}") is None:
                 return
-            runner.files[key] = self.daemons
+            runner.files.add(key)
         if slot in runner.slots and not over:
             return
         at = ""
@@ -152,10 +151,7 @@ class World:
         for n in range(count):
             prot = "r" if kind else "rw"
             runner.pages[addr // PAGE + n] = Page(key, first + n, prot)
-        # Through a descriptor of a dead mount that the program had mapped nothing of, the shim
-        # cannot tell what it is: such a mapping is not armed.
-        told = self.alive and runner.files[key] == self.daemons
-        runner.mm.mapped(key, set(range(first, first + count)), told)
+        runner.mm.mapped(key, set(range(first, first + count)), self.alive)
 
     def placed(self, runner, slot, addr, count):
         old = runner.slots.get(slot)
@@ -461,7 +457,6 @@ class World:
         self.say("the daemon is started again")
         self.wpfs.restart()
         self.alive = True
-        self.daemons += 1
 
     def live(self, mm):
         return next((runner for runner in self.runners if runner.mm is mm), None)
