@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -95,6 +96,32 @@ static struct fs_inode *inode_new(uint64_t ino)
 	return inode;
 }
 
+static void nameless_count(struct fs *fs, int change)
+{
+	pthread_mutex_lock(&fs->nameless_lock);
+	fs->nr_nameless += (unsigned)change;
+	if (change < 0 && fs->nr_waiting)
+		pthread_cond_broadcast(&fs->nameless_fewer);
+	pthread_mutex_unlock(&fs->nameless_lock);
+}
+
+void fs_inode_wait_for_forgets(struct fs *fs)
+{
+	struct timespec end;
+	int r = 0;
+
+	clock_gettime(CLOCK_REALTIME, &end);
+	end.tv_sec++;
+	pthread_mutex_lock(&fs->nameless_lock);
+	if (fs->nr_waiting < FS_THREADS / 2) {
+		fs->nr_waiting++;
+		while (!r && fs->nr_nameless >= fs->max_nameless)
+			r = pthread_cond_timedwait(&fs->nameless_fewer, &fs->nameless_lock, &end);
+		fs->nr_waiting--;
+	}
+	pthread_mutex_unlock(&fs->nameless_lock);
+}
+
 static void inode_free(struct fs *fs, struct fs_inode *inode)
 {
 	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
@@ -102,8 +129,10 @@ static void inode_free(struct fs *fs, struct fs_inode *inode)
 	pthread_mutex_lock(&shard->backing);
 	fs_backing_free(fs, inode);
 	pthread_mutex_unlock(&shard->backing);
-	if (inode->nameless_fd >= 0)
+	if (inode->nameless_fd >= 0) {
 		close(inode->nameless_fd);
+		nameless_count(fs, -1);
+	}
 	free(inode);
 }
 
@@ -200,6 +229,8 @@ int fs_inode_lookup(struct fs *fs, int fd, const struct stat *st, struct fs_inod
 	 */
 	if (st->st_nlink == 0)
 		fresh->nameless_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (fresh->nameless_fd >= 0)
+		nameless_count(fs, 1);
 
 	pthread_mutex_lock(&shard->lock);
 	HASH_FIND(hh, shard->inodes, &ino, sizeof(ino), inode);
@@ -319,7 +350,9 @@ void fs_inode_unlinked(struct fs *fs, int fd)
 		close(fd);
 		return;
 	}
-	if (!atomic_compare_exchange_strong(&inode->nameless_fd, &none, fd))
+	if (atomic_compare_exchange_strong(&inode->nameless_fd, &none, fd))
+		nameless_count(fs, 1);
+	else
 		close(fd);
 	fs_inode_forget(fs, inode->ino, 1);
 }

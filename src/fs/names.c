@@ -191,6 +191,7 @@ static void remove_name(fuse_req_t req, fuse_ino_t parent, const char *name, int
 	_cleanup_close_ int victim = -1;
 	int r;
 
+	fs_inode_wait_for_forgets(fs);
 	r = fs_inode_ref(fs, parent, &dir);
 	if (!r) {
 		pthread_rwlock_rdlock(&fs->names_lock);
@@ -239,6 +240,7 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
 	_cleanup_close_ int victim = -1;
 	int r;
 
+	fs_inode_wait_for_forgets(fs);
 	r = fs_inode_ref(fs, parent, &from);
 	if (!r)
 		r = fs_inode_ref(fs, newparent, &to);

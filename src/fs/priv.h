@@ -93,7 +93,8 @@ struct fs_changes {
 	size_t nr;
 };
 
-#define FS_SHARDS 64
+#define FS_SHARDS  64
+#define FS_THREADS 32 /* one may sleep in a hook (a harvest, a commit); the others must go on */
 
 struct fs_shard {
 	pthread_mutex_t lock;
@@ -142,6 +143,11 @@ struct fs {
 	unsigned nr_idle;	 /* idle_lock */
 	_Atomic unsigned nr_backing_fds;
 	unsigned max_idle, max_backing_fds; /* constant */
+
+	pthread_mutex_t nameless_lock; /* the next three */
+	pthread_cond_t nameless_fewer;
+	unsigned nr_nameless, nr_waiting;
+	unsigned max_nameless; /* constant */
 
 	pthread_mutex_t dirs_lock;
 	struct fs_dir *dirs; /* open directories (dirs.c); dirs_lock */
@@ -234,6 +240,12 @@ struct fs_shard *fs_shard_of(struct fs *fs, uint64_t ino);
  * still knows the inode, the table keeps the descriptor. Takes fd over either way.
  */
 void fs_inode_unlinked(struct fs *fs, int fd);
+
+/*
+ * Before one more file may lose its last name: waits until not too many descriptors of such files
+ * are kept, for the kernel forgets them in its own time. For a second, and not in all threads.
+ */
+void fs_inode_wait_for_forgets(struct fs *fs);
 
 /* The handle of an open file. 0 or -errno. */
 int fs_handle_of(int fd, struct fs_handle *handle);

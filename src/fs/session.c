@@ -17,9 +17,6 @@
 #include "base/log.h"
 #include "fs/priv.h"
 
-/* A thread may sleep in a hook (a harvest, a commit); the others must go on answering. */
-#define FUSE_THREADS 32
-
 #ifndef FUSE_CAP_OVER_IO_URING
 #define FUSE_CAP_OVER_IO_URING 0 /* libfuse 3.17: no kernel is ever found to have it */
 #endif
@@ -104,13 +101,19 @@ static void names_lock_init(pthread_rwlock_t *lock)
 	pthread_rwlockattr_destroy(&attr);
 }
 
-/* Half the descriptors for files that are open, an eighth for some that were. */
+/*
+ * A quarter of the descriptors for files that are open or were, half for those that lost their name
+ * and are not forgotten yet.
+ */
 static void backing_limits(struct fs *fs)
 {
 	struct rlimit limit = {.rlim_cur = 1024};
 
 	getrlimit(RLIMIT_NOFILE, &limit);
-	fs->max_backing_fds = limit.rlim_cur < 1 << 20 ? (unsigned)limit.rlim_cur / 2 : 1 << 19;
+	if (limit.rlim_cur > 1 << 20)
+		limit.rlim_cur = 1 << 20;
+	fs->max_backing_fds = (unsigned)limit.rlim_cur / 4;
+	fs->max_nameless = (unsigned)limit.rlim_cur / 2;
 	fs->max_idle = fs->max_backing_fds / 4 < 1024 ? fs->max_backing_fds / 4 : 1024;
 }
 
@@ -137,6 +140,8 @@ int fs_new(const struct fs_config *config, struct fs **out)
 	pthread_mutex_init(&fs->changes_lock, NULL);
 	pthread_mutex_init(&fs->dirs_lock, NULL);
 	pthread_mutex_init(&fs->idle_lock, NULL);
+	pthread_mutex_init(&fs->nameless_lock, NULL);
+	pthread_cond_init(&fs->nameless_fewer, NULL);
 	backing_limits(fs);
 	signal(SIGIO, SIG_IGN); /* leases that are only asked for */
 	fs->done_fd = eventfd(0, EFD_CLOEXEC);
@@ -191,7 +196,7 @@ static void *session_thread(void *arg)
 
 	r = config ? creds_setup() : -ENOMEM;
 	if (!r) {
-		fuse_loop_cfg_set_max_threads(config, FUSE_THREADS);
+		fuse_loop_cfg_set_max_threads(config, FS_THREADS);
 		r = fuse_session_loop_mt(fs->session, config);
 		r = r > 0 ? -r : r;
 	}
@@ -253,6 +258,8 @@ void fs_free(struct fs *fs)
 	pthread_mutex_destroy(&fs->changes_lock);
 	pthread_mutex_destroy(&fs->dirs_lock);
 	pthread_mutex_destroy(&fs->idle_lock);
+	pthread_mutex_destroy(&fs->nameless_lock);
+	pthread_cond_destroy(&fs->nameless_fewer);
 	pthread_rwlock_destroy(&fs->hooks_lock);
 	sem_destroy(&fs->ready);
 	free(fs);

@@ -156,7 +156,7 @@ def measure(where, args):
                     note(name, kind, value)
         for size in (FLAT[:1] if args.tiny else FLAT if args.flat else FLAT[:2]):
             for kind in ("tmpfs", "wpfs"):
-                for _ in range(1 if size == FLAT[-1] else args.rounds):
+                for _ in range(args.rounds if size == FLAT[0] else 1):
                     note(f"flat {size}", kind, mounts[kind].work(where, "flat", size))
     finally:
         for mount in mounts.values():

@@ -146,7 +146,7 @@ def fio(one):
 STRESSORS = ("access chmod chown copy-file dentry dir dup fallocate fanotify fcntl fiemap file-ioctl "
              "filename flock fpunch hdd inode-flags inotify lease link locka lockf lockofd "
              "mknod mmap mmapmany msync open rename seek sendfile symlink sync-file touch "
-             "unlink utime xattr").split()
+             "utime xattr").split()
 
 
 def stress_ng(one):
