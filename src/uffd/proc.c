@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "uffd/proc.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
@@ -100,11 +101,32 @@ bool proc_is_dead(int pidfd)
 	return poll(&pfd, 1, 0) == 1 && (pfd.revents & (POLLIN | POLLHUP));
 }
 
-int proc_same_mm(pid_t a, pid_t b)
+static int proc_compare_mm(pid_t a, pid_t b)
 {
 	long r = syscall(SYS_kcmp, a, b, KCMP_VM, 0, 0);
 
 	return r < 0 ? -errno : r == 0;
+}
+
+int proc_same_mm(pid_t a, pid_t b)
+{
+	int same = proc_compare_mm(a, b);
+	_cleanup_dir_ DIR *dir = NULL;
+	struct dirent *de;
+	char path[64];
+
+	if (same)
+		return same;
+	/* A first thread that has ended has no mm any more; the others go on with theirs. */
+	snprintf(path, sizeof(path), "/proc/%d/task", a);
+	dir = opendir(path);
+	while (same != 1 && dir && (de = readdir(dir))) {
+		const pid_t thread = (pid_t)atoi(de->d_name);
+
+		if (thread > 0 && thread != a)
+			same = proc_compare_mm(thread, b);
+	}
+	return same == 1;
 }
 
 int proc_comm(pid_t pid, char comm[16])

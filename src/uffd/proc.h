@@ -33,7 +33,10 @@ pid_t proc_of_pidfd(int pidfd);
 /* Has the process of this pidfd exited (zombies included)? */
 bool proc_is_dead(int pidfd);
 
-/* Do two processes share one mm (kcmp(2), KCMP_VM)? 1, 0 or -errno; -ESRCH: one of them is gone. */
+/*
+ * Do two processes share one mm (kcmp(2), KCMP_VM)? 1, 0 or -errno; -ESRCH: one of them is gone. Of
+ * `a` any thread will do, as its first one may have ended.
+ */
 int proc_same_mm(pid_t a, pid_t b);
 
 /* The command name (without newline) into comm[16]. 0 or -errno. */
