@@ -125,6 +125,16 @@ static long reserve_place(const struct mapping *r)
 	return raw_failed(at) ? at : 0;
 }
 
+/* What was announced does not come: a mapping that looks like it is none that will be told of. */
+static void call_off(const struct mapping *r)
+{
+	struct mapping nothing = *r;
+	uint64_t armed;
+
+	nothing.len = 0;
+	mapping_tell(&nothing, 0, 0, true, &armed);
+}
+
 /* It would be armed: made elsewhere, armed, moved. */
 static long fixed_armed(const struct mapping *r)
 {
@@ -137,8 +147,10 @@ static long fixed_armed(const struct mapping *r)
 	err = try_elsewhere(r);
 	if (!err && no_replace)
 		err = reserve_place(r);
-	if (err)
+	if (err) {
+		call_off(r);
 		return err;
+	}
 	/* Before there is anything of what comes: the harvest would find it, and nobody watching
 	 * it. */
 	if (!no_replace)
@@ -179,6 +191,7 @@ static long fixed_armed(const struct mapping *r)
 static long map_fixed(const struct mapping *r)
 {
 	uint64_t armed = 0;
+	long at;
 	int err;
 
 	if (r->len == 0 || (r->addr & (SHIM_PAGE_SIZE - 1)) || (r->off & (SHIM_PAGE_SIZE - 1)))
@@ -186,13 +199,19 @@ static long map_fixed(const struct mapping *r)
 	err = mapping_tell(r, r->addr, r->addr, true, &armed);
 	if (err)
 		return untold_plain(r, err);
-	return armed ? fixed_armed(r) : mapped(r, fixed_plain(r));
+	if (armed)
+		return fixed_armed(r);
+	at = fixed_plain(r);
+	if (raw_failed(at))
+		call_off(r);
+	return mapped(r, at);
 }
 
 static long map_tracked(struct mapping *r)
 {
 	struct mount *mount = &shim.mounts[r->mount];
 	uint64_t armed;
+	long at;
 	int err;
 
 	if (shim.bad_name)
@@ -210,7 +229,10 @@ static long map_tracked(struct mapping *r)
 	/* Announced: a harvest between the call and its report would find it, and nobody watching.
 	 */
 	mapping_tell(r, 0, 0, true, &armed);
-	return mapped(r, plain_map(r));
+	at = plain_map(r);
+	if (raw_failed(at))
+		call_off(r);
+	return mapped(r, at);
 }
 
 static long map_locked(struct mapping *r)

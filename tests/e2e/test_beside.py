@@ -34,16 +34,31 @@ WAYS = {
     "vm": PAGES,
     "reopen": STORED,
     "grow": PAGES - {0},
+    "failed": PAGES,
+    "alone": STORED,
 }
 
 
 @pytest.mark.parametrize("how", WAYS)
 def test_no_store_is_missed(wpfs, how):
-    program = mapped(wpfs, *how.split())
+    program = mapped(wpfs, *how.split(), *[wpfs.mnt / "f"] * (how == "failed"))
     assert program.read() == "stored"
     assert report.dirty(wpfs, "t") == WAYS[how]
     program.kill9()
     assert report.dirty(wpfs, "t") == WAYS[how]
+
+
+def test_who_is_alone_stays_tracked(wpfs):
+    """A program whose first thread has ended is no dead one, and goes through epochs as any other."""
+    program = mapped(wpfs, "alone")
+    assert program.read() == "stored"
+    for _ in range(2):
+        wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+        assert report.names(wpfs) == {"t": "live"}
+        assert report.dirty(wpfs, "t") == set()
+    program.send("end")
+    program.wait()
+    assert report.dirty(wpfs, "t") == set()
 
 
 def test_the_pages_of_a_file_in_another_order(wpfs):

@@ -10,6 +10,8 @@
  *   vm                    a child made with CLONE_VM doubles the mapping with mremap(2)
  *   reopen                through /proc/self/fd
  *   grow                  a thread stores where the mapping is about to grow to, and stops then
+ *   failed                by a raw system call, right after a mmap of the same that failed
+ *   alone                 its first thread has ended: the second one stores
  *   survivor GO DONE      a child made with CLONE_VM outlives the program: it stores when somebody
  *                         writes to the fifo GO, and ends when it has told DONE
  */
@@ -24,6 +26,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -142,6 +145,36 @@ static void by_growing(void)
 	pthread_join(thread, NULL);
 }
 
+static void by_failed(void)
+{
+	int read_only = open(args[0], O_RDONLY | O_CLOEXEC);
+	char *at = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, read_only, 0);
+
+	check(read_only >= 0 && at == MAP_FAILED, "mmap");
+	at = (char *)syscall(SYS_mmap, NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+			     0);
+	check(at != MAP_FAILED, "mmap");
+	at[TO * PAGE] = 1;
+}
+
+static void *second(void *first)
+{
+	pthread_join(*(pthread_t *)first, NULL);
+	mapping[TO * PAGE] = 1;
+	say("stored");
+	exit(0);
+}
+
+static void by_second_thread(void)
+{
+	static pthread_t first;
+	pthread_t thread;
+
+	first = pthread_self();
+	check(pthread_create(&thread, NULL, second, &first) == 0, "pthread_create");
+	pthread_exit(NULL);
+}
+
 static int survivor(void *arg)
 {
 	int at = open(args[0], O_RDONLY | O_CLOEXEC);
@@ -162,8 +195,9 @@ static const struct {
 	const char *name;
 	void (*store)(void);
 } ways[] = {
-	{"file_pages", by_file_pages}, {"scan", by_scan},    {"vm", by_vm_child},
-	{"reopen", by_reopened},       {"grow", by_growing}, {"survivor", by_survivor},
+	{"file_pages", by_file_pages}, {"scan", by_scan},	    {"vm", by_vm_child},
+	{"reopen", by_reopened},       {"grow", by_growing},	    {"survivor", by_survivor},
+	{"failed", by_failed},	       {"alone", by_second_thread},
 };
 
 int main(int argc, char **argv)
