@@ -34,6 +34,8 @@ enum ctl_status {
 #define CTL_OPT_FULL	(1u << 7)
 #define CTL_OPT_FORCE	(1u << 8)
 #define CTL_OPT_REPAIR	(1u << 9)
+#define CTL_OPT_OUTPUT	(1u << 10)
+#define CTL_OPT_DARK	(1u << 11)
 
 /* Which operands it takes: all that are named are required. */
 enum ctl_operands {
@@ -52,6 +54,8 @@ struct ctl_args {
 	bool json;
 	bool protect;
 	bool full, force, repair;
+	const char *output; /* of a picture; NULL: none */
+	bool png, dark;
 	const char *target;	   /* MNT or STORE; CTL_DIR_FILE: the directory */
 	const char *operand;	   /* CTL_MNT_DIR, CTL_DIR_FILE: the second one */
 	char **argv;		   /* CTL_MNT_COMMAND: the command line, NULL-terminated */
@@ -82,6 +86,7 @@ int cmd_sync(const struct ctl_args *args);
 int cmd_forget(const struct ctl_args *args);
 int cmd_evict(const struct ctl_args *args);
 int cmd_load(const struct ctl_args *args);
+int cmd_map(const struct ctl_args *args);
 int cmd_export(const struct ctl_args *args);
 int cmd_apply(const struct ctl_args *args);
 int cmd_check(const struct ctl_args *args);

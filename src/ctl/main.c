@@ -52,6 +52,10 @@ const struct ctl_command ctl_commands[] = {
 	{"load", "MNT PATH", "bring a file's pages back into memory",
 	 "Capped mounts only. PATH is inside the mount, with leading '/'.", 0, CTL_MNT_PATH,
 	 cmd_load},
+	{"map", "[--name N] [--file P] [-o FILE] [--dark] MNT|STORE", "draw the marks",
+	 "A row of cells for each mapping: which of its pages are dirty, marked, never armed. In\n"
+	 "the terminal, or with -o as a picture.",
+	 CTL_OPT_NAME | CTL_OPT_FILE | CTL_OPT_OUTPUT | CTL_OPT_DARK, CTL_MNT_OR_STORE, cmd_map},
 	{"export", "--file P [--name N] [--epoch E | --full] [--force] MNT|STORE DIR",
 	 "copy the pages of a file that changed",
 	 "Writes the pages of P that are dirty, or that a closed epoch ended with, to DIR, for\n"
@@ -101,6 +105,12 @@ static const struct {
 	{CTL_OPT_REPAIR,
 	 {"repair", no_argument, NULL, 'R'},
 	 "--repair           mend what is wrong"},
+	{CTL_OPT_OUTPUT,
+	 {"output", required_argument, NULL, 'o'},
+	 "-o, --output FILE  to this file: .svg or .png"},
+	{CTL_OPT_DARK,
+	 {"dark", no_argument, NULL, 'd'},
+	 "--dark             with -o: for a dark page"},
 	{0,
 	 {"json", no_argument, NULL, 'j'},
 	 "--json             one JSON object instead of text: wpctl(1) lists its keys"},
@@ -195,6 +205,13 @@ static int set_option(struct ctl_args *args, int option, const char *value)
 	case 'p':
 		args->protect = true;
 		return 0;
+	case 'o':
+		why = parse_picture(value, &args->png);
+		args->output = value;
+		return why ? bad_value(args->command, "picture", value, why) : 0;
+	case 'd':
+		args->dark = true;
+		return 0;
 	case 'a':
 		args->full = true;
 		return 0;
@@ -217,7 +234,9 @@ static int set_option(struct ctl_args *args, int option, const char *value)
 static int parse_options(struct ctl_args *args, int argc, char **argv)
 {
 	const struct ctl_command *c = args->command;
-	bool stop = c->operands == CTL_MNT_COMMAND;
+	const char *letters = c->operands == CTL_MNT_COMMAND ? "+:h"
+			      : c->options & CTL_OPT_OUTPUT  ? ":ho:"
+							     : ":h";
 	struct option list[NR_OPTIONS + 1];
 	size_t nr = 0;
 	int option, r;
@@ -228,7 +247,7 @@ static int parse_options(struct ctl_args *args, int argc, char **argv)
 			list[nr++] = options[i].getopt;
 	}
 	opterr = 0;
-	while ((option = getopt_long(argc, argv, stop ? "+:h" : ":h", list, NULL)) != -1) {
+	while ((option = getopt_long(argc, argv, letters, list, NULL)) != -1) {
 		if (option == 'h')
 			return show_help(c) ?: -1;
 		if (option == ':')
@@ -297,6 +316,8 @@ static int parse(struct ctl_args *args, int argc, char **argv)
 		return usage(c, "no --name given", NULL);
 	if ((c->options & CTL_NEED_FILE) && !(args->select.set & WPFS_SELECT_FILE))
 		return usage(c, "no --file given", NULL);
+	if (args->dark && !args->output)
+		return usage(c, "--dark needs -o", NULL);
 	if (args->full && (args->select.set & (WPFS_SELECT_EPOCH | WPFS_SELECT_NAME)))
 		return usage(c, "--full is of no epoch and no program", NULL);
 	if ((args->select.set & WPFS_SELECT_RANGE) && !(args->select.set & WPFS_SELECT_FILE))

@@ -112,6 +112,14 @@ const char *parse_path(const char *text, char *buf, size_t size)
 	return NULL;
 }
 
+const char *parse_picture(const char *path, bool *png)
+{
+	const char *end = strrchr(path, '.');
+
+	*png = end && !strcmp(end, ".png");
+	return *png || (end && !strcmp(end, ".svg")) ? NULL : "ends with neither .svg nor .png";
+}
+
 unsigned parse_distance(const char *a, const char *b)
 {
 	size_t len_a = strlen(a), len_b = strlen(b);

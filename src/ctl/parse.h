@@ -3,6 +3,7 @@
 #ifndef WPFS_CTL_PARSE_H
 #define WPFS_CTL_PARSE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -33,6 +34,9 @@ const char *parse_number(const char *text, uint64_t *number);
  * than size.
  */
 const char *parse_path(const char *text, char *buf, size_t size);
+
+/* Is it the name of a picture, by its ending? NULL, or what is wrong. */
+const char *parse_picture(const char *path, bool *png);
 
 /*
  * How far two words are apart: inserted, deleted, changed and swapped letters (optimal string

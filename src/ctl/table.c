@@ -10,7 +10,7 @@
 
 #include "base/units.h"
 
-static bool table_colour(void)
+bool table_colour(void)
 {
 	static int colour = -1; /* one thread */
 

@@ -15,6 +15,9 @@
 
 enum table_paint { TABLE_PLAIN, TABLE_BOLD, TABLE_GREEN, TABLE_YELLOW, TABLE_DIM };
 
+/* Is stdout a terminal that is to have colour? */
+bool table_colour(void);
+
 /* The sequences that switch a paint on, and back to plain; "" where there is no colour. */
 const char *table_paint(enum table_paint paint);
 

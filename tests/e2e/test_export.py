@@ -258,7 +258,7 @@ def test_a_directory_is_one_export(wpfs):
 
 
 DAMAGES = {
-    "a page": ("pages", lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:], "checksum"),
+    "a page": ("pages", lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "checksum"),
     "pages cut": ("pages", lambda data: data[:-PAGE], "not as many"),
     "a digit": ("manifest", lambda data: data.replace(b"size 2", b"size 3"), "checksum"),
     "manifest cut": ("manifest", lambda data: data[:len(data) // 2], "checksum"),
@@ -274,6 +274,7 @@ def test_damage_is_found_before_anything_is_changed(wpfs, damage):
     backup.apply()
     before = digest(backup.copy)
     program.order("store 0 1 77")
+    program.order("store 0 9 77")  # the damaged one
     backup.export()
     name, change, word = DAMAGES[damage]
     path = backup.dir / name

@@ -15,7 +15,7 @@ import harness
 from harness import PAGE, WPCTL
 
 COMMANDS = ["status", "run", "ps", "marks", "dirty", "protect", "unprotect", "sync", "forget",
-            "evict", "load", "export", "apply", "check"]
+            "evict", "load", "map", "export", "apply", "check"]
 PAGES = 16
 
 

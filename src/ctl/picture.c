@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Two reports: marks are told mapping by mapping, dirty pages file by file, each once. A program
+ * that runs may store to a page between them; such a page is dirty.
+ */
+#include "ctl/picture.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/units.h"
+#include "ctl/say.h"
+
+struct load {
+	struct picture *p;
+	bool dirty;		/* the second report */
+	struct mm_set *to;	/* runs go there; NULL: nowhere */
+	uint64_t mm;		/* id of the one at hand */
+	struct mm_builder runs; /* for *to */
+};
+
+/* One more element of `size` bytes, zeroed, at the end of *array; grows at powers of two. */
+static void *grow(void *array, size_t nr, size_t size)
+{
+	void **at = array;
+	char *more = *at;
+
+	if ((nr & (nr - 1)) == 0) {
+		more = reallocarray(more, nr ? nr * 2 : 1, size);
+		if (!more)
+			return NULL;
+		*at = more;
+	}
+	return memset(more + nr * size, 0, size);
+}
+
+/* What came of runs goes to its set. */
+static int flush(struct load *load)
+{
+	int r = load->to ? mm_builder_end(&load->runs, load->to) : 0;
+
+	load->to = NULL;
+	return r;
+}
+
+static void fill(struct load *load, struct mm_set *set)
+{
+	load->to = set;
+	mm_builder_begin(&load->runs);
+}
+
+/* -1: there is none. */
+static ssize_t find_file(const struct picture *p, uint64_t mm, uint64_t id)
+{
+	for (size_t i = p->nr_files; i-- > 0;) {
+		if (p->files[i].mm == mm && p->files[i].id == id)
+			return (ssize_t)i;
+	}
+	return -1;
+}
+
+static ssize_t need_file(struct picture *p, uint64_t mm, uint64_t id)
+{
+	ssize_t at = find_file(p, mm, id);
+
+	if (at >= 0)
+		return at;
+	if (!grow(&p->files, p->nr_files, sizeof(*p->files)))
+		return -1;
+	p->files[p->nr_files] = (struct picture_file){.mm = mm, .id = id};
+	return (ssize_t)p->nr_files++;
+}
+
+static int add_mm(struct load *load, const struct wpfs_rec_mm *mm)
+{
+	struct picture *p = load->p;
+
+	load->mm = mm->id;
+	if (load->dirty)
+		return 0;
+	if (!grow(&p->mms, p->nr_mms, sizeof(*p->mms)))
+		return -ENOMEM;
+	p->mms[p->nr_mms++] = *mm;
+	return 0;
+}
+
+static int add_map(struct load *load, const struct wpfs_rec_map *rec)
+{
+	struct picture *p = load->p;
+	struct picture_map *map = p->nr_maps ? &p->maps[p->nr_maps - 1] : NULL;
+	ssize_t file;
+
+	if (load->dirty) {
+		file = find_file(p, load->mm, rec->file);
+		if (file >= 0)
+			fill(load, &p->files[file].dirty);
+		return 0;
+	}
+	/* A mapping that both owners have to do with comes twice. */
+	if (!map || map->mm != p->nr_mms - 1 || map->start != rec->start || map->end == 0) {
+		file = need_file(p, load->mm, rec->file);
+		map = file < 0 ? NULL : grow(&p->maps, p->nr_maps, sizeof(*p->maps));
+		if (!map)
+			return -ENOMEM;
+		p->nr_maps++;
+		map->mm = p->nr_mms - 1;
+		map->file = (size_t)file;
+		map->start = rec->start;
+		map->end = rec->end;
+		map->pgoff = rec->pgoff;
+		map->pages = rec->pages;
+		map->path = strdup(rec->path);
+		if (!map->path)
+			return -ENOMEM;
+	}
+	fill(load, &map->marked);
+	return 0;
+}
+
+static int take_record(void *arg, enum wpfs_rec_type type, const void *body)
+{
+	struct load *load = arg;
+	const struct wpfs_rec_run *run = body;
+	const struct wpfs_rec_note *note = body;
+	int r;
+
+	switch (type) {
+	case WPFS_REC_RUN:
+		if (load->to)
+			mm_builder_add(&load->runs, run->pgoff, run->pages);
+		return 0;
+	case WPFS_REC_MM:
+		r = flush(load);
+		return r ?: add_mm(load, body);
+	case WPFS_REC_MAP:
+		r = flush(load);
+		return r ?: add_map(load, body);
+	case WPFS_REC_UNION:
+		return flush(load); /* what comes now is known */
+	case WPFS_REC_NOTE:
+		return load->dirty ? 0 : out_notes_add(&load->p->notes, note->text);
+	}
+	return 0;
+}
+
+static int count(struct picture *p)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < p->nr_maps; i++) {
+		struct picture_map *map = &p->maps[i];
+		const struct mm_set *dirty = &p->files[map->file].dirty;
+
+		r = mm_set_andnot(&map->marked, dirty);
+		map->nr_dirty = mm_set_count_range(dirty, map->pgoff, map->pages);
+		map->nr_marked = mm_set_count_range(&map->marked, map->pgoff, map->pages);
+	}
+	return r;
+}
+
+int picture_load(struct picture *picture, struct target *target, const struct wpfs_select *select)
+{
+	struct wpfs_select ask = *select;
+	_cleanup_free_ struct load *load = calloc(1, sizeof(*load));
+	int r = 0;
+
+	*picture = (struct picture){NULL};
+	if (!load)
+		return target_fail(target, -ENOMEM);
+	load->p = picture;
+	for (int pass = 0; r == 0 && pass < 2; pass++) {
+		load->dirty = pass == 1;
+		ask.kind = load->dirty ? WPFS_REPORT_DIRTY : WPFS_REPORT_MARKS;
+		r = target_report(target, &ask, take_record, load);
+		if (flush(load) && r == 0)
+			r = target_fail(target, -ENOMEM);
+	}
+	if (r == 0 && count(picture))
+		r = target_fail(target, -ENOMEM);
+	return r;
+}
+
+void picture_free(struct picture *picture)
+{
+	for (size_t i = 0; i < picture->nr_maps; i++) {
+		free(picture->maps[i].path);
+		mm_set_free(&picture->maps[i].marked);
+	}
+	for (size_t i = 0; i < picture->nr_files; i++)
+		mm_set_free(&picture->files[i].dirty);
+	free(picture->maps);
+	free(picture->files);
+	free(picture->mms);
+	out_notes_free(&picture->notes);
+	*picture = (struct picture){NULL};
+}
+
+static uint64_t cell_first(const struct picture_map *map, size_t i, size_t nr)
+{
+	return map->pgoff + map->pages * i / nr; /* below 2^32 times 4096 */
+}
+
+uint64_t picture_offset(const struct picture_map *map, size_t i, size_t nr)
+{
+	return cell_first(map, i, nr) << WPFS_PAGE_SHIFT;
+}
+
+void picture_cell(const struct picture *picture, const struct picture_map *map, size_t i, size_t nr,
+		  struct picture_cell *cell)
+{
+	const uint64_t first = cell_first(map, i, nr);
+
+	cell->pages = cell_first(map, i + 1, nr) - first;
+	cell->dirty = mm_set_count_range(&picture->files[map->file].dirty, first, cell->pages);
+	cell->marked = mm_set_count_range(&map->marked, first, cell->pages);
+}
+
+const char *picture_mm_label(const struct wpfs_rec_mm *mm, char *buf, size_t size)
+{
+	char pid[24] = "", epoch[32] = "";
+
+	if (mm->pid > 0)
+		snprintf(pid, sizeof(pid), "  pid %" PRIi32, mm->pid);
+	if (mm->epoch)
+		snprintf(epoch, sizeof(epoch), "  epoch %" PRIu64, mm->epoch);
+	snprintf(buf, size, "%s%s  %s%s", mm->name[0] ? mm->name : "(unnamed)", pid,
+		 out_state_name(mm->state), epoch);
+	return buf;
+}
+
+const char *picture_map_label(const struct picture_map *map, char *buf, size_t size)
+{
+	char dirty[40];
+
+	snprintf(buf, size, "%s dirty, %" PRIu64 " marked, %" PRIu64 " never armed",
+		 table_count(map->nr_dirty, "page", dirty, sizeof(dirty)), map->nr_marked,
+		 map->pages - map->nr_dirty - map->nr_marked);
+	return buf;
+}
+
+char *picture_path(const struct picture_map *map)
+{
+	char *text = NULL;
+	size_t len;
+	FILE *f = open_memstream(&text, &len);
+
+	if (!f)
+		return NULL;
+	say_text(f, map->path);
+	if (fclose(f)) {
+		free(text);
+		return NULL;
+	}
+	return text;
+}
