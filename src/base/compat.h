@@ -125,6 +125,25 @@ struct fuse_backing_map {
 #define STATX_MNT_ID_UNIQUE 0x00004000U
 #endif
 
+/* How much of a part of a file is in memory: Linux 6.5, cachestat(2) */
+#ifndef SYS_cachestat
+#define SYS_cachestat 451
+#endif
+#ifndef __NR_cachestat
+struct cachestat_range {
+	__u64 off;
+	__u64 len;
+};
+
+struct cachestat {
+	__u64 nr_cache;
+	__u64 nr_dirty;
+	__u64 nr_writeback;
+	__u64 nr_evicted; /* of a tmpfs file: in swap */
+	__u64 nr_recently_evicted;
+};
+#endif
+
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
 #endif

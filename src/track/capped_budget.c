@@ -5,11 +5,13 @@
  * track thread evicts when it is told to.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/compat.h"
 #include "base/log.h"
 #include "base/units.h"
 #include "track/capped_internal.h"
@@ -21,6 +23,19 @@ uint64_t capped_resident(const struct capped *c)
 	if (fstatfs(c->config.lower_fd, &st) < 0)
 		return 0; /* which cannot fail */
 	return (uint64_t)(st.f_blocks - st.f_bfree) * (uint64_t)st.f_bsize;
+}
+
+/* Not lseek: it goes on to the next page that is there, or is not, however far away. */
+uint64_t capped_in_memory(int fd, uint64_t first, uint64_t nr)
+{
+	struct cachestat_range range = {first << WPFS_PAGE_SHIFT, nr << WPFS_PAGE_SHIFT};
+	struct cachestat stat;
+
+	if (syscall(SYS_cachestat, fd, &range, &stat, 0) < 0) {
+		log_err("cachestat: %s", log_errstr(errno)); /* it is in every kernel we run on */
+		abort();
+	}
+	return stat.nr_cache + stat.nr_evicted;
 }
 
 static void ask(struct capped *c)

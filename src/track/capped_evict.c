@@ -50,31 +50,31 @@ static void save_page(struct save *s, uint64_t page, char *at)
 		s->runs[s->nr++] = (struct spill_run){page, 1, at};
 }
 
+/* Reads pages to `to`; what is behind the end of the file is zeros. 0 or -errno. */
+static int read_pages(int fd, uint64_t first, uint64_t nr, char *to)
+{
+	return fdio_pread_zeros(fd, to, nr << WPFS_PAGE_SHIFT, first << WPFS_PAGE_SHIFT);
+}
+
 /* Reads what is resident of [first, first + nr) to `to`. 0 or -errno. */
 static int save_range(struct save *s, int fd, uint64_t first, uint64_t nr, char *to)
 {
-	off_t end = (off_t)((first + nr) << WPFS_PAGE_SHIFT);
-	off_t at = lseek(fd, (off_t)(first << WPFS_PAGE_SHIFT), SEEK_DATA);
+	uint64_t there = capped_in_memory(fd, first, nr);
+	int r;
 
-	while (at >= 0 && at < end) {
-		off_t hole = lseek(fd, at, SEEK_HOLE);
-		uint64_t page = (uint64_t)at >> WPFS_PAGE_SHIFT, last;
-		ssize_t n;
-
-		if (hole < 0)
-			return -errno;
-		if (hole > end)
-			hole = end;
-		last = ((uint64_t)hole + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
-		memset(to + ((last - 1 - first) << WPFS_PAGE_SHIFT), 0, WPFS_PAGE_SIZE);
-		n = pread(fd, to + ((page - first) << WPFS_PAGE_SHIFT), (size_t)(hole - at), at);
-		if (n != hole - at)
-			return n < 0 ? -errno : -EIO;
-		for (; page < last; page++)
-			save_page(s, page, to + ((page - first) << WPFS_PAGE_SHIFT));
-		at = lseek(fd, hole, SEEK_DATA);
+	if (there == 0)
+		return 0;
+	/* Some: halves, down to what is all or nothing. */
+	if (there < nr) {
+		r = save_range(s, fd, first, nr / 2, to);
+		return r < 0 ? r
+			     : save_range(s, fd, first + nr / 2, nr - nr / 2,
+					  to + ((nr / 2) << WPFS_PAGE_SHIFT));
 	}
-	return at < 0 && errno != ENXIO ? -errno : 0;
+	r = read_pages(fd, first, nr, to);
+	for (uint64_t i = 0; r == 0 && i < nr; i++)
+		save_page(s, first + i, to + (i << WPFS_PAGE_SHIFT));
+	return r;
 }
 
 /* Calls fn for the pages of the batch that go, as runs, with their place in the buffer. */
@@ -135,19 +135,20 @@ static int punch_leaving(void *arg, uint64_t first, uint64_t nr, uint64_t at)
 {
 	struct saving *sv = arg;
 	int fd = sv->b->file->fd, r = 0;
-	off_t from = (off_t)(first << WPFS_PAGE_SHIFT), data;
 
-	if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, from,
-		      (off_t)(nr << WPFS_PAGE_SHIFT)) < 0)
+	if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		      (off_t)(first << WPFS_PAGE_SHIFT), (off_t)(nr << WPFS_PAGE_SHIFT)) < 0)
 		r = -errno;
-	data = lseek(fd, from, SEEK_DATA);
-	while (data >= 0 && data < sv->size && (uint64_t)data >> WPFS_PAGE_SHIFT < first + nr) {
-		uint64_t page = (uint64_t)data >> WPFS_PAGE_SHIFT;
-		int err = put_back(sv, page, sv->s->buf + ((at + page - first) << WPFS_PAGE_SHIFT));
+	if (capped_in_memory(fd, first, nr) == 0)
+		return r;
+	for (uint64_t i = 0; i < nr; i++) {
+		int err;
 
+		if (capped_in_memory(fd, first + i, 1) == 0)
+			continue;
+		err = put_back(sv, first + i, sv->s->buf + ((at + i) << WPFS_PAGE_SHIFT));
 		r = r < 0 ? r : err;
 		sv->stay++;
-		data = lseek(fd, data + (off_t)WPFS_PAGE_SIZE, SEEK_DATA);
 	}
 	return r;
 }
@@ -271,33 +272,85 @@ int capped_evict_runs(struct capped *c, struct capped_file *f, const struct capp
 	return r;
 }
 
-int capped_evict(struct capped *c, struct capped_file *f, const struct capped_mapping *maps,
-		 size_t nr, uint64_t *pages, char *why, size_t why_size)
+/* Resident pages of the file from *page on, as runs of one batch. */
+static size_t next_runs(const struct capped_file *f, uint64_t *page, uint64_t end,
+			struct capped_run *runs)
 {
-	uint64_t end = f->bits.pages;
+	uint64_t pages = 0;
+	size_t nr = 0;
+
+	while (pages < CAPPED_BATCH && *page < end) {
+		off_t data = lseek(f->fd, (off_t)(*page << WPFS_PAGE_SHIFT), SEEK_DATA), hole;
+		uint64_t first, last;
+
+		if (data < 0) {
+			*page = end;
+			break;
+		}
+		hole = lseek(f->fd, data, SEEK_HOLE);
+		first = (uint64_t)data >> WPFS_PAGE_SHIFT;
+		last = hole < 0 ? first + 1
+				: ((uint64_t)hole + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
+		if (last > end)
+			last = end;
+		if (first >= end || last <= first) {
+			*page = end;
+			break;
+		}
+		if (last - first > CAPPED_BATCH - pages)
+			last = first + CAPPED_BATCH - pages;
+		runs[nr++] = (struct capped_run){first, last - first};
+		pages += last - first;
+		*page = last;
+	}
+	return nr;
+}
+
+/* One pass over the file. `used` gets pages that were in use, unless their settling is waited for.
+ */
+static int evict_pass(struct capped *c, struct capped_file *f, const struct capped_mapping *maps,
+		      size_t nr, bool settle, struct mm_set *used, uint64_t *pages, char *why,
+		      size_t why_size)
+{
+	struct capped_run *runs = calloc(CAPPED_BATCH, sizeof(*runs));
+	uint64_t end = f->bits.pages, page = 0;
 	struct stat st;
-	int r = 0;
+	int r = runs ? 0 : -ENOMEM;
 
 	if (fstat(f->fd, &st) == 0 &&
 	    ((uint64_t)st.st_size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT < end)
 		end = ((uint64_t)st.st_size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
-	for (uint64_t at = 0; r == 0 && at < end;) {
-		off_t data = lseek(f->fd, (off_t)(at << WPFS_PAGE_SHIFT), SEEK_DATA);
-		struct capped_run run;
+	while (r == 0) {
+		size_t nr_runs = next_runs(f, &page, end, runs);
 
-		if (data < 0)
+		if (nr_runs == 0)
 			break;
-		run.first = (uint64_t)data >> WPFS_PAGE_SHIFT;
-		if (run.first >= end)
-			break;
-		run.nr = end - run.first < CAPPED_BATCH ? end - run.first : CAPPED_BATCH;
-		r = capped_evict_runs(c, f, maps, nr, &run, 1, true, NULL, pages, why, why_size);
-		if (r == 0 && f->has_slot) {
-			pthread_mutex_lock(&c->lock);
-			policy_drop(c->policy, f->slot, run.first, run.nr);
-			pthread_mutex_unlock(&c->lock);
-		}
-		at = run.first + run.nr;
+		r = capped_evict_runs(c, f, maps, nr, runs, nr_runs, settle, used, pages, why,
+				      why_size);
+		pthread_mutex_lock(&c->lock);
+		for (size_t i = 0; r == 0 && f->has_slot && i < nr_runs; i++)
+			policy_drop(c->policy, f->slot, runs[i].first, runs[i].nr);
+		pthread_mutex_unlock(&c->lock);
 	}
+	free(runs);
 	return r;
+}
+
+int capped_evict(struct capped *c, struct capped_file *f, const struct capped_mapping *maps,
+		 size_t nr, uint64_t *pages, char *why, size_t why_size)
+{
+	const struct timespec time = {.tv_sec = c->config.settle_ms / 1000,
+				      .tv_nsec = c->config.settle_ms % 1000 * 1000000L};
+	_cleanup_set_ struct mm_set used = {0};
+	int r;
+
+	/* Unmapped at once, the settle time is waited for once; what is in use has it for itself.
+	 */
+	if (nr && capped_unmap(maps, nr)) {
+		nanosleep(&time, NULL);
+		r = evict_pass(c, f, maps, nr, false, &used, pages, why, why_size);
+		if (r < 0 || mm_set_is_empty(&used))
+			return r;
+	}
+	return evict_pass(c, f, maps, nr, true, NULL, pages, why, why_size);
 }

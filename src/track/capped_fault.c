@@ -227,11 +227,9 @@ static int fault_resolve(struct capped *c, struct capped_mm *mm, uint64_t addr,
 
 static enum fault_residency fault_residency(const struct capped_file *f, uint64_t page)
 {
-	off_t off = (off_t)(page << WPFS_PAGE_SHIFT);
-
 	if (spill_bits_test(&f->bits, page))
 		return FAULT_SPILLED;
-	return lseek(f->fd, off, SEEK_DATA) == off ? FAULT_RESIDENT : FAULT_ABSENT;
+	return capped_in_memory(f->fd, page, 1) ? FAULT_RESIDENT : FAULT_ABSENT;
 }
 
 /* Brings a page in: a wait for the store, in which the mm can go. 0 or -errno. */

@@ -241,6 +241,9 @@ void capped_ahead_forget(struct capped *c, uint64_t ino);
 /* Bytes of page contents in the lower tmpfs. Any thread, no lock. */
 uint64_t capped_resident(const struct capped *c);
 
+/* Pages of [first, first + nr) of a lower file that are in memory (or in swap); no lock. */
+uint64_t capped_in_memory(int fd, uint64_t first, uint64_t nr);
+
 /* Something was added: has the track thread evict if there is too much. Lock held. */
 void capped_added(struct capped *c);
 
@@ -384,6 +387,9 @@ struct capped_turn {
 
 /* Takes up to `max` pages whose turn has come, all of one file. nr 0: there are none. */
 void capped_turn_take(struct capped *c, struct capped_turn *turn);
+
+/* Unmaps whole mappings. False: it would cost more than it tells. */
+bool capped_unmap(const struct capped_mapping *maps, size_t nr);
 
 /* Nothing can be done about them now: they have another turn. */
 void capped_turn_back(struct capped *c, struct capped_turn *turn);

@@ -315,7 +315,7 @@ int capped_zero_fault(struct capped *c, struct capped_file *f, uint64_t page)
 {
 	struct capped_stream *s = stream_find(c, f, page);
 	uint64_t nr = s->window ? (s->window < ZERO_MAX ? s->window : ZERO_MAX) : 1, end;
-	off_t off = (off_t)(page << WPFS_PAGE_SHIFT), data;
+	off_t off = (off_t)(page << WPFS_PAGE_SHIFT);
 	struct stat st;
 
 	if (fstat(f->fd, &st) < 0)
@@ -327,9 +327,8 @@ int capped_zero_fault(struct capped *c, struct capped_file *f, uint64_t page)
 		nr = end - page;
 	if (nr > 1 && spill_bits_next(&f->bits, page) < page + nr)
 		nr = spill_bits_next(&f->bits, page) - page;
-	data = nr > 1 ? lseek(f->fd, off, SEEK_DATA) : -1;
-	if (data >= 0 && ((uint64_t)data >> WPFS_PAGE_SHIFT) - page < nr)
-		nr = ((uint64_t)data >> WPFS_PAGE_SHIFT) - page;
+	while (nr > 1 && capped_in_memory(f->fd, page, nr))
+		nr /= 2;
 	if (nr > 1 && (capped_batch_has(c, f, page, page + nr) ||
 		       capped_used(c, f->ino, page, page + nr, ~0u)))
 		nr = 1;

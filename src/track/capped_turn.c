@@ -148,6 +148,19 @@ static void unmap(int pidfd, struct iovec *iov, size_t *nr)
 	*nr = 0;
 }
 
+bool capped_unmap(const struct capped_mapping *maps, size_t nr)
+{
+	if (!can_probe())
+		return false;
+	for (size_t m = 0; m < nr; m++) {
+		struct iovec iov = {(void *)maps[m].start, maps[m].end - maps[m].start};
+		size_t n = 1;
+
+		unmap(maps[m].pidfd, &iov, &n);
+	}
+	return true;
+}
+
 /* Unmaps those of the pages that are mapped. */
 static void turn_unmap(const struct capped_turn *turn, const struct capped_mapping *maps, size_t nr,
 		       const struct mm_set *mapped)
