@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -24,7 +25,9 @@
 #include "base/fdio.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "ipc/wire.h"
 #include "track/capped_internal.h"
+#include "track/capped_test.h"
 
 #define MANY_FILES 4096
 
@@ -112,6 +115,10 @@ int capped_file_prepare(struct capped *c, struct capped_file *f, uint64_t pages)
 
 int capped_spill_fd(struct capped *c, struct capped_file *f, bool create)
 {
+	int r = create ? capped_test_fail("spill-open") : 0;
+
+	if (r < 0)
+		return r;
 	if (f->spill_fd < 0)
 		f->spill_fd = spill_store_file(c->store, f->ino, create);
 	return f->spill_fd;
@@ -297,6 +304,59 @@ static int adopt_file(struct capped *c, const char *name)
 	return 0;
 }
 
+/*
+ * The lease of a daemon that was killed in the midst of a batch lives on with the mappings of its
+ * struct file, and whoever opens the file waits until the kernel takes it away: 45 seconds, unless
+ * the setting is made shorter while that begins. Others that read it back see their own value: one
+ * at a time, and nothing is done if it is short already.
+ */
+static void break_lease(struct capped *c, const struct fs_handle *handle)
+{
+	static const char *const setting = "/proc/sys/fs/lease-break-time";
+	_cleanup_close_ int lock = open(WPFS_RUN_DIR, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	_cleanup_close_ int fd = open(setting, O_RDWR | O_CLOEXEC), file = -1;
+	char was[16] = "";
+	bool changed;
+
+	if (lock < 0 || flock(lock, LOCK_EX) < 0 || fd < 0)
+		return; /* then it takes its time */
+	changed = pread(fd, was, sizeof(was) - 1, 0) > 0 && atoi(was) > 1 &&
+		  pwrite(fd, "1", 1, 0) == 1;
+	file = fs_handle_open(c->config.fs, handle, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	if (changed && pwrite(fd, was, strlen(was), 0) < 0)
+		log_err("cannot set %s back to %s", setting, was);
+	if (file < 0)
+		file = fs_handle_open(c->config.fs, handle, O_RDWR | O_CLOEXEC);
+}
+
+static void break_left_lease(struct capped *c)
+{
+	struct spill_bits bits;
+	struct fs_handle handle;
+
+	if (c->left.nr == 0 ||
+	    spill_bits_open(&bits, c->bits_fd, bits_name(c->left.ino).s, false) < 0)
+		return;
+	memcpy(&handle, bits.head, sizeof(handle));
+	spill_bits_close(&bits);
+	break_lease(c, &handle);
+}
+
+static int read_record(struct capped *c)
+{
+	_cleanup_close_ int fd = openat(c->bits_fd, "evicting", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return errno == ENOENT ? 0 : -errno;
+	/* Cut short: killed while it was written, before the first fence. */
+	if (fdio_pread_full(fd, &c->left, offsetof(struct capped_record, runs), 0) < 0 ||
+	    c->left.nr > CAPPED_BATCH ||
+	    fdio_pread_full(fd, c->left.runs, c->left.nr * sizeof(c->left.runs[0]),
+			    offsetof(struct capped_record, runs)) < 0)
+		c->left.nr = 0;
+	return 0;
+}
+
 /* What the last daemon knew. With a new lower there is nothing, and the store is emptied. */
 static int adopt_all(struct capped *c)
 {
@@ -306,6 +366,10 @@ static int adopt_all(struct capped *c)
 
 	if (!c->config.adopted)
 		return spill_store_wipe(c->store);
+	r = read_record(c);
+	if (r < 0)
+		return r;
+	break_left_lease(c);
 	fd = openat(c->bits_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	dir = fd < 0 ? NULL : fdopendir(fd);
 	if (!dir)
@@ -314,19 +378,7 @@ static int adopt_all(struct capped *c)
 		if (de->d_name[0] >= '0' && de->d_name[0] <= '9')
 			r = adopt_file(c, de->d_name);
 	}
-	if (r < 0)
-		return r;
-	fd = openat(c->bits_fd, "evicting", O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return errno == ENOENT ? 0 : -errno;
-	/* Cut short: killed while it was written, before the first fence. */
-	if (fdio_pread_full(fd, &c->left, offsetof(struct capped_record, runs), 0) < 0 ||
-	    c->left.nr > CAPPED_BATCH ||
-	    fdio_pread_full(fd, c->left.runs, c->left.nr * sizeof(c->left.runs[0]),
-			    offsetof(struct capped_record, runs)) < 0)
-		c->left.nr = 0;
-	close(fd);
-	return 0;
+	return r;
 }
 
 static int open_all(struct capped *c)
@@ -401,6 +453,7 @@ int capped_new(const struct capped_config *config, struct capped **out)
 	c->bits_fd = c->epoll_fd = c->stop_fd = c->retry_fd = c->evict_fd = -1;
 	c->next_mm = 1;
 	set_marks(c);
+	capped_test_init();
 	pthread_mutex_init(&c->lock, NULL);
 	pthread_cond_init(&c->cond, NULL);
 	pthread_cond_init(&c->engine_cond, NULL);

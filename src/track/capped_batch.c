@@ -21,6 +21,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "track/capped_internal.h"
+#include "track/capped_test.h"
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
 
@@ -385,6 +386,7 @@ void capped_batch_end(struct capped *c, struct capped_batch *b)
 	capped_retry(c);
 	pthread_cond_broadcast(&c->cond);
 	pthread_mutex_unlock(&c->lock);
+	capped_test_point("unfenced");
 	capped_record_clear(c);
 	for (size_t i = 0; i < b->nr_pieces; i++)
 		mm_set_free(&b->pieces[i].unmarked);

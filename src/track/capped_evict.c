@@ -23,6 +23,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "track/capped_internal.h"
+#include "track/capped_test.h"
 
 #define LEASE_TRIES 200 /* naps: as long as an open of a moment may take */
 
@@ -136,7 +137,9 @@ static int punch_leaving(void *arg, uint64_t first, uint64_t nr, uint64_t at)
 	struct saving *sv = arg;
 	int fd = sv->b->file->fd, r = 0;
 
-	if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+	r = capped_test_fail("punch");
+	if (r == 0 &&
+	    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 		      (off_t)(first << WPFS_PAGE_SHIFT), (off_t)(nr << WPFS_PAGE_SHIFT)) < 0)
 		r = -errno;
 	if (capped_in_memory(fd, first, nr) == 0)
@@ -159,7 +162,10 @@ static int save_and_punch(struct saving *sv, uint64_t *pages)
 	struct capped_file *f = sv->b->file;
 	struct save *s = sv->s;
 	struct stat st;
-	int r = for_leaving(sv->b, save_leaving, sv), fd;
+	int r = capped_test_fail("lower-read"), fd;
+
+	if (r == 0)
+		r = for_leaving(sv->b, save_leaving, sv);
 
 	if (r == 0 && fstat(f->fd, &st) < 0)
 		r = -errno;
@@ -167,7 +173,9 @@ static int save_and_punch(struct saving *sv, uint64_t *pages)
 	fd = capped_spill_fd(c, f, true);
 	pthread_mutex_unlock(&c->lock);
 	if (r == 0)
-		r = fd < 0 ? fd : spill_store_write(c->evict_io, fd, s->runs, s->nr);
+		r = fd < 0 ? fd : capped_test_fail("spill-write");
+	if (r == 0)
+		r = spill_store_write(c->evict_io, fd, s->runs, s->nr);
 	if (r < 0) {
 		/* A full store must not stay so for pages that are not in it. */
 		if (fd >= 0)
@@ -175,6 +183,7 @@ static int save_and_punch(struct saving *sv, uint64_t *pages)
 		return r;
 	}
 	sv->size = st.st_size;
+	capped_test_point("saved");
 	pthread_mutex_lock(&c->lock);
 	for (size_t i = 0; i < s->nr; i++) {
 		uint64_t before = f->bits.count;
@@ -189,6 +198,7 @@ static int save_and_punch(struct saving *sv, uint64_t *pages)
 	c->counts.zeros += s->zeros;
 	pthread_mutex_unlock(&c->lock);
 	futimens(f->fd, (struct timespec[2]){st.st_atim, st.st_mtim});
+	capped_test_point("punched");
 	return r;
 }
 
@@ -233,6 +243,7 @@ static int batch_run(struct capped *c, struct capped_batch *b, const struct capp
 
 	if (r < 0)
 		return r;
+	capped_test_point("fenced");
 	r = wait_settled(c, b, settle, used);
 	if (r < 0) {
 		snprintf(why, why_size, "its mappings change just now (%s): try again",
@@ -246,6 +257,7 @@ static int batch_run(struct capped *c, struct capped_batch *b, const struct capp
 			 "daemon was started again");
 		return r;
 	}
+	capped_test_point("leased");
 	s.runs = calloc(b->pages, sizeof(*s.runs));
 	r = s.runs ? save_and_punch(&sv, pages) : -ENOMEM;
 	free(s.runs);

@@ -21,6 +21,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "track/capped_internal.h"
+#include "track/capped_test.h"
 
 #define WINDOW_MIN  16u
 #define WINDOW_MAX  2048u /* pages that are asked for ahead of a reader */
@@ -91,17 +92,24 @@ static int fill(struct spill_io *io, int spill_fd, int lower_fd, uint64_t first,
 	const struct spill_run run = {first, nr, spill_io_buf(io)};
 	uint64_t off = first << WPFS_PAGE_SHIFT, len = nr << WPFS_PAGE_SHIFT;
 	struct stat st;
-	int r = spill_store_read(io, spill_fd, &run, 1);
+	int r = capped_test_fail("spill-read");
 
+	capped_test_point("asked");
+	if (r == 0)
+		r = spill_store_read(io, spill_fd, &run, 1);
 	if (r == 0 && fstat(lower_fd, &st) < 0)
 		r = -errno;
+	if (r == 0)
+		r = capped_test_fail("lower-write");
 	if (r < 0)
 		return r;
+	capped_test_point("read");
 	/* The file never grows by this; what lay behind its end is nobody's. */
 	if (off + len > (uint64_t)st.st_size)
 		len = off < (uint64_t)st.st_size ? (uint64_t)st.st_size - off : 0;
 	r = fdio_pwrite_full(lower_fd, run.buf, len, (off_t)off);
 	futimens(lower_fd, (struct timespec[2]){st.st_atim, st.st_mtim});
+	capped_test_point("filled");
 	return r;
 }
 

@@ -112,6 +112,7 @@ class Wpfs:
         self.log = self.dir / "daemon.log"
         self.log.touch()
         self.allowed = []
+        self.daemon_env = {}
         self.daemon = None
         self.pidfd = -1
         self.id = None
@@ -142,7 +143,8 @@ class Wpfs:
         watch = proc.MountWatch()
         with open(self.log, "ab") as log:
             status = os.fstat(log.fileno())
-            env = self.env({"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})  # asks for levels
+            env = self.env({"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}",
+                            **self.daemon_env})  # asks for levels
             self.daemon = subprocess.Popen(
                 [*argv, self.store, str(self.mnt)], env=env, cwd="/", stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True)

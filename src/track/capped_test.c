@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "track/capped_test.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/fdio.h"
+
+#define PAUSE_TRIES 60000 /* of a millisecond: a test that was killed must not stop the mount */
+
+static const char *dir;
+
+void capped_test_init(void)
+{
+	dir = getenv("WPFS_TEST_DIR");
+}
+
+int capped_test_fail(const char *step)
+{
+	_cleanup_free_ char *text = NULL;
+	char path[512];
+
+	if (!dir)
+		return 0;
+	snprintf(path, sizeof(path), "%s/fail-%s", dir, step);
+	if (fdio_read_file(AT_FDCWD, path, &text, NULL) < 0)
+		return 0;
+	return -atoi(text);
+}
+
+void capped_test_point(const char *step)
+{
+	char pause[512], at[512];
+	int fd;
+
+	if (!dir)
+		return;
+	snprintf(pause, sizeof(pause), "%s/pause-%s", dir, step);
+	snprintf(at, sizeof(at), "%s/at-%s", dir, step);
+	if (access(pause, F_OK) < 0)
+		return;
+	fd = open(at, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	if (fd >= 0)
+		close(fd);
+	for (int tries = 0; access(pause, F_OK) == 0 && tries < PAUSE_TRIES; tries++)
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	unlink(at);
+}

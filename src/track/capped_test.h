@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A seam for tests, nothing without WPFS_TEST_DIR in the daemon's environment: a directory whose
+ * files say what is to fail and where to stop. The daemon looks for them each time, so a test can
+ * change its mind.
+ *
+ *   fail-NAME    that step fails; the file holds the errno as a number
+ *   pause-NAME   whoever comes to that step makes at-NAME and waits until pause-NAME is gone
+ *
+ * Steps of an eviction: fenced, leased, saved (written, not punched), punched, unfenced. Of a
+ * refault: asked (nothing read), read, filled (in the lower file, its bit still set). Steps that
+ * can fail: lower-read, spill-open, spill-write, punch; spill-read, lower-write.
+ */
+#ifndef WPFS_TRACK_CAPPED_TEST_H
+#define WPFS_TRACK_CAPPED_TEST_H
+
+/* Once, before the first of the others. */
+void capped_test_init(void);
+
+/* 0, or the -errno that this step is to fail with. */
+int capped_test_fail(const char *step);
+
+/* No lock is held that a fault, a request or the track thread needs. */
+void capped_test_point(const char *step);
+
+#endif

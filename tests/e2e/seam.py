@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Makes steps of a capped mount's daemon fail, or wait for the test (src/track/capped_test.h)."""
+
+import os
+
+import harness
+import proc
+
+
+class Seam:
+    def __init__(self, wpfs):
+        """Before the daemon is started."""
+        self.dir = wpfs.dir / "seam"
+        self.dir.mkdir()
+        wpfs.daemon_env["WPFS_TEST_DIR"] = str(self.dir)
+
+    def fail(self, step, err):
+        new = self.dir / "new"
+        new.write_text(str(err))
+        new.rename(self.dir / f"fail-{step}")
+
+    def works(self, step):
+        (self.dir / f"fail-{step}").unlink()
+
+    def pause(self, step):
+        (self.dir / f"pause-{step}").touch()
+
+    def wait_at(self, step):
+        proc.wait_for((self.dir / f"at-{step}").exists, harness.SECONDS, f"the step {step}")
+
+    def go(self, step):
+        (self.dir / f"pause-{step}").unlink()
+
+
+def waiting(pid):
+    """Does a thread of the process wait for a userfault?"""
+    for task in os.listdir(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{task}/wchan", encoding="ascii") as wchan:
+                if "userfault" in wchan.read():
+                    return True
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return False
+
+
+def wait_waiting(pid):
+    proc.wait_for(lambda: waiting(pid), harness.SECONDS, f"a fault of pid {pid}")

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Interleavings of evictions and refaults that are made to happen, one by one."""
+
+import os
+import subprocess
+import threading
+
+import pytest
+
+import harness
+import proc
+import report
+from harness import PAGE
+from mapper import ALL, map_file, mapped
+from seam import Seam, wait_waiting
+
+EVICT_STEPS = ("fenced", "leased", "saved", "punched", "unfenced")
+LOAD_STEPS = ("asked", "read", "filled")
+
+
+@pytest.fixture
+def wpfs(make_wpfs):
+    wpfs = make_wpfs("store", ["resident=256M", "settle=0", "flush=0"], start=False)
+    wpfs.seam = Seam(wpfs)
+    wpfs.start()
+    return wpfs
+
+
+def fill(program):
+    for page in range(64):
+        program.order(f"store 0 {page} {page + 1}")
+
+
+def filled(wpfs, name="t"):
+    """A program whose 64 pages are filled and marked."""
+    program = mapped(wpfs, name, protect=False)
+    fill(program)
+    protect(wpfs, name)
+    return program
+
+
+def protect(wpfs, name="t"):
+    wpfs.wpctl("protect", wpfs.mnt, "--name", name)
+
+
+def evict(wpfs):
+    return wpfs.wpctl_json("evict", "/f")["pages"]
+
+
+def evict_meanwhile(wpfs):
+    return subprocess.Popen([harness.WPCTL, "evict", wpfs.mnt, "/f"], env=wpfs.env(None),
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(evicting, status=0):
+    out, err = evicting.communicate(timeout=harness.SECONDS)
+    assert status is None or evicting.returncode == status, err
+    return out
+
+
+def loaded(program, slot=0):
+    return [program.order(f"load {slot} {page}") for page in range(64)]
+
+
+def as_filled(**changed):
+    return [changed.get(f"p{page}", page + 1) for page in range(64)]
+
+
+@pytest.mark.parametrize("step", EVICT_STEPS[:-1])
+def test_writer_under_the_fence(wpfs, step):
+    """A store between two steps waits for the end; it is not lost, and seen."""
+    program = filled(wpfs)
+    wpfs.seam.pause(step)
+    evicting = evict_meanwhile(wpfs)
+    wpfs.seam.wait_at(step)
+    program.send("store 0 5 77")
+    wait_waiting(program.pid)
+    wpfs.seam.go(step)
+    ended(evicting)
+    assert program.read() == "ok 0"
+    assert loaded(program) == as_filled(p5=77)
+    assert report.dirty(wpfs, "t") == {5} and report.marked(wpfs, "t") == ALL - {5}
+
+
+@pytest.mark.parametrize("step", EVICT_STEPS[:-1])
+def test_unmarked_pages_are_unmarked_after_it(wpfs, step):
+    """The fence is no mark: neither for who looks meanwhile nor afterwards."""
+    program = mapped(wpfs, protect=False)
+    fill(program)
+    protect(wpfs)
+    for page in range(0, 64, 3):
+        program.order(f"store 0 {page} 9")
+    wpfs.seam.pause(step)
+    evicting = evict_meanwhile(wpfs)
+    wpfs.seam.wait_at(step)
+    asking = subprocess.Popen([harness.WPCTL, "dirty", "--json", wpfs.mnt], env=wpfs.env(None),
+                              stdout=subprocess.PIPE, text=True)
+    wpfs.seam.go(step)
+    ended(evicting)
+    asking.communicate(timeout=harness.SECONDS)
+    assert report.dirty(wpfs, "t") == set(range(0, 64, 3))
+    assert report.marked(wpfs, "t") == ALL - set(range(0, 64, 3))
+
+
+@pytest.mark.parametrize("step", LOAD_STEPS)
+def test_two_refault_one_page(wpfs, step):
+    """The second one to ask for a page that is being read waits for it; it is read once."""
+    one = filled(wpfs, "one")
+    two = map_file(wpfs.spawn(harness.program("mapper"), name="two"), wpfs.mnt / "f")
+    assert evict(wpfs) == 64
+    before = wpfs.wpctl_json("status")["refaults"]
+    wpfs.seam.pause(step)
+    one.send("load 0 3")
+    wpfs.seam.wait_at(step)
+    two.send("load 0 3")
+    if step != "filled":  # then it is there
+        wait_waiting(two.pid)
+    wpfs.seam.go(step)
+    assert one.read() == "ok 4" and two.read() == "ok 4"
+    assert wpfs.wpctl_json("status")["refaults"] == before + 1
+    assert report.marked(wpfs, "one") == ALL
+
+
+@pytest.mark.parametrize("step", LOAD_STEPS)
+def test_refault_against_evict_of_a_neighbour(wpfs, step):
+    """Pages beside one that is being read leave meanwhile."""
+    program = filled(wpfs)
+    other = map_file(wpfs.spawn(harness.program("mapper"), name="other"), wpfs.mnt / "f")
+    assert evict(wpfs) == 64
+    assert other.order("load 0 2") == 3 and other.order("load 0 4") == 5
+    wpfs.seam.pause(step)
+    program.send("load 0 3")
+    wpfs.seam.wait_at(step)
+    evicting = evict_meanwhile(wpfs)
+    if step != "filled":  # else it is resident too, and waited for
+        ended(evicting)
+    wpfs.seam.go(step)
+    assert program.read() == "ok 4"
+    ended(evicting)
+    assert loaded(program) == as_filled() and loaded(other) == as_filled()
+    assert report.marked(wpfs, "t") == ALL and report.dirty(wpfs, "t") == set()
+
+
+@pytest.mark.parametrize("step", EVICT_STEPS)
+def test_moved_while_fenced(wpfs, step):
+    """mremap of what is fenced: the fence comes off at the new address."""
+    program = filled(wpfs)
+    program.order("store 0 7 70")
+    wpfs.seam.pause(step)
+    evicting = evict_meanwhile(wpfs)
+    wpfs.seam.wait_at(step)
+    program.send("move 0")
+    program.send("store 0 8 80")
+    wpfs.seam.go(step)
+    ended(evicting, None)
+    assert program.read().startswith("ok ") and program.read() == "ok 0"
+    assert loaded(program) == as_filled(p7=70, p8=80)
+    assert report.dirty(wpfs, "t") == {7, 8} and report.marked(wpfs, "t") == ALL - {7, 8}
+
+
+@pytest.mark.parametrize("how,step", [(how, step) for how in ("unmap 0", "exit", "kill")
+                                      for step in EVICT_STEPS if how == "kill" or step == "saved"])
+def test_gone_while_fenced(wpfs, step, how):
+    """munmap, exit and kill -9 under the fence: what the program wrote is known, and no more."""
+    program = filled(wpfs)
+    program.order("store 0 7 70")
+    wpfs.seam.pause(step)
+    evicting = evict_meanwhile(wpfs)
+    wpfs.seam.wait_at(step)
+    if how == "kill":
+        program.popen.kill()
+    elif how == "exit":
+        program.popen.stdin.close()
+    else:
+        program.send(how)
+    wpfs.seam.go(step)
+    ended(evicting, None)
+    if how == "unmap 0":
+        assert program.read() == "ok 0"
+    else:
+        program.popen.wait(harness.SECONDS)
+    assert report.dirty(wpfs, "t") == {7}
+    again = map_file(wpfs.spawn(harness.program("mapper"), name="again"), wpfs.mnt / "f")
+    assert loaded(again) == as_filled(p7=70)
+
+
+@pytest.mark.parametrize("step", LOAD_STEPS)
+@pytest.mark.parametrize("what", ["punch", "truncate", "write"])
+def test_file_calls_during_a_refault(wpfs, step, what):
+    """A call that changes a page that is being read comes before or after, never in between."""
+    program = filled(wpfs)
+    assert evict(wpfs) == 64
+    wpfs.seam.pause(step)
+    program.send("load 0 3")
+    wpfs.seam.wait_at(step)
+    with open(wpfs.mnt / "f", "r+b") as file:
+        fd = file.fileno()
+        calls = {"punch": lambda: subprocess.run(
+                     ["fallocate", "-p", "-o", str(3 * PAGE), "-l", str(PAGE), wpfs.mnt / "f"],
+                     check=True, timeout=harness.SECONDS),
+                 "truncate": lambda: (os.ftruncate(fd, 3 * PAGE + 1),
+                                      os.ftruncate(fd, 64 * PAGE)),
+                 "write": lambda: os.pwrite(fd, b"\x63", 3 * PAGE)}
+        thread = threading.Thread(target=calls[what])
+        thread.start()
+        wpfs.seam.go(step)
+        thread.join(harness.SECONDS)
+        assert not thread.is_alive()
+        after = {"punch": 0, "truncate": 4, "write": 0x63}[what]
+        assert program.read() in ("ok 4", f"ok {after}")
+        assert program.order("load 0 3") == after
+        assert os.pread(fd, 1, 3 * PAGE) == bytes([after])
+    if what == "truncate":
+        assert loaded(program) == [1, 2, 3, 4] + [0] * 60
+    else:
+        assert loaded(program) == as_filled(p3=after)
+    assert report.dirty(wpfs, "t") == {"punch": {3}, "truncate": ALL - {0, 1, 2},
+                                         "write": set()}[what]
+
+
+def test_foreign_open_after_the_lease(wpfs):
+    """Who opens the lower file between probe and punch waits until the batch is over."""
+    program = filled(wpfs)
+    lower = harness.RUN_DIR / wpfs.id / "private/lower/f"
+    wpfs.seam.pause("leased")
+    evicting = evict_meanwhile(wpfs)
+    wpfs.seam.wait_at("leased")
+    opener = subprocess.Popen(["/usr/bin/python3", "-c",
+                               f"open({str(lower)!r}, 'rb'); print('open'); input()"],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def blocked():
+        with open(f"/proc/{opener.pid}/wchan", encoding="ascii") as wchan:
+            return "lease" in wchan.read()
+
+    proc.wait_for(blocked, harness.SECONDS, "the open to wait for the lease")
+    wpfs.seam.go("leased")
+    ended(evicting)
+    assert opener.stdout.readline() == "open\n"
+    opener.communicate("\n", timeout=harness.SECONDS)
+    assert loaded(program) == as_filled()
+    assert report.marked(wpfs, "t") == ALL
+
+
+@pytest.mark.parametrize("step", LOAD_STEPS)
+@pytest.mark.parametrize("what", ["dontneed", "remove"])
+def test_advice_during_a_refault(wpfs, step, what):
+    program = filled(wpfs, "one")
+    other = map_file(wpfs.spawn(harness.program("mapper"), name="two"), wpfs.mnt / "f")
+    assert evict(wpfs) == 64
+    wpfs.seam.pause(step)
+    other.send("load 0 3")
+    wpfs.seam.wait_at(step)
+    program.send(f"advise 0 3 1 {what}")
+    wpfs.seam.go(step)
+    assert program.read() == "ok 0"
+    assert other.read() in ("ok 4", "ok 0")
+    assert program.order("load 0 3") == (4 if what == "dontneed" else 0)
+    assert loaded(program)[4:] == as_filled()[4:]
+    assert report.dirty(wpfs, "one") == (set() if what == "dontneed" else {3})
+
+
+@pytest.mark.parametrize("step", LOAD_STEPS)
+def test_marks_are_set_and_read_during_a_refault(wpfs, step):
+    """protect, unprotect and a harvest while a page is being read for a write."""
+    program = mapped(wpfs, protect=False)
+    fill(program)
+    assert evict(wpfs) == 64
+    wpfs.seam.pause(step)
+    program.send("store 0 3 33")
+    wpfs.seam.wait_at(step)
+    protect(wpfs)
+    assert report.marked(wpfs, "t") == ALL
+    if step != "filled":  # there the store is done as soon as it is let through
+        wpfs.wpctl("unprotect", wpfs.mnt, "--name", "t")
+        protect(wpfs)
+    assert report.marked(wpfs, "t") == ALL and report.dirty(wpfs, "t") == set()
+    wpfs.seam.go(step)
+    assert program.read() == "ok 0"
+    assert report.dirty(wpfs, "t") == {3} and report.marked(wpfs, "t") == ALL - {3}
+    assert loaded(program) == as_filled(p3=33)
+
+
+def test_faults_are_counted(wpfs):
+    """A read refault of a marked page: one message, read-only; the next write exactly one more. A
+    write refault: one for the missing page, then one for the mark."""
+    program = filled(wpfs)
+    assert evict(wpfs) == 64
+
+    def faults(order):
+        before = wpfs.wpctl_json("status")["faults"]
+        program.order(order)
+        return wpfs.wpctl_json("status")["faults"] - before
+
+    assert faults("load 0 10") == 1
+    assert report.marked(wpfs, "t") == ALL
+    assert faults("store 0 10 1") == 1 and faults("store 0 10 2") == 0
+    assert faults("store 0 40 1") == 2 and faults("store 0 40 2") == 0
+    assert report.dirty(wpfs, "t") == {10, 40}
+
+
+@pytest.mark.parametrize("step", EVICT_STEPS)
+@pytest.mark.parametrize("victims", ["daemon", "both"])
+def test_killed_in_an_eviction(wpfs, step, victims):
+    """kill -9 between any two steps: no contents are lost, nothing written looks marked."""
+    program = filled(wpfs)
+    program.order("store 0 7 70")
+    wpfs.seam.pause(step)
+    evicting = evict_meanwhile(wpfs)
+    wpfs.seam.wait_at(step)
+    wpfs.kill9()
+    if victims == "both":
+        program.kill9()
+    ended(evicting, None)
+    wpfs.seam.go(step)
+    wpfs.restart()
+    if victims == "both":
+        program = map_file(wpfs.spawn(harness.program("mapper"), name="t"), wpfs.mnt / "f")
+    assert loaded(program) == as_filled(p7=70)
+    dirty = report.dirty(wpfs, "t")
+    assert 7 in dirty and report.marked(wpfs, "t") == ALL - dirty
+    if victims == "both":
+        assert evict(wpfs) == 64 and loaded(program) == as_filled(p7=70)
+        assert report.dirty(wpfs, "t") == dirty
+
+
+@pytest.mark.parametrize("step", LOAD_STEPS)
+@pytest.mark.parametrize("victims", ["daemon", "program", "both"])
+def test_killed_in_a_refault(wpfs, step, victims):
+    """Likewise while a page is being read; who waits for it is served by the next daemon."""
+    program = filled(wpfs)
+    program.order("store 0 7 70")
+    assert evict(wpfs) == 64
+    wpfs.seam.pause(step)
+    program.send("load 0 3")
+    wpfs.seam.wait_at(step)
+    if victims != "program":
+        wpfs.kill9()
+    if victims != "daemon":
+        program.kill9()
+    wpfs.seam.go(step)
+    if victims != "program":
+        wpfs.restart()
+    if victims == "daemon":
+        assert program.read() == "ok 4"
+    else:
+        program = map_file(wpfs.spawn(harness.program("mapper"), name="t"), wpfs.mnt / "f")
+    assert loaded(program) == as_filled(p7=70)
+    assert report.dirty(wpfs, "t") == {7} and report.marked(wpfs, "t") == ALL - {7}
