@@ -280,6 +280,24 @@ int fs_backing_hold(struct fs *fs, struct fs_inode *inode)
 	return r;
 }
 
+int fs_backing_replace(struct fs *fs, struct fs_inode *inode, int fd)
+{
+	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
+	int own = fcntl(fd, F_DUPFD_CLOEXEC, 0), r = own < 0 ? -errno : 0;
+
+	pthread_mutex_lock(&shard->backing);
+	if (r == 0 && (!inode->backing || inode->backing->fd < 0 || inode->backing->opens))
+		r = -EBUSY;
+	if (r == 0) {
+		close(inode->backing->fd);
+		inode->backing->fd = own;
+		own = -1;
+	}
+	pthread_mutex_unlock(&shard->backing);
+	close_fd(&own);
+	return r;
+}
+
 /*
  * Asks for a lease and gives it back at once: one to read is granted while no struct file of the
  * lower file may write; one to write, while there is none but ours. An open just then would wait,

@@ -142,6 +142,18 @@ void fs_file_unhold(struct fs *fs, uint64_t ino)
 	fs_inode_forget(fs, ino, 1);
 }
 
+int fs_file_replace(struct fs *fs, uint64_t ino, int fd)
+{
+	struct fs_inode *inode = fs_inode_find(fs, ino);
+
+	return inode ? fs_backing_replace(fs, inode, fd) : -ESTALE;
+}
+
+int fs_handle_of_fd(int fd, struct fs_handle *handle)
+{
+	return fs_handle_of(fd, handle);
+}
+
 bool fs_file_held_alone(struct fs *fs, uint64_t ino)
 {
 	struct fs_inode *inode = fs_inode_get(fs, ino);

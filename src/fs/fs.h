@@ -173,6 +173,15 @@ int fs_file_open(struct fs *fs, uint64_t ino, int flags);
 int fs_file_hold(struct fs *fs, const struct fs_handle *handle, int *fd);
 void fs_file_unhold(struct fs *fs, uint64_t ino);
 
+/*
+ * Capped mounts, for a file that is held and that nobody uses yet: `fd` (duplicated) is its one
+ * struct file from now on. 0 or -errno.
+ */
+int fs_file_replace(struct fs *fs, uint64_t ino, int fd);
+
+/* The handle of an open file of the lower. 0 or -errno. */
+int fs_handle_of_fd(int fd, struct fs_handle *handle);
+
 /* Nobody but one holder has it: not open on the mount, and not in the kernel's caches. */
 bool fs_file_held_alone(struct fs *fs, uint64_t ino);
 

@@ -267,6 +267,9 @@ void fs_backing_release(struct fs *fs, const struct fuse_file_info *fi);
 /* Capped mounts: the one struct file of a regular file, made if need be. Borrowed, or -errno. */
 int fs_backing_hold(struct fs *fs, struct fs_inode *inode);
 
+/* One that is held and not open gets another struct file, `fd` duplicated. 0 or -errno. */
+int fs_backing_replace(struct fs *fs, struct fs_inode *inode, int fd);
+
 /* A duplicate of its descriptor, if there is one; else -1. */
 int fs_backing_dup(struct fs *fs, uint64_t ino);
 

@@ -166,6 +166,7 @@ enum wpfs_witness_op {
 	WPFS_WITNESS_CLOSE, /* fd: a number of the last LIST; others are left alone */
 	WPFS_WITNESS_START, /* from the shim: the uffd has its API, read it from now on */
 	WPFS_WITNESS_LIFE,  /* with a descriptor: the life pipe of a daemon started again */
+	WPFS_WITNESS_KEEP,  /* with a descriptor: it is in the LIST until CLOSE (capped mounts) */
 };
 
 struct wpfs_witness_cmd {

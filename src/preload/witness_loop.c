@@ -76,7 +76,7 @@ static void send_list(const struct witness *w)
 	raw(sendmsg, w->boot->chan, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
-/* One command; a descriptor that came with anything but LIFE is closed. */
+/* One command; a descriptor that came with anything but LIFE or KEEP is closed. */
 static void read_command(struct witness *w)
 {
 	struct wpfs_witness_cmd cmd = {0};
@@ -114,6 +114,13 @@ static void read_command(struct witness *w)
 			w->boot->life = fd;
 			fd = -1;
 			w->alone_s = 0;
+			break;
+		case WPFS_WITNESS_KEEP:
+			/* Not polled: a witness that keeps files reads no events. */
+			if (fd >= 0 && !w->boot->reads_events) {
+				child_add(w, fd);
+				fd = -1;
+			}
 			break;
 		default:
 			break;

@@ -159,6 +159,38 @@ int capped_file_open(struct capped *c, const struct fs_handle *handle, uint64_t 
 	return r;
 }
 
+int capped_file_dup(struct capped *c, uint64_t ino)
+{
+	struct capped_file *f;
+	int fd = -ENOENT;
+
+	pthread_mutex_lock(&c->lock);
+	f = capped_file_find(c, ino);
+	if (f)
+		fd = fcntl(f->fd, F_DUPFD_CLOEXEC, 0);
+	pthread_mutex_unlock(&c->lock);
+	return fd < 0 && f ? -errno : fd;
+}
+
+void capped_file_take(struct capped *c, uint64_t ino, int fd)
+{
+	struct capped_file *f = NULL;
+	struct fs_handle handle;
+	int r = fs_handle_of_fd(fd, &handle), own;
+
+	pthread_mutex_lock(&c->lock);
+	if (r == 0)
+		r = capped_file_get(c, &handle, ino, &f);
+	own = r == 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
+	if (own >= 0 && fs_file_replace(c->config.fs, ino, fd) == 0) {
+		close(f->fd);
+		f->fd = own;
+		own = -1;
+	}
+	close_fd(&own);
+	pthread_mutex_unlock(&c->lock);
+}
+
 bool capped_is_missing(struct capped *c, uint64_t ino)
 {
 	struct capped_file *f;

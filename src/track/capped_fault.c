@@ -248,6 +248,16 @@ static int fault_fill(struct capped *c, struct capped_mm **mm, struct capped_fil
 	return r;
 }
 
+static int fault_unprotect(const struct capped_mm *mm, uint64_t addr)
+{
+	int r = uffd_writeprotect_once(mm->uffd, addr, addr + WPFS_PAGE_SIZE, false);
+
+	if (r == -EAGAIN)
+		return r;
+	/* Not registered any more, or not mapped: whoever waits finds out by itself. */
+	return r == 0 ? 0 : uffd_wake(mm->uffd, addr, addr + WPFS_PAGE_SIZE);
+}
+
 /* 0: served, or nobody waits any more; else -errno: to be tried again. */
 static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t addr)
 {
@@ -255,8 +265,16 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t
 	struct capped_file *f = NULL;
 	uint64_t page = 0;
 	enum fault_action action;
-	int r = fault_resolve(c, mm, addr, &f, &page);
 	bool held = false;
+	int r;
+
+	/*
+	 * With no batch under way nothing is held. Should the page have left since the thread
+	 * asked, its mark goes a little before its store: nobody can tell.
+	 */
+	if (wp && !c->batch)
+		return fault_unprotect(mm, addr);
+	r = fault_resolve(c, mm, addr, &f, &page);
 
 	if (r == 0) {
 		held = capped_batch_has(c, f, page, page + 1);
@@ -275,11 +293,7 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t
 	case FAULT_HOLD:
 		return -EAGAIN;
 	case FAULT_UNPROTECT:
-		r = uffd_writeprotect_once(mm->uffd, addr, addr + WPFS_PAGE_SIZE, false);
-		if (r == -EAGAIN)
-			return r;
-		/* Not registered any more, or not mapped: whoever waits finds out by itself. */
-		return r == 0 ? 0 : uffd_wake(mm->uffd, addr, addr + WPFS_PAGE_SIZE);
+		return fault_unprotect(mm, addr);
 	case FAULT_LOAD:
 	case FAULT_ZERO:
 		r = fault_fill(c, &mm, f, page, action);
@@ -477,12 +491,12 @@ static void read_ahead(struct capped *c)
 	pthread_mutex_unlock(&c->lock);
 }
 
-static bool any_waits(struct capped *c)
+static bool anything_waits(struct capped *c)
 {
 	bool any;
 
 	pthread_mutex_lock(&c->lock);
-	any = c->waits != NULL;
+	any = c->waits || c->aheads;
 	pthread_mutex_unlock(&c->lock);
 	return any;
 }
@@ -509,7 +523,7 @@ void *capped_fault_main(void *arg)
 
 	for (;;) {
 		struct epoll_event ev;
-		int n = epoll_wait(c->epoll_fd, &ev, 1, any_waits(c) ? RETRY_MS : -1);
+		int n = epoll_wait(c->epoll_fd, &ev, 1, anything_waits(c) ? RETRY_MS : -1);
 
 		if (n > 0 && ev.data.u64 == 0)
 			return NULL; /* stop_fd, which stays readable for the others */
@@ -522,7 +536,9 @@ void *capped_fault_main(void *arg)
 		} else if (n > 0) {
 			stop_polling(c, ev.data.u64);
 		}
-		retry_waits(c);
-		read_ahead(c);
+		if (anything_waits(c)) {
+			retry_waits(c);
+			read_ahead(c);
+		}
 	}
 }

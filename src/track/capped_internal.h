@@ -279,6 +279,12 @@ int capped_load_file(struct capped *c, uint64_t ino, uint64_t *loaded);
 int capped_file_open(struct capped *c, const struct fs_handle *handle, uint64_t ino, uint64_t pages,
 		     struct capped_file **file, uint64_t *lower_ino);
 
+/* A descriptor of its struct file, the caller's; -errno. */
+int capped_file_dup(struct capped *c, uint64_t ino);
+
+/* `fd` (duplicated) is its struct file from now on: nobody uses the one that was made. */
+void capped_file_take(struct capped *c, uint64_t ino, int fd);
+
 /* Have the mappings of this file to be registered for missing faults too? */
 bool capped_is_missing(struct capped *c, uint64_t ino);
 

@@ -65,8 +65,7 @@ static bool fork_uffd_is_of(int uffd, int pagemap, uint64_t scratch)
 	return is;
 }
 
-/* Sends the witness a command, with a descriptor unless `fd` is -1. */
-static void fork_witness_tell(const struct tmm *tm, const struct wpfs_witness_cmd *cmd, int fd)
+void fork_witness_tell(const struct tmm *tm, const struct wpfs_witness_cmd *cmd, int fd)
 {
 	_cleanup_close_ int chan = proc_borrow_fd(tm->witness_pidfd, tm->chan_fd);
 	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};

@@ -99,9 +99,11 @@ struct tmm {
 	struct own_uffd *uffds;
 	struct stray strays[WPFS_WITNESS_FDS];
 	size_t nr_strays;
-	uint64_t untold;	  /* address of its struct wpfs_untold; 0: it has none */
-	uint64_t untold_seen;	  /* how much of that is accounted for */
-	struct capped_mm *capped; /* capped mounts, while it lives: who serves its faults */
+	uint64_t untold;		 /* address of its struct wpfs_untold; 0: it has none */
+	uint64_t untold_seen;		 /* how much of that is accounted for */
+	struct capped_mm *capped;	 /* capped mounts, while it lives: who serves its faults */
+	uint64_t kept[WPFS_WITNESS_FDS]; /* files whose struct file the witness holds */
+	size_t nr_kept;
 	struct announced announced;
 	struct client *client; /* may be NULL: the connection can be lost while the mm lives */
 	struct tmm *prev, *next;
@@ -208,6 +210,9 @@ void attach_attach(struct request *rq);
 
 /* ---- fork.c ---- */
 void fork_forked(struct request *rq);
+/* Sends the witness a command, with a descriptor unless `fd` is -1. */
+struct wpfs_witness_cmd;
+void fork_witness_tell(const struct tmm *tm, const struct wpfs_witness_cmd *cmd, int fd);
 /* Tells the witness of an mm taken back that there is a daemon again: it waits for that one. */
 void fork_new_life(struct track *t, const struct tmm *tm);
 /* Children of a live mm that nobody tracks get a row in which what is armed is dirty. -errno. */

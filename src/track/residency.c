@@ -24,6 +24,7 @@
 #include "base/units.h"
 #include "track/capped_internal.h"
 #include "track/evict.h"
+#include "track/keep.h"
 #include "track/residency.h"
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
@@ -105,6 +106,7 @@ int residency_resume(struct track *t, struct tmm *tm)
 
 	if (!t->config.capped)
 		return 0;
+	keep_take_back(t, tm);
 	uffd = tmm_uffd(tm);
 	if (uffd < 0)
 		return uffd;
@@ -182,6 +184,7 @@ int residency_map(struct track *t, struct tmm *tm, struct mm_vma *vma)
 
 	if (!t->config.capped)
 		return 0;
+	keep_file(t, tm, vma->file);
 	evict_pressure(t, vma);
 	if (!residency_must_stay(t, vma->file))
 		return 0;
@@ -371,7 +374,7 @@ void residency_sweep(struct track *t)
 {
 	if (!t->config.capped)
 		return;
-	evict_forget(t);
+	keep_sweep(t);
 	capped_sweep(t->config.capped, residency_is_mapped, t);
 	evict_pressure(t, NULL);
 	residency_busy(t, false);

@@ -17,6 +17,7 @@ import proc
 import report
 from harness import PAGE
 from mapper import ALL, Child, map_file, mapped
+from seam import Seam, waiting
 
 BIG = 16384  # pages: 64 MiB
 FILLED = BIG - BIG // 8  # the others are zeros, which are never stored
@@ -459,21 +460,11 @@ def test_daemon_killed_with_a_fault_waiting(wpfs):
     assert report.dirty(wpfs, "t") == written(wpfs, program)
 
 
-def waiting(pid):
-    """Does a thread of the process wait for a userfault?"""
-    for task in os.listdir(f"/proc/{pid}/task"):
-        try:
-            with open(f"/proc/{pid}/task/{task}/wchan", encoding="ascii") as wchan:
-                if "userfault" in wchan.read():
-                    return True
-        except (FileNotFoundError, ProcessLookupError):
-            pass
-    return False
-
-
 def test_daemon_killed_in_mid_eviction(make_wpfs):
     """Killed under the fence: no store is lost, nothing written looks marked."""
-    wpfs = make_wpfs("store", ["resident=256M", "settle=5s"])
+    wpfs = make_wpfs("store", ["resident=256M", "settle=5ms"], start=False)
+    seam = Seam(wpfs)
+    wpfs.start()
     program = refault(wpfs, pages=1024)
     program.order("fill 6")
     program.order("clear")
@@ -481,13 +472,16 @@ def test_daemon_killed_in_mid_eviction(make_wpfs):
     program.order("write 1 30 2")
     before = written(wpfs, program)
     record = harness.RUN_DIR / wpfs.id / "private/spilled/evicting"
+    seam.pause("fenced")
     evicting = subprocess.Popen([harness.WPCTL, "evict", wpfs.mnt, "/f"], env=wpfs.env(None),
                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    proc.wait_for(record.exists, harness.SECONDS, "the fence")
+    seam.wait_at("fenced")
+    assert record.exists()
     program.send("write 2 30 2")
     proc.wait_for(lambda: waiting(program.pid), harness.SECONDS, "a writer at the fence")
     wpfs.kill9()
     evicting.wait(harness.SECONDS)
+    seam.go("fenced")
     wpfs.restart()
     assert program.read() == "ok 0"
     assert program.order("verify 4") == 0

@@ -17,7 +17,10 @@
  *   moves N            the mapping moves N times and is compared in between -> wrong pages
  *   fork               a child goes on here with the orders; the parent waits for its end
  *
- * usage: refault FILE PAGES
+ * usage: refault FILE PAGES [COPY INDEX NR]
+ *
+ * Given a COPY, the expected contents are in that file, shared with NR programs of which this is
+ * number INDEX; each writes words of its own.
  */
 /* clang-format on */
 #include <errno.h>
@@ -40,6 +43,7 @@
 static uint64_t *file, *copy; /* both nr_pages long */
 static _Atomic uint8_t *written;
 static size_t nr_pages;
+static size_t prog_index, nr_progs = 1;
 
 struct job {
 	pthread_t thread;
@@ -69,11 +73,13 @@ static void fill(uint64_t seed, int store)
 	}
 }
 
-/* A word belongs to one thread, so that the copy needs no lock: thread i has the words i mod nr. */
+/* A word belongs to one thread of one program, so that the copy needs no lock. */
 static void write_one(struct job *job)
 {
 	size_t page = next_random(&job->seed) % nr_pages;
-	size_t word = next_random(&job->seed) % (WORDS / job->nr) * job->nr + job->index;
+	size_t writers = job->nr * nr_progs;
+	size_t word = next_random(&job->seed) % (WORDS / writers) * writers + job->nr * prog_index +
+		      job->index;
 	uint64_t value = next_random(&job->seed);
 
 	copy[page * WORDS + word] = value;
@@ -261,13 +267,27 @@ static void *private_memory(size_t len)
 	return at;
 }
 
+static void *shared_memory(const char *path, size_t len)
+{
+	int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	void *at;
+
+	if (fd < 0 || ftruncate(fd, (off_t)len) < 0)
+		abort();
+	at = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (at == MAP_FAILED)
+		abort();
+	close(fd);
+	return at;
+}
+
 int main(int argc, char **argv)
 {
 	char line[1024];
 	unsigned hammers = 0;
 	int fd;
 
-	if (argc != 3)
+	if (argc != 3 && argc != 6)
 		return 2;
 	nr_pages = strtoul(argv[2], NULL, 0);
 	fd = open(argv[1], O_RDWR | O_CREAT | O_CLOEXEC, 0666);
@@ -281,7 +301,13 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	close(fd);
-	copy = private_memory(nr_pages * PAGE);
+	if (argc == 6) {
+		prog_index = strtoul(argv[4], NULL, 0);
+		nr_progs = strtoul(argv[5], NULL, 0);
+		copy = shared_memory(argv[3], nr_pages * PAGE);
+	} else {
+		copy = private_memory(nr_pages * PAGE);
+	}
 	written = private_memory(nr_pages);
 	setlinebuf(stdout);
 	printf("ok ready\n");
