@@ -18,3 +18,13 @@ def test_random_programs_against_the_model():
     last = done.stdout.splitlines()[-1]
     assert last.endswith("0 failures, 0 lies"), last
     assert int(last.split(" checks")[0].split()[-1]) > 100, last
+
+
+def test_capped():
+    """One round with a small file; the whole is 4 GiB and takes minutes."""
+    done = subprocess.run([harness.SOURCE / "tools/soak", "--capped", "--size", "96", "--minutes",
+                           "0", "--verbose"],
+                          env={**harness.os.environ, "WPFS_BUILD": str(harness.BUILD)}, timeout=110,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 rounds are right" in done.stdout, done.stdout
