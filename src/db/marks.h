@@ -154,6 +154,12 @@ struct db_marks_visitor {
 	 * own_uffds, conservative. To keep it, copy the struct and leave mm_init()'s in its place.
 	 */
 	int (*mm)(void *ctx, const struct db_mm *row, struct mm *model);
+	/*
+	 * Lives the mm of this row? Then its page tables say which pages are marked, and its dirty
+	 * set has only what is stored there: stored marks are those of the last harvest, and a
+	 * protect may have come since. NULL: none lives.
+	 */
+	bool (*lives)(void *ctx, const struct db_mm *row);
 };
 
 /* First all files, then all mms, ascending by id. -EBADMSG: a stored set is not valid; -EUCLEAN:

@@ -180,7 +180,7 @@ static int files_get(struct db_tx *tx, struct mm *mm)
 	return r;
 }
 
-int db_mm_get(struct db_tx *tx, uint64_t id, struct db_mm *row, struct mm *model)
+static int mm_get(struct db_tx *tx, uint64_t id, struct db_mm *row, struct mm *model)
 {
 	int r = mm_row_get(tx, id, row);
 
@@ -194,6 +194,13 @@ int db_mm_get(struct db_tx *tx, uint64_t id, struct db_mm *row, struct mm *model
 	r = vmas_get(tx, model);
 	if (r == 0)
 		r = files_get(tx, model);
+	return r;
+}
+
+int db_mm_get(struct db_tx *tx, uint64_t id, struct db_mm *row, struct mm *model)
+{
+	int r = mm_get(tx, id, row, model);
+
 	return r < 0 ? r : mm_fold_shown(model);
 }
 
@@ -226,7 +233,9 @@ static int load_mm(struct db_tx *tx, const struct db_marks_visitor *v, uint64_t 
 	int r;
 
 	mm_init(&model);
-	r = db_mm_get(tx, id, &row, &model);
+	r = mm_get(tx, id, &row, &model);
+	if (r == 0 && !(v->lives && v->lives(v->ctx, &row)))
+		r = mm_fold_shown(&model);
 	if (r == 0)
 		r = v->mm(v->ctx, &row, &model);
 	mm_free(&model);

@@ -52,12 +52,20 @@ static int persist_settle_lost(struct tmm *tm)
 	return r;
 }
 
+/* As far as the row tells: whether its processes are there is looked at later. */
+static bool persist_lives(void *ctx, const struct db_mm *row)
+{
+	const struct persist_loader *l = ctx;
+
+	return row->state == WPFS_MM_LIVE && l->same_lower &&
+	       strcmp(row->boot_id, l->t->boot_id) == 0;
+}
+
 static int persist_load_mm(void *ctx, const struct db_mm *row, struct mm *model)
 {
 	const struct persist_loader *l = ctx;
 	struct track *t = l->t;
-	bool same_boot = strcmp(row->boot_id, t->boot_id) == 0;
-	bool live = row->state == WPFS_MM_LIVE && l->same_lower && same_boot;
+	bool live = persist_lives(ctx, row);
 	struct tmm *tm, *older = NULL;
 
 	for (tm = l->aside ? t->tmms : NULL; tm; tm = tm->next) {
@@ -81,7 +89,7 @@ static int persist_load_mm(void *ctx, const struct db_mm *row, struct mm *model)
 	tm->mm.own_uffds = row->flags & DB_MM_OWN_UFFDS;
 	tm->state = live ? TMM_LIVE : TMM_DETACHED;
 	tm->stale_row = row->state == WPFS_MM_LIVE && !live;
-	if (same_boot && (live || row->state == WPFS_MM_DETACHED))
+	if (strcmp(row->boot_id, t->boot_id) == 0 && (live || row->state == WPFS_MM_DETACHED))
 		tm->witness = (struct proc_id){row->witness_pid, row->witness_start};
 	if (!live)
 		return l->same_lower ? 0 : persist_settle_lost(tm);
@@ -137,8 +145,10 @@ static void persist_add_lower(struct track *t)
 int persist_load(struct track *t)
 {
 	struct persist_loader loader = {.t = t};
-	const struct db_marks_visitor visitor = {
-		.ctx = &loader, .file = persist_load_file, .mm = persist_load_mm};
+	const struct db_marks_visitor visitor = {.ctx = &loader,
+						 .file = persist_load_file,
+						 .mm = persist_load_mm,
+						 .lives = persist_lives};
 	char lower_id[DB_ID_SIZE];
 	int r;
 

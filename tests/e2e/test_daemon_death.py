@@ -425,3 +425,15 @@ def test_nothing_is_left_without_a_daemon(make_wpfs):
     os.kill(witness, 15)
     assert proc.is_over(pidfd, harness.SECONDS)
     os.close(pidfd)
+
+
+def test_killed_after_protect(wpfs):
+    """No harvest has come since: the next daemon finds all marks, and nothing dirty."""
+    program = mapped(wpfs, protect=False)
+    for page in range(64):
+        program.order(f"store 0 {page} 1")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 0 3 3")
+    wpfs.kill9()
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == {3} and report.marked(wpfs, "t") == ALL - {3}

@@ -241,7 +241,7 @@ static void test_round_trip(void **state)
 	for (int i = 0; i < 20; i++) {
 		struct mm mm;
 		struct expect e = {&mm, 0, 0};
-		const struct db_marks_visitor visitor = {&e, expect_file, expect_mm};
+		const struct db_marks_visitor visitor = {&e, expect_file, expect_mm, NULL};
 
 		model_make(&mm, 7);
 		put_model(&row, &mm);
@@ -300,7 +300,7 @@ static void test_dirty_once(void **state)
 {
 	struct db_mm row = row_make(7, "db");
 	struct expect e = {0};
-	const struct db_marks_visitor visitor = {&e, NULL, expect_mm};
+	const struct db_marks_visitor visitor = {&e, NULL, expect_mm, NULL};
 	struct mm_vma *v;
 	struct mm_file *f;
 	struct mm mm;
@@ -350,7 +350,7 @@ static void test_mapping_put(void **state)
 	for (int i = 0; i < 40; i++) {
 		struct mm_vma v = {.file = 10 + rng(3), .prot = PROT_READ, .dev = 99};
 		struct expect e = {0};
-		const struct db_marks_visitor visitor = {&e, NULL, expect_mm};
+		const struct db_marks_visitor visitor = {&e, NULL, expect_mm, NULL};
 		struct put put = {.row = &row};
 		uint64_t pages = 1 + rng(100000);
 		struct mm mm;
