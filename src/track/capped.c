@@ -181,10 +181,14 @@ void capped_file_take(struct capped *c, uint64_t ino, int fd)
 	pthread_mutex_lock(&c->lock);
 	if (r == 0)
 		r = capped_file_get(c, &handle, ino, &f);
-	own = r == 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
+	/* Who is at its pages has the descriptor that is about to be closed. */
+	while (r == 0 && !f->taken && capped_used(c, ino, 0, UINT64_MAX, ~0u))
+		pthread_cond_wait(&c->cond, &c->lock);
+	own = r == 0 && !f->taken ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
 	if (own >= 0 && fs_file_replace(c->config.fs, ino, fd) == 0) {
 		close(f->fd);
 		f->fd = own;
+		f->taken = true;
 		own = -1;
 	}
 	close_fd(&own);
@@ -415,7 +419,7 @@ static int adopt_all(struct capped *c)
 
 static int open_all(struct capped *c)
 {
-	struct epoll_event ev = {.events = EPOLLIN}, retry = {.events = EPOLLIN};
+	struct epoll_event ev = {.events = EPOLLIN}, retry = {.events = EPOLLIN | EPOLLET};
 	struct stat st;
 	int r;
 

@@ -291,6 +291,16 @@ static size_t next_runs(const struct capped_file *f, uint64_t *page, uint64_t en
 	uint64_t pages = 0;
 	size_t nr = 0;
 
+	/* All of it, as a rule; and lseek would look at all that follows. */
+	if (*page < end) {
+		uint64_t most = end - *page < CAPPED_BATCH ? end - *page : CAPPED_BATCH;
+
+		if (capped_in_memory(f->fd, *page, most) == most) {
+			runs[0] = (struct capped_run){*page, most};
+			*page += most;
+			return 1;
+		}
+	}
 	while (pages < CAPPED_BATCH && *page < end) {
 		off_t data = lseek(f->fd, (off_t)(*page << WPFS_PAGE_SHIFT), SEEK_DATA), hole;
 		uint64_t first, last;

@@ -77,7 +77,7 @@ static void mm_free(struct capped *c, struct capped_mm *mm)
 static struct capped_mm *mm_new(struct capped *c, int uffd)
 {
 	struct capped_mm *mm = calloc(1, sizeof(*mm));
-	struct epoll_event ev = {.events = EPOLLIN};
+	struct epoll_event ev = {.events = EPOLLIN | EPOLLET};
 
 	if (!mm) {
 		close(uffd);
@@ -88,7 +88,10 @@ static struct capped_mm *mm_new(struct capped *c, int uffd)
 	mm->maps_fd = mm->pagemap_fd = -1;
 	DL_APPEND(c->mms, mm);
 	ev.data.u64 = mm->id;
-	/* A blocking uffd always polls as an error. */
+	/*
+	 * A blocking uffd always polls as an error. Edge-triggered: who is woken reads until there
+	 * is nothing; otherwise each message would wake two threads.
+	 */
 	if (fcntl(uffd, F_SETFL, O_NONBLOCK) < 0 ||
 	    epoll_ctl(c->epoll_fd, EPOLL_CTL_ADD, uffd, &ev) < 0) {
 		mm_free(c, mm);

@@ -21,8 +21,8 @@
 #include "track/capped.h"
 #include "uffd/maps.h"
 
-#define CAPPED_BATCH	4096 /* pages evicted at once: 16 MiB */
-#define CAPPED_CLUSTER	256  /* pages read from the store at once: 1 MiB */
+#define CAPPED_BATCH	1024 /* pages evicted at once: 4 MiB */
+#define CAPPED_CLUSTER	64u  /* pages read from the store at once: 256 KiB */
 #define CAPPED_ENGINES	16   /* reads from the store at once */
 #define CAPPED_WORKERS	4    /* threads that serve faults */
 #define CAPPED_STREAMS	4    /* sequential readers of a file that are followed */
@@ -47,6 +47,7 @@ struct capped_file {
 	bool missing; /* its mappings are registered for missing faults; bits is open; never undone
 		       */
 	struct spill_bits bits;
+	bool taken;    /* fd is a killed daemon's struct file */
 	int spill_fd;  /* its pages in the store; -1: not open */
 	uint32_t slot; /* its name in the policy */
 	bool has_slot;
@@ -282,7 +283,10 @@ int capped_file_open(struct capped *c, const struct fs_handle *handle, uint64_t 
 /* A descriptor of its struct file, the caller's; -errno. */
 int capped_file_dup(struct capped *c, uint64_t ino);
 
-/* `fd` (duplicated) is its struct file from now on: nobody uses the one that was made. */
+/*
+ * `fd` (duplicated) is its struct file from now on, unless another mm's witness had it already.
+ * Before the faults of the mm that had it are served. Waits for who is at its pages.
+ */
 void capped_file_take(struct capped *c, uint64_t ino, int fd);
 
 /* Have the mappings of this file to be registered for missing faults too? */
@@ -387,7 +391,7 @@ int capped_evict_runs(struct capped *c, struct capped_file *f, const struct capp
 /* Pages of one file, in the order of the file. */
 struct capped_turn {
 	struct capped_file *file;
-	struct policy_page pages[1024];
+	struct policy_page pages[CAPPED_BATCH];
 	size_t nr;
 };
 

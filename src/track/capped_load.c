@@ -24,9 +24,9 @@
 #include "track/capped_test.h"
 
 #define WINDOW_MIN  16u
-#define WINDOW_MAX  2048u /* pages that are asked for ahead of a reader */
-#define AHEAD_CHUNK 128u  /* of them, read at once */
-#define ZERO_MAX    64u	  /* pages of zeros made at once */
+#define WINDOW_MAX  2048u	   /* pages that are asked for ahead of a reader */
+#define AHEAD_CHUNK CAPPED_CLUSTER /* of them, read at once */
+#define ZERO_MAX    64u		   /* pages of zeros made at once */
 
 /* ---- engines ---- */
 

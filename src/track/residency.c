@@ -184,6 +184,8 @@ int residency_map(struct track *t, struct tmm *tm, struct mm_vma *vma)
 
 	if (!t->config.capped)
 		return 0;
+	/* The mapping is one of the lower file, and will be seen as such. */
+	vma->dev = capped_lower_dev(t->config.capped);
 	keep_file(t, tm, vma->file);
 	evict_pressure(t, vma);
 	if (!residency_must_stay(t, vma->file))

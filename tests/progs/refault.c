@@ -36,9 +36,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PAGE	    4096ul
-#define WORDS	    (PAGE / 8)
-#define THREADS_MAX 16
+#define PAGE	       4096ul
+#define WORDS	       (PAGE / 8)
+#define THREADS_MAX    16
+#define THREADS_SHARED 4 /* at most, with a COPY */
 
 static uint64_t *file, *copy; /* both nr_pages long */
 static _Atomic uint8_t *written;
@@ -77,7 +78,8 @@ static void fill(uint64_t seed, int store)
 static void write_one(struct job *job)
 {
 	size_t page = next_random(&job->seed) % nr_pages;
-	size_t writers = job->nr * nr_progs;
+	/* However many threads another program writes with, its words are not ours. */
+	size_t share = nr_progs > 1 ? THREADS_SHARED : job->nr, writers = share * nr_progs;
 	size_t word = next_random(&job->seed) % (WORDS / writers) * writers + job->nr * prog_index +
 		      job->index;
 	uint64_t value = next_random(&job->seed);

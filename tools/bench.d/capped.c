@@ -14,7 +14,7 @@
  *   load zipf|uniform N SEED  N accesses, half of them stores -> ns
  *   uffd                  registers the mapping, served by a process of its own
  *   protect               write-protects it with that
- *   direct PATH read|write PAGES        1 MiB at a time -> ns
+ *   direct PATH read|write PAGES        1 MiB at a time, writes to a new file -> ns
  *   direct PATH random PAGES N SEED     N reads of a page -> ns
  */
 /* clang-format on */
@@ -250,7 +250,9 @@ static const char *uffd_protect(void)
 static const char *direct(const char *path, const char *how, size_t pages, size_t nr, uint64_t seed,
 			  uint64_t *ns)
 {
-	int fd = open(path, O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600);
+	/* A new file, as what is evicted goes to one. */
+	int fresh = strcmp(how, "write") == 0 ? O_TRUNC : 0;
+	int fd = open(path, O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC | fresh, 0600);
 	char *buf = mmap(NULL, CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	const char *wrong = NULL;
 	uint64_t begin;
