@@ -11,6 +11,7 @@ import pytest
 import harness
 import report
 from harness import PAGE
+from mapper import ALL, mapped
 
 CAP = 16 << 20
 SLACK = 64 << 20
@@ -154,3 +155,29 @@ def test_allocate_and_seek(wpfs):
         with pytest.raises(OSError):
             os.lseek(fd, 41 * PAGE, os.SEEK_DATA)
         assert status(wpfs)["refaults"] == before, "lseek brought pages back"
+
+
+def test_zero_pages(wpfs):
+    """Pages of zeros leave and come back without I/O, keep their marks, and are never on disk."""
+    program = mapped(wpfs, protect=False)
+    for page in range(64):
+        program.order(f"store 0 {page} {page % 2}")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
+    now = status(wpfs)
+    assert now["zero_pages"] == 32 and now["spilled"] == 32 * PAGE and now["resident"] == 0
+    for page in range(0, 64, 2):
+        assert program.order(f"load 0 {page}") == 0
+    after = status(wpfs)
+    assert after["refaults"] == now["refaults"] and after["resident"] == 32 * PAGE
+    assert report.marked(wpfs, "t") == ALL and report.dirty(wpfs, "t") == set()
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 32
+    for _ in range(300):  # mapped and unmapped without being touched
+        program.order(f"map 1 0 0 {64 * PAGE}")
+        program.order("unmap 1")
+    now = status(wpfs)
+    assert now["resident"] == 0 and now["spilled"] == 32 * PAGE and now["zero_pages"] == 64
+    program.order("store 0 2 7")
+    assert program.order("load 0 2") == 7 and report.dirty(wpfs, "t") == {2}
+    [path] = [path for path in (harness.Path(wpfs.store) / "spill").rglob("*") if path.is_file()]
+    assert path.stat().st_blocks * 512 <= 33 * PAGE, "zeros were stored"
