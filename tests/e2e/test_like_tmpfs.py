@@ -46,3 +46,10 @@ def test_random_operations(make_wpfs, tmpfs, options):
     limits = f"{LIMITS},{options}"
     compare(make_wpfs(options=limits.split(",")), tmpfs(limits), "--seconds", 10,
             "--seed", time.time_ns() % 10**9)
+
+
+def test_random_operations_where_it_is_full(make_wpfs, tmpfs):
+    """ENOSPC and SIGBUS as on the tmpfs. One hand: several would fill it in another order."""
+    limits = "size=400K,nr_inodes=70,mode=755"
+    compare(make_wpfs(options=limits.split(",")), tmpfs(limits), "--seconds", 5, "--hands", 1,
+            "--seed", time.time_ns() % 10**9)

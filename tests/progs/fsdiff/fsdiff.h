@@ -94,7 +94,7 @@ void look_path(struct side *s, const char *path, struct answer *a);
 void look_fd(struct side *s, int fd, struct answer *a);
 void look_events(struct side *s, struct answer *a);
 void forget_events(struct side *s);
-void look_statfs(struct side *s, struct answer *a);
+void look_statfs(const char *path, struct answer *a);
 
 /*
  * Everything below the side's top: names in their order, attributes, contents, xattrs. Calls

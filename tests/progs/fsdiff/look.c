@@ -87,11 +87,11 @@ void look_fd(struct side *s, int fd, struct answer *a)
 		say_stat(s, &st, a);
 }
 
-void look_statfs(struct side *s, struct answer *a)
+void look_statfs(const char *path, struct answer *a)
 {
 	struct statfs st;
 
-	if (statfs(s->top, &st) < 0)
+	if (statfs(path, &st) < 0)
 		say(a, "%s", strerrorname_np(errno));
 	else
 		say(a,
