@@ -22,14 +22,14 @@
 #include "track/internal.h"
 #include "uffd/maps.h"
 
-static bool unseen_maps(const struct track *t, pid_t pid)
+static bool unseen_maps(const struct track *t, pid_t pid, bool shared)
 {
 	struct maps_list maps = {0};
 	bool any = false;
 
 	if (maps_read(pid, t->devs, t->nr_devs, &maps) == 0) {
 		for (size_t i = 0; i < maps.nr; i++)
-			any |= !maps.vmas[i].shared;
+			any |= maps.vmas[i].shared == shared;
 	}
 	maps_free(&maps);
 	return any;
@@ -200,7 +200,10 @@ int unseen_report(struct track *t, uid_t uid, const char *name,
 		if (!c->tmm || c->tmm->state != TMM_NEW || (uid != 0 && uid != c->peer.uid) ||
 		    (name && strcmp(name, c->name) != 0))
 			continue;
-		if (unseen_maps(t, c->id.pid))
+		if (unseen_maps(t, c->id.pid, true))
+			what = "maps files by raw system calls that nobody told of: its stores are "
+			       "not tracked";
+		else if (unseen_maps(t, c->id.pid, false))
 			what = "maps files MAP_PRIVATE only: its stores stay its own and are not "
 			       "tracked";
 		else if (unseen_writes(t, c->id.pid))

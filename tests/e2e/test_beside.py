@@ -48,6 +48,18 @@ def test_no_store_is_missed(wpfs, how):
     assert report.dirty(wpfs, "t") == WAYS[how]
 
 
+def test_mappings_that_nobody_was_told_of(wpfs):
+    """There is nothing to say of their pages; a report says why."""
+    program = wpfs.spawn(harness.program("mapper"), name="t")
+    program.order(f"open 0 {wpfs.mnt}/f")
+    program.order("size 0 65536")
+    program.order("map 0 0 0 65536 raw")
+    program.order("store 0 7 1")
+    answer = wpfs.wpctl_json("dirty")
+    assert answer["mms"] == []
+    assert "maps files by raw system calls" in answer["notes"][0]
+
+
 def test_who_is_alone_stays_tracked(wpfs):
     """A program whose first thread has ended is no dead one, and goes through epochs as any other."""
     program = mapped(wpfs, "alone")
