@@ -12,6 +12,7 @@
 
 #include "preload/attach.h"
 #include "preload/client.h"
+#include "preload/ranges.h"
 #include "preload/filter.h"
 
 #define UFFDS_MAX 64 /* more are not watched: the daemon then finds out by looking */
@@ -92,6 +93,7 @@ static void uffds_close(unsigned first, unsigned last)
 		if (mount_call(&shim.mounts[uffds[i].mount], WPFS_OP_UFFD_CLOSE, &body,
 			       sizeof(body), NULL, &status, NULL, 0, NULL))
 			status = 0;
+		ranges_disown((uint32_t)fd + 1);
 		/* Open under another number too, made by a call that is not watched: that one is
 		 * from now on. */
 		atomic_store(&uffds[i].fd, status > 0 ? status - 1 : -1);

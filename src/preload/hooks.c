@@ -153,6 +153,8 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 			return (int)result(uffd_unregister(fd, arg));
 		if ((uint32_t)request == (uint32_t)PAGEMAP_SCAN)
 			return (int)result(uffd_pagemap_scan(fd, arg));
+		if (unlikely(ranges_not_own) && uffd_may_mark((uint32_t)request))
+			return (int)result(uffd_mark(fd, (uint32_t)request, arg));
 	}
 	return (int)result(raw(ioctl, fd, request, arg));
 }

@@ -13,6 +13,7 @@
 #define LOOK_TRIES 100
 
 _Atomic uint32_t ranges_count;
+_Atomic uint32_t ranges_not_own;
 static _Atomic uint32_t sequence; /* odd: being changed */
 static struct range *_Atomic table;
 
@@ -23,19 +24,25 @@ static void change_begin(void)
 
 static void change_end(void)
 {
+	const struct range *ranges = atomic_load(&table);
+	uint32_t not_own = 0;
+
+	for (uint32_t i = 0; i < atomic_load(&ranges_count); i++)
+		not_own += !ranges[i].own;
+	atomic_store(&ranges_not_own, not_own);
 	atomic_fetch_add(&sequence, 1);
 }
 
-static bool look(const struct range *ranges, uint32_t nr, uint64_t addr, uint64_t end)
+static bool look(const struct range *ranges, uint32_t nr, uint64_t addr, uint64_t end, bool not_own)
 {
 	for (uint32_t i = 0; i < nr; i++) {
-		if (ranges[i].start < end && addr < ranges[i].end)
+		if (ranges[i].start < end && addr < ranges[i].end && !(not_own && ranges[i].own))
 			return true;
 	}
 	return false;
 }
 
-bool ranges_overlap(uint64_t addr, uint64_t len)
+static bool overlap(uint64_t addr, uint64_t len, bool not_own)
 {
 	const struct range *ranges = atomic_load(&table);
 	uint64_t end = addr + len;
@@ -46,13 +53,23 @@ bool ranges_overlap(uint64_t addr, uint64_t len)
 		end = UINT64_MAX;
 	for (int i = 0; i < LOOK_TRIES; i++) {
 		uint32_t before = atomic_load(&sequence);
-		bool found = look(ranges, atomic_load(&ranges_count), addr, end);
+		bool found = look(ranges, atomic_load(&ranges_count), addr, end, not_own);
 
 		atomic_thread_fence(memory_order_acquire);
 		if (!(before & 1) && atomic_load(&sequence) == before)
 			return found;
 	}
 	return true; /* the caller takes the lock and looks again */
+}
+
+bool ranges_overlap(uint64_t addr, uint64_t len)
+{
+	return overlap(addr, len, false);
+}
+
+bool ranges_overlap_not_own(uint64_t addr, uint64_t len)
+{
+	return overlap(addr, len, true);
 }
 
 static bool reserve(void)
@@ -166,6 +183,33 @@ void ranges_protect(uint64_t addr, uint64_t len, uint32_t prot)
 		piece.prot = prot;
 		ranges_add(&piece);
 	}
+}
+
+void ranges_own(uint64_t addr, uint64_t len, uint32_t own)
+{
+	uint64_t end = addr + len;
+	struct range piece;
+
+	for (; addr < end && ranges_next(addr, end, &piece); addr = piece.end) {
+		if (piece.own == own)
+			continue;
+		piece.own = own;
+		ranges_add(&piece);
+	}
+}
+
+void ranges_disown(uint32_t own)
+{
+	struct range *ranges = atomic_load(&table);
+
+	if (!ranges)
+		return;
+	change_begin();
+	for (uint32_t i = 0; i < atomic_load(&ranges_count); i++) {
+		if (ranges[i].own == own)
+			ranges[i].own = 0;
+	}
+	change_end();
 }
 
 bool ranges_of_mount(uint32_t mount, bool told)

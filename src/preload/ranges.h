@@ -16,6 +16,7 @@ struct range {
 	uint32_t mount;	      /* index */
 	uint32_t prot, flags; /* of its mmap(2); prot: as mprotect(2) left it */
 	uint32_t untold;      /* 1: the daemon does not know of it from us */
+	uint32_t own;	      /* 1 + number of the program's uffd that was given it; 0: none */
 };
 
 /* Number of ranges; 0 lets every hook go straight to the kernel. */
@@ -29,7 +30,19 @@ static inline bool ranges_any(void)
 /* Is any of [addr, addr + len) in a range? No lock; may say yes for a moment when it is no more. */
 bool ranges_overlap(uint64_t addr, uint64_t len);
 
+/* How many there are that no uffd of the program has; 0 lets its ioctls go straight on. */
+extern _Atomic uint32_t ranges_not_own;
+
+/* Is any of [addr, addr + len) in one of those? As ranges_overlap. */
+bool ranges_overlap_not_own(uint64_t addr, uint64_t len);
+
 /* The rest is under the shim's lock. */
+
+/* A uffd of the program has what is known in [addr, addr + len), or (0) none. */
+void ranges_own(uint64_t addr, uint64_t len, uint32_t own);
+
+/* That uffd is gone. */
+void ranges_disown(uint32_t own);
 
 /* Adds a range, in place of what was known there. A full table forgets it: conservative. */
 void ranges_add(const struct range *range);

@@ -70,6 +70,8 @@ long uffd_register(int fd, void *arg)
 		tell_mounts(WPFS_OP_UFFD_UNREG, &reg.range, reg.mode, fd, false);
 	else if (reg.mode & UFFDIO_REGISTER_MODE_WP)
 		tell_mounts(WPFS_OP_UFFD_POST, &reg.range, reg.mode, fd, true);
+	if (ret == 0 && fds_hit((unsigned)fd, (unsigned)fd))
+		ranges_own(reg.range.start, reg.range.len, (uint32_t)fd + 1);
 	shim_unlock(&guard);
 	return ret;
 }
@@ -89,30 +91,86 @@ long uffd_unregister(int fd, void *arg)
 		tell_mounts(WPFS_OP_UFFD_PRE, &range, 0, fd, false);
 		ret = raw(ioctl, fd, UFFDIO_UNREGISTER, arg);
 	}
-	if (ret == 0)
+	if (ret == 0) {
 		tell_mounts(WPFS_OP_UFFD_UNREG, &range, 0, fd, false);
+		ranges_own(range.start, range.len, 0);
+	}
 	shim_unlock(&guard);
 	return ret;
+}
+
+/* What is armed of the files that show in [at, end), as far as no uffd of the program has it. */
+static void doubt(uint64_t at, uint64_t end, bool also_own)
+{
+	struct shim_guard guard;
+	struct range piece;
+
+	if (!shim_lock(&guard)) {
+		untold_count_unknown();
+		return;
+	}
+	for (; at < end && ranges_next(at, end, &piece); at = piece.end) {
+		if (also_own || !piece.own)
+			untold_count(&shim.mounts[piece.mount], piece.ino);
+	}
+	shim_unlock(&guard);
+}
+
+/*
+ * Counted before the call, for whoever looks while it runs; and after, for an epoch that began
+ * meanwhile. Without the lock: COPY may wait for a page that another thread is to bring.
+ */
+static long doubtful_ioctl(int fd, uint32_t request, void *arg, uint64_t start, uint64_t end,
+			   bool also_own)
+{
+	long ret;
+
+	doubt(start, end, also_own);
+	ret = raw(ioctl, fd, request, arg);
+	doubt(start, end, also_own);
+	return ret;
+}
+
+/* Nearly always it is on the caller's stack, and then it can be read as it is. */
+static bool peek_fast(const void *from, void *to, size_t len)
+{
+	uint64_t at = (uint64_t)from, here = (uint64_t)__builtin_frame_address(0);
+
+	if (at % sizeof(uint64_t) || at < here || at - here >= SHIM_PAGE_SIZE / 4)
+		return peek(from, to, len);
+	for (size_t i = 0; i < len / sizeof(uint64_t); i++)
+		((uint64_t *)to)[i] = ((const uint64_t *)from)[i];
+	return true;
+}
+
+long uffd_mark(int fd, uint32_t request, void *arg)
+{
+	struct uffdio_range range;
+	uint64_t words[4]; /* of COPY: dst, src, len, mode; of the others: start, len, mode */
+	bool copy = request == (uint32_t)UFFDIO_COPY, marks;
+
+	if (!peek_fast(arg, words, copy ? sizeof(words) : 3 * sizeof(*words)))
+		return raw(ioctl, fd, request, arg);
+	range.start = words[0];
+	range.len = words[copy ? 2 : 1];
+	if (request == (uint32_t)UFFDIO_WRITEPROTECT)
+		marks = words[2] & UFFDIO_WRITEPROTECT_MODE_WP;
+	else if (copy)
+		marks = words[3] & UFFDIO_COPY_MODE_WP;
+	else
+		marks = words[2] & UFFDIO_CONTINUE_MODE_WP;
+	if (!marks || range.start + range.len <= range.start ||
+	    !ranges_overlap_not_own(range.start, range.len))
+		return raw(ioctl, fd, request, arg);
+	return doubtful_ioctl(fd, request, arg, range.start, range.start + range.len, false);
 }
 
 long uffd_pagemap_scan(int fd, void *arg)
 {
 	struct pm_scan_arg scan;
-	struct shim_guard guard;
-	struct range piece;
-	uint64_t at;
-	long ret;
 
 	if (!peek(arg, &scan, sizeof(scan)) || !(scan.flags & PM_SCAN_WP_MATCHING) ||
 	    scan.end <= scan.start || !ranges_overlap(scan.start, scan.end - scan.start))
 		return raw(ioctl, fd, PAGEMAP_SCAN, arg);
-	if (!shim_lock(&guard)) {
-		untold_count_unknown();
-		return raw(ioctl, fd, PAGEMAP_SCAN, arg);
-	}
-	for (at = scan.start; at < scan.end && ranges_next(at, scan.end, &piece); at = piece.end)
-		untold_count(&shim.mounts[piece.mount], piece.ino);
-	ret = raw(ioctl, fd, PAGEMAP_SCAN, arg);
-	shim_unlock(&guard);
-	return ret;
+	return doubtful_ioctl(fd, (uint32_t)PAGEMAP_SCAN, arg, scan.start, scan.end, true);
 }

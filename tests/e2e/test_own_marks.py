@@ -7,8 +7,9 @@ import pytest
 
 import harness
 import report
+from harness import PAGE
+from mapper import ALL, PAGES, killed, mapped
 
-PAGES = 64
 LAST = {PAGES - 1, PAGES - 2}  # written all the time by two threads
 
 
@@ -200,3 +201,33 @@ def test_closed_while_there_is_no_daemon(wpfs, writers):
     assert stored(program, range(32)) == set()
     wpfs.restart()
     assert owned(wpfs) == set()
+
+
+def marked_past_wpfs(wpfs, order):
+    """What is dirty after a store, and marks that the program puts where it registered nothing."""
+    program = mapped(wpfs)
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"size 1 {PAGES * PAGE}")
+    program.order(f"map 1 1 0 {PAGES * PAGE}")
+    uffd = program.order("uffd 1 0 16")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t", "--file", "/f")
+    program.order("store 0 4 1")
+    program.order(order.format(uffd))
+    return program, report.dirty(wpfs, "t")
+
+
+@pytest.mark.parametrize("order", ["wp {} 0 4 1 on", "wp {} 0 0 64 on"])
+def test_marks_put_where_nothing_was_registered(wpfs, order):
+    """The kernel lets any userfaultfd of the mm do it: what was written must not look clean."""
+    program, dirty = marked_past_wpfs(wpfs, order)
+    assert dirty == ALL
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t", "--file", "/f")
+    program.order("store 0 5 1")
+    assert killed(wpfs, program) == {5}
+
+
+@pytest.mark.parametrize("order", ["wp {} 0 4 1 off", "wp {} 1 0 16 on", "wp {} 1 3 2 off"])
+def test_marks_put_where_they_may_be_leave_others_exact(wpfs, order):
+    program, dirty = marked_past_wpfs(wpfs, order)
+    assert dirty == {4}
+    assert killed(wpfs, program) == {4}
