@@ -92,38 +92,6 @@ static int note_gap(struct report *rp, const char *fmt, ...)
 
 /* ---- names of files ---- */
 
-/* Climbs from a file to the root and writes the path backwards. -ENODATA: not in the tree. */
-static int path_by_tree(struct db_tx *tx, uint64_t id, char *path, size_t size)
-{
-	char buf[WPFS_PATH_MAX];
-	size_t at = sizeof(buf) - 1;
-
-	buf[at] = '\0';
-	while (id != DB_ROOT_ID) {
-		sqlite3_stmt *st;
-		size_t len;
-		int r = sql_query(tx, &st, "SELECT parent, name FROM dirent WHERE id = ?1 LIMIT 1",
-				  "i", (int64_t)id);
-
-		if (r == 0)
-			r = sql_step(tx, st);
-		if (r <= 0)
-			return r < 0 ? r : -ENODATA;
-		id = (uint64_t)sqlite3_column_int64(st, 0);
-		len = (size_t)sqlite3_column_bytes(st, 1);
-		if (len == 0 || len + 1 > at) {
-			sql_reset(st);
-			return -ENODATA; /* too long, or rows that form a loop */
-		}
-		at -= len;
-		memcpy(buf + at, sqlite3_column_blob(st, 1), len);
-		buf[--at] = '/';
-		sql_reset(st);
-	}
-	snprintf(path, size, "%s", buf + at);
-	return 0;
-}
-
 static int path_by_file(struct db_tx *tx, uint64_t id, char *path, size_t size)
 {
 	sqlite3_stmt *st;
@@ -144,7 +112,7 @@ static int file_path(struct db_tx *tx, const struct report *rp, struct report_fi
 	int r = -ENODATA;
 
 	if (rp->unmounted)
-		r = path_by_tree(tx, rf->id, rf->path, sizeof(rf->path));
+		r = db_tx_tree_path(tx, rf->id, rf->path, sizeof(rf->path));
 	if (r == -ENODATA)
 		r = path_by_file(tx, rf->id, rf->path, sizeof(rf->path));
 	if (r == -ENODATA) {

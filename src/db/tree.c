@@ -4,6 +4,7 @@
  * what would be dangerous as a name is refused here.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -12,6 +13,7 @@
 
 #define NAME_BYTES   255
 #define TARGET_BYTES 4095
+#define PATH_BYTES   4096
 
 /* ---- load ---- */
 
@@ -311,4 +313,36 @@ int db_tree_stat(struct db *db, const char *path, struct db_inode *inode)
 	*inode = (struct db_inode){0};
 	r = db_read(db, tree_stat_job, &job);
 	return r == -ENODATA ? -ENOENT : r;
+}
+
+/* Climbs from the file to the root and writes the path backwards. */
+int db_tx_tree_path(struct db_tx *tx, uint64_t id, char *path, size_t size)
+{
+	char buf[PATH_BYTES];
+	size_t at = sizeof(buf) - 1;
+
+	buf[at] = '\0';
+	while (id != DB_ROOT_ID) {
+		sqlite3_stmt *st;
+		size_t len;
+		int r = sql_query(tx, &st, "SELECT parent, name FROM dirent WHERE id = ?1 LIMIT 1",
+				  "i", (int64_t)id);
+
+		if (r == 0)
+			r = sql_step(tx, st);
+		if (r <= 0)
+			return r < 0 ? r : -ENODATA;
+		id = (uint64_t)sqlite3_column_int64(st, 0);
+		len = (size_t)sqlite3_column_bytes(st, 1);
+		if (len == 0 || len + 1 > at) {
+			sql_reset(st);
+			return -ENODATA; /* too long, or rows that form a loop */
+		}
+		at -= len;
+		memcpy(buf + at, sqlite3_column_blob(st, 1), len);
+		buf[--at] = '/';
+		sql_reset(st);
+	}
+	snprintf(path, size, "%s", buf + at);
+	return 0;
 }

@@ -50,6 +50,10 @@ int db_tree_stat(struct db *db, const char *path, struct db_inode *inode);
 /* The id alone, in a job. -ENODATA: not there. */
 int db_tx_tree_find(struct db_tx *tx, const char *path, uint64_t *id);
 
+/* A path of a file inside the mount, with leading '/', inside a job. 0 or -errno: -ENODATA: none.
+ */
+int db_tx_tree_path(struct db_tx *tx, uint64_t id, char *path, size_t size);
+
 /*
  * Replaces the stored tree by what `produce` puts with the functions below, in any order: one
  * transaction, committed on return. A negative value of produce changes nothing and is returned.
