@@ -9,6 +9,7 @@
 #ifndef WPFS_CTL_CTL_H
 #define WPFS_CTL_CTL_H
 
+#include <getopt.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -45,6 +46,7 @@ enum ctl_operands {
 	CTL_MNT_PATH,	  /* a mount, and a path inside it */
 	CTL_MNT_COMMAND,  /* a mount, and a command line */
 	CTL_MNT_DIR,	  /* a mount or a store, and a directory outside */
+	CTL_SHELL,	  /* the name of a shell */
 	CTL_DIR_FILE,	  /* a directory and a file, neither in a mount */
 };
 
@@ -56,9 +58,9 @@ struct ctl_args {
 	bool full, force, repair;
 	const char *output; /* of a picture; NULL: none */
 	bool png, dark;
-	const char *target;	   /* MNT or STORE; CTL_DIR_FILE: the directory */
-	const char *operand;	   /* CTL_MNT_DIR, CTL_DIR_FILE: the second one */
-	char **argv;		   /* CTL_MNT_COMMAND: the command line, NULL-terminated */
+	const char *target;  /* CTL_SHELL: its name; MNT or STORE; CTL_DIR_FILE: the directory */
+	const char *operand; /* CTL_MNT_DIR, CTL_DIR_FILE: the second one */
+	char **argv;	     /* CTL_MNT_COMMAND: the command line, NULL-terminated */
 	struct wpfs_select select; /* --name, --file or PATH, --range, --epoch */
 };
 
@@ -71,6 +73,15 @@ struct ctl_command {
 	enum ctl_operands operands;
 	int (*run)(const struct ctl_args *args); /* gives an enum ctl_status */
 };
+
+struct ctl_option {
+	unsigned option; /* CTL_OPT_*, or 0: every command has it */
+	struct option getopt;
+	const char *help; /* "--name N   what it is" */
+};
+
+/* All options; ends with one without help. */
+extern const struct ctl_option ctl_options[];
 
 /* The commands, in the order of --help; ends with one without a name. */
 extern const struct ctl_command ctl_commands[];
@@ -86,6 +97,7 @@ int cmd_sync(const struct ctl_args *args);
 int cmd_forget(const struct ctl_args *args);
 int cmd_evict(const struct ctl_args *args);
 int cmd_load(const struct ctl_args *args);
+int cmd_completion(const struct ctl_args *args);
 int cmd_map(const struct ctl_args *args);
 int cmd_export(const struct ctl_args *args);
 int cmd_apply(const struct ctl_args *args);

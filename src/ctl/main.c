@@ -73,14 +73,15 @@ const struct ctl_command ctl_commands[] = {
 	 "without a name go to /lost+found of the tree, contents without a file to\n"
 	 "STORE/lost+found, and pages in doubt count as dirty.",
 	 CTL_OPT_REPAIR, CTL_STORE, cmd_check},
+	{"completion", "bash|zsh|fish", "write a completion script",
+	 "For the shell of that name; installed with wpfs. It knows commands, options, "
+	 "mountpoints\n"
+	 "and names.",
+	 0, CTL_SHELL, cmd_completion},
 	{0},
 };
 
-static const struct {
-	unsigned option; /* CTL_OPT_* or 0: every command has it */
-	struct option getopt;
-	const char *help;
-} options[] = {
+const struct ctl_option ctl_options[] = {
 	{CTL_OPT_NAME,
 	 {"name", required_argument, NULL, 'n'},
 	 "--name N           the program of this name"},
@@ -115,8 +116,9 @@ static const struct {
 	 {"json", no_argument, NULL, 'j'},
 	 "--json             one JSON object instead of text: wpctl(1) lists its keys"},
 	{0, {"help", no_argument, NULL, 'h'}, "--help             this text"},
+	{0},
 };
-#define NR_OPTIONS (sizeof(options) / sizeof(options[0]))
+#define NR_OPTIONS (sizeof(ctl_options) / sizeof(ctl_options[0]) - 1)
 
 int ctl_finish(void)
 {
@@ -143,8 +145,8 @@ static int show_help(const struct ctl_command *c)
 {
 	printf("usage: wpctl %s %s\n%s\n\n", c->name, c->synopsis, c->help);
 	for (size_t i = 0; i < NR_OPTIONS; i++) {
-		if (!options[i].option || (options[i].option & c->options))
-			printf("  %s\n", options[i].help);
+		if (!ctl_options[i].option || (ctl_options[i].option & c->options))
+			printf("  %s\n", ctl_options[i].help);
 	}
 	return ctl_finish();
 }
@@ -243,8 +245,8 @@ static int parse_options(struct ctl_args *args, int argc, char **argv)
 
 	memset(list, 0, sizeof(list));
 	for (size_t i = 0; i < NR_OPTIONS; i++) {
-		if (!options[i].option || (options[i].option & c->options))
-			list[nr++] = options[i].getopt;
+		if (!ctl_options[i].option || (ctl_options[i].option & c->options))
+			list[nr++] = ctl_options[i].getopt;
 	}
 	opterr = 0;
 	while ((option = getopt_long(argc, argv, letters, list, NULL)) != -1) {
@@ -266,6 +268,8 @@ static const char *no_target(const struct ctl_command *c)
 	switch (c->operands) {
 	case CTL_STORE:
 		return "no store given";
+	case CTL_SHELL:
+		return "no shell given";
 	case CTL_DIR_FILE:
 		return "no directory given";
 	case CTL_MNT_OR_STORE:

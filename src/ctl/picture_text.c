@@ -14,14 +14,15 @@
 #include "ctl/picture.h"
 #include "ctl/say.h"
 
-#define INDENT	 2
-#define WIDE_MAX 4 /* letters that a cell of few is repeated */
-#define MIN_COLS 24
-#define MAX_COLS 1024
+#define INDENT	  2
+#define ADDRESSES 32 /* letters that the longest pair of them takes, with blanks */
+#define WIDE_MAX  4  /* letters that a cell of few is repeated */
+#define MIN_COLS  24
+#define MAX_COLS  1024
 
-#define DIRTY	 "\033[33m"
-#define MARKED	 "\033[34m"
-#define BEHIND	 "\033[44m" /* marked pages of a cell that has dirty ones */
+#define DIRTY	  "\033[33m"
+#define MARKED	  "\033[34m"
+#define BEHIND	  "\033[44m" /* marked pages of a cell that has dirty ones */
 
 static size_t columns(void)
 {
@@ -96,7 +97,12 @@ static void put_map(const struct picture *picture, const struct picture_map *map
 	char label[128], cell_size[16];
 	struct picture_cell cell;
 
-	printf("%*s%s  ", INDENT, "", path ?: "?");
+	printf("%*s%s", INDENT, "", path ?: "?");
+	/* A long path has lines of its own: it is wrapped, and nothing behind it. */
+	if (strlen(path ?: "?") + ADDRESSES > room)
+		printf("\n%*s", INDENT, "");
+	else
+		printf("  ");
 	if (map->end)
 		printf("0x%llx-0x%llx\n", (unsigned long long)map->start,
 		       (unsigned long long)map->end);

@@ -50,7 +50,8 @@ def test_text(wpfs):
     assert lines[4].index("32.0K") == 2 + 32 and lines[4].endswith("64.0K") and len(lines[4]) == 66
     assert lines[5:] == ["", LEGEND]
     narrow = text(wpfs, columns="24")
-    assert narrow[3] == "  " + CELLS and narrow[2].endswith("a cell is 4.0K")
+    assert narrow[1:3] == ["  /f", f"  {one.addr:#x}-{end:#x}"]
+    assert narrow[4] == "  " + CELLS and narrow[3].endswith("a cell is 4.0K")
 
 
 def test_cells_of_many_pages(wpfs):
