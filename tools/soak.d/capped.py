@@ -102,7 +102,8 @@ class World:
             program.close()
         for name in os.listdir(self.wpfs.mnt):
             os.unlink(self.wpfs.mnt / name)
-        self.wpfs.umount()
+        self.wpfs.command(harness.UMOUNT_HELPER, self.wpfs.mnt, timeout=600)
+        self.wpfs.daemon.wait(600)  # a disk may take its time to give a store's room back
         shutil.rmtree(self.wpfs.dir)
         os.unlink(self.copy)
 
