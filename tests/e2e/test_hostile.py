@@ -2,13 +2,16 @@
 """Clients that say anything on the daemon's socket: it answers or hangs up, and nobody else notices."""
 
 import os
+import signal
+import socket
+import struct
 from pathlib import Path
 
 import pytest
 
 import harness
 import report
-from mapper import map_file, mapped
+from mapper import Child, killed, map_file, mapped
 
 HOSTILE = Path(__file__).with_name("hostile.py")
 USER = 65534
@@ -41,3 +44,102 @@ def test_anything_on_the_socket(make_wpfs, capped, uid, seed):
                      wpfs.mnt / "theirs")
     again.order("store 0 1 1")
     assert report.dirty(wpfs, "another", file="/theirs") == {1}
+
+
+# ---- clients that do not do their part
+
+HELLO_CTL = struct.pack("<IHHIi", 16 + 80, 1, 1, 1, 0) + struct.pack("<II", 2, 0) + bytes(72)
+STATUS = struct.pack("<IHHIi", 16, 1, 64, 2, 0)
+
+
+def connection(wpfs, hello=True):
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.setblocking(False)
+    sock.connect(str(harness.RUN_DIR / wpfs.id / "sock"))
+    if hello:
+        sock.send(HELLO_CTL)
+    return sock
+
+
+def fill(sock):
+    """Requests until no more can be sent, and no answer is read."""
+    sent = 0
+    try:
+        while sent < 100000:
+            sock.send(STATUS)
+            sent += 1
+    except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+        pass
+    return sent
+
+
+def goes_on(wpfs, program, written):
+    """It maps, stores, forks and unmaps as if nobody else were there, and every mark is exact."""
+    slot = 1 + len(written)
+    program.order(f"store 0 {slot} 1")
+    program.order(f"map {slot} 0 {32 * harness.PAGE} {harness.PAGE}")
+    program.order(f"unmap {slot}")
+    child = Child(wpfs, program)
+    child.order("store 0 60 1")
+    child.end()
+    written.add(slot)
+    assert report.dirty(wpfs, "t") == written
+
+
+def test_answers_that_nobody_reads(wpfs):
+    program, written = mapped(wpfs), set()
+    socks = [connection(wpfs) for _ in range(20)]
+    for sock in socks:
+        assert fill(sock) > 1
+    goes_on(wpfs, program, written)
+    for sock in socks:
+        sock.close()
+    goes_on(wpfs, program, written)
+    assert killed(wpfs, program) == written
+
+
+def test_thousands_of_connections(wpfs):
+    """More than the backlog takes and than are ever served at once: refused, or waiting."""
+    program, written = mapped(wpfs), set()
+    socks = []
+    for n in range(3000):
+        try:
+            socks.append(connection(wpfs, hello=n % 2))
+        except (BlockingIOError, ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
+            pass
+    assert len(socks) > 100
+    goes_on(wpfs, program, written)
+    for sock in socks:
+        sock.close()
+    goes_on(wpfs, program, written)
+    assert killed(wpfs, program) == written
+
+
+def test_a_full_backlog(wpfs):
+    """The daemon stands still and everybody wants to speak with it; one who was there is served."""
+    program, written = mapped(wpfs), set()
+    os.kill(wpfs.pid, signal.SIGSTOP)
+    socks = []
+    try:
+        while len(socks) < 10000:
+            socks.append(connection(wpfs, hello=False))
+        raise AssertionError("the backlog has no end")
+    except BlockingIOError:
+        pass
+    program.order("store 0 40 1")
+    written.add(40)
+    os.kill(wpfs.pid, signal.SIGCONT)
+    goes_on(wpfs, program, written)
+    for sock in socks:
+        sock.close()
+    assert killed(wpfs, program) == written
+
+
+def test_clients_that_die_in_mid_request(wpfs):
+    program, written = mapped(wpfs), set()
+    for _ in range(200):
+        sock = connection(wpfs)
+        fill(sock)
+        sock.close()
+    goes_on(wpfs, program, written)
+    assert killed(wpfs, program) == written
