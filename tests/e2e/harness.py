@@ -134,13 +134,12 @@ class Wpfs:
         env.update(extra or {})
         return env
 
-    def start(self, *options):
-        """Starts the daemon and returns when its mount works."""
+    def launch(self, *options):
+        """Starts the daemon; it has not mounted anything when this returns."""
         assert self.daemon is None, "a daemon is running already"
         argv = [*self.under, str(WPFS), "-f"]
         if self.options or options:
             argv += ["-o", ",".join([*self.options, *options])]
-        watch = proc.MountWatch()
         with open(self.log, "ab") as log:
             status = os.fstat(log.fileno())
             env = self.env({"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}",
@@ -149,6 +148,11 @@ class Wpfs:
                 [*argv, self.store, str(self.mnt)], env=env, cwd="/", stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True)
         self.pidfd = os.pidfd_open(self.daemon.pid)
+
+    def start(self, *options):
+        """Starts the daemon and returns when its mount works."""
+        watch = proc.MountWatch()
+        self.launch(*options)
         mounted = watch.wait(self.answers, SECONDS, self.pidfd)
         watch.close()
         assert mounted, f"wpfs did not mount: {self.read_log()}"

@@ -8,7 +8,7 @@
  *
  * It stores to the first half of the pages, a child to one of the second half. Orders on stdin,
  * one line each for an answer: go, count (-> "WRITES MOVES FORKS"), stop (-> "WRITES MOVES FORKS
- * GAP" with GAP in ms).
+ * GAP" with GAP in ms), exec (it is the same program anew, in the midst of its work).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -167,6 +167,10 @@ int main(int argc, char **argv)
 			if (strcmp(line, "stop\n") == 0) {
 				stop = true;
 				pthread_join(thread, NULL);
+			}
+			if (strcmp(line, "exec\n") == 0) {
+				execv("/proc/self/exe", argv);
+				die("exec");
 			}
 			count(line);
 		}
