@@ -254,6 +254,7 @@ static void work_readdir(long n)
 		closedir(dir);
 	}
 	stop();
+	spent = spent * (uint64_t)n / (uint64_t)seen; /* whole passes */
 }
 
 /* A directory of COUNT files: making one more, looking at it for the first time, removing it. */
