@@ -168,6 +168,23 @@ def test_a_store_that_is_not_mounted(make_wpfs):
     fails(backup.export("--full", target=wpfs.store, status=1), "mount the store first")
 
 
+def test_what_the_manual_says(wpfs):
+    """wpctl(1), INCREMENTAL BACKUPS, command by command."""
+    manual = (harness.SOURCE / "man/wpctl.1").read_text()
+    section = manual.split(".Sh INCREMENTAL BACKUPS")[1].split("\n.Sh ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("wpctl ")]
+    assert len(lines) == 6
+    program = mapped(wpfs, protect=False, path="data")
+    (wpfs.dir / "backup").mkdir()
+    for number, line in enumerate(lines):
+        if number % 3 == 0:
+            program.order(f"store 0 {number} 1")
+        words = line.replace("/mnt/w", str(wpfs.mnt)).replace("/backup", f"{wpfs.dir}/backup").split()
+        wpfs.wpctl(*words[1:])
+        if number % 3 == 2:
+            assert digest(wpfs.dir / "backup/data") == digest(wpfs.mnt / "data")
+
+
 # ---- what may be missing
 
 
