@@ -144,6 +144,8 @@ class Wpfs:
             status = os.fstat(log.fileno())
             env = self.env({"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}",
                             **self.daemon_env})  # asks for levels
+            if "LD_PRELOAD" in self.daemon_env:
+                env["ASAN_OPTIONS"] += ":verify_asan_link_order=0"
             self.daemon = subprocess.Popen(
                 [*argv, self.store, str(self.mnt)], env=env, cwd="/", stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True)

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * Preloaded into a daemon under test: what it, and SQLite in it, do to the files of its store
+ *passes through here. It is written down for tests that cut it off at any point
+ *(tests/e2e/powerloss.py), the process is killed before the nth of these calls, or they fail.
+ *
+ *	STOREIO_STORE	the store: an absolute path without symbolic links
+ *	STOREIO_LOG	gets a record for each call that was done, in their order
+ *	STOREIO_CTL	a struct control, which the test may write to at any time
+ *
+ * One lock is held across a call and its record, so the order is that of the calls. The -shm file
+ *of SQLite is not looked at: it holds nothing that has to survive.
+ */
+/* Both names of a call that has two: with and without 64. */
+#undef _FILE_OFFSET_BITS
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define FAIL_WRITE 1u /* of contents: write, truncate, punch, make */
+#define FAIL_SYNC  2u /* of contents */
+#define FAIL_DB	   4u /* all of the database */
+
+struct control {
+	uint32_t calls;	     /* so far */
+	uint32_t kill_at;    /* before this one; 0: never */
+	uint32_t fail;	     /* FAIL_* */
+	uint32_t fail_errno; /* with which */
+	uint32_t failed;     /* how often */
+	uint32_t kill_op;    /* the letter of a record: killed before the nth of these */
+	uint32_t kill_db;    /* 1: on files of the database, 0: on others */
+	uint32_t kill_nth;   /* 0: never */
+};
+
+/* As powerloss.py reads it; then the path and its data. */
+struct record {
+	uint32_t op, path_len;
+	uint64_t off, len; /* len: of the data, or of the range */
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static const char *store;
+static size_t store_len;
+static int log_fd = -1;
+static struct control *control;
+
+#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
+__attribute__((constructor)) static void begin(void)
+{
+	const char *log = getenv("STOREIO_LOG"), *ctl = getenv("STOREIO_CTL");
+	int fd;
+
+	store = getenv("STOREIO_STORE");
+	if (!store || !ctl)
+		return;
+	store_len = strlen(store);
+	if (log)
+		log_fd = REAL(open)(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	fd = REAL(open)(ctl, O_RDWR | O_CLOEXEC);
+	control = mmap(NULL, sizeof(*control), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (fd < 0 || control == MAP_FAILED)
+		abort();
+	REAL(close)(fd);
+}
+
+/* Where `name` (may be NULL) at `fd` is within the store; false: elsewhere. */
+static bool inside(int fd, const char *name, char path[PATH_MAX])
+{
+	char link[40], at[PATH_MAX] = "";
+	ssize_t n = 0;
+	size_t len;
+
+	if (!control)
+		return false;
+	if (!name || name[0] != '/') {
+		snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+		n = readlink(fd == AT_FDCWD ? "/proc/self/cwd" : link, at, sizeof(at) - 1);
+		if (n < 0)
+			return false;
+		at[n] = '\0';
+	}
+	if (name)
+		snprintf(at + n, sizeof(at) - (size_t)n, "%s%s", n ? "/" : "", name);
+	if (strncmp(at, store, store_len) != 0 || (at[store_len] && at[store_len] != '/'))
+		return false;
+	snprintf(path, PATH_MAX, "%s", at[store_len] ? at + store_len + 1 : "");
+	len = strlen(path);
+	return len < 4 || strcmp(path + len - 4, "-shm") != 0;
+}
+
+/* With the lock held: is this the last call, or one that fails? */
+static bool fails(const char *path, bool sync, char op)
+{
+	bool db = strncmp(path, "wpfs.db", 7) == 0;
+	uint32_t fail = __atomic_load_n(&control->fail, __ATOMIC_SEQ_CST);
+
+	if (++control->calls == control->kill_at ||
+	    (control->kill_nth && control->kill_op == (uint32_t)op && control->kill_db == db &&
+	     --control->kill_nth == 0))
+		kill(getpid(), SIGKILL);
+	if (!(fail & (db ? FAIL_DB : sync ? FAIL_SYNC : FAIL_WRITE)))
+		return false;
+	control->failed++;
+	errno = (int)control->fail_errno;
+	return true;
+}
+
+static void note(char op, const char *path, uint64_t off, uint64_t len, const void *data)
+{
+	struct record rec = {(uint32_t)op, (uint32_t)strlen(path), off, len};
+	int err = errno;
+
+	if (log_fd >= 0 && (REAL(write)(log_fd, &rec, sizeof(rec)) < 0 ||
+			    REAL(write)(log_fd, path, rec.path_len) < 0 ||
+			    (data && REAL(write)(log_fd, data, len) < 0)))
+		abort();
+	errno = err;
+}
+
+/* A call: `real` as it would be done, noted if it succeeded. */
+#define CALL(type, fd, name, sync, real, ok, op, ...)                                              \
+	char path[PATH_MAX];                                                                       \
+	type r;                                                                                    \
+                                                                                                   \
+	if (!inside(fd, name, path))                                                               \
+		return real;                                                                       \
+	pthread_mutex_lock(&lock);                                                                 \
+	r = fails(path, sync, op) ? -1 : real;                                                     \
+	if (ok)                                                                                    \
+		note(op, __VA_ARGS__);                                                             \
+	pthread_mutex_unlock(&lock);                                                               \
+	return r
+
+ssize_t pwrite(int fd, const void *buf, size_t len, off_t off)
+{
+	CALL(ssize_t, fd, NULL, false, REAL(pwrite)(fd, buf, len, off), r >= 0, 'W', path,
+	     (uint64_t)off, (uint64_t)r, buf);
+}
+
+ssize_t pwrite64(int fd, const void *buf, size_t len, off64_t off)
+{
+	CALL(ssize_t, fd, NULL, false, REAL(pwrite)(fd, buf, len, off), r >= 0, 'W', path,
+	     (uint64_t)off, (uint64_t)r, buf);
+}
+
+/* SQLite may seek first. */
+ssize_t write(int fd, const void *buf, size_t len)
+{
+	off_t off = control && fd != log_fd ? lseek(fd, 0, SEEK_CUR) : -1;
+
+	if (off < 0)
+		return REAL(write)(fd, buf, len);
+	CALL(ssize_t, fd, NULL, false, REAL(write)(fd, buf, len), r >= 0, 'W', path, (uint64_t)off,
+	     (uint64_t)r, buf);
+}
+
+int ftruncate(int fd, off_t size)
+{
+	CALL(int, fd, NULL, false, REAL(ftruncate)(fd, size), r == 0, 'T', path, 0, (uint64_t)size,
+	     NULL);
+}
+
+int ftruncate64(int fd, off64_t size)
+{
+	CALL(int, fd, NULL, false, REAL(ftruncate)(fd, size), r == 0, 'T', path, 0, (uint64_t)size,
+	     NULL);
+}
+
+/* Only holes are punched. */
+int fallocate(int fd, int mode, off_t off, off_t len)
+{
+	CALL(int, fd, NULL, false, REAL(fallocate)(fd, mode, off, len), r == 0, 'P', path,
+	     (uint64_t)off, (uint64_t)len, NULL);
+}
+
+int fallocate64(int fd, int mode, off64_t off, off64_t len)
+{
+	CALL(int, fd, NULL, false, REAL(fallocate)(fd, mode, off, len), r == 0, 'P', path,
+	     (uint64_t)off, (uint64_t)len, NULL);
+}
+
+int fsync(int fd)
+{
+	CALL(int, fd, NULL, true, REAL(fsync)(fd), r == 0, 'S', path, 0, 0, NULL);
+}
+
+int fdatasync(int fd)
+{
+	CALL(int, fd, NULL, true, REAL(fdatasync)(fd), r == 0, 'S', path, 0, 0, NULL);
+}
+
+int syncfs(int fd)
+{
+	CALL(int, fd, NULL, true, REAL(syncfs)(fd), r == 0, 'Y', path, 0, 0, NULL);
+}
+
+int unlink(const char *name)
+{
+	CALL(int, AT_FDCWD, name, false, REAL(unlink)(name), r == 0, 'U', path, 0, 0, NULL);
+}
+
+int unlinkat(int fd, const char *name, int flags)
+{
+	CALL(int, fd, name, false, REAL(unlinkat)(fd, name, flags), r == 0, 'U', path, 0, 0, NULL);
+}
+
+int mkdirat(int fd, const char *name, mode_t mode)
+{
+	CALL(int, fd, name, false, REAL(mkdirat)(fd, name, mode), r == 0, 'M', path, 0, 0, NULL);
+}
+
+/* An open counts only where it makes a file. */
+static int open_at(int fd, const char *name, int flags, mode_t mode)
+{
+	struct stat st;
+
+	if (!(flags & O_CREAT) || fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+		return REAL(openat)(fd, name, flags, mode);
+	CALL(int, fd, name, false, REAL(openat)(fd, name, flags, mode), r >= 0, 'C', path, 0, 0,
+	     NULL);
+}
+
+#define OPEN(fd, name)                                                                             \
+	mode_t mode = 0;                                                                           \
+	va_list ap;                                                                                \
+                                                                                                   \
+	va_start(ap, flags);                                                                       \
+	if (flags & (O_CREAT | __O_TMPFILE))                                                       \
+		mode = va_arg(ap, mode_t);                                                         \
+	va_end(ap);                                                                                \
+	return open_at(fd, name, flags, mode)
+
+int open(const char *name, int flags, ...)
+{
+	OPEN(AT_FDCWD, name);
+}
+
+int open64(const char *name, int flags, ...)
+{
+	OPEN(AT_FDCWD, name);
+}
+
+int openat(int fd, const char *name, int flags, ...)
+{
+	OPEN(fd, name);
+}
+
+int openat64(int fd, const char *name, int flags, ...)
+{
+	OPEN(fd, name);
+}
