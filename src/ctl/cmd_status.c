@@ -70,6 +70,10 @@ static void show_json(const struct wpfs_status *s)
 		json_string(&json, "database_error", db_errstr(s->db_error));
 	else
 		json_null(&json, "database_error");
+	if (s->store_error)
+		json_string(&json, "store_error", db_errstr(s->store_error));
+	else
+		json_null(&json, "store_error");
 	json_end(&json);
 }
 
@@ -154,6 +158,8 @@ static void show_text(const struct wpfs_status *s)
 	put("programs", "%" PRIu64 " live, %" PRIu64 " detached", s->mms_live, s->mms_detached);
 	put("clients", "%" PRIu64, s->clients);
 	put_commit(s->last_commit);
+	if (s->store_error)
+		put("contents", "not all are in the store: %s", db_errstr(s->store_error));
 	if (s->db_error) {
 		uint64_t now = (uint64_t)time(NULL);
 

@@ -63,6 +63,9 @@ int fs_store_sync_file(struct fs *fs, uint64_t ino);
 /* Readable (an eventfd) when so much has changed that names should be stored early. */
 int fs_store_wake_fd(const struct fs *fs);
 
+/* The -errno of the last attempt to store something; 0: it was stored, or there is no store. */
+int fs_store_error(const struct fs *fs);
+
 /* Stores names and attributes, all of them. 0 or -errno, logged. */
 int fs_store_flush_names(struct fs *fs);
 

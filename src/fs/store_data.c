@@ -255,6 +255,14 @@ int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 	return r;
 }
 
+void store_data_doubt(int data_fd, uint64_t id)
+{
+	_cleanup_close_ int fd = data_open(data_fd, id, O_RDONLY);
+
+	if (fd >= 0)
+		posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
 int store_data_sync(int data_fd, uint64_t id, bool made)
 {
 	struct data_path path = data_path(id);
@@ -262,8 +270,12 @@ int store_data_sync(int data_fd, uint64_t id, bool made)
 
 	if (fd < 0)
 		return fd;
-	if (fsync(fd) < 0)
-		return -errno;
+	if (fsync(fd) < 0) {
+		int r = -errno;
+
+		store_data_doubt(data_fd, id);
+		return r;
+	}
 	if (!made)
 		return 0;
 	path.s[2] = '\0';

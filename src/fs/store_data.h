@@ -51,6 +51,12 @@ int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 /* Makes a data file durable, its name too if it was made. 0 or -errno. */
 int store_data_sync(int data_fd, uint64_t id, bool made);
 
+/*
+ * A sync of it failed: the kernel may call pages clean by now that never came to the disk, and tell
+ * of it once only. They leave the cache, so that the next write compares with what the disk has.
+ */
+void store_data_doubt(int data_fd, uint64_t id);
+
 /* It not being there is no error. 0 or -errno. */
 int store_data_remove(int data_fd, uint64_t id);
 

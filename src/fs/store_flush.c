@@ -18,13 +18,14 @@
 struct flushed {
 	uint64_t ino, size;
 	uint64_t times; /* its size had been set when they were written */
+	struct store_unsynced unsynced;
 	bool in_use;
 };
 
 struct flush {
 	struct fs_store *store;
 	bool final;
-	bool changed; /* data files were written and are not durable */
+	bool changed; /* data files are not durable */
 	struct flushed *done;
 	size_t nr_done, room;
 };
@@ -89,8 +90,8 @@ static int flush_contents(struct flush *flush, uint64_t ino, const struct fs_han
 	pthread_mutex_lock(lock);
 	size = store_write_contents(store, ino, fd, flush->final, &written);
 	store_size_get(store, ino, &ignored, &flushed.times);
+	flush->changed |= store_unsynced_get(store, ino, &flushed.unsynced);
 	pthread_mutex_unlock(lock);
-	flush->changed |= written.changed;
 	if (size < 0) {
 		if (store_is_news(store, (int)size))
 			log_err("cannot write the contents of file %" PRIu64 " to the store: %s",
@@ -106,8 +107,13 @@ static int flush_durable(struct flush *flush)
 {
 	struct fs_store *store = flush->store;
 
-	if (flush->changed && syncfs(store->data_fd) < 0)
-		return -errno;
+	if (flush->changed && syncfs(store->data_fd) < 0) {
+		int r = -errno;
+
+		for (size_t i = 0; i < flush->nr_done; i++)
+			store_data_doubt(store->data_fd, flush->done[i].ino);
+		return r;
+	}
 	for (size_t i = 0; i < flush->nr_done; i++) {
 		const struct flushed *f = &flush->done[i];
 		pthread_mutex_t *lock = &store->data[f->ino % FS_SHARDS];
@@ -117,6 +123,7 @@ static int flush_durable(struct flush *flush)
 		store_size_get(store, f->ino, &size, &times);
 		if (times == f->times) /* else an fsync was there later and knows better */
 			store_size_set(store, f->ino, f->size);
+		store_unsynced_done(store, f->ino, f->unsynced.times);
 		pthread_mutex_unlock(lock);
 		fs_hook_contents_durable(store->fs, f->ino);
 	}

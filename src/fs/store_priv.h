@@ -21,6 +21,14 @@ struct store_size {
 	uint64_t times;	    /* it was set */
 };
 
+/* A data file that was written and is not durable yet, or could not be made so. */
+struct store_unsynced {
+	UT_hash_handle hh;
+	uint64_t ino;	/* file id */
+	uint64_t times; /* it was written */
+	bool made;	/* its name is not durable either */
+};
+
 /*
  * Locks, outermost first: commit, a shard of data, lock. No request that changes names waits for
  * `commit`; names_lock is taken inside of it.
@@ -40,6 +48,7 @@ struct fs_store {
 	pthread_mutex_t lock; /* innermost; all below */
 	uint64_t asked, done; /* who waits for a commit: tickets given out, and served */
 	struct store_size *sizes;
+	struct store_unsynced *unsynced;
 };
 
 /* Is this error, logged by the caller if so, not the one that the last attempt gave too? */
@@ -85,6 +94,14 @@ int store_open_lower(struct fs *fs, uint64_t ino, const struct fs_handle *handle
 bool store_size_get(struct fs_store *store, uint64_t ino, uint64_t *size, uint64_t *times);
 void store_size_set(struct fs_store *store, uint64_t ino, uint64_t size);
 void store_size_forget(struct fs_store *store, uint64_t ino);
+
+/*
+ * What is known to be written and not durable: asked, and struck out when it is and was not written
+ * again (`times`), with the lock of the file's shard of `data` held. No difference to its contents
+ * does not mean that a data file is durable: a flush may be about to see to it, or have failed.
+ */
+bool store_unsynced_get(struct fs_store *store, uint64_t ino, struct store_unsynced *entry);
+void store_unsynced_done(struct fs_store *store, uint64_t ino, uint64_t times);
 
 /* ---- store_flush.c ---- */
 

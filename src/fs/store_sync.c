@@ -37,11 +37,16 @@ int fs_store_attach(struct fs *fs, struct db *db, int data_fd, bool adopted)
 void fs_store_detach(struct fs *fs)
 {
 	struct fs_store *store = fs->store;
+	struct store_unsynced *unsynced, *next_unsynced;
 	struct store_size *entry, *next;
 
 	if (!store)
 		return;
 	fs->store = NULL;
+	HASH_ITER (hh, store->unsynced, unsynced, next_unsynced) {
+		HASH_DEL(store->unsynced, unsynced);
+		free(unsynced);
+	}
 	HASH_ITER (hh, store->sizes, entry, next) {
 		HASH_DEL(store->sizes, entry);
 		free(entry);
@@ -104,6 +109,71 @@ void store_size_forget(struct fs_store *store, uint64_t ino)
 	free(entry);
 }
 
+/* ---- data files that are not durable ---- */
+
+bool store_unsynced_get(struct fs_store *store, uint64_t ino, struct store_unsynced *entry)
+{
+	struct store_unsynced *found;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->unsynced, &ino, sizeof(ino), found);
+	*entry = found ? *found : (struct store_unsynced){.ino = ino};
+	pthread_mutex_unlock(&store->lock);
+	return found != NULL;
+}
+
+static int unsynced_add(struct fs_store *store, uint64_t ino, bool made)
+{
+	struct store_unsynced *entry;
+	int r = 0;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->unsynced, &ino, sizeof(ino), entry);
+	if (!entry) {
+		entry = calloc(1, sizeof(*entry));
+		if (entry) {
+			entry->ino = ino;
+			HASH_ADD(hh, store->unsynced, ino, sizeof(ino), entry);
+		}
+	}
+	if (entry) {
+		entry->times++;
+		entry->made |= made;
+	} else {
+		r = -ENOMEM;
+	}
+	pthread_mutex_unlock(&store->lock);
+	return r;
+}
+
+void store_unsynced_done(struct fs_store *store, uint64_t ino, uint64_t times)
+{
+	struct store_unsynced *entry;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->unsynced, &ino, sizeof(ino), entry);
+	if (entry && entry->times != times)
+		entry = NULL;
+	if (entry)
+		HASH_DEL(store->unsynced, entry);
+	pthread_mutex_unlock(&store->lock);
+	free(entry);
+}
+
+/* The data file is to be removed. */
+static void unsynced_forget(struct fs_store *store, uint64_t ino)
+{
+	struct store_unsynced entry;
+
+	if (store_unsynced_get(store, ino, &entry))
+		store_unsynced_done(store, ino, entry.times);
+}
+
+int fs_store_error(const struct fs *fs)
+{
+	return fs->store ? atomic_load(&fs->store->error) : 0;
+}
+
 /* ---- names ---- */
 
 static int remove_data(void *ctx, uint64_t ino)
@@ -118,6 +188,7 @@ static int remove_data(void *ctx, uint64_t ino)
 		fs_inode_forget(store->fs, ino, 1);
 		return 0; /* may still be opened by who knew it before its last name went */
 	}
+	unsynced_forget(store, ino);
 	r = store_data_remove(store->data_fd, ino);
 	if (r)
 		log_warn("cannot remove the contents of file %" PRIu64 " from the store: %s", ino,
@@ -219,6 +290,11 @@ int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool 
 	r = store_data_write(store->data_fd, ino, fd, (uint64_t)st.st_size,
 			     final ? NULL : sync_marks, fs,
 			     fs->kind == WPFS_KIND_CAPPED ? &through : NULL, written);
+	if (written->changed) {
+		int noted = unsynced_add(store, ino, written->made);
+
+		r = r ? r : noted;
+	}
 	return r ? r : st.st_size;
 }
 
@@ -241,6 +317,7 @@ static int sync_contents(struct fs_store *store, uint64_t ino, int fd)
 {
 	pthread_mutex_t *lock = &store->data[ino % FS_SHARDS];
 	struct store_data_written written = {false, false};
+	struct store_unsynced unsynced = {.times = 0};
 	struct stat st;
 	int64_t size;
 	int r = 0;
@@ -254,8 +331,10 @@ static int sync_contents(struct fs_store *store, uint64_t ino, int fd)
 	size = store_write_contents(store, ino, fd, false, &written);
 	if (size < 0)
 		r = (int)size;
-	else if (written.changed)
-		r = store_data_sync(store->data_fd, ino, written.made);
+	else if (store_unsynced_get(store, ino, &unsynced))
+		r = store_data_sync(store->data_fd, ino, unsynced.made);
+	if (!r)
+		store_unsynced_done(store, ino, unsynced.times);
 	if (!r)
 		store_size_set(store, ino, (uint64_t)size);
 	pthread_mutex_unlock(lock);
@@ -289,5 +368,8 @@ int fs_store_sync_file(struct fs *fs, uint64_t ino)
 				ino, log_errstr(r));
 		return r;
 	}
-	return fs_store_flush_names(fs);
+	r = fs_store_flush_names(fs);
+	if (!r)
+		atomic_store(&store->error, 0);
+	return r;
 }

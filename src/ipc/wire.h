@@ -286,7 +286,7 @@ struct wpfs_status {
 	uint64_t unsaved;     /* mms of which the database has an older state */
 	uint64_t db_since;    /* seconds since 1970: since when it cannot be written; 0: it can */
 	int32_t db_error;     /* and why: an errno */
-	uint32_t reserved;
+	int32_t store_error;  /* an errno: the last attempt to store contents or names; 0: done */
 };
 
 /* RECORD bodies: a packet holds a run of records, each a wpfs_rec and its body, 8-byte aligned. */

@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "db/report.h"
+#include "fs/store.h"
 #include "ipc/record.h"
 #include "track/residency.h"
 #include "track/written.h"
@@ -65,6 +66,7 @@ void answer_status(struct request *rq)
 	status.last_commit = t->last_commit;
 	status.db_error = -t->db_error;
 	status.db_since = t->db_since;
+	status.store_error = -fs_store_error(t->config.fs);
 	if (fs_statvfs(t->config.fs, &space) == 0) {
 		status.size = (uint64_t)space.f_blocks * space.f_frsize;
 		status.used = (uint64_t)(space.f_blocks - space.f_bfree) * space.f_frsize;

@@ -169,16 +169,17 @@ def test_killed_at_a_point(make_wpfs, op, database):
     work.run(200)
     assert harness.proc.is_over(wpfs.pidfd, harness.SECONDS), "it never came to that point"
     wpfs.kill9()
-    copy = wpfs.dir / "copy"
-    shutil.copytree(wpfs.store, copy)
-    work.hold(stored_tree(copy), powerloss.log_size(wpfs))
+    copy, log = wpfs.dir / "copy", powerloss.log_size(wpfs)
     no_findings(wpfs, wpfs.store)
+    shutil.copytree(wpfs.store, copy)
     wpfs.daemon_env = {}
     wpfs.restart()
     now = tree(wpfs.mnt)
     names = {name[2:]: what for name, what in now.items() if name.startswith("n/")}
-    last = work.doer.states[-1]  # and perhaps the change that was under way
-    assert names == last or abs(len(names) - len(last)) <= 1
+    last = work.doer.states[-1]
+    assert names == last or abs(len(names) - len(last)) <= 1, "more is gone than what was under way"
+    work.doer.states.append(names)
+    work.hold(stored_tree(copy), log)
     for name, versions in work.versions.items():
         if versions:
             assert now[name][2][:1] in {one[:1] for one in versions[-2:]}
@@ -221,3 +222,101 @@ def test_contents_are_never_newer_than_their_marks(make_wpfs):
                 f"page {page} of epoch {epoch} is stored newer than its mark"
             clean += 1
     assert clean, "no page was ever proven clean: this test saw nothing"
+
+
+# ---- a disk that fails, a disk that is full
+
+SAID = "cannot (write the contents|flush to the store|store names|write to the database)"
+
+
+def refused(wpfs, path, error):
+    """fsync says so, and so does status."""
+    with pytest.raises(OSError) as problem:
+        sync(path)
+    assert problem.value.errno == error
+    assert wpfs.wpctl_json("status")["store_error"] == os.strerror(error)
+    assert "not all are in the store" in wpfs.wpctl("status", wpfs.mnt).stdout
+
+
+@pytest.mark.parametrize("what", [powerloss.WRITE, powerloss.SYNC, powerloss.WRITE | powerloss.SYNC])
+def test_the_disk_fails_for_a_while(make_wpfs, what):
+    wpfs, base, control = begun(make_wpfs)
+    wpfs.allow_log(SAID)
+    safe, late = wpfs.mnt / "safe", wpfs.mnt / "late"
+    safe.write_bytes(b"s" * 3 * PAGE)
+    sync(safe)
+    control.fail(what, errno.EIO)
+    late.write_bytes(b"l" * 5 * PAGE)
+    refused(wpfs, late, errno.EIO)
+    refused(wpfs, late, errno.EIO)
+    assert control.failed >= 2, "the second time was no better than the first"
+    (wpfs.mnt / "n/x").mkdir()
+    assert safe.read_bytes() == b"s" * 3 * PAGE and late.read_bytes() == b"l" * 5 * PAGE
+    control.fail(0)
+    sync(late)
+    promised = powerloss.log_size(wpfs)
+    assert wpfs.wpctl_json("status")["store_error"] is None
+    wpfs.umount()
+    wpfs.daemon_env = {}
+    seen = 0
+    for place, log in powerloss.cuts(wpfs, base, what, 12):
+        found = stored_tree(place)
+        if log >= promised:
+            assert found["safe"][2] == b"s" * 3 * PAGE and found["late"][2] == b"l" * 5 * PAGE
+            seen += 1
+        no_findings(wpfs, place)
+    assert seen, "every cut was too early"
+
+
+def test_synced_while_a_flush_is_under_way(make_wpfs):
+    """A flush has written the contents and not made them durable: an fsync then has something to do."""
+    wpfs, base, control = begun(make_wpfs)
+    wpfs.allow_log(SAID)
+    path = wpfs.mnt / "f"
+    path.write_bytes(b"f" * 3 * PAGE)
+    control.fail(powerloss.SYNC, errno.EIO)  # that of the flush, which stands for one that takes long
+    harness.proc.wait_for(lambda: control.failed > 0, harness.SECONDS, "a flush")
+    control.fail(0)
+    sync(path)
+    promised = powerloss.log_size(wpfs)
+    wpfs.lose_power()
+    wpfs.daemon_env = {}
+    disk = powerloss.Disk(base)
+    for op, name, off, size, data, at in powerloss.records(wpfs):
+        if at <= promised:
+            disk.do(op, name, off, size, data)
+    disk.leave(wpfs.dir / "cut", lambda: False)
+    assert stored_tree(wpfs.dir / "cut")["f"][2] == b"f" * 3 * PAGE
+
+
+def test_the_disk_is_full(make_wpfs, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3M", "none", disk], check=True, timeout=harness.SECONDS)
+    wpfs = make_wpfs(store=True, options=["flush=1"], start=False)
+    wpfs.allow_log(SAID)
+    wpfs.store = str(disk / "store")
+    try:
+        wpfs.start()
+        (wpfs.mnt / "safe").write_bytes(b"s" * (1 << 20))
+        sync(wpfs.mnt / "safe")
+        (wpfs.mnt / "large").write_bytes(b"l" * (2 << 20))
+        refused(wpfs, wpfs.mnt / "large", errno.ENOSPC)
+        (wpfs.mnt / "large").write_bytes(b"L" * (2 << 20))
+        assert (wpfs.mnt / "safe").read_bytes() == b"s" * (1 << 20)
+        copy = wpfs.dir / "copy"
+        shutil.copytree(wpfs.store, copy)
+        assert stored_tree(copy)["safe"][2] == b"s" * (1 << 20), "what was safe still is"
+        subprocess.run(["mount", "-o", "remount,size=16M", disk], check=True, timeout=harness.SECONDS)
+        sync(wpfs.mnt / "large")
+        assert wpfs.wpctl_json("status")["store_error"] is None
+        wpfs.lose_power()
+        wpfs.restart()
+        assert (wpfs.mnt / "large").read_bytes() == b"L" * (2 << 20)
+        assert (wpfs.mnt / "safe").read_bytes() == b"s" * (1 << 20)
+        wpfs.umount()
+        no_findings(wpfs, wpfs.store)
+    finally:
+        if wpfs.daemon:
+            wpfs.lose_power()
+        subprocess.run(["umount", "-l", disk], check=True, timeout=harness.SECONDS)

@@ -27,8 +27,10 @@ def kept(make_wpfs):
 
 def sync(path):
     fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def tree(top):
