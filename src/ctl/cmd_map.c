@@ -154,7 +154,7 @@ static int draw(const struct picture *picture, const struct ctl_args *args)
 int cmd_map(const struct ctl_args *args)
 {
 	_cleanup_(target_closep) struct target target = TARGET_INIT;
-	_cleanup_(picture_free) struct picture picture = {NULL};
+	_cleanup_(picture_free) struct picture picture = {0};
 	int r;
 
 	r = target_open(&target, "map", args->target, TARGET_STORE_OK);

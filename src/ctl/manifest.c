@@ -92,7 +92,7 @@ void manifest_writer_drop(struct manifest_writer *w)
 	if (w->f)
 		fclose(w->f); /* what counts has been flushed */
 	XXH3_freeState(w->hash);
-	*w = (struct manifest_writer){NULL};
+	*w = (struct manifest_writer){0};
 }
 
 /* ---- reading ---- */

@@ -167,7 +167,7 @@ int picture_load(struct picture *picture, struct target *target, const struct wp
 	_cleanup_free_ struct load *load = calloc(1, sizeof(*load));
 	int r = 0;
 
-	*picture = (struct picture){NULL};
+	*picture = (struct picture){0};
 	if (!load)
 		return target_fail(target, -ENOMEM);
 	load->p = picture;
@@ -195,7 +195,7 @@ void picture_free(struct picture *picture)
 	free(picture->files);
 	free(picture->mms);
 	out_notes_free(&picture->notes);
-	*picture = (struct picture){NULL};
+	*picture = (struct picture){0};
 }
 
 static uint64_t cell_first(const struct picture_map *map, size_t i, size_t nr)

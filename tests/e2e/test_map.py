@@ -3,6 +3,7 @@
 
 import os
 import re
+import resource
 import struct
 import subprocess
 import xml.etree.ElementTree
@@ -188,7 +189,10 @@ def test_sizes(wpfs, pages):
     (wpfs.mnt / "f").rename(wpfs.mnt / "a b ü 漢")
     one.order(f"store 0 {pages - 1} 1")
     out = wpfs.dir / "map.svg"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     wpfs.wpctl("map", wpfs.mnt, "-o", out)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
     assert shapes(out, DIRTY) == 2
     (mm,) = wpfs.wpctl_json("map")["mms"]
     assert mm["maps"][0]["dirty"] == 1 and mm["maps"][0]["marked"] == pages - 1
