@@ -169,6 +169,14 @@ static void files_learn_by_mapping(struct track *t, struct track_file *file)
 	maps_free(&maps);
 }
 
+void files_learn_mapped(struct track *t, uint64_t ino)
+{
+	struct track_file *file = files_get(t, ino);
+
+	if (file && !files_learn(t, file))
+		files_learn_by_mapping(t, file);
+}
+
 static int files_refresh_job(struct db_tx *tx, void *arg)
 {
 	struct track *t = arg;

@@ -324,6 +324,8 @@ void files_free(struct track *t);
 struct track_file *files_get(struct track *t, uint64_t ino);
 /* Learns the handle while the kernel knows the inode. True: the file can be found by it. */
 bool files_learn(struct track *t, struct track_file *file);
+/* The same while it is mapped, which may be the last time that anybody can tell its name. */
+void files_learn_mapped(struct track *t, uint64_t ino);
 /* Does any live mm map the file? */
 bool files_is_mapped(struct track *t, uint64_t ino);
 

@@ -225,6 +225,7 @@ void mapping_map(struct request *rq)
 		armed = mapping_new(rq->t, tm, map, &set, fresh, changed);
 	mm_set_free(&set);
 	if (armed >= 0 && !map->query) {
+		files_learn_mapped(rq->t, map->ino);
 		r = mapping_persist(rq->t, tm, map, changed);
 		if (r < 0)
 			armed = r;

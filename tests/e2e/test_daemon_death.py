@@ -178,6 +178,22 @@ def test_a_file_that_the_new_mount_was_never_asked_for(wpfs):
     assert report.dirty(wpfs, "t", "/g") == {3}
 
 
+@pytest.mark.parametrize("looked", [False, True])
+def test_a_name_that_was_only_seen_for_a_moment(wpfs, looked):
+    """Mapped through a descriptor of the dead mount, and gone before anybody asks what it was."""
+    (wpfs.mnt / "g").write_bytes(bytes(8 * PAGE))
+    program = mapped(wpfs)
+    program.order(f"open 1 {wpfs.mnt}/g")
+    wpfs.kill9()
+    wpfs.restart()
+    addr = program.order(f"map 1 1 0 {8 * PAGE}")
+    program.order("store 1 3 1")
+    if looked:
+        assert report.dirty(wpfs, "t", "/g") == {3}
+    program.order(f"map 1 0 0 {8 * PAGE} at={addr}")
+    assert report.dirty(wpfs, "t", "/g") == {3}
+
+
 def opened_before(wpfs, path="f", protect=True):
     """A program that has opened a file and mapped nothing shared, while the daemon is another."""
     program = wpfs.spawn(harness.program("mapper"), name="t", protect=protect)
