@@ -257,12 +257,18 @@ uint64_t fs_absent_count(struct fs_absent *absent)
 
 /* ---- in the background ---- */
 
-/* A tenth of the room is for who writes. */
-static bool prefetch_has_room(const struct fs_absent *a)
+/* A tenth of the room is for who writes; and a file that does not fit takes none on the way. */
+static bool prefetch_has_room(const struct fs_absent *a, const struct absent_entry *e)
 {
-	struct statvfs st;
+	_cleanup_close_ int fd = fs_handle_open_at(a->lower_fd, &e->handle, O_PATH);
+	struct statvfs room;
+	struct stat st;
 
-	return fstatvfs(a->lower_fd, &st) == 0 && st.f_bavail >= st.f_blocks / 10;
+	if (fd == -ESTALE)
+		return true; /* removed */
+	if (fd < 0 || fstat(fd, &st) < 0 || fstatvfs(a->lower_fd, &room) < 0)
+		return false;
+	return room.f_bavail >= room.f_blocks / 10 + (uint64_t)st.st_size / room.f_frsize;
 }
 
 static void *prefetch_main(void *arg)
@@ -275,7 +281,7 @@ static void *prefetch_main(void *arg)
 
 		if (atomic_load(&e->state) == ABSENT_PRESENT)
 			continue;
-		if (prefetch_has_room(a) && absent_bring(a, e) == 0)
+		if (prefetch_has_room(a, e) && absent_bring(a, e) == 0)
 			continue;
 		if (!atomic_load(&a->stop))
 			log_info("the contents of %" PRIu64
