@@ -348,7 +348,7 @@ int db_check_finish(struct db_check *check, bool commit)
 	int r = 0;
 
 	if (check->begun && commit)
-		r = sql_commit(&check->tx);
+		r = sql_commit(&check->tx, NULL);
 	if (check->begun && !sqlite3_get_autocommit(check->tx.sql))
 		sql_exec_text(&check->tx, "ROLLBACK");
 	sql_close(&check->tx);

@@ -64,6 +64,7 @@ static int open_writer(struct db *db, unsigned flags, const struct db_migration 
 		sql_close(&tx);
 		return r;
 	}
+	tx.never_synced = flags & DB_VOLATILE;
 	return writer_start(&tx, &db->writer);
 }
 
@@ -182,6 +183,16 @@ void db_close(struct db *db)
 int db_call(struct db *db, db_job_fn fn, void *arg)
 {
 	return db->writer ? writer_call(db->writer, fn, arg) : -EROFS;
+}
+
+int db_call_lazy(struct db *db, db_job_fn fn, void *arg)
+{
+	return db->writer ? writer_call_lazy(db->writer, fn, arg) : -EROFS;
+}
+
+int db_sync(struct db *db)
+{
+	return db->writer ? writer_sync(db->writer) : 0;
 }
 
 int db_call_all(struct db *db, db_job_fn fn, void *const *args, size_t nr, int *results)

@@ -47,7 +47,7 @@ const char *db_errstr(int error);
 void db_close(struct db *db);
 
 /*
- * A job. In the writer thread for db_call and db_post, in the caller's for db_read. 0, or a
+ * A job. In the writer thread, or the caller's while that waits for the job. 0, or a
  * negative value: the job is undone. It must not call db_* functions that take a struct db.
  */
 typedef int (*db_job_fn)(struct db_tx *tx, void *arg);
@@ -60,7 +60,17 @@ typedef int (*db_job_fn)(struct db_tx *tx, void *arg);
 int db_call(struct db *db, db_job_fn fn, void *arg);
 
 /*
- * The same with each of args[0 .. nr): all in one transaction, unless SQLite undoes it half way.
+ * The same, but what it did outlives this process only: a loss of power may take it back, with all
+ * that came after it. The next job of any other kind makes it durable, also one that changes
+ * nothing.
+ */
+int db_call_lazy(struct db *db, db_job_fn fn, void *arg);
+
+/* Makes durable what db_call_lazy did, here or in a process before that was killed. */
+int db_sync(struct db *db);
+
+/*
+ * As db_call with each of args[0 .. nr): all in one transaction, unless SQLite undoes it half way.
  * results[] gets what db_call would have given. -ENOMEM: none was run.
  */
 int db_call_all(struct db *db, db_job_fn fn, void *const *args, size_t nr, int *results);

@@ -46,7 +46,7 @@ static int run_migration(struct db_tx *tx, const struct db_migration *m, int nr)
 			r = sql_exec_text(tx, pragmas);
 	}
 	if (r == 0)
-		r = sql_commit(tx);
+		r = sql_commit(tx, NULL);
 	if (r < 0 && !sqlite3_get_autocommit(tx->sql))
 		sql_exec_text(tx, "ROLLBACK");
 	if (r < 0)

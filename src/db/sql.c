@@ -202,11 +202,51 @@ static bool fail_now(unsigned *countdown)
 	return *countdown > 0 && --*countdown == 0;
 }
 
-int sql_commit(struct db_tx *tx)
+int sql_lazy(struct db_tx *tx, bool lazy)
 {
+	int r = 0;
+
+	if (tx->never_synced || tx->lazy == lazy)
+		return 0;
+	r = sql_exec_text(tx, lazy ? "PRAGMA synchronous=NORMAL" : "PRAGMA synchronous=FULL");
+	if (r == 0)
+		tx->lazy = lazy;
+	return r;
+}
+
+/* Pages that this connection has written, ever. */
+static int pages_written(struct db_tx *tx)
+{
+	int pages = 0, high;
+
+	sqlite3_db_status(tx->sql, SQLITE_DBSTATUS_CACHE_WRITE, &pages, &high, 0);
+	return pages;
+}
+
+int sql_commit(struct db_tx *tx, bool *wrote)
+{
+	int before = pages_written(tx), r;
+
 	if (fail_now(&tx->fail.commit))
 		return sql_errno(tx, tx->fail.rc);
-	return sql_exec_text(tx, "COMMIT");
+	r = sql_exec_text(tx, "COMMIT");
+	/* SQLite appends no frame for a transaction that changed nothing, and then syncs none. */
+	if (wrote)
+		*wrote = pages_written(tx) != before;
+	return r;
+}
+
+int sql_sync_log(struct db_tx *tx)
+{
+	sqlite3_file *log = NULL;
+	int rc;
+
+	if (tx->never_synced)
+		return 0;
+	rc = sqlite3_file_control(tx->sql, "main", SQLITE_FCNTL_JOURNAL_POINTER, &log);
+	if (rc == SQLITE_OK && log && log->pMethods)
+		rc = log->pMethods->xSync(log, SQLITE_SYNC_NORMAL);
+	return rc == SQLITE_OK ? 0 : sql_failed(tx, rc, "sync of the log");
 }
 
 static int stmt_get(struct db_tx *tx, const char *text, sqlite3_stmt **st)

@@ -25,6 +25,8 @@ struct db_tx {
 	sqlite3 *sql;
 	struct sql_stmt *stmts; /* uthash by address of the text */
 	struct sql_fail fail;
+	bool never_synced;  /* nothing survives a power loss: nothing is ever synced */
+	bool lazy;	    /* a commit is not synced */
 	struct db_tx *next; /* in the list of idle readers */
 };
 
@@ -47,8 +49,18 @@ void sql_patience(struct db_tx *tx, bool patient);
 /* Runs statements without results; not cached. */
 int sql_exec_text(struct db_tx *tx, const char *text);
 
-/* COMMIT, through the seam for tests. */
-int sql_commit(struct db_tx *tx);
+/*
+ * Whether the next commits are synced: if not they outlive this process, and are lost by a power
+ * loss only if all after them are, too. Between transactions.
+ */
+int sql_lazy(struct db_tx *tx, bool lazy);
+
+/* COMMIT, through the seam for tests. *wrote (may be NULL): there was something to
+ * commit. */
+int sql_commit(struct db_tx *tx, bool *wrote);
+
+/* Makes all commits durable that were not synced. */
+int sql_sync_log(struct db_tx *tx);
 
 /*
  * Statements. `text` is a string literal: its address is the key of the cache, and one text must

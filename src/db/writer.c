@@ -6,6 +6,10 @@
  * Each job has a savepoint. Two things undo more than one job: a commit that fails, and SQLite
  * rolling back by itself (disk full, I/O error); the jobs concerned all get that error, those not
  * begun yet get a transaction of their own.
+ *
+ * A transaction of lazy jobs only is not synced: it is in the log, in the page cache. SQLite syncs
+ * the whole log with the next transaction that is, unless that one has nothing to write; then this
+ * does.
  */
 #include <assert.h>
 #include <errno.h>
@@ -22,6 +26,7 @@ struct job {
 	void *arg;
 	void (*free_fn)(void *arg);
 	bool posted; /* on the heap, nobody waits */
+	bool lazy;   /* need not outlive the machine */
 	bool done;   /* guarded by writer.lock */
 	int result;  /* writer thread until done */
 	struct job *prev, *next;
@@ -34,8 +39,10 @@ struct writer {
 	pthread_cond_t done;  /* some jobs are done */
 	struct job *queue;    /* guarded by lock */
 	bool stop;	      /* guarded by lock */
+	bool busy;	      /* guarded by lock: somebody has a transaction, and what follows */
 	int post_error;	      /* guarded by lock: first failure since the last flush */
-	struct db_tx tx;      /* writer thread */
+	struct db_tx tx;      /* whoever is busy */
+	bool unsynced;	      /* whoever is busy: the log has what a power loss may take back */
 };
 
 static int job_run(struct db_tx *tx, struct job *job)
@@ -68,14 +75,44 @@ static void jobs_fail(struct job *first, struct job *end, int error)
 	}
 }
 
-/* Does jobs from `first` on in one transaction; gives the first that is not done. */
-static struct job *group_run(struct db_tx *tx, struct job *first)
+static bool jobs_are_lazy(const struct job *job)
 {
-	struct job *job;
-	int r = sql_exec_text(tx, "BEGIN IMMEDIATE");
+	while (job && job->lazy)
+		job = job->next;
+	return !job;
+}
 
+static int group_begin(struct db_tx *tx, bool lazy)
+{
+	int r = sql_lazy(tx, lazy);
+
+	if (r == 0)
+		r = sql_exec_text(tx, "BEGIN IMMEDIATE");
 	/* Whoever has kept us waiting once is not waited for again until he is gone. */
 	sql_patience(tx, r != -EBUSY);
+	return r;
+}
+
+static int group_commit(struct writer *w, bool lazy)
+{
+	bool wrote = false;
+	int r = sql_commit(&w->tx, &wrote);
+
+	if (r == 0 && !lazy && !wrote && w->unsynced)
+		r = sql_sync_log(&w->tx);
+	if (r == 0)
+		w->unsynced = lazy && (w->unsynced || wrote);
+	return r;
+}
+
+/* Does jobs from `first` on in one transaction; gives the first that is not done. */
+static struct job *group_run(struct writer *w, struct job *first)
+{
+	const bool lazy = jobs_are_lazy(first);
+	struct db_tx *tx = &w->tx;
+	struct job *job;
+	int r = group_begin(tx, lazy);
+
 	if (r < 0) {
 		jobs_fail(first, NULL, r);
 		return NULL;
@@ -88,7 +125,7 @@ static struct job *group_run(struct db_tx *tx, struct job *first)
 			return job->next;
 		}
 	}
-	r = sql_commit(tx);
+	r = group_commit(w, lazy);
 	if (r < 0) {
 		if (!sqlite3_get_autocommit(tx->sql))
 			sql_exec_text(tx, "ROLLBACK");
@@ -130,17 +167,19 @@ static void *writer_main(void *arg)
 
 	pthread_mutex_lock(&w->lock);
 	for (;;) {
-		while (!w->queue && !w->stop)
+		while (w->busy || (!w->queue && !w->stop))
 			pthread_cond_wait(&w->more, &w->lock);
 		if (!w->queue)
 			break;
 		jobs = w->queue;
 		w->queue = NULL;
+		w->busy = true;
 		pthread_mutex_unlock(&w->lock);
 		for (struct job *rest = jobs; rest;)
-			rest = group_run(&w->tx, rest);
+			rest = group_run(w, rest);
 		group_finish(w, jobs);
 		pthread_mutex_lock(&w->lock);
+		w->busy = false;
 	}
 	pthread_mutex_unlock(&w->lock);
 	return NULL;
@@ -156,6 +195,7 @@ int writer_start(struct db_tx *tx, struct writer **writer)
 		return -ENOMEM;
 	}
 	w->tx = *tx;
+	w->unsynced = true; /* the log of a process that was killed may be as it left it */
 	sql_patience(&w->tx, true);
 	pthread_mutex_init(&w->lock, NULL);
 	pthread_cond_init(&w->more, NULL);
@@ -180,16 +220,48 @@ static void job_queue(struct writer *w, struct job *job)
 	pthread_mutex_unlock(&w->lock);
 }
 
+/* Queues a job of this stack and waits for it. */
+static int job_call(struct writer *w, struct job *job)
+{
+	job_queue(w, job);
+	pthread_mutex_lock(&w->lock);
+	while (!job->done)
+		pthread_cond_wait(&w->done, &w->lock);
+	pthread_mutex_unlock(&w->lock);
+	return job->result;
+}
+
 int writer_call(struct writer *w, db_job_fn fn, void *arg)
 {
 	struct job job = {.fn = fn, .arg = arg};
 
-	job_queue(w, &job);
+	return job_call(w, &job);
+}
+
+/* What waits for no disk need not wait for another thread either. False: it is busy. */
+static bool job_run_here(struct writer *w, struct job *job)
+{
+	bool idle;
+
 	pthread_mutex_lock(&w->lock);
-	while (!job.done)
-		pthread_cond_wait(&w->done, &w->lock);
+	idle = !w->busy && !w->queue;
+	w->busy |= idle;
 	pthread_mutex_unlock(&w->lock);
-	return job.result;
+	if (!idle)
+		return false;
+	group_run(w, job);
+	pthread_mutex_lock(&w->lock);
+	w->busy = false;
+	pthread_cond_signal(&w->more);
+	pthread_mutex_unlock(&w->lock);
+	return true;
+}
+
+int writer_call_lazy(struct writer *w, db_job_fn fn, void *arg)
+{
+	struct job job = {.fn = fn, .arg = arg, .lazy = true};
+
+	return job_run_here(w, &job) ? job.result : job_call(w, &job);
 }
 
 int writer_call_all(struct writer *w, db_job_fn fn, void *const *args, size_t nr, int *results)
@@ -232,9 +304,14 @@ static int job_nothing(struct db_tx *tx, void *arg)
 	return 0;
 }
 
+int writer_sync(struct writer *w)
+{
+	return writer_call(w, job_nothing, NULL);
+}
+
 int writer_flush(struct writer *w)
 {
-	int r = writer_call(w, job_nothing, NULL), posted;
+	int r = writer_sync(w), posted;
 
 	pthread_mutex_lock(&w->lock);
 	posted = w->post_error;

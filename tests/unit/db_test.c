@@ -7,12 +7,14 @@
 #include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -203,6 +205,15 @@ static void test_migrations(void **state)
 }
 
 /* ---- the writer ---- */
+
+static atomic_int nr_syncs;
+
+/* Instead of libc's, for SQLite too. */
+int fdatasync(int fd)
+{
+	nr_syncs++;
+	return (int)syscall(SYS_fdatasync, fd);
+}
 
 static int job_insert(struct db_tx *tx, void *arg)
 {
@@ -602,6 +613,53 @@ static void test_hostile_tree(void **state)
 	db_close(db);
 }
 
+static int syncs_of(int (*fn)(struct db *db, db_job_fn job, void *arg), struct db *db,
+		    db_job_fn job, const char *key)
+{
+	nr_syncs = 0;
+	assert_int_equal(fn(db, job, (void *)key), 0);
+	return nr_syncs;
+}
+
+static int job_look(struct db_tx *tx, void *arg)
+{
+	uint64_t value;
+
+	return db_tx_meta_get_u64(tx, arg, &value);
+}
+
+static int call_sync(struct db *db, db_job_fn job, void *arg)
+{
+	return db_sync(db);
+}
+
+/* What is lazy costs no sync, and the next job that is not makes all of it durable. */
+static void test_lazy(void **state)
+{
+	struct db *db = open_ok(0);
+
+	assert_int_equal(syncs_of(call_sync, db, NULL, NULL), 1); /* of a process before */
+	assert_int_equal(syncs_of(db_call_lazy, db, job_insert, "a"), 0);
+	assert_true(has(db, "a"));
+	assert_int_equal(syncs_of(db_call, db, job_insert, "b"), 1);
+	assert_int_equal(syncs_of(call_sync, db, NULL, NULL), 0);
+	/* also one that has nothing to write itself */
+	assert_int_equal(syncs_of(db_call_lazy, db, job_insert, "c"), 0);
+	assert_int_equal(syncs_of(db_call_lazy, db, job_look, "c"), 0);
+	assert_int_equal(syncs_of(db_call, db, job_look, "c"), 1);
+	assert_int_equal(syncs_of(db_call_lazy, db, job_insert, "d"), 0);
+	assert_int_equal(syncs_of(call_sync, db, NULL, NULL), 1);
+	assert_int_equal(syncs_of(db_call, db, job_look, "c"), 0);
+	db_close(db);
+
+	db = open_ok(DB_VOLATILE);
+	assert_true(has(db, "d"));
+	assert_int_equal(syncs_of(db_call_lazy, db, job_insert, "g"), 0);
+	assert_int_equal(syncs_of(db_call, db, job_insert, "h"), 0);
+	assert_int_equal(syncs_of(call_sync, db, NULL, NULL), 0);
+	db_close(db);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -611,7 +669,7 @@ int main(void)
 		TEST(test_migrations),	 TEST(test_group),   TEST(test_commit_fails),
 		TEST(test_full),	 TEST(test_threads), TEST(test_killed),
 		TEST(test_read_only),	 TEST(test_tree),    TEST(test_orphan),
-		TEST(test_hostile_tree),
+		TEST(test_hostile_tree), TEST(test_lazy),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
