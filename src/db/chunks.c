@@ -133,11 +133,11 @@ int chunks_put(struct db_tx *tx, const struct chunk_key *key, const struct mm_se
 	return chunks_put_part(tx, key, set, 0, MM_SET_MAX - 1);
 }
 
-/* Adds the chunk in column 1 of a row, which counts as the set's chunk `index`. */
-static int chunk_add(sqlite3_stmt *st, uint32_t index, struct mm_set *set)
+/* Adds the chunk in a column of a row, which counts as the set's chunk `index`. */
+static int chunk_add(sqlite3_stmt *st, int column, uint32_t index, struct mm_set *set)
 {
-	const void *bytes = sqlite3_column_blob(st, 1);
-	size_t len = (size_t)sqlite3_column_bytes(st, 1);
+	const void *bytes = sqlite3_column_blob(st, column);
+	size_t len = (size_t)sqlite3_column_bytes(st, column);
 
 	return mm_set_add_chunk(set, index, len ? MM_CHUNK_BITS : MM_CHUNK_FULL, bytes, len);
 }
@@ -151,10 +151,26 @@ int chunks_get(struct db_tx *tx, const struct chunk_key *key, struct mm_set *set
 	while (r == 0 && (r = sql_step(tx, st)) > 0) {
 		int64_t index = sqlite3_column_int64(st, 0);
 
-		r = index < 0 || index > 65535 ? -EBADMSG : chunk_add(st, (uint32_t)index, set);
+		r = index < 0 || index > 65535 ? -EBADMSG : chunk_add(st, 1, (uint32_t)index, set);
 		if (r < 0)
 			sql_reset(st);
 	}
+	return r;
+}
+
+int chunks_get_one(struct db_tx *tx, const struct chunk_key *key, uint32_t index,
+		   struct mm_set *set)
+{
+	sqlite3_stmt *st;
+	int r = sql_query(tx, &st, chunk_sql[key->table].get, "iiii", (int64_t)key->k1,
+			  (int64_t)key->k2, (int64_t)key->k3, (int64_t)index);
+
+	if (r == 0)
+		r = sql_step(tx, st);
+	if (r <= 0)
+		return r;
+	r = chunk_add(st, 0, index, set);
+	sql_reset(st);
 	return r;
 }
 
@@ -163,7 +179,7 @@ static int marks_add(sqlite3_stmt *st, uint64_t page, uint64_t nr, struct mm_set
 {
 	_cleanup_set_ struct mm_set part = {NULL};
 	int64_t chunk = sqlite3_column_int64(st, 0);
-	int r = chunk_add(st, 0, &part);
+	int r = chunk_add(st, 1, 0, &part);
 
 	if (r == 0)
 		r = mm_set_shift(&part, &part, (chunk << MM_CHUNK_SHIFT) - (int64_t)page);

@@ -38,6 +38,10 @@ int chunks_put_part(struct db_tx *tx, const struct chunk_key *key, const struct 
 /* Adds the stored set to *set. -EBADMSG: a row is not valid. */
 int chunks_get(struct db_tx *tx, const struct chunk_key *key, struct mm_set *set);
 
+/* The same of one chunk; nothing if it is not stored. */
+int chunks_get_one(struct db_tx *tx, const struct chunk_key *key, uint32_t index,
+		   struct mm_set *set);
+
 /* Adds the pages [page, page + nr) of the address space that are marked to *set, relative to
  * `page`. */
 int chunks_get_marks(struct db_tx *tx, uint64_t mm, enum mm_owner owner, uint64_t page, uint64_t nr,

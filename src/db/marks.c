@@ -27,7 +27,11 @@ int db_mm_put(struct db_tx *tx, const struct db_mm *m)
 		" start_time = ?6, boot_id = ?7, witness_pid = ?8, witness_start = ?9, uffd_fd = "
 		"?10,"
 		" chan_fd = ?11, lower_id = ?12, epoch = ?13, protect = ?14, flags = ?15,"
-		" conservative = ?16, comm = ?17, untold = ?18, untold_seen = ?19",
+		" conservative = ?16, comm = ?17, untold = ?18, untold_seen = ?19"
+		" WHERE (uid, name, state, pid, start_time, boot_id, witness_pid, witness_start,"
+		" uffd_fd, chan_fd, lower_id, epoch, protect, flags, conservative, comm, untold,"
+		" untold_seen) IS NOT (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,"
+		" ?15, ?16, ?17, ?18, ?19)",
 		"iitiiitiiiitiiiitii", (int64_t)m->id, (int64_t)m->uid, m->name, (int64_t)m->state,
 		(int64_t)m->pid, (int64_t)m->start_time, m->boot_id, (int64_t)m->witness_pid,
 		(int64_t)m->witness_start, (int64_t)m->uffd_fd, (int64_t)m->chan_fd, m->lower_id,

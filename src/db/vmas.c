@@ -184,29 +184,45 @@ static int region_stored(struct db_tx *tx, uint64_t mm, enum mm_owner owner, uin
 	return 1;
 }
 
-/* Stores the chunks of a region that [start, end) touches. */
+/* Of the chunks `first` and `last` of a region, as they are stored, what is not in [start, end). */
+static int region_get_rest(struct db_tx *tx, const struct chunk_key *key, uint64_t first,
+			   uint64_t last, uint64_t start, uint64_t end, struct mm_set *set)
+{
+	const uint64_t base = key->k3 << REGION_SHIFT;
+	uint64_t from = start >> WPFS_PAGE_SHIFT, to = end >> WPFS_PAGE_SHIFT;
+	bool head = from > base && from & (MM_CHUNK_PAGES - 1);
+	bool tail = to < base + MM_SET_MAX && to & (MM_CHUNK_PAGES - 1);
+	int r = head ? chunks_get_one(tx, key, (uint32_t)first, set) : 0;
+
+	if (r == 0 && tail && (!head || last != first))
+		r = chunks_get_one(tx, key, (uint32_t)last, set);
+	from = from > base ? from - base : 0;
+	return r < 0 ? r : mm_set_remove_range(set, from, to - base - from);
+}
+
+/* Stores the marks of a region in [start, end): those of these mappings, which are all there. */
 static int region_put(struct db_tx *tx, uint64_t mm, const struct mm_vma *vmas, size_t nr,
 		      enum mm_owner owner, uint64_t region, uint64_t start, uint64_t end)
 {
 	const struct chunk_key key = {CHUNKS_MARKS, mm, chunk_owner(owner), region};
 	const uint64_t base = region << (REGION_SHIFT - MM_CHUNK_SHIFT);
+	const uint64_t most = (MM_SET_MAX >> MM_CHUNK_SHIFT) - 1;
 	uint64_t first = start >> CHUNK_ADDR_SHIFT, last = (end - 1) >> CHUNK_ADDR_SHIFT;
 	_cleanup_set_ struct mm_set set = {NULL};
-	int r = 0;
+	int r;
 
+	first = first > base ? first - base : 0;
+	last = last - base < most ? last - base : most;
+	r = region_get_rest(tx, &key, first, last, start, end, &set);
 	for (size_t i = 0; r == 0 && i < nr; i++) {
 		if (vmas[i].registered && vmas[i].owner == owner &&
-		    vma_region(vmas[i].start) <= region && vma_region(vmas[i].end - 1) >= region &&
-		    vmas[i].start >> CHUNK_ADDR_SHIFT <= last &&
-		    (vmas[i].end - 1) >> CHUNK_ADDR_SHIFT >= first)
+		    vma_region(vmas[i].start) <= region && vma_region(vmas[i].end - 1) >= region)
 			r = region_add(&set, &vmas[i], region);
 	}
-	first = first > base ? first - base : 0;
-	last -= base;
 	return r < 0 ? r : chunks_put_part(tx, &key, &set, first, last);
 }
 
-/* The marks of all mappings that touch a chunk that [start, end) touches. */
+/* Stores the marks in [start, end): those of these mappings, which are all there. */
 static int marks_put(struct db_tx *tx, uint64_t mm, const struct mm_vma *vmas, size_t nr,
 		     enum mm_owner owner, uint64_t start, uint64_t end)
 {
@@ -278,7 +294,7 @@ int vmas_put(struct db_tx *tx, uint64_t mm, const struct mm_vma *vmas, size_t nr
 	if (r == 0)
 		r = rows_put(tx, mm, vmas + first, last - first, &rows);
 	for (enum mm_owner o = MM_WPFS; r == 0 && o < MM_NR_OWNERS; o++)
-		r = marks_put(tx, mm, vmas, nr, o, start, end);
+		r = marks_put(tx, mm, vmas + first, last - first, o, start, end);
 	free(rows.row);
 	return r;
 }
