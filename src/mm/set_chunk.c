@@ -109,6 +109,10 @@ static void chunk_of_words(struct mm_chunk *chunk, const uint64_t *words)
 	uint64_t before = 0;
 
 	for (uint32_t i = 0; i < MM_CHUNK_WORDS; i++) {
+		if (!words[i]) {
+			before = 0;
+			continue;
+		}
 		pages += (uint32_t)__builtin_popcountll(words[i]);
 		/* a run begins where a page is in the chunk and the one before it is not */
 		nr_runs += (uint32_t)__builtin_popcountll(words[i] & ~(words[i] << 1 | before));

@@ -80,6 +80,9 @@ uint32_t set_words(const struct mm_set *set, uint32_t index, uint64_t *words)
 	len = roaring_bitmap_portable_size_in_bytes(cut);
 	if (pages == MM_CHUNK_PAGES) {
 		memset(words, 0xff, MM_CHUNK_WORDS * sizeof(*words));
+	} else if (pages &&
+		   roaring_bitmap_maximum(cut) - roaring_bitmap_minimum(cut) == pages - 1) {
+		words_add_range(words, roaring_bitmap_minimum(cut) - (uint32_t)base, pages);
 	} else if (pages <= SET_ARRAY_MAX || len > sizeof(bytes)) {
 		words_of_pages(cut, base, words);
 	} else {
@@ -251,9 +254,38 @@ static void shift_full_chunk(struct mm_builder *b, uint64_t base, int64_t by)
 		mm_builder_add(b, (uint64_t)first, (uint64_t)(end - first));
 }
 
+/* Most sets are one run: what is marked of a mapping of which nothing was written. */
+static bool set_is_run(const struct mm_set *set, uint64_t *first, uint64_t *nr)
+{
+	uint64_t last;
+
+	if (!set->bits)
+		return false;
+	*first = roaring_bitmap_minimum(set->bits);
+	last = roaring_bitmap_maximum(set->bits);
+	*nr = last - *first + 1;
+	return roaring_bitmap_get_cardinality(set->bits) == *nr;
+}
+
+static int shift_run(struct mm_set *to, uint64_t first, uint64_t nr, int64_t by)
+{
+	_cleanup_set_ struct mm_set moved = {NULL};
+	int64_t start = (int64_t)first + by, end = start + (int64_t)nr;
+	int r = 0;
+
+	if (start < 0)
+		start = 0;
+	if (end > start)
+		r = mm_set_add_range(&moved, (uint64_t)start, (uint64_t)(end - start));
+	if (r == 0)
+		mm_set_move(to, &moved);
+	return r;
+}
+
 int mm_set_shift(struct mm_set *to, const struct mm_set *from, int64_t by)
 {
 	_cleanup_set_ struct mm_set moved = {NULL};
+	uint64_t first, nr;
 	struct mm_builder b;
 	uint32_t index = 0;
 	int r;
@@ -264,6 +296,8 @@ int mm_set_shift(struct mm_set *to, const struct mm_set *from, int64_t by)
 		mm_set_free(to);
 		return 0;
 	}
+	if (set_is_run(from, &first, &nr))
+		return shift_run(to, first, nr, by);
 	mm_builder_begin(&b);
 	for (; mm_set_next_chunk(from, &index); index++) {
 		uint64_t words[MM_CHUNK_WORDS], base = (uint64_t)index << MM_CHUNK_SHIFT;
