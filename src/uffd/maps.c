@@ -14,21 +14,44 @@
 #include "base/compat.h"
 #include "base/units.h"
 
-/* Parses the head of a maps line: "start-end rwxs offset major:minor inode". */
+/* A number of the given base that ends with `end`, which is stepped over. False: it is none. */
+static bool maps_number(const char **line, int base, char end, uint64_t *value)
+{
+	char *after;
+
+	errno = 0;
+	*value = strtoull(*line, &after, base);
+	if (after == *line || *after != end || errno)
+		return false;
+	*line = after + 1;
+	return true;
+}
+
+/*
+ * Parses the head of a maps line: "start-end rwxs offset major:minor inode". By hand: sscanf(3)
+ * costs more than the kernel takes to write the line, and there are ten thousands of them.
+ */
 static bool maps_parse_line(const char *line, struct maps_vma *vma)
 {
-	unsigned long long start, end, offset, ino;
-	unsigned major, minor;
-	char perms[5];
+	uint64_t start, end, offset, major, minor, ino;
+	char perms[4];
 
-	if (sscanf(line, "%llx-%llx %4s %llx %x:%x %llu", &start, &end, perms, &offset, &major,
-		   &minor, &ino) != 7)
+	if (!maps_number(&line, 16, '-', &start) || !maps_number(&line, 16, ' ', &end) ||
+	    strnlen(line, 5) < 5 || line[4] != ' ')
+		return false;
+	memcpy(perms, line, sizeof(perms));
+	line += 5;
+	if (!maps_number(&line, 16, ' ', &offset) || !maps_number(&line, 16, ':', &major) ||
+	    !maps_number(&line, 16, ' ', &minor))
+		return false;
+	/* A blank and a name follow, or nothing. */
+	if (!maps_number(&line, 10, ' ', &ino) && !maps_number(&line, 10, '\n', &ino))
 		return false;
 	*vma = (struct maps_vma){
 		.start = start,
 		.end = end,
 		.pgoff = offset >> WPFS_PAGE_SHIFT,
-		.dev = makedev(major, minor),
+		.dev = makedev((unsigned)major, (unsigned)minor),
 		.ino = ino,
 		.prot = (perms[0] == 'r' ? PROT_READ : 0) | (perms[1] == 'w' ? PROT_WRITE : 0) |
 			(perms[2] == 'x' ? PROT_EXEC : 0),
