@@ -112,7 +112,7 @@ static void attach_again(struct request *rq)
 	struct client *c = rq->c;
 	struct tmm *tm;
 
-	life_sweep(rq->t);
+	life_sweep_pid(rq->t, c->id.pid);
 	DL_FOREACH (rq->t->tmms, tm) {
 		if (tm->state == TMM_DETACHED || tm->program.pid != c->id.pid ||
 		    tm->program.start_time != c->id.start_time)
@@ -214,7 +214,7 @@ void attach_attach(struct request *rq)
 		attach_again(rq);
 		return;
 	}
-	life_sweep(rq->t); /* the same process before exec */
+	life_sweep_pid(rq->t, c->id.pid); /* the same process before exec */
 	if (attach_is_attached(rq->t, c)) {
 		request_error(rq, -EEXIST, "pid %d is attached already", c->id.pid);
 		return;

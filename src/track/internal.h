@@ -7,6 +7,7 @@
 #define WPFS_TRACK_INTERNAL_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <time.h>
 
 #include "fs/fs.h"
@@ -26,6 +27,7 @@ enum watch_kind {
 	WATCH_OWN,
 	WATCH_LISTEN,
 	WATCH_CLIENT,
+	WATCH_DEATHS,
 	WATCH_PROGRAM,
 	WATCH_WRITTEN,
 	WATCH_EVICT
@@ -141,12 +143,14 @@ struct track {
 	pthread_t thread;
 	int epoll_fd;
 	struct watch queue_watch, timer_watch, own_watch, listen_watch;
-	struct watch written_watch;   /* inotify */
-	struct watcher *watcher;      /* who adds to it; NULL: nobody looks for writes */
-	pthread_mutex_t queue_lock;   /* innermost: nothing is called under it */
-	struct track_call *queue;     /* guarded by queue_lock */
-	bool written_unsaved;	      /* some struct mm_file.written is not in the database */
-	bool stop, stopping;	      /* track thread only; set by calls */
+	struct watch deaths_watch;  /* an epoll of all WATCH_PROGRAM: who has ended, at one call */
+	struct watch written_watch; /* inotify */
+	struct watcher *watcher;    /* who adds to it; NULL: nobody looks for writes */
+	pthread_mutex_t queue_lock; /* innermost: nothing is called under it */
+	struct track_call *queue;   /* guarded by queue_lock */
+	atomic_flag settling;	    /* any thread: one is in track_settle */
+	bool written_unsaved;	    /* some struct mm_file.written is not in the database */
+	bool stop, stopping;	    /* track thread only; set by calls */
 	pthread_mutex_t durable_lock; /* innermost */
 	pthread_cond_t durable_done;
 	unsigned nr_durable; /* durable_lock: requests that wait for a disk */
@@ -283,10 +287,16 @@ int tmm_take_name(struct track *t, struct tmm *tm);
 /* ---- life.c ---- */
 /* The program has ended or left its mm: last harvest, commit, witness let go. */
 void life_end(struct track *t, struct tmm *tm);
-/* Ends every mm whose program is dead or has another mm by now. */
+/* Ends every mm whose program is dead. Costs what these do, however many others there are. */
+void life_reap(struct track *t);
+/* Also every mm whose program has another one by now (exec). */
 void life_sweep(struct track *t);
-/* Of all but this one. */
-void life_sweep_but(struct track *t, const struct tmm *but);
+/*
+ * The same of what this process had, or of what has this name or is an instance of it; an mm that
+ * is new (its first mapping is being made) has none.
+ */
+void life_sweep_pid(struct track *t, pid_t pid);
+void life_sweep_name(struct track *t, uid_t uid, const char *name);
 /*
  * Enlists the programs that have all protected and have mapped a file without telling: by a system
  * call of their own, or while there was no daemon. One that ends before anybody looks was never
@@ -397,18 +407,29 @@ void persist_settle(struct track *t, struct tmm *tm, struct mm_file *file);
  * database cannot be written that is aside (aside.c), else committed.
  */
 int persist_mm(struct track *t, struct tmm *tm);
+/*
+ * As persist_mm, but a loss of power may take it back with all that is committed later: enough for
+ * what is only there in case that this daemon dies. Contents that became durable would have been
+ * preceded by a commit that is (track_sync_file), and that makes this one durable too.
+ */
+int persist_mm_lazy(struct track *t, struct tmm *tm);
 /* Into the database, not aside, and in the same commit what happens to epochs. */
 int persist_mm_epochs(struct track *t, struct tmm *tm, const struct persist_epoch *epochs,
 		      size_t nr);
+/* The same as lazily as persist_mm_lazy. */
+int persist_mm_epochs_lazy(struct track *t, struct tmm *tm, const struct persist_epoch *epochs,
+			   size_t nr);
 /* As persist_mm, all of these in one commit. 0 or the first -errno. */
 int persist_all(struct track *t, struct tmm *const *tmms, size_t nr);
-/* Of an mm that is stored but for a new mapping of `file` in [start, end), and that file's sets. */
+/* Lazily, of an mm that is stored but for a new mapping of `file` in [start, end), and that file's
+ * sets. */
 int persist_mapping(struct track *t, struct tmm *tm, uint64_t file, uint64_t start, uint64_t end);
 /* The two halves of persist_mm. */
 int persist_mm_aside(struct track *t, struct tmm *tm);
 int persist_mm_save(struct track *t, struct tmm *tm);
-/* Deletes the row of an mm. */
+/* Deletes the row of an mm. Lazily: after a loss of power it may be there again. */
 int persist_forget(struct track *t, struct tmm *tm);
+int persist_forget_lazy(struct track *t, struct tmm *tm);
 
 /* ---- aside.c: while the database cannot be written ---- */
 struct db_marks_visitor;

@@ -19,6 +19,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "db/db.h"
 #include "track/residency.h"
 #include "uffd/maps.h"
 #include "uffd/uffd.h"
@@ -48,16 +49,20 @@ static bool life_worth_keeping(const struct tmm *tm)
 	return !tm->fork_child || tm->epoch_turned || tmm_dirty(tm) != tm->fork_dirty;
 }
 
-/* Has the program gone from this mm? */
-static bool life_has_ended(const struct tmm *tm)
+/* Has the program, which lives, gone from this mm? */
+static bool life_has_left(const struct tmm *tm)
 {
-	if (proc_is_dead(tm->program_watch.fd))
-		return true;
 	/* Without a witness nothing tells an exec but the end of the connection. */
 	if (tm->witness_pidfd < 0)
 		return tm->client == NULL;
-	return !proc_is_dead(tm->witness_pidfd) &&
-	       proc_same_mm(tm->program.pid, tm->witness.pid) == 0;
+	/* The number of a witness that is dead may be another's. */
+	return proc_same_mm(tm->program.pid, tm->witness.pid) == 0 &&
+	       !proc_is_dead(tm->witness_pidfd);
+}
+
+static bool life_has_ended(const struct tmm *tm)
+{
+	return proc_is_dead(tm->program_watch.fd) || life_has_left(tm);
 }
 
 #define LIFE_OTHERS_MS 50 /* whoever reads /proc/PID/maps has the mm too, for a moment */
@@ -105,7 +110,7 @@ static void life_forget(struct track *t, struct tmm *tm)
 {
 	const uint64_t id = tm->mm.id;
 
-	if (persist_forget(t, tm) == 0) {
+	if (persist_forget_lazy(t, tm) == 0) {
 		tmm_free(t, tm);
 		return;
 	}
@@ -206,20 +211,49 @@ void life_end(struct track *t, struct tmm *tm)
 		life_forget(t, tm);
 }
 
-void life_sweep_but(struct track *t, const struct tmm *but)
+void life_reap(struct track *t)
 {
-	struct tmm *tm, *next;
+	struct epoll_event ev[64];
+	int n;
 
-	DL_FOREACH_SAFE(t->tmms, tm, next)
-	{
-		if (tm != but && tm->program_watch.fd >= 0 && life_has_ended(tm))
-			life_end(t, tm);
+	while ((n = epoll_wait(t->deaths_watch.fd, ev, 64, 0)) > 0) {
+		for (int i = 0; i < n; i++)
+			life_end(t, (struct tmm *)ev[i].data.ptr); /* and its watch */
 	}
 }
 
 void life_sweep(struct track *t)
 {
-	life_sweep_but(t, NULL);
+	struct tmm *tm, *next;
+
+	life_reap(t);
+	DL_FOREACH_SAFE(t->tmms, tm, next)
+	{
+		if (tm->program_watch.fd >= 0 && life_has_left(tm))
+			life_end(t, tm);
+	}
+}
+
+void life_sweep_pid(struct track *t, pid_t pid)
+{
+	struct tmm *tm, *next;
+
+	DL_FOREACH_SAFE(t->tmms, tm, next)
+	{
+		if (tm->program_watch.fd >= 0 && tm->program.pid == pid && life_has_ended(tm))
+			life_end(t, tm);
+	}
+}
+
+void life_sweep_name(struct track *t, uid_t uid, const char *name)
+{
+	struct tmm *tm, *next;
+
+	DL_FOREACH_SAFE(t->tmms, tm, next)
+	{
+		if (tm->program_watch.fd >= 0 && tmm_selected(tm, uid, name) && life_has_ended(tm))
+			life_end(t, tm);
+	}
 }
 
 int life_sync_all(struct track *t)
@@ -245,6 +279,8 @@ int life_sync_all(struct track *t)
 			result = r;
 	}
 	r = persist_all(t, harvested, nr);
+	if (r == 0 && !t->db_error)
+		r = db_sync(t->config.db);
 	return result < 0 ? result : r;
 }
 

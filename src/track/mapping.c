@@ -46,11 +46,10 @@ static const char *mapping_bad(const struct track *t, const struct wpfs_map *map
 }
 
 /*
- * Commits that [pgoff, pgoff + nr) of a file is armed from now on, because the mm is one that has
- * all its mappings protected. Before the first mark, never after.
+ * [pgoff, pgoff + nr) of a file is armed from now on, because the mm is one that has all its
+ * mappings protected. *first: nothing of the file was before. 0 or -errno.
  */
-static int mapping_arm_fresh(struct track *t, struct tmm *tm, const struct wpfs_map *map,
-			     bool changed)
+static int mapping_arm_fresh(struct tmm *tm, const struct wpfs_map *map, bool *first)
 {
 	uint64_t pgoff = map->offset >> WPFS_PAGE_SHIFT, nr = mapping_len(map) >> WPFS_PAGE_SHIFT;
 	struct mm_file *f = mm_file_get(&tm->mm, map->ino);
@@ -60,6 +59,7 @@ static int mapping_arm_fresh(struct track *t, struct tmm *tm, const struct wpfs_
 	if (!f)
 		return -ENOMEM;
 	before = mm_set_count(&f->own[MM_WPFS].armed);
+	*first = before == 0;
 	r = mm_set_add_range(&f->own[MM_WPFS].armed, pgoff, nr);
 	if (r < 0)
 		return r;
@@ -67,12 +67,7 @@ static int mapping_arm_fresh(struct track *t, struct tmm *tm, const struct wpfs_
 		return 0; /* known already: an earlier run, or another mapping */
 	mm_file_unsettle(f);
 	f->protect = true;
-	/* What has armed pages has an open epoch: this is more of it. */
-	if (!before)
-		return protect_open_epoch(t, tm, map->ino);
-	return changed ? persist_mm(t, tm)
-		       : persist_mapping(t, tm, map->ino, map->final,
-					 map->final + nr * WPFS_PAGE_SIZE);
+	return 0;
 }
 
 /*
@@ -87,7 +82,58 @@ static bool mapping_is_watched(const struct tmm *tm, uint64_t file)
 	return f && (f->protect || !mm_set_is_empty(&f->own[MM_WPFS].armed));
 }
 
-/* Arms what has to be and records the mapping. Gives the number of pages armed or -errno. */
+/*
+ * Stores the mapping as it is going to be, with its marks; before the first of them, never after.
+ * A daemon after this one must know of it: that it is gone again tells that what is armed there is
+ * dirty, as does that it is not registered, should this daemon not come to that. Where nothing is
+ * armed there is nothing to make dirty, and the next harvest is soon enough.
+ */
+static int mapping_persist(struct track *t, struct tmm *tm, const struct wpfs_map *map,
+			   bool changed)
+{
+	const struct mm_file *f = mm_file_find(&tm->mm, map->ino);
+	uint64_t len = mapping_len(map);
+
+	if (changed || !f)
+		return persist_mm_lazy(t, tm);
+	if (!f->protect && mm_set_is_empty(&f->own[MM_WPFS].armed) &&
+	    mm_set_is_empty(&f->own[MM_PROGRAM].armed))
+		return 0;
+	return persist_mapping(t, tm, map->ino, map->final, map->final + len);
+}
+
+/* Into the model, at the address it will have when the program sees it. Takes vma->marked. */
+static int mapping_record(struct tmm *tm, const struct wpfs_map *map, struct mm_vma *vma)
+{
+	struct mm_vma final = *vma;
+
+	mm_set_init(&vma->marked);
+	final.start = map->final;
+	final.end = map->final + mapping_len(map);
+	return mm_map(&tm->mm, &final);
+}
+
+/* It cannot be armed: what the model and the database say of it was hoped for too early. */
+static int mapping_not_armed(struct track *t, struct tmm *tm, const struct wpfs_map *map,
+			     struct mm_vma *vma, int error)
+{
+	int r;
+
+	/* It goes unmarked: dirty, unless it can never be written. */
+	vma->registered = vma->async = false;
+	vma->sealed = error == -EPERM;
+	if (!vma->sealed)
+		log_warn("track: cannot arm a mapping of pid %d: %s", tm->program.pid,
+			 log_errstr(error));
+	r = residency_map(t, tm, vma);
+	if (r == 0)
+		r = mm_unmap(&tm->mm, map->final, map->final + mapping_len(map), ZAP_UNMAP);
+	if (r == 0)
+		r = mapping_record(tm, map, vma);
+	return r < 0 ? r : mapping_persist(t, tm, map, false);
+}
+
+/* Records the mapping and arms what has to be. Gives the number of pages armed or -errno. */
 static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_map *map,
 			   struct mm_set *set, bool fresh, bool changed)
 {
@@ -101,38 +147,38 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 		.prot = map->prot & (PROT_READ | PROT_WRITE | PROT_EXEC),
 		.owner = MM_WPFS,
 	};
-	int64_t armed = 0;
-	int r = 0;
+	bool first = false, watched;
+	int r = fresh ? mapping_arm_fresh(tm, map, &first) : 0;
 
 	mm_set_init(&vma.marked);
-	if (fresh)
-		r = mapping_arm_fresh(t, tm, map, changed);
-	if (r == 0 && mapping_is_watched(tm, map->ino)) {
+	watched = vma.registered = vma.async = mapping_is_watched(tm, map->ino);
+	if (r == 0 && watched)
+		r = mm_set_shift(&vma.marked, set, -(int64_t)vma.pgoff);
+	else if (r == 0)
+		r = residency_map(t, tm, &vma);
+	if (r == 0)
+		r = mapping_record(tm, map, &vma);
+	else
+		mm_set_free(&vma.marked);
+	if (r == 0)
+		files_learn_mapped(t, map->ino);
+	/* What has armed pages has an open epoch: if it had before, this is more of it. */
+	if (r == 0)
+		r = first ? protect_open_epoch(t, tm, map->ino)
+			  : mapping_persist(t, tm, map, changed);
+	if (r == 0 && watched) {
 		r = arm_pages(t, tm, vma.file, vma.start, vma.end, vma.pgoff, set);
-		if (r == 0) {
-			vma.registered = vma.async = true;
-			armed = (int64_t)mm_set_count(set);
-			r = mm_set_shift(&vma.marked, set, -(int64_t)vma.pgoff);
+		if (r < 0) {
+			watched = false;
+			r = mapping_not_armed(t, tm, map, &vma, r);
 		} else {
-			/* It goes unmarked: dirty, unless it can never be written. */
-			vma.sealed = r == -EPERM;
-			if (!vma.sealed)
-				log_warn("track: cannot arm a mapping of pid %d: %s",
-					 tm->program.pid, log_errstr(r));
-			r = 0;
+			r = residency_map(t, tm, &vma);
 		}
 	}
 	if (r == 0)
-		r = residency_map(t, tm, &vma);
-	if (r == 0) {
-		/* Known by the address it will have when the program sees it. */
-		vma.start = map->final;
-		vma.end = map->final + len;
-		r = mm_map(&tm->mm, &vma);
-	} else {
-		mm_set_free(&vma.marked);
-	}
-	return r < 0 ? r : armed;
+		return watched ? (int64_t)mm_set_count(set) : 0;
+	mm_unmap(&tm->mm, map->final, map->final + len, ZAP_UNSEEN);
+	return r;
 }
 
 /*
@@ -156,25 +202,6 @@ static int mapping_clear_place(struct track *t, struct tmm *tm, const struct wpf
 			return r;
 	}
 	return mm_unmap(&tm->mm, map->final, end, ZAP_UNSEEN);
-}
-
-/*
- * A daemon after this one must see the mapping gone, should it go meanwhile: that makes what is
- * armed there dirty. Where nothing is armed there is nothing to make dirty, and the next harvest is
- * soon enough; so an ordinary mmap() waits for no disk.
- */
-static int mapping_persist(struct track *t, struct tmm *tm, const struct wpfs_map *map,
-			   bool changed)
-{
-	const struct mm_file *f = mm_file_find(&tm->mm, map->ino);
-	uint64_t len = mapping_len(map);
-
-	if (changed || !f)
-		return persist_mm(t, tm);
-	if (!f->protect && mm_set_is_empty(&f->own[MM_WPFS].armed) &&
-	    mm_set_is_empty(&f->own[MM_PROGRAM].armed))
-		return 0;
-	return persist_mapping(t, tm, map->ino, map->final, map->final + len);
 }
 
 void mapping_map(struct request *rq)
@@ -224,12 +251,6 @@ void mapping_map(struct request *rq)
 	if (r == 0 && !map->query)
 		armed = mapping_new(rq->t, tm, map, &set, fresh, changed);
 	mm_set_free(&set);
-	if (armed >= 0 && !map->query) {
-		files_learn_mapped(rq->t, map->ino);
-		r = mapping_persist(rq->t, tm, map, changed);
-		if (r < 0)
-			armed = r;
-	}
 	if (armed < 0) {
 		/* The program has the mapping all the same, and nobody watches it. */
 		f = mm_file_find(&tm->mm, map->ino);
@@ -263,7 +284,7 @@ void mapping_unmap(struct request *rq)
 		/* The kernel will not know any more: a daemon after this one has only what is
 		 * stored. */
 		if (r == 0)
-			r = persist_mm(rq->t, tm);
+			r = persist_mm_lazy(rq->t, tm);
 		if (r == 0) {
 			struct announced *a = &tm->announced;
 			unsigned slot = a->nr_going++ % ANNOUNCED_GOING;

@@ -261,10 +261,17 @@ static int persist_done(struct track *t, struct tmm *tm, int r)
 	return r;
 }
 
+/* How much a commit has to outlive. */
+enum persist_what { PERSIST_DURABLE, PERSIST_LAZY };
+
 /* Into the database, or an error of it. */
-static int persist_commit(struct track *t, struct tmm *tm, db_job_fn fn, struct persist_job *job)
+static int persist_commit(struct track *t, struct tmm *tm, db_job_fn fn, struct persist_job *job,
+			  enum persist_what what)
 {
-	return persist_done(t, tm, db_call(t->config.db, fn, job));
+	struct db *db = t->config.db;
+
+	return persist_done(
+		t, tm, what == PERSIST_LAZY ? db_call_lazy(db, fn, job) : db_call(db, fn, job));
 }
 
 int persist_mm_epochs(struct track *t, struct tmm *tm, const struct persist_epoch *epochs,
@@ -272,7 +279,15 @@ int persist_mm_epochs(struct track *t, struct tmm *tm, const struct persist_epoc
 {
 	struct persist_job job = {.t = t, .tm = tm, .epochs = epochs, .nr_epochs = nr};
 
-	return persist_commit(t, tm, persist_mm_job, &job);
+	return persist_commit(t, tm, persist_mm_job, &job, PERSIST_DURABLE);
+}
+
+int persist_mm_epochs_lazy(struct track *t, struct tmm *tm, const struct persist_epoch *epochs,
+			   size_t nr)
+{
+	struct persist_job job = {.t = t, .tm = tm, .epochs = epochs, .nr_epochs = nr};
+
+	return persist_commit(t, tm, persist_mm_job, &job, PERSIST_LAZY);
 }
 
 /* With the epochs that began while it could not be saved. */
@@ -299,11 +314,16 @@ static int persist_save_job(struct db_tx *tx, void *arg)
 	return r;
 }
 
-int persist_mm_save(struct track *t, struct tmm *tm)
+static int persist_save(struct track *t, struct tmm *tm, enum persist_what what)
 {
 	struct persist_job job = {.t = t, .tm = tm};
 
-	return persist_commit(t, tm, persist_save_job, &job);
+	return persist_commit(t, tm, persist_save_job, &job, what);
+}
+
+int persist_mm_save(struct track *t, struct tmm *tm)
+{
+	return persist_save(t, tm, PERSIST_DURABLE);
 }
 
 int persist_mm_aside(struct track *t, struct tmm *tm)
@@ -313,16 +333,26 @@ int persist_mm_aside(struct track *t, struct tmm *tm)
 	return t->aside ? db_call(t->aside, persist_mm_job, &job) : t->db_error;
 }
 
-int persist_mm(struct track *t, struct tmm *tm)
+static int persist_somewhere(struct track *t, struct tmm *tm, enum persist_what what)
 {
 	if (!t->db_error) {
-		int r = persist_mm_save(t, tm);
+		int r = persist_save(t, tm, what);
 
 		if (!aside_is_for(r))
 			return r;
 	}
 	tm->unsaved = true;
 	return persist_mm_aside(t, tm);
+}
+
+int persist_mm(struct track *t, struct tmm *tm)
+{
+	return persist_somewhere(t, tm, PERSIST_DURABLE);
+}
+
+int persist_mm_lazy(struct track *t, struct tmm *tm)
+{
+	return persist_somewhere(t, tm, PERSIST_LAZY);
 }
 
 static int persist_mapping_job(struct db_tx *tx, void *arg)
@@ -344,9 +374,9 @@ int persist_mapping(struct track *t, struct tmm *tm, uint64_t file, uint64_t sta
 	int r;
 
 	if (t->db_error || tm->unsaved)
-		return persist_mm(t, tm);
-	r = persist_commit(t, tm, persist_mapping_job, &job);
-	return aside_is_for(r) ? persist_mm(t, tm) : r;
+		return persist_mm_lazy(t, tm);
+	r = persist_commit(t, tm, persist_mapping_job, &job, PERSIST_LAZY);
+	return aside_is_for(r) ? persist_mm_lazy(t, tm) : r;
 }
 
 /* One commit for all. False: it could not be tried. */
@@ -386,15 +416,24 @@ static int persist_forget_job(struct db_tx *tx, void *arg)
 	return db_mm_delete(tx, *(uint64_t *)arg);
 }
 
-int persist_forget(struct track *t, struct tmm *tm)
+/* `r`: what the database said to it. */
+static int persist_forgotten(struct track *t, struct tmm *tm, int r)
 {
-	int r = db_call(t->config.db, persist_forget_job, &tm->mm.id);
-
 	if (aside_is_for(r))
 		aside_begin(t, r);
 	if (t->aside && db_call(t->aside, persist_forget_job, &tm->mm.id) < 0)
 		log_debug("track: mm %llu stays in what is aside", (unsigned long long)tm->mm.id);
 	return r;
+}
+
+int persist_forget(struct track *t, struct tmm *tm)
+{
+	return persist_forgotten(t, tm, db_call(t->config.db, persist_forget_job, &tm->mm.id));
+}
+
+int persist_forget_lazy(struct track *t, struct tmm *tm)
+{
+	return persist_forgotten(t, tm, db_call_lazy(t->config.db, persist_forget_job, &tm->mm.id));
 }
 
 struct persist_settle_job {

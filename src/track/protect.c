@@ -414,12 +414,12 @@ int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *
 static int protect_store_open(struct track *t, struct tmm *tm, const struct persist_epoch *epochs,
 			      size_t nr)
 {
-	int r = t->db_error ?: persist_mm_epochs(t, tm, epochs, nr);
+	int r = t->db_error ?: persist_mm_epochs_lazy(t, tm, epochs, nr);
 
 	if (!aside_is_for(r))
 		return r;
 	tm->epoch_unsaved = true;
-	return persist_mm(t, tm);
+	return persist_mm_lazy(t, tm);
 }
 
 int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file)
@@ -435,7 +435,7 @@ int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file)
 	tm->mm.epoch = epoch.number;
 	r = protect_store_open(t, tm, &epoch, 1);
 	/* Open still, though nothing was armed in it any more. */
-	return r == -EEXIST ? persist_mm(t, tm) : r;
+	return r == -EEXIST ? persist_mm_lazy(t, tm) : r;
 }
 
 int protect_store_born(struct track *t, struct tmm *tm)

@@ -437,7 +437,7 @@ int tmm_take_name(struct track *t, struct tmm *tm)
 	}
 	proc_comm(tm->program.pid, tm->comm);
 	tm->state = TMM_LIVE;
-	r = persist_mm(t, tm);
+	r = persist_mm_lazy(t, tm);
 	if (r < 0)
 		log_err("track: cannot store the mm of pid %d (%s): %s", tm->program.pid, tm->comm,
 			log_errstr(r));
@@ -448,6 +448,7 @@ int tmm_enlist(struct track *t, struct tmm *tm)
 {
 	/* The last run of the same name may have ended just now. This one, too: not before it has
 	 * its answer. */
-	life_sweep_but(t, tm);
+	if (tm->client->name[0])
+		life_sweep_name(t, tm->uid, tm->client->name);
 	return tmm_take_name(t, tm);
 }

@@ -19,6 +19,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "db/db.h"
 #include "track/evict.h"
 #include "track/residency.h"
 #include "track/written.h"
@@ -69,18 +70,23 @@ static void track_run_queue(struct track *t)
 	pthread_mutex_unlock(&t->queue_lock);
 }
 
+static int track_epoll_of(const struct track *t, const struct watch *watch)
+{
+	return watch->kind == WATCH_PROGRAM ? t->deaths_watch.fd : t->epoll_fd;
+}
+
 int track_watch_add(struct track *t, struct watch *watch, uint32_t events)
 {
 	struct epoll_event ev = {.events = events, .data.ptr = watch};
 
-	return epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, watch->fd, &ev) < 0 ? -errno : 0;
+	return epoll_ctl(track_epoll_of(t, watch), EPOLL_CTL_ADD, watch->fd, &ev) < 0 ? -errno : 0;
 }
 
 void track_watch_remove(struct track *t, struct watch *watch)
 {
 	if (watch->fd < 0)
 		return;
-	epoll_ctl(t->epoll_fd, EPOLL_CTL_DEL, watch->fd, NULL);
+	epoll_ctl(track_epoll_of(t, watch), EPOLL_CTL_DEL, watch->fd, NULL);
 	close_fd(&watch->fd);
 }
 
@@ -110,21 +116,12 @@ static void *track_main(void *arg)
 		bool queue = false, evict = false;
 		int n = epoll_wait(t->epoll_fd, ev, 64, -1);
 
-		/* Deaths first: an answer given in this round must know of them. The watch goes
-		 * with its mm. */
+		/* Deaths first: an answer given in this round must know of them. */
+		if (n > 0)
+			life_reap(t);
 		for (int i = 0; i < n; i++) {
 			struct watch *w = ev[i].data.ptr;
 
-			if (w->kind != WATCH_PROGRAM)
-				continue;
-			life_end(t, (struct tmm *)w);
-			ev[i].data.ptr = NULL;
-		}
-		for (int i = 0; i < n; i++) {
-			struct watch *w = ev[i].data.ptr;
-
-			if (!w)
-				continue;
 			switch (w->kind) {
 			case WATCH_QUEUE:
 				queue = true;
@@ -147,6 +144,7 @@ static void *track_main(void *arg)
 			case WATCH_EVICT:
 				evict = true;
 				break;
+			case WATCH_DEATHS:
 			case WATCH_PROGRAM:
 				break;
 			}
@@ -171,6 +169,7 @@ static void track_free(struct track *t)
 	files_free(t);
 	written_close(t);
 	aside_close(t);
+	track_watch_remove(t, &t->deaths_watch);
 	track_watch_remove(t, &t->queue_watch);
 	track_watch_remove(t, &t->timer_watch);
 	track_watch_remove(t, &t->own_watch);
@@ -197,17 +196,20 @@ static int track_open_fds(struct track *t, int listen_fd)
 	int r;
 
 	t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	t->deaths_watch.fd = epoll_create1(EPOLL_CLOEXEC);
 	t->queue_watch.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	t->timer_watch.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	t->own_watch.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	t->devuffd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-	if (t->epoll_fd < 0 || t->queue_watch.fd < 0 || t->timer_watch.fd < 0 ||
-	    t->own_watch.fd < 0 || t->devuffd < 0)
+	if (t->epoll_fd < 0 || t->deaths_watch.fd < 0 || t->queue_watch.fd < 0 ||
+	    t->timer_watch.fd < 0 || t->own_watch.fd < 0 || t->devuffd < 0)
 		return -errno;
 	if (pipe2(t->life_pipe, O_CLOEXEC) < 0 ||
 	    timerfd_settime(t->timer_watch.fd, 0, &second, NULL) < 0)
 		return -errno;
-	r = track_watch_add(t, &t->queue_watch, EPOLLIN);
+	r = track_watch_add(t, &t->deaths_watch, EPOLLIN);
+	if (r == 0)
+		r = track_watch_add(t, &t->queue_watch, EPOLLIN);
 	if (r == 0)
 		r = track_watch_add(t, &t->timer_watch, EPOLLIN);
 	if (r == 0)
@@ -240,6 +242,7 @@ int track_start(const struct track_config *config, struct track **track)
 	if (!t)
 		return -ENOMEM;
 	t->busy_fd = t->epoll_fd = t->devuffd = t->life_pipe[0] = t->life_pipe[1] = -1;
+	t->deaths_watch = (struct watch){WATCH_DEATHS, -1};
 	t->queue_watch = (struct watch){WATCH_QUEUE, -1};
 	t->timer_watch = (struct watch){WATCH_TIMER, -1};
 	t->own_watch = (struct watch){WATCH_OWN, -1};
@@ -285,9 +288,17 @@ static int track_settle_fn(struct track *t, void *arg)
 	return 0;
 }
 
+/*
+ * One at a time; who comes meanwhile does not wait. statfs(2) asks for this, and so does every
+ * program that attaches: hundreds at once would hold all FUSE threads, while the track thread waits
+ * for the watcher, which waits for one of them.
+ */
 void track_settle(struct track *track)
 {
+	if (atomic_flag_test_and_set(&track->settling))
+		return;
 	track_call(track, track_settle_fn, NULL);
+	atomic_flag_clear(&track->settling);
 }
 
 static int track_serving_fn(struct track *t, void *arg)
@@ -375,8 +386,10 @@ static int track_sync_file_fn(struct track *t, void *arg)
 		if (r < 0 && result == 0)
 			result = r;
 	}
-	/* Contents must not become durable before what is aside does. */
-	return result < 0 ? result : aside_retry(t);
+	/* Contents must not become durable before what is aside does, or was stored lazily. */
+	if (result == 0)
+		result = aside_retry(t);
+	return result < 0 ? result : db_sync(t->config.db);
 }
 
 int track_sync_file(struct track *track, uint64_t ino)
