@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A daemon, the programs that are measured, and the database they end up in."""
+import contextlib
 import os
 import shutil
+import signal
 import sqlite3
 import struct
 import subprocess
@@ -19,6 +21,17 @@ def build():
     where = os.path.join(TOP, "build")
     subprocess.run([os.path.join(TOP, "tools", "build"), where], check=True, stdout=subprocess.DEVNULL)
     return where
+
+
+@contextlib.contextmanager
+def undisturbed():
+    """An interruption waits until the end of this."""
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Orders:
@@ -47,7 +60,10 @@ class Orders:
         return self.ask(*words)[0]
 
     def end(self):
-        self.popen.stdin.close()
+        try:
+            self.popen.stdin.close()
+        except BrokenPipeError:
+            pass  # it has ended before
         self.popen.wait()
         self.popen.stdout.close()
 
@@ -67,6 +83,14 @@ class Rig:
         self.raw = tempfile.mkdtemp(prefix="wpfs-bench-", dir="/dev/shm")  # tmpfs everywhere
         self.mnt = os.path.join(self.dir, "mnt")
         self.store = os.path.join(self.dir, "store")
+        self.daemon = self.db = None
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self):
         os.mkdir(self.mnt)
         os.mkdir(self.store, 0o700)
         # Nothing but what is asked for: no flush, no harvest of its own.
@@ -77,31 +101,51 @@ class Rig:
             if self.daemon.poll() is not None or time.monotonic() > end:
                 raise RuntimeError("wpfs does not mount")
             time.sleep(0.01)
-        self.ctl = Orders([os.path.join(where, "tools", "bench-ctl"), self.mnt])
+        self.ctl = Orders([os.path.join(self.where, "tools", "bench-ctl"), self.mnt])
         # Read-only, and never in the way of the writer for longer than a query.
         self.db = sqlite3.connect(f"file:{self.store}/wpfs.db?mode=ro", uri=True)
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *exc):
-        for program in self.programs:
-            program.kill()
-        self.db.close()
-        if self.ctl:
-            self.ctl.kill()
+    def __exit__(self, kind, error, trace):
+        code = self.close()
+        if code and not error:
+            raise RuntimeError(f"wpfs ended with {code}")
+
+    def close(self):
+        """Leaves nothing behind, whatever happens meanwhile. Gives the daemon's exit status."""
+        with undisturbed():
+            for program in self.programs:
+                program.popen.kill()
+            for program in self.programs:
+                program.end()
+            if self.db:
+                self.db.close()
+            if self.ctl:
+                self.ctl.kill()
+            code = self._end_daemon() if self.daemon else 0
+            shutil.rmtree(self.dir)
+            shutil.rmtree(self.raw)
+        return code
+
+    def _end_daemon(self):
         # Nothing is to be kept: an unmount would store what was written.
-        for directory in (self.mnt, self.raw):
-            for name in os.listdir(directory):
-                os.unlink(os.path.join(directory, name))
-        subprocess.run(["umount", self.mnt], check=True)
-        if self.daemon.wait() != 0:
-            raise RuntimeError("wpfs did not end well")
-        shutil.rmtree(self.dir)
-        shutil.rmtree(self.raw)
+        if os.path.ismount(self.mnt) and self.daemon.poll() is None:
+            for name in os.listdir(self.mnt):
+                os.unlink(os.path.join(self.mnt, name))
+            subprocess.run([self.tool("umount.fuse.wpfs"), self.mnt], check=False)
+        try:
+            code = self.daemon.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.daemon.kill()
+            code = self.daemon.wait()
+        if os.path.ismount(self.mnt):
+            subprocess.run(["umount", "-l", self.mnt], check=False)
+        return code
 
     def tool(self, name):
-        return os.path.join(self.where, "src", {"wpfs": "wpfs", "wpctl": "ctl"}[name], name)
+        return os.path.join(self.where, "src", "wpfs" if name == "wpfs" else "ctl", name)
 
     def file(self, name="f"):
         return os.path.join(self.mnt, name)
