@@ -365,7 +365,7 @@ static int fork_doubt_children(struct track *t, struct tmm *tm)
 
 	if (!tm->name[0])
 		return mm_lost(&tm->mm); /* its marks have no name to be kept under */
-	snprintf(name, sizeof(name), "%.*s/untracked", (int)strcspn(tm->name, "/"), tm->name);
+	snprintf(name, sizeof(name), "%.*s" FORK_UNTRACKED, (int)strcspn(tm->name, "/"), tm->name);
 	row = tmm_by_name(t, tm->uid, name);
 	if (!row) {
 		row = tmm_new(t);

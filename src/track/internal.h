@@ -223,8 +223,10 @@ void fork_new_life(struct track *t, const struct tmm *tm);
 int fork_look_for_strays(struct track *t, struct tmm *tm);
 /* Children of before this daemon have had their time. */
 void fork_resume_strays(struct tmm *tm);
+/* What the row of a program's children that nobody tracks is called, behind its name. */
+#define FORK_UNTRACKED "/untracked"
 /* How long a child may take to claim its uffd before it counts as one that does not. */
-#define FORK_CLAIM_MS 1000
+#define FORK_CLAIM_MS  1000
 
 /* ---- mapping.c ---- */
 void mapping_map(struct request *rq);

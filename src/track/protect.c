@@ -117,6 +117,25 @@ static bool protect_part(const struct protect_selection *sel, const struct mm_vm
 	return true;
 }
 
+/*
+ * A row of children that nobody watches (fork.c): whatever they stored is in the epoch that closes,
+ * and what one of them that lives on will store is in the next one. Nobody else is known to be one
+ * of them, so any process that has the file and is not tracked may be.
+ */
+static int turn_doubt_untracked(struct track *t, const struct tmm *tm,
+				const struct protect_selection *sel, struct turn *turn)
+{
+	const char *slash = strchr(tm->name, '/');
+	char line[512] = "";
+
+	if (tm->state != TMM_DETACHED || !slash || strcmp(slash, FORK_UNTRACKED) != 0)
+		return 0;
+	unseen_holders(t, turn->f->id, "", line, sizeof(line));
+	if (!line[0])
+		return 0;
+	return mm_set_or_range(&turn->stays, &turn->f->own[MM_WPFS].armed, sel->pgoff, sel->nr);
+}
+
 /* Step 1 for one file: remember the old epoch, arm all that is mapped, all of it dirty for now. */
 static int turn_begin(struct track *t, struct tmm *tm, const struct protect_selection *sel,
 		      struct turn *turn)
@@ -132,6 +151,8 @@ static int turn_begin(struct track *t, struct tmm *tm, const struct protect_sele
 		r = mm_set_copy(&turn->stays, &own->dirty);
 	if (r == 0)
 		r = mm_set_remove_range(&turn->stays, sel->pgoff, sel->nr);
+	if (r == 0)
+		r = turn_doubt_untracked(t, tm, sel, turn);
 	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
 		const struct mm_vma *vma = &tm->mm.vmas[i];
 		uint64_t start, end, pgoff;

@@ -98,6 +98,27 @@ def test_born_while_the_daemon_is_dead_and_alive_after(wpfs):
     assert 34 in union(wpfs)
 
 
+def test_born_while_the_daemon_is_dead_and_alive_after_its_parent(wpfs):
+    """Nobody watches it any more, and every epoch that begins may have stores of it."""
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    wpfs.kill9()
+    child = Child(wpfs, program)
+    child.order("store 0 33 1")
+    program.kill9()
+    wpfs.restart()
+    for page in (34, 35):
+        assert union(wpfs) >= {33}
+        wpfs.wpctl("protect", wpfs.mnt)
+        child.order(f"store 0 {page} 1")
+        assert page in union(wpfs)
+    child.end()
+    assert 35 in union(wpfs)
+    wpfs.wpctl("protect", wpfs.mnt)
+    wpfs.wpctl("protect", wpfs.mnt)
+    assert union(wpfs) == set(), "when it is gone, that is over"
+
+
 PROGRAM = """
 import mmap, os, sys
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o666)
