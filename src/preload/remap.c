@@ -228,10 +228,15 @@ long map_remove(uint64_t addr, uint64_t len)
 	struct shim_guard guard;
 	long ret;
 
-	if (!mapping_span_valid(addr, len) || !ranges_overlap(addr, page_align_up(len)) ||
-	    !shim_lock(&guard))
+	if (!mapping_span_valid(addr, len) || !ranges_overlap(addr, page_align_up(len)))
 		return raw(madvise, addr, len, MADV_REMOVE);
-	tell_pieces(WPFS_OP_REMOVE, addr, page_align_up(len));
+	/* Contents that go keep their marks: the daemon must know, now or when it looks next. */
+	if (!shim_lock(&guard)) {
+		untold_count_unknown();
+		return raw(madvise, addr, len, MADV_REMOVE);
+	}
+	if (tell_pieces(WPFS_OP_REMOVE, addr, page_align_up(len)) != 0)
+		untold_count_unknown();
 	shim_lock_waits(true);
 	ret = raw(madvise, addr, len, MADV_REMOVE);
 	shim_lock_waits(false);

@@ -252,6 +252,15 @@ def test_mapped_first_while_the_daemon_is_dead(wpfs):
     assert killed(wpfs, program) == {5}
 
 
+def test_contents_removed_while_the_daemon_is_dead(wpfs):
+    """MADV_REMOVE is no request to the file system: nobody but the program knows of it."""
+    program = mapped(wpfs)
+    wpfs.kill9()
+    program.order("advise 0 8 4 remove")
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") >= set(range(8, 12))
+
+
 @pytest.mark.parametrize("known", [False, True])
 def test_a_raw_mapping_is_protected_too(wpfs, known):
     """Mapped by a system call of the program's own, which nobody sees: armed, and dirty."""
