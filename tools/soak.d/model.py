@@ -33,6 +33,7 @@ class Mm:
         self.protect_new = False
         self.family = False  # only the rows of all its relatives together are known to have it
         self.wrote = False  # has something to tell that its parent has not
+        self.turned = False  # was in a protect or unprotect
 
     def file(self, key):
         return self.files.setdefault(key, File())

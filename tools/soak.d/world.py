@@ -494,6 +494,12 @@ class World:
         closed = {}
         for mm in self.selected(name):
             runner = self.live(mm)
+            # One that ended, was in a protect since and has changed nothing since may be forgotten.
+            if "/" in mm.name and not runner and key is None and mm.turned and \
+                    not any(file.must for file in mm.files.values()):
+                del self.mms[mm.name]
+                continue
+            mm.turned = True
             for file in range(FILES) if key is None else [key]:
                 mapped = runner.mapped(file) if runner else set()
                 if not mapped and not mm.file(file).armed:
@@ -518,6 +524,7 @@ class World:
         name = self.rng.choice(NAMES)
         if self.wpctl("unprotect", "--name", name, status=None).returncode == 0:
             for mm in self.selected(name):
+                mm.turned = True
                 for file in list(mm.files):
                     mm.unprotect(file)
 
