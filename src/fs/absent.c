@@ -24,7 +24,8 @@
 
 enum absent_state {
 	ABSENT_STORED,	/* in the store only */
-	ABSENT_BUSY,	/* somebody brings it, or holds it; as STORED to a new daemon */
+	ABSENT_HELD,	/* its attributes are changing; as STORED to a new daemon */
+	ABSENT_LOADING, /* its contents come, and its times are only noted here */
 	ABSENT_PRESENT, /* for good */
 };
 
@@ -32,10 +33,11 @@ struct absent_entry {
 	uint64_t ino;
 	struct fs_handle handle;
 	_Atomic uint32_t state;
-	uint32_t reserved;
+	_Atomic uint32_t loads;	  /* begun so far */
+	struct timespec times[2]; /* of access and change, while LOADING */
 };
 
-_Static_assert(sizeof(struct absent_entry) == 48, "a file that another daemon reads");
+_Static_assert(sizeof(struct absent_entry) == 80, "a file that another daemon reads");
 
 struct fs_absent {
 	int private_fd, data_fd, lower_fd; /* constant */
@@ -129,6 +131,15 @@ int fs_absent_complete(struct fs_absent *a)
 	return r;
 }
 
+/* The daemon that was bringing it was killed. */
+static void absent_restore_times(const struct fs_absent *a, const struct absent_entry *e)
+{
+	_cleanup_close_ int fd = fs_handle_open_at(a->lower_fd, &e->handle, O_RDWR);
+
+	if (fd >= 0 && futimens(fd, e->times) < 0)
+		log_warn("the times of file %" PRIu64 " are lost: %s", e->ino, log_errstr(errno));
+}
+
 int fs_absent_adopt(struct fs_absent *a)
 {
 	_cleanup_close_ int fd = openat(a->private_fd, ABSENT_FILE, O_RDWR | O_CLOEXEC);
@@ -145,6 +156,8 @@ int fs_absent_adopt(struct fs_absent *a)
 
 		if (atomic_load(&e->state) == ABSENT_PRESENT)
 			continue;
+		if (atomic_load(&e->state) == ABSENT_LOADING)
+			absent_restore_times(a, e);
 		atomic_store(&e->state, ABSENT_STORED);
 		atomic_fetch_add(&a->left, 1);
 	}
@@ -171,13 +184,24 @@ static bool absent_begin(struct fs_absent *a, struct absent_entry *e)
 	bool begun;
 
 	pthread_mutex_lock(&a->lock);
-	while (atomic_load(&e->state) == ABSENT_BUSY)
+	while (atomic_load(&e->state) == ABSENT_HELD || atomic_load(&e->state) == ABSENT_LOADING)
 		pthread_cond_wait(&a->moved, &a->lock);
 	begun = atomic_load(&e->state) == ABSENT_STORED;
 	if (begun)
-		atomic_store(&e->state, ABSENT_BUSY);
+		atomic_store(&e->state, ABSENT_HELD);
 	pthread_mutex_unlock(&a->lock);
 	return begun;
+}
+
+/* From HELD: writing the contents moves the times. */
+static void absent_begin_load(struct fs_absent *a, struct absent_entry *e, const struct stat *st)
+{
+	pthread_mutex_lock(&a->lock);
+	e->times[0] = st->st_atim;
+	e->times[1] = st->st_mtim;
+	atomic_fetch_add(&e->loads, 1);
+	atomic_store(&e->state, ABSENT_LOADING);
+	pthread_mutex_unlock(&a->lock);
 }
 
 static void absent_end(struct fs_absent *a, struct absent_entry *e, enum absent_state state)
@@ -191,7 +215,7 @@ static void absent_end(struct fs_absent *a, struct absent_entry *e, enum absent_
 }
 
 /* The contents, and the times as they were. */
-static int absent_load(struct fs_absent *a, const struct absent_entry *e)
+static int absent_load(struct fs_absent *a, struct absent_entry *e)
 {
 	_cleanup_close_ int fd = fs_handle_open_at(a->lower_fd, &e->handle, O_RDWR);
 	struct stat st;
@@ -201,11 +225,12 @@ static int absent_load(struct fs_absent *a, const struct absent_entry *e)
 		return fd == -ESTALE ? 0 : fd; /* removed: nobody will ask */
 	if (fstat(fd, &st) < 0)
 		return -errno;
+	absent_begin_load(a, e, &st);
 	r = store_data_read(a->data_fd, e->ino, fd, (uint64_t)st.st_size, &a->stop);
 	/* Half of a file is of no use to anybody, and its room may be. */
 	if (r && st.st_size)
 		fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, st.st_size);
-	if (futimens(fd, (struct timespec[2]){st.st_atim, st.st_mtim}) < 0 && !r)
+	if (futimens(fd, e->times) < 0 && !r)
 		r = -errno;
 	return r;
 }
@@ -243,6 +268,29 @@ bool fs_absent_hold(struct fs_absent *absent, uint64_t ino)
 void fs_absent_release(struct fs_absent *absent, uint64_t ino)
 {
 	absent_end(absent, absent_find(absent, ino), ABSENT_STORED);
+}
+
+int fs_absent_stat(struct fs_absent *absent, uint64_t ino, int fd, struct stat *st)
+{
+	for (;;) {
+		struct absent_entry *e = absent_find(absent, ino);
+		uint32_t loads = e ? atomic_load(&e->loads) : 0;
+		bool same;
+
+		if (fstat(fd, st) < 0)
+			return -errno;
+		if (!e)
+			return 0;
+		pthread_mutex_lock(&absent->lock);
+		same = atomic_load(&e->loads) == loads && atomic_load(&e->state) != ABSENT_PRESENT;
+		if (same && atomic_load(&e->state) == ABSENT_LOADING) {
+			st->st_atim = e->times[0];
+			st->st_mtim = e->times[1];
+		}
+		pthread_mutex_unlock(&absent->lock);
+		if (same)
+			return 0; /* else its times may have been looked at in between */
+	}
 }
 
 bool fs_absent_is(struct fs_absent *absent, uint64_t ino)

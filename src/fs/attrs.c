@@ -16,9 +16,10 @@ static void reply_attr(fuse_req_t req, uint64_t ino, int fd)
 	struct fs_inode *inode = fs_inode_find(fs, ino);
 	double timeout = inode ? fs_backing_attr_timeout(fs, inode) : 0;
 	struct stat st;
+	int r = inode ? fs_absent_stat(fs->absent, ino, fd, &st) : -ESTALE;
 
-	if (!inode || fstat(fd, &st) < 0) {
-		fuse_reply_err(req, inode ? errno : ESTALE);
+	if (r) {
+		fuse_reply_err(req, -r);
 		return;
 	}
 	fs_stat_show(fs, &st);
@@ -43,12 +44,20 @@ static void op_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	struct fs_inode *inode = fs_inode_find(fs, ino);
 	struct statx stx;
+	struct stat st;
 	int r = fs_inode_ref(fs, ino, &ref);
 	double timeout = inode ? fs_backing_attr_timeout(fs, inode) : 0;
 
 	if (!r &&
 	    statx(ref.fd, "", AT_EMPTY_PATH, (unsigned int)mask | STATX_BASIC_STATS, &stx) < 0)
 		r = -errno;
+	if (!r && fs_absent_is(fs->absent, ino)) {
+		r = fs_absent_stat(fs->absent, ino, ref.fd, &st);
+		stx.stx_atime.tv_sec = st.st_atim.tv_sec;
+		stx.stx_atime.tv_nsec = (uint32_t)st.st_atim.tv_nsec;
+		stx.stx_mtime.tv_sec = st.st_mtim.tv_sec;
+		stx.stx_mtime.tv_nsec = (uint32_t)st.st_mtim.tv_nsec;
+	}
 	if (r || !inode) {
 		fuse_reply_err(req, r ? -r : ESTALE);
 		return;

@@ -366,6 +366,8 @@ double fs_backing_attr_timeout(struct fs *fs, struct fs_inode *inode)
 	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
 	bool may;
 
+	if (fs_absent_is(fs->absent, inode->ino))
+		return 0; /* blocks and change time move when the contents come */
 	pthread_mutex_lock(&shard->backing);
 	may = may_move(fs, inode, false);
 	if (!may)

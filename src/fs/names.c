@@ -26,8 +26,9 @@ int fs_entry_of_fd(struct fs *fs, int fd, struct fuse_entry_param *entry)
 	entry->ino = inode->ino;
 	entry->attr_timeout = fs_backing_attr_timeout(fs, inode);
 	/* Again: what is cached for long must be no older than the question whether it may be. */
-	if (S_ISREG(entry->attr.st_mode) && fstat(fd, &entry->attr) < 0) {
-		r = -errno;
+	if (S_ISREG(entry->attr.st_mode))
+		r = fs_absent_stat(fs->absent, inode->ino, fd, &entry->attr);
+	if (r) {
 		fs_inode_forget(fs, inode->ino, 1);
 		return r;
 	}

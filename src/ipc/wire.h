@@ -120,7 +120,8 @@ struct wpfs_attach {
  * so that such a mapping counts although it is gone again by then. Written by the shim only: the
  * slot first, then the count.
  */
-#define WPFS_UNTOLD_FILES 15
+#define WPFS_UNTOLD_FILES   15
+#define WPFS_UNTOLD_DROPPED ((uint64_t)1 << 63) /* with a file: contents of it were removed */
 
 struct wpfs_untold {
 	uint64_t count;			  /* mappings so far; 0 at the first ATTACH */

@@ -223,6 +223,23 @@ long map_protect(uint64_t addr, uint64_t len, int prot)
 	return ret;
 }
 
+static void tell_removed(uint64_t addr, uint64_t len)
+{
+	uint64_t end = addr + len;
+	struct range piece;
+
+	for (; addr < end && ranges_next(addr, end, &piece); addr = piece.end) {
+		struct wpfs_range body = {.addr = piece.start, .len = piece.end - piece.start};
+		struct mount *mount = &shim.mounts[piece.mount];
+		int status = 0;
+
+		if (mount_call(mount, WPFS_OP_REMOVE, &body, sizeof(body), NULL, &status, NULL, 0,
+			       NULL) != 0 ||
+		    status < 0)
+			untold_count(mount, piece.ino | WPFS_UNTOLD_DROPPED);
+	}
+}
+
 long map_remove(uint64_t addr, uint64_t len)
 {
 	struct shim_guard guard;
@@ -235,8 +252,7 @@ long map_remove(uint64_t addr, uint64_t len)
 		untold_count_unknown();
 		return raw(madvise, addr, len, MADV_REMOVE);
 	}
-	if (tell_pieces(WPFS_OP_REMOVE, addr, page_align_up(len)) != 0)
-		untold_count_unknown();
+	tell_removed(addr, page_align_up(len));
 	shim_lock_waits(true);
 	ret = raw(madvise, addr, len, MADV_REMOVE);
 	shim_lock_waits(false);

@@ -274,7 +274,7 @@ void fork_forked(struct request *rq)
 		return;
 	}
 	/* What the parent could not tell of before the fork is the child's too. */
-	if (tmm_pid(parent) && tmm_untold(parent, tmm_pid(parent)) == -ENOMEM) {
+	if (tmm_pid(parent) && tmm_untold(rq->t, parent, tmm_pid(parent)) == -ENOMEM) {
 		request_error(rq, -ENOMEM, "out of memory");
 		return;
 	}

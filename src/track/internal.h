@@ -279,7 +279,7 @@ void tmm_announce(struct tmm *tm);
  * are in doubt. The program writes that memory; all it can do with it is to make its own pages
  * dirty, or lie about itself. `pid`: any task of the mm. 0 or -errno.
  */
-int tmm_untold(struct tmm *tm, pid_t pid);
+int tmm_untold(struct track *t, struct tmm *tm, pid_t pid);
 /* Gives a NEW mm its row and its name; who has ended has given its name back before. 0 or -errno.
  */
 int tmm_enlist(struct track *t, struct tmm *tm);

@@ -264,16 +264,18 @@ int tmm_look(struct track *t, const struct tmm *tm, uint64_t skip_start, uint64_
 }
 
 /* All that is armed of one file (0: of any) is dirty. */
-static int tmm_doubt_file(struct tmm *tm, uint64_t file)
+static int tmm_doubt_file(struct track *t, struct tmm *tm, uint64_t file)
 {
 	struct mm_file *f = file ? mm_file_find(&tm->mm, file) : NULL;
 
+	if (file & WPFS_UNTOLD_DROPPED) /* for everybody; nobody can say any more which pages */
+		return mapping_dropped(t, file & ~WPFS_UNTOLD_DROPPED, 0, 0);
 	if (!file)
 		return mm_lost(&tm->mm);
 	return f ? mm_doubt(&tm->mm, f, 0, MM_PGOFF_MAX) : 0;
 }
 
-int tmm_untold(struct tmm *tm, pid_t pid)
+int tmm_untold(struct track *t, struct tmm *tm, pid_t pid)
 {
 	struct wpfs_untold untold;
 	const struct iovec here = {&untold, sizeof(untold)};
@@ -297,7 +299,7 @@ int tmm_untold(struct tmm *tm, pid_t pid)
 		r = mm_lost(&tm->mm);
 	else
 		for (uint64_t n = from; r == 0 && n < untold.count; n++)
-			r = tmm_doubt_file(tm, untold.file[n % WPFS_UNTOLD_FILES]);
+			r = tmm_doubt_file(t, tm, untold.file[n % WPFS_UNTOLD_FILES]);
 	if (r == 0)
 		tm->untold_seen = untold.count;
 	return r;
@@ -381,7 +383,7 @@ int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64
 	tm->mapped_shared |= h.nr > 0;
 	r = mm_observe(&tm->mm, h.vmas, h.nr);
 	if (r == 0)
-		r = tmm_untold(tm, tmm_pid(tm));
+		r = tmm_untold(t, tm, tmm_pid(tm));
 	if (r == 0 && tm->witness_pidfd >= 0 && !t->config.capped)
 		r = fork_look_for_strays(t, tm);
 	if (r == 0 && tm->mm.protect_new)

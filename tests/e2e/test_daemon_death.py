@@ -255,10 +255,12 @@ def test_mapped_first_while_the_daemon_is_dead(wpfs):
 def test_contents_removed_while_the_daemon_is_dead(wpfs):
     """MADV_REMOVE is no request to the file system: nobody but the program knows of it."""
     program = mapped(wpfs)
+    other = mapped(wpfs, name="other")
     wpfs.kill9()
     program.order("advise 0 8 4 remove")
     wpfs.restart()
     assert report.dirty(wpfs, "t") >= set(range(8, 12))
+    assert report.dirty(wpfs, "other") >= set(range(8, 12)), "they are gone for everybody"
 
 
 @pytest.mark.parametrize("known", [False, True])

@@ -151,7 +151,8 @@ class World:
         for n in range(count):
             prot = "r" if kind else "rw"
             runner.pages[addr // PAGE + n] = Page(key, first + n, prot)
-        runner.mm.mapped(key, set(range(first, first + count)), self.alive)
+        runner.mm.mapped(key, set(range(first, first + count)),
+                         self.alive and not runner.mm.family)
 
     def placed(self, runner, slot, addr, count):
         old = runner.slots.get(slot)
