@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import stat
 import subprocess
+import time
 
 import pytest
 
@@ -166,7 +167,9 @@ def test_killed_at_a_point(make_wpfs, op, database):
     work = Work(wpfs, ord(op))
     work.run(5)
     control.kill_before(op, database, nth=1 + work.doer.random.randrange(3))
-    work.run(200)
+    end = time.monotonic() + harness.SECONDS
+    while not harness.proc.is_over(wpfs.pidfd, 0) and time.monotonic() < end:
+        work.run(20)
     assert harness.proc.is_over(wpfs.pidfd, harness.SECONDS), "it never came to that point"
     wpfs.kill9()
     copy, log = wpfs.dir / "copy", powerloss.log_size(wpfs)
