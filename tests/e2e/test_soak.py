@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A minute of tools/soak, with a new seed every time: what goes wrong prints how to run it again."""
+"""
+A minute of tools/soak, with the same seed each time: a change that makes a lie is what made it. What
+goes wrong prints how to run it again. New seeds are for tools/soak itself.
+"""
 
 import subprocess
 
@@ -10,7 +13,7 @@ import harness
 
 @pytest.mark.timeout(240)
 def test_random_programs_against_the_model():
-    done = subprocess.run([harness.SOURCE / "tools/soak", "--marks", "--minutes", "1"],
+    done = subprocess.run([harness.SOURCE / "tools/soak", "--marks", "--minutes", "1", "--seed", "99"],
                           env={**harness.os.environ, "WPFS_BUILD": str(harness.BUILD)},
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=220,
                           check=False)
