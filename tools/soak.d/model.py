@@ -55,8 +55,10 @@ class Mm:
         file.must |= pages
 
     def dropped(self, key, first, end):
+        """What a child was dropped of after it ended is no reason to keep it: `wrote` stays."""
         if key in self.files:
-            self.changed(key, {page for page in self.files[key].armed if first <= page < end})
+            file = self.files[key]
+            file.must |= {page for page in file.armed if first <= page < end}
 
     def protect(self, key, mapped, span):
         """Begins an epoch; what the one before it must have ended with."""
