@@ -159,8 +159,7 @@ struct wpfs_forked_reply {
  * The witness of a native mount reads the events of its uffd and of all uffds of children that it
  * keeps; that of a capped mount reads none: the daemon serves the faults and so reads everything.
  */
-#define WPFS_WITNESS_FDS 64	     /* uffds of fork children that a witness keeps at most */
-#define WPFS_WITNESS_UID 0x7ffe0000u /* its uid and gid if the program had any privilege */
+#define WPFS_WITNESS_FDS 64 /* uffds of fork children that a witness keeps at most */
 
 enum wpfs_witness_op {
 	WPFS_WITNESS_LIST = 1,
