@@ -7,6 +7,7 @@ store "none". A test fails if it leaves a process behind, whatever it asserts it
 import fcntl
 import json
 import os
+import subprocess
 
 import pytest
 
@@ -44,6 +45,16 @@ def make_wpfs():
 @pytest.fixture
 def wpfs(make_wpfs):
     return make_wpfs()
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """What `meson install` makes, below a directory; the prefix is the build's."""
+    root = tmp_path_factory.mktemp("installed")
+    subprocess.run(["meson", "install", "-C", str(harness.BUILD), "--no-rebuild", "--quiet",
+                    "--skip-subprojects", "--destdir", str(root)],
+                   check=True, timeout=120, stdout=subprocess.DEVNULL)
+    return root
 
 
 @pytest.fixture(autouse=True)

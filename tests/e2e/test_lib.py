@@ -670,15 +670,11 @@ def test_protect_on_a_capped_mount(make_wpfs):
 
 
 @pytest.fixture(scope="module")
-def prefix(tmp_path_factory):
+def prefix(installed):
     """An installed libwpfs, and the environment to build and run with it."""
-    root = tmp_path_factory.mktemp("prefix")
-    subprocess.run(["meson", "install", "-C", str(harness.BUILD), "--no-rebuild", "--quiet",
-                    "--skip-subprojects", "--destdir", str(root)],
-                   check=True, timeout=120, stdout=subprocess.DEVNULL)
-    pc = next(root.rglob("wpfs.pc"))
-    lib = next(root.rglob("libwpfs.so.0")).parent
-    return {"PKG_CONFIG_PATH": str(pc.parent), "PKG_CONFIG_SYSROOT_DIR": str(root),
+    pc = next(installed.rglob("wpfs.pc"))
+    lib = next(installed.rglob("libwpfs.so.0")).parent
+    return {"PKG_CONFIG_PATH": str(pc.parent), "PKG_CONFIG_SYSROOT_DIR": str(installed),
             "LD_LIBRARY_PATH": str(lib)}
 
 
