@@ -20,7 +20,7 @@
 
 static const char *const private_files[] = {
 	"wpfs.db", "wpfs.db-wal", "wpfs.db-shm", "unsaved.db", "unsaved.db-wal", "unsaved.db-shm",
-	"absent",  "ids",	  "ids.new",	 "lower_id",   "lower_id.new",
+	"absent",  "ids",	  "ids.new",	 "lower_id",   "lower_id.new",	 "options",
 };
 
 const char *rundir_private_path(const struct rundir *rd, const char *name, char *buf, size_t size)
@@ -110,6 +110,42 @@ static int lower_open_root(struct rundir *rd)
 	return rd->lower_fd < 0 ? -errno : 0;
 }
 
+/* The options that the lower was mounted with, for a daemon that adopts it. */
+static void options_note(struct rundir *rd, const char *options)
+{
+	_cleanup_close_ int fd =
+		openat(rd->private_fd, "options", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+	if (fd < 0 || dprintf(fd, "%s\n", options) < 0)
+		log_warn("cannot write %s/private/options: %s", rd->path, log_errstr(errno));
+}
+
+static bool options_are_those(struct rundir *rd, const char *options)
+{
+	_cleanup_free_ char *noted = NULL;
+
+	if (fdio_read_file(rd->private_fd, "options", &noted, NULL))
+		return false;
+	noted[strcspn(noted, "\n")] = '\0';
+	return strcmp(noted, options) == 0;
+}
+
+/*
+ * A daemon that is started again as it was before is not to undo what was remounted since; only
+ * other options than those of the last start are put into effect.
+ */
+static void lower_adopt_options(struct rundir *rd, const char *path, const char *options,
+				unsigned long flags)
+{
+	bool same = options_are_those(rd, options);
+
+	if (mount(NULL, path, NULL, MS_REMOUNT | flags, same ? NULL : options) < 0)
+		log_warn("the mount options '%s' are not in effect: %s", options,
+			 log_errstr(errno));
+	else if (!same)
+		options_note(rd, options);
+}
+
 static int lower_adopt(struct rundir *rd, const char *path, const char *options,
 		       unsigned long flags)
 {
@@ -127,9 +163,7 @@ static int lower_adopt(struct rundir *rd, const char *path, const char *options,
 		r = lower_open_root(rd);
 	if (r)
 		return r;
-	if (mount(NULL, path, NULL, MS_REMOUNT | flags, options) < 0)
-		log_warn("the mount options '%s' are not in effect: %s", options,
-			 log_errstr(errno));
+	lower_adopt_options(rd, path, options, flags);
 	rd->adopted = true;
 	return 0;
 }
@@ -172,6 +206,7 @@ static int lower_mount(struct rundir *rd, const char *path, const char *options,
 	snprintf(all, sizeof(all), "inode64%s%s", options[0] ? "," : "", options);
 	if (mount("wpfs", path, "tmpfs", flags, all) < 0)
 		return -errno;
+	options_note(rd, options);
 	/* What is mounted or unmounted elsewhere must not follow. */
 	if (mount(NULL, path, NULL, MS_PRIVATE, NULL) < 0)
 		return -errno;

@@ -52,6 +52,30 @@ def test_remount_changes_the_size(make_wpfs):
     assert "resident=" in remount(wpfs, "resident=1M", status=2)
 
 
+@pytest.mark.parametrize("store", [False, True])
+def test_a_remount_outlives_the_daemon(make_wpfs, store):
+    """Started again as it was, it keeps what was remounted since; other options are meant."""
+    def size():
+        space = os.statvfs(wpfs.mnt)
+        return space.f_blocks * space.f_frsize, space.f_files
+
+    wpfs = make_wpfs(store=store, options=["size=2M", "nr_inodes=100"])
+    remount(wpfs, "size=3M")
+    for _ in range(2):
+        wpfs.kill9()
+        wpfs.restart()
+        assert size() == (3 << 20, 100)
+    wpfs.kill9()
+    wpfs.options[0] = "size=4M"
+    for _ in range(2):
+        wpfs.restart()
+        assert size() == (4 << 20, 100)
+        wpfs.kill9()
+    (wpfs.options).clear()  # no limits are said: none are changed
+    wpfs.restart()
+    assert size() == (4 << 20, 100)
+
+
 def test_remount_changes_flags(make_wpfs):
     wpfs = make_wpfs()
     assert {"rw", "relatime"} <= set(mounted(wpfs.mnt)[0])
