@@ -45,6 +45,8 @@ struct fs_absent {
 	struct absent_entry *entries;
 	size_t nr, room;
 	bool mapped;
+	/* With the entries: 1 + the st_blocks that each is going to have; 0: not looked at yet. */
+	_Atomic uint64_t *blocks;
 
 	_Atomic uint64_t left; /* entries that are not PRESENT */
 	pthread_mutex_t lock;  /* moves of states; innermost */
@@ -107,7 +109,8 @@ static int absent_map(struct fs_absent *a, int fd, size_t nr)
 	a->entries = map;
 	a->nr = nr;
 	a->mapped = true;
-	return 0;
+	a->blocks = calloc(nr, sizeof(*a->blocks));
+	return a->blocks ? 0 : -ENOMEM;
 }
 
 int fs_absent_complete(struct fs_absent *a)
@@ -270,6 +273,23 @@ void fs_absent_release(struct fs_absent *absent, uint64_t ino)
 	absent_end(absent, absent_find(absent, ino), ABSENT_STORED);
 }
 
+/* It has the room that it is going to take: so du(1) tells the same before and after. */
+static void absent_blocks(struct fs_absent *a, const struct absent_entry *e, struct stat *st)
+{
+	_Atomic uint64_t *known = &a->blocks[e - a->entries];
+	uint64_t blocks = atomic_load(known);
+	int r = 0;
+
+	if (!blocks) {
+		r = store_data_blocks(a->data_fd, e->ino, (uint64_t)st->st_size, &blocks);
+		if (!r)
+			atomic_store(known, ++blocks);
+	}
+	/* What cannot be read now may be at the open, which then says so. */
+	if (!r)
+		st->st_blocks = (blkcnt_t)(blocks - 1);
+}
+
 int fs_absent_stat(struct fs_absent *absent, uint64_t ino, int fd, struct stat *st)
 {
 	for (;;) {
@@ -288,8 +308,10 @@ int fs_absent_stat(struct fs_absent *absent, uint64_t ino, int fd, struct stat *
 			st->st_mtim = e->times[1];
 		}
 		pthread_mutex_unlock(&absent->lock);
-		if (same)
-			return 0; /* else its times may have been looked at in between */
+		if (!same)
+			continue; /* its times may have been looked at in between */
+		absent_blocks(absent, e, st);
+		return 0;
 	}
 }
 
@@ -362,6 +384,7 @@ void fs_absent_free(struct fs_absent *a)
 		munmap(a->entries, a->nr * sizeof(*a->entries));
 	else
 		free(a->entries);
+	free(a->blocks);
 	pthread_cond_destroy(&a->moved);
 	pthread_mutex_destroy(&a->lock);
 	free(a);

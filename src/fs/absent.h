@@ -51,8 +51,8 @@ bool fs_absent_hold(struct fs_absent *absent, uint64_t ino);
 void fs_absent_release(struct fs_absent *absent, uint64_t ino);
 
 /*
- * fstat(2), with the times that the file will have when contents that are just coming are there. 0
- * or -errno.
+ * fstat(2), with the times and blocks that the file will have when contents that are still in the
+ * store are there. 0 or -errno.
  */
 int fs_absent_stat(struct fs_absent *absent, uint64_t ino, int fd, struct stat *st);
 

@@ -57,6 +57,7 @@ static void op_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct
 		stx.stx_atime.tv_nsec = (uint32_t)st.st_atim.tv_nsec;
 		stx.stx_mtime.tv_sec = st.st_mtim.tv_sec;
 		stx.stx_mtime.tv_nsec = (uint32_t)st.st_mtim.tv_nsec;
+		stx.stx_blocks = (uint64_t)st.st_blocks;
 	}
 	if (r || !inode) {
 		fuse_reply_err(req, r ? -r : ESTALE);

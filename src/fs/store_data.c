@@ -58,6 +58,37 @@ int store_data_open(int data_fd, uint64_t id)
 	return data_open(data_fd, id, O_RDONLY);
 }
 
+/* The end of the data at `off`, at most `size`. */
+static uint64_t data_end(int fd, uint64_t off, uint64_t size)
+{
+	off_t hole = lseek(fd, (off_t)off, SEEK_HOLE);
+
+	return hole < 0 || (uint64_t)hole > size ? size : (uint64_t)hole;
+}
+
+int store_data_blocks(int data_fd, uint64_t id, uint64_t size, uint64_t *blocks)
+{
+	_cleanup_close_ int fd = data_open(data_fd, id, O_RDONLY);
+	uint64_t pages = 0, next = 0; /* the first page that is not counted */
+
+	*blocks = 0;
+	if (fd < 0)
+		return fd == -ENOENT ? 0 : fd;
+	for (uint64_t off = next_data(fd, 0, size); off < size;) {
+		uint64_t end = data_end(fd, off, size), first = off / WPFS_PAGE_SIZE;
+		uint64_t past = (end + WPFS_PAGE_SIZE - 1) / WPFS_PAGE_SIZE;
+
+		if (first < next)
+			first = next;
+		if (past > first)
+			pages += past - first;
+		next = past;
+		off = next_data(fd, end, size);
+	}
+	*blocks = pages * (WPFS_PAGE_SIZE / 512);
+	return 0;
+}
+
 int store_data_read(int data_fd, uint64_t id, int lower_fd, uint64_t size, const _Atomic bool *stop)
 {
 	_cleanup_close_ int fd = data_open(data_fd, id, O_RDONLY);
@@ -70,8 +101,7 @@ int store_data_read(int data_fd, uint64_t id, int lower_fd, uint64_t size, const
 	if (!buf)
 		return -ENOMEM;
 	for (uint64_t off = next_data(fd, 0, size); !r && off < size;) {
-		off_t hole = lseek(fd, (off_t)off, SEEK_HOLE);
-		uint64_t end = hole < 0 || (uint64_t)hole > size ? size : (uint64_t)hole;
+		uint64_t end = data_end(fd, off, size);
 		size_t len = end - off < WINDOW ? (size_t)(end - off) : WINDOW;
 
 		if (stop && atomic_load(stop))

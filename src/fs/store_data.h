@@ -18,6 +18,12 @@ int store_data_read(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 		    const _Atomic bool *stop);
 
 /*
+ * How many blocks of 512 bytes (st_blocks) a lower file of `size` bytes has when store_data_read
+ * has filled it. 0 or -errno.
+ */
+int store_data_blocks(int data_fd, uint64_t id, uint64_t size, uint64_t *blocks);
+
+/*
  * Where the contents of a file are, if not all in the lower file: reads a window (what is behind
  * the end is zeros), and gives the first offset at or after `off` that is only known here, or
  * UINT64_MAX.

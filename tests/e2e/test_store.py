@@ -250,6 +250,32 @@ def test_a_mount_reads_no_contents(make_wpfs):
     assert tree(wpfs.mnt) == {name: ("file", 1, data) for name, data in contents.items() if name != "f38"}
 
 
+def test_room_is_that_of_before(make_wpfs):
+    """What du(1) tells of contents that are still in the store, that come, and that came."""
+    wpfs, contents = stored(make_wpfs, options=["size=2M"])
+    sparse = wpfs.mnt / "sparse"
+    wpfs.restart()
+    with open(sparse, "wb") as file:
+        for at in (5 * PAGE + 1, 9 * PAGE, 40 * PAGE - 1):
+            os.pwrite(file.fileno(), b"x", at)
+        os.ftruncate(file.fileno(), 64 * PAGE + 1)
+    blocks = {path.name: path.stat().st_blocks for path in wpfs.mnt.iterdir()}
+    assert blocks["sparse"] == 3 * PAGE // 512
+    wpfs.umount()
+    wpfs.options.append("size=16K")  # so that most stays there
+    wpfs.restart()
+    assert {path.name: path.stat().st_blocks for path in wpfs.mnt.iterdir()} == blocks
+    assert {entry.name: entry.stat().st_blocks for entry in os.scandir(wpfs.mnt)} == blocks
+    wpfs.kill9()
+    wpfs.options.append("size=2M")
+    wpfs.restart()
+    assert sparse.stat().st_blocks == blocks["sparse"]
+    sparse.read_bytes()
+    for name in contents:
+        assert (wpfs.mnt / name).read_bytes() == contents[name]
+    assert {path.name: path.stat().st_blocks for path in wpfs.mnt.iterdir()} == blocks
+
+
 def test_times_are_those_of_before(make_wpfs):
     wpfs = make_wpfs(store=True, options=["size=2M"])
     (wpfs.mnt / "first").write_bytes(bytes([1]) * 100000)
