@@ -74,6 +74,7 @@ static void show_json(const struct wpfs_status *s)
 		json_string(&json, "store_error", db_errstr(s->store_error));
 	else
 		json_null(&json, "store_error");
+	json_u64(&json, "store_files", s->store_files);
 	json_end(&json);
 }
 
@@ -134,7 +135,7 @@ static void show_capped(const struct wpfs_status *s)
 
 static void show_text(const struct wpfs_status *s)
 {
-	char a[16], b[16];
+	char a[40], b[16];
 
 	put_path("mounted at", s->mountpoint);
 	put_path("store", s->store);
@@ -158,7 +159,10 @@ static void show_text(const struct wpfs_status *s)
 	put("programs", "%" PRIu64 " live, %" PRIu64 " detached", s->mms_live, s->mms_detached);
 	put("clients", "%" PRIu64, s->clients);
 	put_commit(s->last_commit);
-	if (s->store_error)
+	if (s->store_files)
+		put("contents", "not all are in the store: %s: %s",
+		    table_count(s->store_files, "file", a, sizeof(a)), db_errstr(s->store_error));
+	else if (s->store_error)
 		put("contents", "not all are in the store: %s", db_errstr(s->store_error));
 	if (s->db_error) {
 		uint64_t now = (uint64_t)time(NULL);

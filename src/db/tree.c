@@ -315,6 +315,28 @@ int db_tree_stat(struct db *db, const char *path, struct db_inode *inode)
 	return r == -ENODATA ? -ENOENT : r;
 }
 
+struct tree_size {
+	uint64_t id, *size;
+};
+
+static int tree_size_job(struct db_tx *tx, void *arg)
+{
+	struct tree_size *job = arg;
+	int64_t size = 0;
+	int r = sql_get_i64(tx, &size, "SELECT size FROM inode WHERE id = ?1", "i",
+			    (int64_t)job->id);
+
+	*job->size = r == 0 ? (uint64_t)size : 0;
+	return r == -ENODATA ? 0 : r;
+}
+
+int db_tree_size(struct db *db, uint64_t id, uint64_t *size)
+{
+	struct tree_size job = {id, size};
+
+	return db_read(db, tree_size_job, &job);
+}
+
 /* Climbs from the file to the root and writes the path backwards. */
 int db_tx_tree_path(struct db_tx *tx, uint64_t id, char *path, size_t size)
 {

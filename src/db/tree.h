@@ -47,6 +47,9 @@ int db_tree_load(struct db *db, const struct db_tree_visitor *visitor);
  */
 int db_tree_stat(struct db *db, const char *path, struct db_inode *inode);
 
+/* The stored size of a file, 0 of one that is not stored. 0 or -errno. */
+int db_tree_size(struct db *db, uint64_t id, uint64_t *size);
+
 /* The id alone, in a job. -ENODATA: not there. */
 int db_tx_tree_find(struct db_tx *tx, const char *path, uint64_t *id);
 

@@ -50,7 +50,7 @@ void fs_store_detach(struct fs *fs);
  * Writes what has changed. One at a time; while the mount works, or after fs_wait with `final`:
  * then no hooks are called, and unused ids are given back. While it works, the hook sync_file makes
  * the marks of a file durable between reading and writing its pages. 0 or -errno, logged; then the
- * next flush takes up what this one did not do.
+ * next flush takes up what this one did not do. A file that cannot be written is left out.
  */
 int fs_store_flush(struct fs *fs, bool final);
 
@@ -63,8 +63,12 @@ int fs_store_sync_file(struct fs *fs, uint64_t ino);
 /* Readable (an eventfd) when so much has changed that names should be stored early. */
 int fs_store_wake_fd(const struct fs *fs);
 
-/* The -errno of the last attempt to store something; 0: it was stored, or there is no store. */
-int fs_store_error(const struct fs *fs);
+/*
+ * The -errno of the last attempt to store something that failed and has not succeeded since; 0:
+ * all was stored, or there is no store. *failing gets how many files have contents that could not
+ * be written; the next flush tries again.
+ */
+int fs_store_error(const struct fs *fs, size_t *failing);
 
 /* Stores names and attributes, all of them. 0 or -errno, logged. */
 int fs_store_flush_names(struct fs *fs);

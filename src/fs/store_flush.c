@@ -2,6 +2,10 @@
 /*
  * The flush: contents of the files that may have changed, then names and attributes. A file that
  * nobody has open or mapped for writing after that is not looked at again before its next open.
+ *
+ * A file whose contents cannot be written does not hold up the others, nor the names: it keeps the
+ * size that is stored, stays touched, and the next flush tries again. Names that wait for a disk to
+ * get well for ever would be the greater loss.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -92,12 +96,8 @@ static int flush_contents(struct flush *flush, uint64_t ino, const struct fs_han
 	store_size_get(store, ino, &ignored, &flushed.times);
 	flush->changed |= store_unsynced_get(store, ino, &flushed.unsynced);
 	pthread_mutex_unlock(lock);
-	if (size < 0) {
-		if (store_is_news(store, (int)size))
-			log_err("cannot write the contents of file %" PRIu64 " to the store: %s",
-				ino, log_errstr((int)size));
+	if (size < 0)
 		return (int)size;
-	}
 	flushed.size = (uint64_t)size;
 	return flush_note(flush, &flushed);
 }
@@ -125,6 +125,7 @@ static int flush_durable(struct flush *flush)
 			store_size_set(store, f->ino, f->size);
 		store_unsynced_done(store, f->ino, f->unsynced.times);
 		pthread_mutex_unlock(lock);
+		store_succeeded(store, f->ino);
 		fs_hook_contents_durable(store->fs, f->ino);
 	}
 	return 0;
@@ -150,21 +151,33 @@ static int flush_touched(struct flush *flush)
 	struct fs *fs = flush->store->fs;
 	struct fs_change *touched = fs_touched_copy(fs);
 	const struct fs_change *entry;
-	int r = 0;
 
-	for (entry = touched; !r && entry; entry = entry->hh.next) {
-		r = flush_contents(flush, entry->ino, &entry->handle);
-		if (r == -ESTALE) {
-			fs_untouch(fs, entry->ino); /* removed */
-			r = 0;
+	for (entry = touched; entry; entry = entry->hh.next) {
+		int r = flush_contents(flush, entry->ino, &entry->handle);
+
+		if (r == -ESTALE) { /* removed */
+			fs_untouch(fs, entry->ino);
+			store_succeeded(flush->store, entry->ino);
+		} else if (r) {
+			store_failed(flush->store, entry->ino, r);
 		}
 		fs_change_handle(fs, entry->ino, &entry->handle);
 	}
 	fs_change_set_free(&touched);
-	return r ? r : flush_durable(flush);
+	return flush_durable(flush);
 }
 
 /* ---- all of it ---- */
+
+/* The row of a file that cannot be written tells what the store had of it. */
+static int flush_whole_failed(struct flush *flush, struct snap_file *file, int error)
+{
+	struct fs_store *store = flush->store;
+
+	store_failed(store, file->ino, error);
+	fs_touch_handle(store->fs, file->ino, &file->handle);
+	return db_tree_size(store->db, file->ino, &file->size);
+}
 
 /* A file that was removed since the picture was taken leaves the picture. */
 static int flush_whole_file(struct flush *flush, struct snap *snap, struct snap_file *file)
@@ -177,7 +190,7 @@ static int flush_whole_file(struct flush *flush, struct snap *snap, struct snap_
 		return 0;
 	}
 	if (r)
-		return r;
+		return flush_whole_failed(flush, file, r);
 	f = &flush->done[flush->nr_done - 1];
 	file->size = f->size;
 	if (f->in_use)
@@ -266,7 +279,7 @@ int fs_store_flush(struct fs *fs, bool final)
 {
 	struct fs_store *store = fs->store;
 	struct flush flush = {.store = store, .final = final};
-	int r = flush_touched(&flush);
+	int r = flush_touched(&flush), error;
 
 	if (!r) {
 		pthread_mutex_lock(&store->commit);
@@ -278,10 +291,11 @@ int fs_store_flush(struct fs *fs, bool final)
 	}
 	if (!r)
 		flush_untouch(&flush);
-	if (!r && final)
+	if (!r && final && !store_failing(store, &error))
 		r = flush_end(fs, store->db);
 	if (store_is_news(store, r) && r)
 		log_err("cannot flush to the store: %s", log_errstr(r));
 	free(flush.done);
-	return r;
+	store_failing(store, &error);
+	return r ? r : error;
 }

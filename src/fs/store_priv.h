@@ -29,6 +29,13 @@ struct store_unsynced {
 	bool made;	/* its name is not durable either */
 };
 
+/* A file whose contents could not be written when it was tried last. */
+struct store_failed {
+	UT_hash_handle hh;
+	uint64_t ino; /* file id */
+	int error;    /* -errno */
+};
+
 /*
  * Locks, outermost first: commit, a shard of data, lock. No request that changes names waits for
  * `commit`; names_lock is taken inside of it.
@@ -49,6 +56,8 @@ struct fs_store {
 	uint64_t asked, done; /* who waits for a commit: tickets given out, and served */
 	struct store_size *sizes;
 	struct store_unsynced *unsynced;
+	struct store_failed *failed;
+	int failed_said; /* the -errno that was logged last; 0: no file fails */
 };
 
 /* Is this error, logged by the caller if so, not the one that the last attempt gave too? */
@@ -87,6 +96,8 @@ int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool 
  */
 int store_open_lower(struct fs *fs, uint64_t ino, const struct fs_handle *handle);
 
+/* ---- store_notes.c ---- */
+
 /*
  * The size that the durable contents have; false: none noted, *times is 0. Setting: with the lock
  * of the file's shard of `data` held.
@@ -96,12 +107,26 @@ void store_size_set(struct fs_store *store, uint64_t ino, uint64_t size);
 void store_size_forget(struct fs_store *store, uint64_t ino);
 
 /*
- * What is known to be written and not durable: asked, and struck out when it is and was not written
- * again (`times`), with the lock of the file's shard of `data` held. No difference to its contents
- * does not mean that a data file is durable: a flush may be about to see to it, or have failed.
+ * What is known to be written and not durable: noted, asked, and struck out when it is and was not
+ * written again (`times`), with the lock of the file's shard of `data` held. No difference to its
+ * contents does not mean that a data file is durable: a flush may be about to see to it, or have
+ * failed.
  */
+int store_unsynced_add(struct fs_store *store, uint64_t ino, bool made);
 bool store_unsynced_get(struct fs_store *store, uint64_t ino, struct store_unsynced *entry);
 void store_unsynced_done(struct fs_store *store, uint64_t ino, uint64_t times);
+void store_unsynced_forget(struct fs_store *store, uint64_t ino);
+
+/*
+ * Contents that could not be written, which is logged when it is news, and that were, or need not
+ * be any more. How many files are waiting now, and why one of them is (0: none).
+ */
+void store_failed(struct fs_store *store, uint64_t ino, int error);
+void store_succeeded(struct fs_store *store, uint64_t ino);
+size_t store_failing(struct fs_store *store, int *error);
+
+/* Forgets everything, at the end. */
+void store_notes_free(struct fs_store *store);
 
 /* ---- store_flush.c ---- */
 

@@ -37,20 +37,11 @@ int fs_store_attach(struct fs *fs, struct db *db, int data_fd, bool adopted)
 void fs_store_detach(struct fs *fs)
 {
 	struct fs_store *store = fs->store;
-	struct store_unsynced *unsynced, *next_unsynced;
-	struct store_size *entry, *next;
 
 	if (!store)
 		return;
 	fs->store = NULL;
-	HASH_ITER (hh, store->unsynced, unsynced, next_unsynced) {
-		HASH_DEL(store->unsynced, unsynced);
-		free(unsynced);
-	}
-	HASH_ITER (hh, store->sizes, entry, next) {
-		HASH_DEL(store->sizes, entry);
-		free(entry);
-	}
+	store_notes_free(store);
 	for (size_t i = 0; i < FS_SHARDS; i++)
 		pthread_mutex_destroy(&store->data[i]);
 	pthread_mutex_destroy(&store->lock);
@@ -63,115 +54,14 @@ int fs_store_wake_fd(const struct fs *fs)
 	return fs->changes_fd;
 }
 
-/* ---- sizes ---- */
-
-bool store_size_get(struct fs_store *store, uint64_t ino, uint64_t *size, uint64_t *times)
+int fs_store_error(const struct fs *fs, size_t *failing)
 {
-	struct store_size *entry;
+	int error = 0;
 
-	pthread_mutex_lock(&store->lock);
-	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
-	*size = entry ? entry->size : 0;
-	*times = entry ? entry->times : 0;
-	pthread_mutex_unlock(&store->lock);
-	return entry != NULL;
-}
-
-void store_size_set(struct fs_store *store, uint64_t ino, uint64_t size)
-{
-	struct store_size *entry;
-
-	pthread_mutex_lock(&store->lock);
-	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
-	if (!entry) {
-		entry = calloc(1, sizeof(*entry));
-		if (entry) { /* else the stored size stays until the next flush */
-			entry->ino = ino;
-			HASH_ADD(hh, store->sizes, ino, sizeof(ino), entry);
-		}
-	}
-	if (entry) {
-		entry->size = size;
-		entry->times++;
-	}
-	pthread_mutex_unlock(&store->lock);
-}
-
-void store_size_forget(struct fs_store *store, uint64_t ino)
-{
-	struct store_size *entry;
-
-	pthread_mutex_lock(&store->lock);
-	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
-	if (entry)
-		HASH_DEL(store->sizes, entry);
-	pthread_mutex_unlock(&store->lock);
-	free(entry);
-}
-
-/* ---- data files that are not durable ---- */
-
-bool store_unsynced_get(struct fs_store *store, uint64_t ino, struct store_unsynced *entry)
-{
-	struct store_unsynced *found;
-
-	pthread_mutex_lock(&store->lock);
-	HASH_FIND(hh, store->unsynced, &ino, sizeof(ino), found);
-	*entry = found ? *found : (struct store_unsynced){.ino = ino};
-	pthread_mutex_unlock(&store->lock);
-	return found != NULL;
-}
-
-static int unsynced_add(struct fs_store *store, uint64_t ino, bool made)
-{
-	struct store_unsynced *entry;
-	int r = 0;
-
-	pthread_mutex_lock(&store->lock);
-	HASH_FIND(hh, store->unsynced, &ino, sizeof(ino), entry);
-	if (!entry) {
-		entry = calloc(1, sizeof(*entry));
-		if (entry) {
-			entry->ino = ino;
-			HASH_ADD(hh, store->unsynced, ino, sizeof(ino), entry);
-		}
-	}
-	if (entry) {
-		entry->times++;
-		entry->made |= made;
-	} else {
-		r = -ENOMEM;
-	}
-	pthread_mutex_unlock(&store->lock);
-	return r;
-}
-
-void store_unsynced_done(struct fs_store *store, uint64_t ino, uint64_t times)
-{
-	struct store_unsynced *entry;
-
-	pthread_mutex_lock(&store->lock);
-	HASH_FIND(hh, store->unsynced, &ino, sizeof(ino), entry);
-	if (entry && entry->times != times)
-		entry = NULL;
-	if (entry)
-		HASH_DEL(store->unsynced, entry);
-	pthread_mutex_unlock(&store->lock);
-	free(entry);
-}
-
-/* The data file is to be removed. */
-static void unsynced_forget(struct fs_store *store, uint64_t ino)
-{
-	struct store_unsynced entry;
-
-	if (store_unsynced_get(store, ino, &entry))
-		store_unsynced_done(store, ino, entry.times);
-}
-
-int fs_store_error(const struct fs *fs)
-{
-	return fs->store ? atomic_load(&fs->store->error) : 0;
+	*failing = fs->store ? store_failing(fs->store, &error) : 0;
+	if (fs->store && atomic_load(&fs->store->error))
+		error = atomic_load(&fs->store->error);
+	return error;
 }
 
 /* ---- names ---- */
@@ -188,7 +78,8 @@ static int remove_data(void *ctx, uint64_t ino)
 		fs_inode_forget(store->fs, ino, 1);
 		return 0; /* may still be opened by who knew it before its last name went */
 	}
-	unsynced_forget(store, ino);
+	store_unsynced_forget(store, ino);
+	store_succeeded(store, ino);
 	r = store_data_remove(store->data_fd, ino);
 	if (r)
 		log_warn("cannot remove the contents of file %" PRIu64 " from the store: %s", ino,
@@ -291,7 +182,7 @@ int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool 
 			     final ? NULL : sync_marks, fs,
 			     fs->kind == WPFS_KIND_CAPPED ? &through : NULL, written);
 	if (written->changed) {
-		int noted = unsynced_add(store, ino, written->made);
+		int noted = store_unsynced_add(store, ino, written->made);
 
 		r = r ? r : noted;
 	}
@@ -363,11 +254,10 @@ int fs_store_sync_file(struct fs *fs, uint64_t ino)
 	if (r == -ESTALE)
 		r = 0; /* removed: there is nothing to keep */
 	if (r) {
-		if (store_is_news(store, r))
-			log_err("cannot write the contents of file %" PRIu64 " to the store: %s",
-				ino, log_errstr(r));
+		store_failed(store, ino, r);
 		return r;
 	}
+	store_succeeded(store, ino);
 	r = fs_store_flush_names(fs);
 	if (!r)
 		atomic_store(&store->error, 0);

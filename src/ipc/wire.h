@@ -286,7 +286,9 @@ struct wpfs_status {
 	uint64_t unsaved;     /* mms of which the database has an older state */
 	uint64_t db_since;    /* seconds since 1970: since when it cannot be written; 0: it can */
 	int32_t db_error;     /* and why: an errno */
-	int32_t store_error;  /* an errno: the last attempt to store contents or names; 0: done */
+	int32_t store_error;  /* an errno: contents or names that could not be stored; 0: none */
+	uint64_t
+		store_files; /* of which the contents could not be stored, when it was tried last */
 };
 
 /* RECORD bodies: a packet holds a run of records, each a wpfs_rec and its body, 8-byte aligned. */

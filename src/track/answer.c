@@ -59,6 +59,7 @@ void answer_status(struct request *rq)
 	struct statvfs space;
 	struct client *c;
 	struct tmm *tm;
+	size_t failing;
 
 	life_sync_all(t);
 	aside_retry(t);
@@ -66,7 +67,8 @@ void answer_status(struct request *rq)
 	status.last_commit = t->last_commit;
 	status.db_error = -t->db_error;
 	status.db_since = t->db_since;
-	status.store_error = -fs_store_error(t->config.fs);
+	status.store_error = -fs_store_error(t->config.fs, &failing);
+	status.store_files = failing;
 	if (fs_statvfs(t->config.fs, &space) == 0) {
 		status.size = (uint64_t)space.f_blocks * space.f_frsize;
 		status.used = (uint64_t)(space.f_blocks - space.f_bfree) * space.f_frsize;

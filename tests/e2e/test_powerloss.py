@@ -11,6 +11,7 @@ import sqlite3
 import stat
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -53,7 +54,7 @@ def contents(store, ino, size):
     try:
         with open(f"{store}/data/{ino & 255:02x}/{ino}", "rb") as file:
             return file.read(size).ljust(size, b"\0")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return bytes(size)
 
 
@@ -269,6 +270,43 @@ def test_the_disk_fails_for_a_while(make_wpfs, what):
             seen += 1
         no_findings(wpfs, place)
     assert seen, "every cut was too early"
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+def test_one_file_that_cannot_be_written(make_wpfs, adopted):
+    """It holds up neither the files after it nor the names, and is tried again until it is stored."""
+    wpfs = make_wpfs(store=True, options=["flush=1"])
+    wpfs.allow_log(SAID)
+    (wpfs.mnt / "old").write_bytes(b"o" * PAGE)
+    bad = wpfs.mnt / "bad"
+    bad.touch()
+    sync(bad)
+    ino = bad.stat().st_ino
+    if adopted:
+        wpfs.kill9()  # the next daemon stores everything
+    data = Path(wpfs.store, "data", f"{ino & 255:02x}", str(ino))
+    data.mkdir(parents=True)
+    if adopted:
+        wpfs.restart()
+    bad.write_bytes(b"b" * PAGE)
+    for number in range(20):
+        (wpfs.mnt / f"good{number}").write_bytes(bytes([number + 1]) * PAGE)
+    harness.proc.wait_for(lambda: wpfs.wpctl_json("status")["store_files"], harness.SECONDS, "a file that fails")
+    refused(wpfs, bad, errno.EISDIR)
+    sync(wpfs.mnt / "good3")
+    refused_still = wpfs.wpctl_json("status")
+    assert refused_still["store_files"] == 1 and refused_still["store_error"] == os.strerror(errno.EISDIR)
+    want = {f"good{number}": ("file", 1, bytes([number + 1]) * PAGE) for number in range(20)}
+    want["old"] = ("file", 1, b"o" * PAGE)
+    harness.proc.wait_for(lambda: stored_tree(wpfs.store) == {**want, "bad": ("file", 1, b"")}, harness.SECONDS,
+                          "all others are stored")
+    assert wpfs.read_log().count("cannot write the contents") == 1, "said once"
+    data.rmdir()
+    harness.proc.wait_for(lambda: wpfs.wpctl_json("status")["store_error"] is None, harness.SECONDS, "a better try")
+    assert wpfs.wpctl_json("status")["store_files"] == 0
+    wpfs.lose_power()
+    assert stored_tree(wpfs.store) == {**want, "bad": ("file", 1, b"b" * PAGE)}
+    wpfs.restart()
 
 
 def test_synced_while_a_flush_is_under_way(make_wpfs):

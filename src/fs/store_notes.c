@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What is known of single files of the store: sets by file id, each under the store's lock. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/log.h"
+#include "fs/store_priv.h"
+
+/* ---- sizes ---- */
+
+bool store_size_get(struct fs_store *store, uint64_t ino, uint64_t *size, uint64_t *times)
+{
+	struct store_size *entry;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
+	*size = entry ? entry->size : 0;
+	*times = entry ? entry->times : 0;
+	pthread_mutex_unlock(&store->lock);
+	return entry != NULL;
+}
+
+void store_size_set(struct fs_store *store, uint64_t ino, uint64_t size)
+{
+	struct store_size *entry;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
+	if (!entry) {
+		entry = calloc(1, sizeof(*entry));
+		if (entry) { /* else the stored size stays until the next flush */
+			entry->ino = ino;
+			HASH_ADD(hh, store->sizes, ino, sizeof(ino), entry);
+		}
+	}
+	if (entry) {
+		entry->size = size;
+		entry->times++;
+	}
+	pthread_mutex_unlock(&store->lock);
+}
+
+void store_size_forget(struct fs_store *store, uint64_t ino)
+{
+	struct store_size *entry;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
+	if (entry)
+		HASH_DEL(store->sizes, entry);
+	pthread_mutex_unlock(&store->lock);
+	free(entry);
+}
+
+/* ---- data files that are not durable ---- */
+
+bool store_unsynced_get(struct fs_store *store, uint64_t ino, struct store_unsynced *entry)
+{
+	struct store_unsynced *found;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->unsynced, &ino, sizeof(ino), found);
+	*entry = found ? *found : (struct store_unsynced){.ino = ino};
+	pthread_mutex_unlock(&store->lock);
+	return found != NULL;
+}
+
+int store_unsynced_add(struct fs_store *store, uint64_t ino, bool made)
+{
+	struct store_unsynced *entry;
+	int r = 0;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->unsynced, &ino, sizeof(ino), entry);
+	if (!entry) {
+		entry = calloc(1, sizeof(*entry));
+		if (entry) {
+			entry->ino = ino;
+			HASH_ADD(hh, store->unsynced, ino, sizeof(ino), entry);
+		}
+	}
+	if (entry) {
+		entry->times++;
+		entry->made |= made;
+	} else {
+		r = -ENOMEM;
+	}
+	pthread_mutex_unlock(&store->lock);
+	return r;
+}
+
+void store_unsynced_done(struct fs_store *store, uint64_t ino, uint64_t times)
+{
+	struct store_unsynced *entry;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->unsynced, &ino, sizeof(ino), entry);
+	if (entry && entry->times != times)
+		entry = NULL;
+	if (entry)
+		HASH_DEL(store->unsynced, entry);
+	pthread_mutex_unlock(&store->lock);
+	free(entry);
+}
+
+void store_unsynced_forget(struct fs_store *store, uint64_t ino)
+{
+	struct store_unsynced entry;
+
+	if (store_unsynced_get(store, ino, &entry))
+		store_unsynced_done(store, ino, entry.times);
+}
+
+/* ---- files that could not be written ---- */
+
+void store_failed(struct fs_store *store, uint64_t ino, int error)
+{
+	struct store_failed *entry;
+	bool news;
+
+	pthread_mutex_lock(&store->lock);
+	news = store->failed_said != error;
+	store->failed_said = error;
+	HASH_FIND(hh, store->failed, &ino, sizeof(ino), entry);
+	if (!entry) {
+		entry = calloc(1, sizeof(*entry));
+		if (entry) {
+			entry->ino = ino;
+			HASH_ADD(hh, store->failed, ino, sizeof(ino), entry);
+		}
+	}
+	if (entry)
+		entry->error = error;
+	pthread_mutex_unlock(&store->lock);
+	/* A disk that is full refuses every file: that is said once. */
+	if (news)
+		log_err("cannot write the contents of file %" PRIu64 " to the store: %s; it is "
+			"tried again at each flush",
+			ino, log_errstr(error));
+}
+
+void store_succeeded(struct fs_store *store, uint64_t ino)
+{
+	struct store_failed *entry;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->failed, &ino, sizeof(ino), entry);
+	if (entry)
+		HASH_DEL(store->failed, entry);
+	if (!store->failed)
+		store->failed_said = 0;
+	pthread_mutex_unlock(&store->lock);
+	free(entry);
+}
+
+size_t store_failing(struct fs_store *store, int *error)
+{
+	size_t nr;
+
+	pthread_mutex_lock(&store->lock);
+	nr = HASH_COUNT(store->failed);
+	*error = store->failed ? store->failed->error : 0;
+	pthread_mutex_unlock(&store->lock);
+	return nr;
+}
+
+void store_notes_free(struct fs_store *store)
+{
+	struct store_unsynced *unsynced, *next_unsynced;
+	struct store_failed *failed, *next_failed;
+	struct store_size *size, *next_size;
+
+	HASH_ITER (hh, store->unsynced, unsynced, next_unsynced) {
+		HASH_DEL(store->unsynced, unsynced);
+		free(unsynced);
+	}
+	HASH_ITER (hh, store->failed, failed, next_failed) {
+		HASH_DEL(store->failed, failed);
+		free(failed);
+	}
+	HASH_ITER (hh, store->sizes, size, next_size) {
+		HASH_DEL(store->sizes, size);
+		free(size);
+	}
+}
