@@ -23,6 +23,7 @@
 #include "base/cleanup.h"
 #include "base/compat.h"
 #include "base/log.h"
+#include "base/units.h"
 #include "fs/priv.h"
 
 /* Not libfuse's wrapper: it loses the errno. */
@@ -161,20 +162,32 @@ static void idle_trim(struct fs *fs)
 	fs_inode_forget(fs, ino, 1);
 }
 
+/*
+ * Blocks tell, unless some may lie behind the end, where only fallocate(2) puts them, or a huge
+ * page: as many holes may be in front of it then.
+ */
+static bool has_holes(struct fs *fs, int fd, const struct stat *st)
+{
+	off_t pages = (st->st_size + WPFS_PAGE_SIZE - 1) & ~(off_t)(WPFS_PAGE_SIZE - 1);
+	bool behind = atomic_load(&fs->behind_end) || (uint64_t)st->st_blksize > WPFS_PAGE_SIZE;
+
+	if (st->st_blocks * 512 != pages || !behind)
+		return st->st_blocks * 512 != pages;
+	return lseek(fd, 0, SEEK_HOLE) < st->st_size;
+}
+
 /* The lower file of an inode with a backing file. */
-static int backing_stat(struct fs *fs, struct fs_inode *inode, struct stat *st)
+static int backing_stat(struct fs *fs, struct fs_inode *inode, struct stat *st, bool *holes)
 {
 	_cleanup_close_ int own = -1;
 	int fd = inode->backing->fd;
 
 	if (fd < 0)
 		fd = own = backing_open_lower(fs, inode);
-	return fd < 0 || fstat(fd, st) < 0 ? -1 : 0;
-}
-
-static bool has_holes(const struct stat *st)
-{
-	return st->st_blocks * 512 < st->st_size;
+	if (fd < 0 || fstat(fd, st) < 0)
+		return -1;
+	*holes = has_holes(fs, fd, st);
+	return 0;
 }
 
 static bool is_writer(const struct fuse_file_info *fi)
@@ -183,8 +196,9 @@ static bool is_writer(const struct fuse_file_info *fi)
 }
 
 static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, struct fuse_file_info *fi,
-		       struct stat *st)
+		       bool *holes)
 {
+	struct stat st;
 	int r = 0;
 
 	if (!inode->backing)
@@ -193,7 +207,7 @@ static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, struct fus
 		close(fd);
 	if (r)
 		return r;
-	if (backing_stat(fs, inode, st) < 0)
+	if (backing_stat(fs, inode, &st, holes) < 0)
 		return -EIO;
 	idle_remove(fs, inode->backing);
 	atomic_fetch_add(&inode->backing->refs, 1);
@@ -202,7 +216,7 @@ static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, struct fus
 	fi->backing_id = inode->backing->id;
 	/* With a backing file: mappings are its, reads and writes come to us. */
 	fi->direct_io = fs->kind == WPFS_KIND_CAPPED ||
-			(is_writer(fi) && (st->st_mode & (S_ISUID | S_ISGID)));
+			(is_writer(fi) && (st.st_mode & (S_ISUID | S_ISGID)));
 	fi->fh = (uintptr_t)inode->backing | (unsigned)(fi->flags & O_ACCMODE) |
 		 (fi->direct_io ? FS_FH_DIRECT : 0);
 	fi->noflush = 1;
@@ -212,19 +226,18 @@ static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, struct fus
 int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, struct fuse_file_info *fi)
 {
 	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
-	bool stale = false;
-	struct stat st;
+	bool stale = false, holes = false;
 	int r = fd < 0 ? fs_absent_bring(fs->absent, inode->ino) : 0;
 
 	if (r)
 		return r;
 	pthread_mutex_lock(&shard->backing);
-	r = open_locked(fs, inode, fd, fi, &st);
+	r = open_locked(fs, inode, fd, fi, &holes);
 	if (!r && is_writer(fi))
 		fs_touch(fs, inode->ino);
 	if (!r) {
 		inode->used = true;
-		stale = inode->attrs_cached && (is_writer(fi) || has_holes(&st));
+		stale = inode->attrs_cached && (is_writer(fi) || holes);
 		inode->attrs_cached = inode->attrs_cached && !stale;
 	}
 	pthread_mutex_unlock(&shard->backing);
@@ -342,7 +355,7 @@ static bool may_move(struct fs *fs, struct fs_inode *inode, bool contents)
 		fd = own = backing_open_lower(fs, inode);
 	if (fd < 0 || fstat(fd, &st) < 0)
 		return true;
-	if (contents || !has_holes(&st))
+	if (contents || !has_holes(fs, fd, &st))
 		return lease_refused(fd, F_RDLCK);
 	/* A load through a mapping could fill a hole. When it is nobody's, then until an open. */
 	refused = (inode->backing && inode->backing->opens) || lease_refused(fd, F_WRLCK);

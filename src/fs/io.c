@@ -148,6 +148,8 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, of
 	struct fs *fs = fs_of(req);
 	int r = fs_inode_ref_contents(fs, ino, O_RDWR, &ref);
 
+	if ((mode & FALLOC_FL_KEEP_SIZE) && !drop)
+		atomic_store(&fs->behind_end, true);
 	if (!r && drop) {
 		r = fs_hook_io_begin(fs, ino, (uint64_t)off, (uint64_t)len, FS_IO_DROP);
 		if (!r) {

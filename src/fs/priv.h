@@ -124,6 +124,8 @@ struct fs {
 	_Atomic bool uring; /* set by the handshake, asked by status meanwhile */
 	sem_t ready;
 
+	_Atomic bool behind_end; /* a file may have blocks behind its end; never false again */
+
 	int done_fd;	   /* eventfd: the session has ended */
 	int session_error; /* written by the session thread before done_fd */
 	/*

@@ -130,6 +130,7 @@ int fs_new(const struct fs_config *config, struct fs **out)
 	fs->absent = config->absent;
 	fs->kind = config->kind;
 	fs->adopted = config->adopted;
+	atomic_store(&fs->behind_end, config->adopted);
 	fs->uring_wanted = config->uring && FUSE_CAP_OVER_IO_URING;
 	fs->debug = config->debug;
 	fs->dev_fd = -1;

@@ -372,6 +372,27 @@ def holes():
 
 
 @case
+def holes_that_a_load_fills():
+    """While blocks behind the end make up for them, or more than that."""
+    told = []
+    for behind in (1, 2, 3):
+        name = f"f{behind}"
+        fd = os.open(name, os.O_RDWR | os.O_CREAT)
+        os.ftruncate(fd, 3 * 4096)
+        os.pwrite(fd, b"a", 0)
+        call("fallocate", fd, 1, 3 * 4096, behind * 4096)
+        os.close(fd)
+        fd = os.open(name, os.O_RDONLY)
+        before = os.fstat(fd).st_blocks
+        with mmap.mmap(fd, 3 * 4096, prot=mmap.PROT_READ) as mapping:
+            told.append((before, mapping[4096], os.fstat(fd).st_blocks,
+                         mapping[8192], os.stat(name).st_blocks))
+        os.close(fd)
+        told.append(os.stat(name).st_blocks)
+    return told
+
+
+@case
 def allocation():
     make("f", data=b"a" * 65536)
     return [attempt(fallocate, "f", mode, 8192, 8192) for mode in (0, 1, 2, 3, 8, 16, 32, 64)], \
