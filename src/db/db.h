@@ -97,6 +97,7 @@ int db_read(struct db *db, db_job_fn fn, void *arg);
 #define DB_META_ID_BASE	      "id_base"	 /* the largest file id ever given out */
 #define DB_META_LOWER_ID      "lower_id" /* text: the lower tmpfs that handles are valid for */
 #define DB_META_MARKS_LOWER   "marks_lower_id" /* text: the lower tmpfs that marks are of */
+#define DB_META_LAST_EPOCH    "last_epoch"     /* the largest that was an mm's which is gone */
 #define DB_META_LAST_COMMIT   "last_commit"    /* seconds since 1970: of the last flush */
 /* number: 1 while no write(2) can have gone unseen since the rows said "not written" */
 #define DB_META_WRITTEN_KNOWN "written_known"

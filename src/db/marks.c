@@ -41,7 +41,13 @@ int db_mm_put(struct db_tx *tx, const struct db_mm *m)
 
 int db_mm_delete(struct db_tx *tx, uint64_t id)
 {
-	return sql_exec(tx, "DELETE FROM mm WHERE id = ?1", "i", (int64_t)id);
+	int r = sql_exec(tx,
+			 "INSERT INTO meta SELECT ?2, epoch FROM mm WHERE id = ?1 AND epoch >"
+			 " coalesce((SELECT value FROM meta WHERE key = ?2), 0)"
+			 " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+			 "it", (int64_t)id, DB_META_LAST_EPOCH);
+
+	return r < 0 ? r : sql_exec(tx, "DELETE FROM mm WHERE id = ?1", "i", (int64_t)id);
 }
 
 /* ---- files in an address space ---- */
@@ -207,6 +213,18 @@ int db_file_delete(struct db_tx *tx, uint64_t id)
 }
 
 /* ---- epochs ---- */
+
+int db_last_epoch(struct db_tx *tx, uint64_t *number)
+{
+	int64_t last = 0;
+	int r = sql_get_i64(tx, &last,
+			    "SELECT max(coalesce((SELECT max(epoch) FROM mm), 0),"
+			    " coalesce((SELECT value FROM meta WHERE key = ?1), 0))",
+			    "t", DB_META_LAST_EPOCH);
+
+	*number = (uint64_t)last;
+	return r;
+}
 
 int db_epoch_is_open(struct db_tx *tx, uint64_t mm, uint64_t file)
 {

@@ -53,7 +53,8 @@ struct db_mm {
 /* Makes or replaces the row. -EEXIST: another row has this uid and name. */
 int db_mm_put(struct db_tx *tx, const struct db_mm *mm);
 
-/* Removes the mm with all that belongs to it (mappings, sets, epochs). */
+/* Removes the mm with all that belongs to it (mappings, sets, epochs). No number of an epoch is
+ * given again: see db_last_epoch. */
 int db_mm_delete(struct db_tx *tx, uint64_t id);
 
 /*
@@ -120,6 +121,9 @@ int db_file_delete(struct db_tx *tx, uint64_t id);
  */
 int db_epoch_open(struct db_tx *tx, uint64_t mm, uint64_t file, uint64_t number, int64_t now_ns,
 		  const struct mm_set *last, enum mm_written written);
+
+/* The largest number of an epoch of any mm, also of those that are gone. 0: there was none. */
+int db_last_epoch(struct db_tx *tx, uint64_t *number);
 
 /* 1: an epoch of the file is open in that mm, 0: none. */
 int db_epoch_is_open(struct db_tx *tx, uint64_t mm, uint64_t file);

@@ -557,17 +557,24 @@ static int report_nothing(struct db_tx *tx, struct report *rp)
 			"it with `wpctl run`");
 }
 
-/* Does any mm know an epoch of the number that is asked for? */
+/*
+ * Was any mm that is known in an epoch when the one of that number began? Whose it was may be
+ * forgotten.
+ */
 static int find_epoch(struct db_tx *tx, struct report *rp)
 {
-	int64_t nr;
+	uint64_t last;
+	int64_t known;
 	int r;
 
 	if (!rp->q->epoch)
 		return 0;
-	r = sql_get_i64(tx, &nr, "SELECT count(*) FROM epoch WHERE number = ?1", "i",
-			(int64_t)rp->q->epoch);
-	rp->epoch_seen = r == 0 && nr > 0;
+	r = db_last_epoch(tx, &last);
+	if (r == 0)
+		r = sql_get_i64(tx, &known,
+				"SELECT EXISTS (SELECT 1 FROM epoch WHERE number <= ?1)", "i",
+				(int64_t)rp->q->epoch);
+	rp->epoch_seen = r == 0 && known && rp->q->epoch <= last;
 	return r;
 }
 

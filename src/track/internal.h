@@ -160,7 +160,8 @@ struct track {
 	struct track_file *files;      /* uthash by ino */
 	uint64_t devs[TRACK_MAX_DEVS]; /* st_dev numbers of this lower's mounts */
 	size_t nr_devs;
-	uint64_t next_mm; /* next row id */
+	uint64_t next_mm;    /* next row id */
+	uint64_t last_epoch; /* the largest number that an mm had which is forgotten */
 	uint64_t next_client;
 	char boot_id[40];
 	int busy_fd; /* capped mounts: of the mountpoint while somebody maps a file, or -1 */

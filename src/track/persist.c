@@ -142,6 +142,11 @@ static void persist_add_lower(struct track *t)
 		t->devs[t->nr_devs++] = dev;
 }
 
+static int persist_last_epoch_job(struct db_tx *tx, void *arg)
+{
+	return db_last_epoch(tx, arg);
+}
+
 int persist_load(struct track *t)
 {
 	struct persist_loader loader = {.t = t};
@@ -161,6 +166,8 @@ int persist_load(struct track *t)
 	r = db_marks_load(t->config.db, &visitor);
 	if (r == 0)
 		r = db_mm_last_id(t->config.db, &t->next_mm);
+	if (r == 0)
+		r = db_read(t->config.db, persist_last_epoch_job, &t->last_epoch);
 	loader.aside = true;
 	if (r == 0 && loader.same_lower)
 		r = aside_load(t, &visitor);
@@ -419,6 +426,8 @@ static int persist_forget_job(struct db_tx *tx, void *arg)
 /* `r`: what the database said to it. */
 static int persist_forgotten(struct track *t, struct tmm *tm, int r)
 {
+	if (t->last_epoch < tm->mm.epoch)
+		t->last_epoch = tm->mm.epoch;
 	if (aside_is_for(r))
 		aside_begin(t, r);
 	if (t->aside && db_call(t->aside, persist_forget_job, &tm->mm.id) < 0)

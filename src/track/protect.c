@@ -375,11 +375,11 @@ static int protect_collect(struct tmm *tm, const struct protect_selection *sel, 
 	return 0;
 }
 
-/* Numbers ascend over all mms: the same one means the same time, or a later one. */
+/* Numbers ascend over all mms that ever were: the same one means the same time, or a later one. */
 static uint64_t protect_last_epoch(const struct track *t)
 {
 	const struct tmm *tm;
-	uint64_t last = 0;
+	uint64_t last = t->last_epoch;
 
 	DL_FOREACH (t->tmms, tm)
 		last = tm->mm.epoch > last ? tm->mm.epoch : last;

@@ -131,6 +131,29 @@ def test_epochs_of_several_programs_have_one_number(wpfs):
     assert wpfs.wpctl("dirty", wpfs.mnt, "--epoch", 8, status=1).stderr.count("epoch 8") == 1
 
 
+def test_numbers_of_epochs_that_are_forgotten(any_wpfs):
+    """Nobody else gets one, and what others stored then is told of: they were in one before it."""
+    wpfs = any_wpfs
+    first, second = mapped(wpfs, "a"), mapped(wpfs, "b")
+    protect(wpfs)
+    epoch = protect(wpfs, "--name", "b")
+    second.kill9()
+    wpfs.wpctl("forget", wpfs.mnt, "--name", "b")
+    first.order("store 0 1 1")
+    assert closed(wpfs, epoch, "a") == {1}, "in its one before, which goes on"
+    assert protect(wpfs) == epoch + 1
+    assert closed(wpfs, epoch, "a") == {1}
+    # Also if all that had a number are gone when a daemon is started.
+    third = mapped(wpfs, "b")
+    assert protect(wpfs, "--name", "b") == epoch + 2
+    third.kill9()
+    wpfs.wpctl("forget", wpfs.mnt, "--name", "b")
+    wpfs.kill9()
+    wpfs.restart()
+    assert protect(wpfs) == epoch + 3
+    assert wpfs.wpctl("dirty", wpfs.mnt, "--epoch", epoch + 4, status=1).stderr.count("no epoch")
+
+
 def test_every_store_is_in_one_epoch(wpfs):
     """1,000 protects of a program that stores at full speed; epochcheck.c says what must hold."""
     writer = wpfs.spawn(harness.program("epochwriter"), wpfs.mnt / "f", wpfs.dir / "notes",
