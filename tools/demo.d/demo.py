@@ -64,7 +64,15 @@ def compare(dirty_pages, differ):
           f"{len(others)} dirty pages do not differ (written, with what was there before)")
 
 
-def tell(stage):
+def draw(stage, pictures, name):
+    """Pictures of the marks, for light and for dark paper, into the directory if there is one."""
+    if not pictures:
+        return
+    for theme, option in ("light", ()), ("dark", ("--dark",)):
+        stage.ctl("map", "--name", "db", "--file", FILE, "-o", pictures / f"{name}-{theme}.svg", *option)
+
+
+def tell(stage, pictures):
     title("1  A store, a mount, and a database that knows nothing of wpfs")
     stage.mount()
     db = start_db(stage)
@@ -85,6 +93,7 @@ def tell(stage):
     print("       " + db.order("change 40"))
     compare(dirty(stage).pages, pages_that_differ(f"{stage.mnt}{FILE}", copy))
     stage.show(stage.ctl("ps"))
+    draw(stage, pictures, "map")
 
     title("4  kill -9 in mid-work")
     db.order("work")
@@ -92,6 +101,7 @@ def tell(stage):
     db.kill9()
     killed = dirty(stage).pages
     compare(killed, pages_that_differ(f"{stage.mnt}{FILE}", copy))
+    draw(stage, pictures, "killed")
 
     title("5  Unmount, mount again, run again")
     stage.umount()
@@ -122,6 +132,7 @@ def tell(stage):
     left = stage.status("spilled")
     claim(left < spilled, f"{(spilled - left) >> 20} MB of them came back as they were touched")
     claim(marks(stage).pages == before, "and every mark is as it was")
+    draw(stage, pictures, "capped")
     page = inner_page(before)
     print("       " + db.order(f"poke {page}"))
     claim(dirty(stage).pages == poked | {page}, f"a write is still seen: page {page}")
@@ -129,11 +140,11 @@ def tell(stage):
     stage.umount()
 
 
-def main(build):
+def main(build, pictures=None):
     start = time.monotonic()
     stage = Stage(build)
     try:
-        tell(stage)
+        tell(stage, pictures and Path(pictures))
     except (Wrong, OSError, subprocess.SubprocessError) as problem:
         print(f"   NOT SO: {problem}", file=sys.stderr)
         return 1
@@ -143,4 +154,4 @@ def main(build):
     return 0
 
 
-sys.exit(main(sys.argv[1]))
+sys.exit(main(*sys.argv[1:]))

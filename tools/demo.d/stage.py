@@ -79,7 +79,8 @@ class Stage:
         argv = [str(arg) for arg in argv]
         shown = [os.path.basename(argv[0]), *argv[1:]]
         print("   $ " + " ".join(shown).replace(f"{self.dir}/", ""), flush=True)
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS, check=False,
+                              cwd=self.dir)
         if done.returncode != 0:
             raise Wrong(f"{shown[0]}: status {done.returncode}: {done.stderr.strip()}")
         return done.stdout
@@ -97,7 +98,7 @@ class Stage:
         claim(not self.run_dir.exists(), "nothing is left of the mount but its store")
 
     def ctl(self, verb, *args):
-        return self.command(self.wpctl, verb, self.mnt, *args)
+        return self.command(self.wpctl, verb, self.mnt.name, *args)
 
     def ctl_json(self, verb, *args):
         return json.loads(self.ctl(verb, *args, "--json"))
@@ -121,8 +122,9 @@ class Stage:
         """Ends what is still there, after a failure too. Only what is ours, by path and pid."""
         for program in self.programs:
             program.kill9()
-        if os.path.ismount(self.mnt):
-            subprocess.run(["umount", self.mnt], timeout=SECONDS, check=False)
+        if os.path.ismount(self.mnt):  # the helper returns when the daemon has ended
+            helper = self.umount_helper if self.umount_helper.exists() else "umount"
+            subprocess.run([helper, self.mnt], timeout=SECONDS, check=False)
         if os.path.ismount(self.mnt):
             subprocess.run(["umount", "-l", self.mnt], timeout=SECONDS, check=False)
         if self.run_dir and self.run_dir.exists():
