@@ -100,7 +100,8 @@ void discover_add(uint64_t dev, int mount)
 		cache_put(dev, CACHE_MOUNT + (unsigned)mount, 0);
 }
 
-/* A line of /proc/self/mountinfo, seen one character at a time: lines may be of any length. */
+/* A line of /proc/thread-self/mountinfo, seen one character at a time: lines may be of any length.
+ */
 struct mountinfo_line {
 	unsigned field;	    /* counted by spaces, 0 = mount id */
 	bool optional_over; /* the "-" was seen: the next field is the type */
@@ -155,7 +156,7 @@ static bool mount_table_says_wpfs(uint64_t dev)
 	at += put_number(dev_text + at, minor);
 	dev_text[at] = '\0';
 
-	fd = (int)raw(openat, AT_FDCWD, "/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+	fd = (int)raw(openat, AT_FDCWD, "/proc/thread-self/mountinfo", O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return false;
 	for (;;) {

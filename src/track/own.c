@@ -254,20 +254,20 @@ static bool own_entry_is_uffd(DIR *dir, const char *name)
 	return strcmp(target, "anon_inode:[userfaultfd]") == 0;
 }
 
-/* A number outside [first, last] that this process has the uffd under; -1: none. */
-static int own_number_in(pid_t pid, const struct own_uffd *own, unsigned first, unsigned last)
+/*
+ * A number outside [first, last] that this process has the uffd under; -1: none. *pid becomes the
+ * thread whose table that is.
+ */
+static int own_number_in(pid_t *pid, const struct own_uffd *own, unsigned first, unsigned last)
 {
-	_cleanup_dir_ DIR *dir = NULL;
-	char path[64];
+	_cleanup_dir_ DIR *dir = proc_open_fds(*pid, pid);
 	struct dirent *de;
 
-	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
-	dir = opendir(path);
 	while (dir && (de = readdir(dir))) {
 		unsigned fd = (unsigned)atoi(de->d_name);
 
 		if ((fd < first || fd > last) && own_entry_is_uffd(dir, de->d_name) &&
-		    own_is(pid, (int)fd, own))
+		    own_is(*pid, (int)fd, own))
 			return (int)fd;
 	}
 	return -1;
@@ -285,7 +285,7 @@ static bool own_find_holder(const struct tmm *tm, struct own_uffd *own)
 	if (own_is(own->holder, own->number, own))
 		return true;
 	own->holder = tm->program.pid;
-	own->number = own_number_in(own->holder, own, 1, 0);
+	own->number = own_number_in(&own->holder, own, 1, 0);
 	if (own->number >= 0)
 		return true;
 	dir = opendir("/proc");
@@ -295,7 +295,7 @@ static bool own_find_holder(const struct tmm *tm, struct own_uffd *own)
 		if (pid <= 0 || pid == getpid())
 			continue;
 		own->holder = pid;
-		own->number = own_number_in(pid, own, 1, 0);
+		own->number = own_number_in(&own->holder, own, 1, 0);
 		if (own->number >= 0)
 			return true;
 	}
@@ -304,21 +304,23 @@ static bool own_find_holder(const struct tmm *tm, struct own_uffd *own)
 
 void own_resume(struct track *t, struct tmm *tm)
 {
+	_cleanup_close_ int thread = -1;
 	_cleanup_dir_ DIR *dir = NULL;
-	char path[64];
 	struct dirent *de;
+	pid_t tid;
 
 	if (!tm->mm.own_uffds)
 		return;
-	snprintf(path, sizeof(path), "/proc/%d/fd", tm->program.pid);
-	dir = opendir(path);
+	dir = proc_open_fds(tm->program.pid, &tid);
+	if (tid > 0 && tid != tm->program.pid)
+		thread = (int)syscall(SYS_pidfd_open, tid, PIDFD_THREAD);
 	while (dir && (de = readdir(dir))) {
 		int number = atoi(de->d_name);
 		_cleanup_close_ int fd = -1;
 
 		if (!own_entry_is_uffd(dir, de->d_name))
 			continue;
-		fd = proc_borrow_fd(tm->program_watch.fd, number);
+		fd = proc_borrow_fd(thread >= 0 ? thread : tm->program_watch.fd, number);
 		if (fd < 0 || own_keep(t, tm, number, &fd) < 0)
 			log_warn(
 				"track: a userfaultfd of pid %d is not kept: its marks end with it",
@@ -375,13 +377,14 @@ void own_close(struct request *rq)
 	const struct wpfs_uffd_close *msg = rq->body;
 	struct tmm *tm = rq->c->tmm;
 	struct own_uffd *own, *next;
+	pid_t tid = proc_thread(tm->program.pid);
 	int other = -1;
 
 	DL_FOREACH_SAFE(tm->uffds, own, next)
 	{
-		if (!own_is(tm->program.pid, msg->fd, own))
+		if (!own_is(tid, msg->fd, own))
 			continue;
-		other = own_number_in(tm->program.pid, own, msg->first, msg->last);
+		other = own_number_in(&tid, own, msg->first, msg->last);
 		if (other < 0)
 			own_drop(tm, own);
 		else

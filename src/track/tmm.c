@@ -95,10 +95,14 @@ int tmm_uffd(const struct tmm *tm)
 
 pid_t tmm_pid(const struct tmm *tm)
 {
+	pid_t pid;
+
 	if (tm->witness_pidfd >= 0 && !proc_is_dead(tm->witness_pidfd))
 		return tm->witness.pid;
-	if (tm->program_watch.fd >= 0 && !proc_is_dead(tm->program_watch.fd))
-		return tm->program.pid;
+	if (tm->program_watch.fd >= 0 && !proc_is_dead(tm->program_watch.fd)) {
+		pid = proc_thread(tm->program.pid);
+		return pid > 0 ? pid : 0;
+	}
 	return 0;
 }
 

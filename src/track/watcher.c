@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "uffd/proc.h"
 
 #define WATCHER_SOCK	3 /* in the other process */
 #define WATCHER_INOTIFY 4
@@ -171,14 +172,12 @@ int watcher_add(struct watcher *w, const char *path, uint64_t dev, uint64_t ino)
 	}
 }
 
-bool watcher_uses(const char *pid, const uint64_t *devs, size_t nr)
+bool watcher_uses(pid_t pid, const uint64_t *devs, size_t nr)
 {
-	_cleanup_dir_ DIR *dir = NULL;
+	pid_t tid;
+	_cleanup_dir_ DIR *dir = proc_open_fds(pid, &tid);
 	struct dirent *entry;
-	char path[64];
 
-	snprintf(path, sizeof(path), "/proc/%.20s/fd", pid);
-	dir = opendir(path);
 	while (dir && (entry = readdir(dir))) {
 		struct statx stx;
 

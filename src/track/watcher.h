@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 struct watcher;
 
@@ -30,9 +31,9 @@ void watcher_stop(struct watcher *watcher);
 int watcher_add(struct watcher *watcher, const char *path, uint64_t dev, uint64_t ino);
 
 /*
- * Has the process (its number as text) a file of one of these devices open? Makes no request to
+ * Has the process a file of one of these devices open? Makes no request to
  * the mount.
  */
-bool watcher_uses(const char *pid, const uint64_t *devs, size_t nr);
+bool watcher_uses(pid_t pid, const uint64_t *devs, size_t nr);
 
 #endif

@@ -247,7 +247,7 @@ static bool written_has_old_fds(const struct track *t)
 	}
 	proc = nr ? opendir("/proc") : NULL;
 	while (proc && (entry = readdir(proc))) {
-		if (atoi(entry->d_name) > 0 && watcher_uses(entry->d_name, old, nr))
+		if (atoi(entry->d_name) > 0 && watcher_uses(atoi(entry->d_name), old, nr))
 			return true;
 	}
 	return nr && !proc;

@@ -13,6 +13,7 @@
 #include "base/cleanup.h"
 #include "base/compat.h"
 #include "base/units.h"
+#include "uffd/proc.h"
 
 /* A number of the given base that ends with `end`, which is stepped over. False: it is none. */
 static bool maps_number(const char **line, int base, char end, uint64_t *value)
@@ -148,7 +149,8 @@ static int maps_end(FILE *f)
 	return errno == ESRCH ? -ESRCH : -EIO;
 }
 
-int maps_read(pid_t pid, const uint64_t *devs, size_t nr_devs, struct maps_list *list)
+/* Of one task. */
+static int maps_read_task(pid_t pid, const uint64_t *devs, size_t nr_devs, struct maps_list *list)
 {
 	_cleanup_fclose_ FILE *f = NULL;
 	_cleanup_free_ char *line = NULL;
@@ -179,6 +181,17 @@ int maps_read(pid_t pid, const uint64_t *devs, size_t nr_devs, struct maps_list 
 	if (r < 0)
 		return r;
 	return any ? 0 : -ESRCH; /* a task that has let go of its mm shows an empty file */
+}
+
+int maps_read(pid_t pid, const uint64_t *devs, size_t nr_devs, struct maps_list *list)
+{
+	int r = maps_read_task(pid, devs, nr_devs, list);
+	pid_t tid;
+
+	if (r != -ESRCH)
+		return r;
+	tid = proc_thread(pid);
+	return tid > 0 && tid != pid ? maps_read_task(tid, devs, nr_devs, list) : r;
 }
 
 bool maps_equal(const struct maps_list *a, const struct maps_list *b)

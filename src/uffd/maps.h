@@ -26,7 +26,8 @@ struct maps_list {
 
 /*
  * Reads the mappings of `pid` that belong to one of the nr_devs devices. The list may be reused:
- * its contents are replaced. 0 or -errno (-ESRCH: gone, or it has no mm any more).
+ * its contents are replaced. 0 or -errno (-ESRCH: gone, or it has no mm any more: a kernel thread,
+ * or one that is ending; another thread is looked at if only the first one has ended).
  */
 int maps_read(pid_t pid, const uint64_t *devs, size_t nr_devs, struct maps_list *list);
 

@@ -58,6 +58,63 @@ int proc_parent(pid_t pid, struct proc_id *parent)
 	return r < 0 ? r : proc_identify((pid_t)ppid, parent);
 }
 
+/* Of a process or of any thread. */
+static bool proc_has_ended(pid_t tid)
+{
+	_cleanup_free_ char *text = NULL;
+	char path[64], *p;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", tid);
+	if (fdio_read_file(AT_FDCWD, path, &text, NULL) < 0)
+		return true;
+	p = strrchr(text, ')');
+	return !p || p[1] == '\0' || strchr("ZX", p[2]);
+}
+
+pid_t proc_thread(pid_t pid)
+{
+	_cleanup_dir_ DIR *dir = NULL;
+	struct dirent *de;
+	char path[64];
+
+	if (!proc_has_ended(pid))
+		return pid;
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	dir = opendir(path);
+	while (dir && (de = readdir(dir))) {
+		const pid_t tid = (pid_t)atoi(de->d_name);
+
+		if (tid > 0 && tid != pid && !proc_has_ended(tid))
+			return tid;
+	}
+	return -ESRCH;
+}
+
+DIR *proc_open_fds(pid_t pid, pid_t *tid)
+{
+	struct dirent *de = NULL;
+	char path[64];
+	DIR *dir;
+
+	*tid = pid;
+	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
+	dir = opendir(path);
+	while (dir && (de = readdir(dir)) && de->d_name[0] == '.')
+		;
+	if (dir && de) {
+		rewinddir(dir);
+		return dir;
+	}
+	/* Nothing open at all, or a first thread that has ended. */
+	*tid = proc_thread(pid);
+	if (*tid == pid)
+		return dir;
+	if (dir)
+		closedir(dir);
+	snprintf(path, sizeof(path), "/proc/%d/fd", *tid);
+	return *tid > 0 ? opendir(path) : NULL;
+}
+
 int proc_open(const struct proc_id *id)
 {
 	_cleanup_close_ int pidfd = -1;

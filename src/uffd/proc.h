@@ -6,6 +6,7 @@
 #ifndef WPFS_UFFD_PROC_H
 #define WPFS_UFFD_PROC_H
 
+#include <dirent.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -25,6 +26,16 @@ int proc_parent(pid_t pid, struct proc_id *parent);
 /* pidfd_open(2) with the start time checked after it; the caller owns the fd. -ESRCH: another or
  * no process has that pid now. */
 int proc_open(const struct proc_id *id);
+
+/*
+ * A thread of the process that has not ended: `pid` itself, but for a process whose first thread
+ * has and others go on. Of such a first thread /proc/PID shows neither memory nor descriptors, and
+ * the calls that take a pid find none. -ESRCH: there is none.
+ */
+pid_t proc_thread(pid_t pid);
+
+/* The descriptors of a process, an open /proc/TID/fd of the thread *tid; or NULL. */
+DIR *proc_open_fds(pid_t pid, pid_t *tid);
 
 /* The pid a pidfd stands for in this pid namespace (fdinfo "Pid:"); -ESRCH: reaped or foreign;
  * -EBADF: not a pidfd. */
