@@ -26,7 +26,8 @@
 #define DB_MM_OWN_UFFDS	    (1u << 2) /* has registered userfaultfds of its own */
 #define DB_MM_FORK_CHILD    (1u << 3) /* made by fork of a tracked program */
 #define DB_MM_NO_WITNESS    (1u << 4) /* its last marks will count as dirty */
-#define DB_MM_FLAGS_ALL	    ((1u << 5) - 1)
+#define DB_MM_MAYBE_SHARED  (1u << 5) /* another process may have its memory still */
+#define DB_MM_FLAGS_ALL	    ((1u << 6) - 1)
 
 /* A row of mm. */
 struct db_mm {

@@ -153,8 +153,8 @@ struct wpfs_forked_reply {
 
 /*
  * What the daemon sends the witness through chan_fd (borrowed with pidfd_getfd, as the uffds are).
- * LIST is answered with one struct wpfs_witness_fds, in a packet on chan_fd; the others with
- * nothing.
+ * LIST is answered with one struct wpfs_witness_fds, in a packet on chan_fd, ALONE with a struct
+ * wpfs_witness_alone; the others with nothing.
  *
  * The witness of a native mount reads the events of its uffd and of all uffds of children that it
  * keeps; that of a capped mount reads none: the daemon serves the faults and so reads everything.
@@ -167,11 +167,17 @@ enum wpfs_witness_op {
 	WPFS_WITNESS_START, /* from the shim: the uffd has its API, read it from now on */
 	WPFS_WITNESS_LIFE,  /* with a descriptor: the life pipe of a daemon started again */
 	WPFS_WITNESS_KEEP,  /* with a descriptor: it is in the LIST until CLOSE (capped mounts) */
+	WPFS_WITNESS_ALONE, /* fd: a number for the answer; has no other task this memory? */
 };
 
 struct wpfs_witness_cmd {
 	uint32_t op; /* enum wpfs_witness_op */
 	int32_t fd;  /* in the witness's fd table */
+};
+
+struct wpfs_witness_alone {
+	int32_t question; /* cmd.fd */
+	int32_t alone;	  /* 1: yes; 0: no, or it cannot tell */
 };
 
 struct wpfs_witness_fds {
@@ -371,6 +377,7 @@ _Static_assert(sizeof(struct wpfs_hello_reply) == 16, "wire layout");
 _Static_assert(sizeof(struct wpfs_attach) == 24, "wire layout");
 _Static_assert(sizeof(struct wpfs_untold) == 128, "wire layout");
 _Static_assert(sizeof(struct wpfs_witness_cmd) == 8, "wire layout");
+_Static_assert(sizeof(struct wpfs_witness_alone) == 8, "wire layout");
 _Static_assert(sizeof(struct wpfs_witness_fds) == 260, "wire layout");
 _Static_assert(sizeof(struct wpfs_map) == 64, "wire layout");
 _Static_assert(sizeof(struct wpfs_uffd_range) == 32, "wire layout");

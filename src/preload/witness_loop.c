@@ -8,6 +8,7 @@
 #include "preload/witness.h"
 
 #include <errno.h>
+#include <linux/sched.h>
 #include <linux/time_types.h>
 #include <poll.h>
 #include <signal.h>
@@ -76,6 +77,21 @@ static void send_list(const struct witness *w)
 	raw(sendmsg, w->boot->chan, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
+/* With CLONE_VM unshare(2) does nothing but to fail where another task has the memory too. */
+static bool is_alone(void)
+{
+	return raw(unshare, CLONE_VM) == 0;
+}
+
+static void send_alone(const struct witness *w, int32_t question)
+{
+	struct wpfs_witness_alone answer = {.question = question, .alone = is_alone()};
+	struct iovec iov = {.iov_base = &answer, .iov_len = sizeof(answer)};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	raw(sendmsg, w->boot->chan, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
 /* One command; a descriptor that came with anything but LIFE or KEEP is closed. */
 static void read_command(struct witness *w)
 {
@@ -102,6 +118,9 @@ static void read_command(struct witness *w)
 			break;
 		case WPFS_WITNESS_CLOSE:
 			child_drop(w, cmd.fd);
+			break;
+		case WPFS_WITNESS_ALONE:
+			send_alone(w, cmd.fd);
 			break;
 		case WPFS_WITNESS_START:
 			w->started = true;
@@ -154,17 +173,32 @@ static void program_died(struct witness *w)
 		raw(exit_group, 0); /* it never mapped a file of a mount: nothing to witness */
 }
 
+/* Does this memory have a witness of another mount too, or did it? */
+static bool has_companions(void)
+{
+	unsigned nr = 0;
+
+	for (int i = 0; i < WITNESS_MAX; i++)
+		nr += atomic_load(&witness_stacks[i]) != 0;
+	return nr > 1;
+}
+
 /*
  * A second without a word since the program died. At first nothing is unmapped: a daemon that is
- * there needs milliseconds to let the witness go, and another process may have this memory too (of
- * a clone(2) with CLONE_VM, or a vfork(2) that has not come to its exec), which could not go on.
+ * there needs milliseconds to let the witness go. Another process may have this memory too (of a
+ * clone(2) with CLONE_VM, or a vfork(2) that has not come to its exec): it goes on, so nothing is
+ * unmapped, and as its marks and its pages are kept by what the witness holds, that stays. Two
+ * witnesses must not wait for each other, though.
  */
 static void second_over(struct witness *w)
 {
-	if (!w->unmapped)
+	bool alone = is_alone();
+
+	if (!w->unmapped && alone) {
 		witness_unmap_rest(w->boot);
-	w->unmapped = true;
-	if (w->boot->life < 0)
+		w->unmapped = true;
+	}
+	if (w->boot->life < 0 && (alone || has_companions()))
 		w->alone_s++;
 }
 

@@ -141,6 +141,20 @@ void capped_mm_remove(struct capped *c, struct capped_mm *mm)
 	pthread_mutex_unlock(&c->lock);
 }
 
+void capped_mm_moved(struct capped *c, struct capped_mm *mm, pid_t pid)
+{
+	pthread_mutex_lock(&c->lock);
+	mm->pid = pid;
+	pthread_mutex_unlock(&c->lock);
+}
+
+void capped_mm_leave(struct capped *c, struct capped_mm *mm)
+{
+	pthread_mutex_lock(&c->lock);
+	mm->left = true;
+	pthread_mutex_unlock(&c->lock);
+}
+
 int capped_mm_find_child(struct capped *c, pid_t pid, bool (*is_of)(void *ctx, int uffd), void *ctx)
 {
 	struct capped_mm *mm;
@@ -166,7 +180,7 @@ bool capped_mm_orphans(struct capped *c)
 
 	DL_FOREACH_SAFE(c->mms, mm, next)
 	{
-		if (mm->maps_fd >= 0)
+		if (mm->maps_fd >= 0 && !mm->left)
 			continue;
 		/* Nothing tells of the end of its mm but an ioctl; the address does not matter. */
 		if (uffd_writeprotect_once(mm->uffd, 1 << 16, (1 << 16) + WPFS_PAGE_SIZE, false) ==

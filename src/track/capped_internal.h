@@ -80,6 +80,7 @@ struct capped_mm {
 	int uffd;
 	int maps_fd, pagemap_fd; /* -1: a fork child that has not come to us yet */
 	pid_t pid;		 /* of a task of the mm when it came; 0 as above */
+	bool left;		 /* its program has ended, and somebody may have it still */
 	struct maps_list
 		inherited; /* the mappings of its parent at the fork, while maps_fd is -1 */
 	struct capped_mm *prev, *next;
@@ -319,6 +320,13 @@ void *capped_fault_main(void *arg);
 int capped_mm_add(struct capped *c, pid_t pid, int uffd, struct capped_mm **mm);
 void capped_mm_remove(struct capped *c, struct capped_mm *mm);
 
+/* The mm is that of process `pid` now. */
+void capped_mm_moved(struct capped *c, struct capped_mm *mm, pid_t pid);
+
+/* capped_mm_remove when nobody has it any more; until then its faults are served, and nothing is
+ * evicted. */
+void capped_mm_leave(struct capped *c, struct capped_mm *mm);
+
 /*
  * Finds the fork child `pid`, of which `is_of` says that this uffd is its, and gives a duplicate of
  * the uffd: capped_mm_add for the child follows and replaces what was inherited. -ENOENT: none.
@@ -326,7 +334,7 @@ void capped_mm_remove(struct capped *c, struct capped_mm *mm);
 int capped_mm_find_child(struct capped *c, pid_t pid, bool (*is_of)(void *ctx, int uffd),
 			 void *ctx);
 
-/* Is there a fork child that has not come to us, alive? Lock held. */
+/* Is there a fork child that has not come to us, or an mm that was left, alive? Lock held. */
 bool capped_mm_orphans(struct capped *c);
 
 /* Lock held. */

@@ -86,6 +86,7 @@ struct tmm {
 	bool unsaved;	    /* the store's database has an older state of it: see aside.c */
 	bool epoch_unsaved; /* and does not know of an epoch that began */
 	bool doomed;	   /* forgotten, and its row is still to be deleted; has no name any more */
+	bool maybe_shared; /* ended, and another process may have its memory still */
 	bool fork_child;   /* named by its parent: kept only if it wrote something */
 	bool private_maps; /* seen mapping files of the mount MAP_PRIVATE */
 	bool mapped_shared;  /* has mapped a file of the mount shared at some time */
@@ -313,6 +314,13 @@ int life_sync_all(struct track *t);
 /* The mount is gone: every mm ends. */
 void life_end_all(struct track *t);
 
+/* ---- shared.c ---- */
+/*
+ * The program has left this mm. Has another process it still? Then the mm goes on as that one's,
+ * live and under the same name, and true is given. Not for an mm without a witness.
+ */
+bool shared_go_on(struct track *t, struct tmm *tm);
+
 /* ---- arm.c ---- */
 /*
  * Marks the pages *set (page offsets in the file) of the mapping [start, end) that shows the file
@@ -386,6 +394,9 @@ void self_runs(struct request *rq);
  */
 int unseen_report(struct track *t, uid_t uid, const char *name,
 		  int (*emit)(void *ctx, uint32_t type, const void *body, size_t len), void *ctx);
+
+/* Does a process map the file shared that is not tracked? Looks at every process. */
+bool unseen_is_mapped(struct track *t, uint64_t ino);
 
 /*
  * A line about the processes that are not tracked and have the file (called `path`) open or mapped;

@@ -68,9 +68,9 @@ static bool life_has_ended(const struct tmm *tm)
 #define LIFE_OTHERS_MS 50 /* whoever reads /proc/PID/maps has the mm too, for a moment */
 
 /*
- * The witness is gone. Has another task this mm still: a child of clone(2) with CLONE_VM, or of
- * vfork(2), that outlives the program? Its stores are seen by nobody. `uffd` is ours; holding it
- * for long would let such a task wait in fork(2).
+ * The witness is gone. Has another task this mm still, though nobody was found (shared.c)? Its
+ * stores are seen by nobody. `uffd` is ours; holding it for long would let such a task wait in
+ * fork(2).
  */
 static bool life_is_shared(int uffd)
 {
@@ -94,6 +94,7 @@ static void life_leave(struct track *t, struct tmm *tm, bool ended)
 	life_release_witness(tm);
 	if (uffd < 0 || !life_is_shared(uffd))
 		return;
+	tm->maybe_shared = true;
 	log_info("track: another process has the memory of %s still: what was armed counts as "
 		 "dirty",
 		 tm->name[0] ? tm->name : tm->comm);
@@ -155,12 +156,8 @@ int life_look(struct track *t)
 	return result;
 }
 
-void life_end(struct track *t, struct tmm *tm)
+static void life_disconnect(struct tmm *tm)
 {
-	/* Not at an unmount, when the program itself lives on. */
-	const bool ended = tm->program_watch.fd < 0 || life_has_ended(tm);
-	int r, lost = 0;
-
 	if (tm->client) {
 		tm->client->tmm = NULL;
 		tm->client->attached = false;
@@ -168,6 +165,13 @@ void life_end(struct track *t, struct tmm *tm)
 		tm->client = NULL;
 	}
 	tm->announced = (struct announced){0};
+}
+
+/* `ended`: not at an unmount, when the program itself lives on. */
+static void life_end_mm(struct track *t, struct tmm *tm, bool ended)
+{
+	int r, lost = 0;
+
 	if (tm->state == TMM_NEW) {
 		life_release_witness(tm);
 		tmm_free(t, tm);
@@ -182,6 +186,7 @@ void life_end(struct track *t, struct tmm *tm)
 			 "counts as dirty",
 			 tm->name[0] ? tm->name : tm->comm, tm->program.pid, log_errstr(r));
 		lost = mm_lost(&tm->mm);
+		tm->maybe_shared = true;
 		mm_forget_vmas(&tm->mm);
 		t->conservative += tm->mm.conservative - before;
 	}
@@ -201,7 +206,7 @@ void life_end(struct track *t, struct tmm *tm)
 			log_err("track: cannot store the marks of %s: %s", tm->name, log_errstr(r));
 		tm->program.pid = program;
 	}
-	residency_detach(t, tm);
+	residency_end(t, tm);
 	residency_busy(t, false);
 	life_leave(t, tm, ended);
 	own_free_all(tm);
@@ -209,6 +214,15 @@ void life_end(struct track *t, struct tmm *tm)
 	tm->program.pid = 0;
 	if (lost == 0 && !life_worth_keeping(tm))
 		life_forget(t, tm);
+}
+
+void life_end(struct track *t, struct tmm *tm)
+{
+	const bool ended = tm->program_watch.fd < 0 || life_has_ended(tm);
+
+	life_disconnect(tm);
+	if (!ended || tm->state != TMM_LIVE || !shared_go_on(t, tm))
+		life_end_mm(t, tm, ended);
 }
 
 void life_reap(struct track *t)
@@ -297,7 +311,8 @@ void life_end_all(struct track *t)
 		    mm_lost(&tm->mm) < 0)
 			log_err("track: out of memory: the marks of %s may miss its last stores",
 				tm->name);
-		life_end(t, tm);
+		life_disconnect(tm);
+		life_end_mm(t, tm, life_has_ended(tm));
 	}
 }
 
@@ -322,20 +337,21 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 	if (tm->witness_pidfd < 0)
 		tm->witness_pidfd = -1;
 	tm->program_watch.fd = proc_open(&tm->program);
-	if (tm->program_watch.fd < 0) {
-		tm->program_watch.fd = -1;
-		life_end(t, tm); /* died meanwhile: the witness knows, or nobody */
-		return 0;
-	}
-	if (life_has_ended(tm)) {
-		life_end(t, tm);
+	if (tm->program_watch.fd < 0)
+		tm->program_watch.fd = -1; /* died meanwhile: the witness knows, or nobody */
+	else
+		r = track_watch_add(t, &tm->program_watch, EPOLLIN);
+	if (r < 0)
+		return r;
+	if ((tm->program_watch.fd < 0 || life_has_ended(tm)) && !shared_go_on(t, tm)) {
+		life_end_mm(t, tm, true);
 		return 0;
 	}
 	r = residency_resume(t, tm);
 	if (r < 0) {
 		log_err("track: the faults of pid %d cannot be served any more: %s",
 			tm->program.pid, log_errstr(r));
-		life_end(t, tm);
+		life_end_mm(t, tm, false);
 		return 0;
 	}
 	own_resume(t, tm);
@@ -344,7 +360,7 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 	if (tm->witness_pidfd >= 0 && !t->config.capped)
 		fork_resume_strays(tm);
 	log_info("track: pid %d (%s) is back", tm->program.pid, tm->comm);
-	return track_watch_add(t, &tm->program_watch, EPOLLIN);
+	return 0;
 }
 
 int life_resume(struct track *t)

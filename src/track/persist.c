@@ -86,6 +86,7 @@ static int persist_load_mm(void *ctx, const struct db_mm *row, struct mm *model)
 	tm->private_maps = row->flags & DB_MM_PRIVATE_MAPS;
 	tm->mapped_shared = row->flags & DB_MM_MAPPED_SHARED;
 	tm->fork_child = row->flags & DB_MM_FORK_CHILD;
+	tm->maybe_shared = l->same_lower && row->flags & DB_MM_MAYBE_SHARED;
 	tm->mm.own_uffds = row->flags & DB_MM_OWN_UFFDS;
 	tm->state = live ? TMM_LIVE : TMM_DETACHED;
 	tm->stale_row = row->state == WPFS_MM_LIVE && !live;
@@ -201,6 +202,7 @@ static void persist_row(const struct track *t, const struct tmm *tm, struct db_m
 			 (tm->mapped_shared ? DB_MM_MAPPED_SHARED : 0) |
 			 (tm->mm.own_uffds ? DB_MM_OWN_UFFDS : 0) |
 			 (tm->fork_child ? DB_MM_FORK_CHILD : 0) |
+			 (tm->maybe_shared ? DB_MM_MAYBE_SHARED : 0) |
 			 (tm->witness_pidfd < 0 ? DB_MM_NO_WITNESS : 0),
 		.conservative = tm->mm.conservative,
 		.untold = tm->untold,

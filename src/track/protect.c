@@ -118,9 +118,10 @@ static bool protect_part(const struct protect_selection *sel, const struct mm_vm
 }
 
 /*
- * A row of children that nobody watches (fork.c): whatever they stored is in the epoch that closes,
- * and what one of them that lives on will store is in the next one. Nobody else is known to be one
- * of them, so any process that has the file and is not tracked may be.
+ * A row of children that nobody watches (fork.c), or of an mm whose memory another process may have
+ * still: whatever they stored is in the epoch that closes, and what one of them that lives on will
+ * store is in the next one. Nobody is known to be one of them, so any process that is not tracked
+ * may be: a child that has the file, who has the memory only as long as it maps the file.
  */
 static int turn_doubt_untracked(struct track *t, const struct tmm *tm,
 				const struct protect_selection *sel, struct turn *turn)
@@ -128,10 +129,11 @@ static int turn_doubt_untracked(struct track *t, const struct tmm *tm,
 	const char *slash = strchr(tm->name, '/');
 	char line[512] = "";
 
-	if (tm->state != TMM_DETACHED || !slash || strcmp(slash, FORK_UNTRACKED) != 0)
+	if (tm->state != TMM_DETACHED)
 		return 0;
-	unseen_holders(t, turn->f->id, "", line, sizeof(line));
-	if (!line[0])
+	if (slash && strcmp(slash, FORK_UNTRACKED) == 0)
+		unseen_holders(t, turn->f->id, "", line, sizeof(line));
+	if (!line[0] && (!tm->maybe_shared || !unseen_is_mapped(t, turn->f->id)))
 		return 0;
 	return mm_set_or_range(&turn->stays, &turn->f->own[MM_WPFS].armed, sel->pgoff, sel->nr);
 }

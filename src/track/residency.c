@@ -45,6 +45,22 @@ void residency_detach(struct track *t, struct tmm *tm)
 	tm->capped = NULL;
 }
 
+void residency_end(struct track *t, struct tmm *tm)
+{
+	/* Only a witness could have told that nobody else has this memory. */
+	if (tm->capped && (tm->witness_pidfd < 0 || proc_is_dead(tm->witness_pidfd)))
+		capped_mm_leave(t->config.capped, tm->capped);
+	else
+		residency_detach(t, tm);
+	tm->capped = NULL;
+}
+
+void residency_moved(struct track *t, struct tmm *tm)
+{
+	if (tm->capped)
+		capped_mm_moved(t->config.capped, tm->capped, tm->program.pid);
+}
+
 /* The file's pages of the eviction that a killed daemon was at. */
 static struct mm_file *residency_left(struct track *t, struct tmm *tm)
 {

@@ -14,8 +14,17 @@
  */
 int residency_attach(struct track *t, struct tmm *tm, int uffd);
 
-/* After the last harvest, before the witness goes. Native: nothing. */
+/* Nobody has the mm that could fault. Native: nothing. */
 void residency_detach(struct track *t, struct tmm *tm);
+
+/*
+ * After the last harvest, before the witness goes: the same, but where somebody may still have the
+ * mm its faults are served until nobody has. Native: nothing.
+ */
+void residency_end(struct track *t, struct tmm *tm);
+
+/* The mm has another program. Native: nothing. */
+void residency_moved(struct track *t, struct tmm *tm);
 
 /*
  * A new daemon finds an mm that was live. First the doubt: what the last daemon was evicting may

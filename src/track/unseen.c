@@ -53,19 +53,18 @@ static bool unseen_is_writable(pid_t pid, const char *name)
 static bool unseen_writes(const struct track *t, pid_t pid)
 {
 	const size_t len = strlen(t->config.mountpoint);
-	_cleanup_dir_ DIR *dir = NULL;
+	pid_t tid;
+	_cleanup_dir_ DIR *dir = proc_open_fds(pid, &tid);
 	char path[4096];
 	struct dirent *de;
 
-	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
-	dir = opendir(path);
 	while (dir && (de = readdir(dir))) {
 		ssize_t n = readlinkat(dirfd(dir), de->d_name, path, sizeof(path) - 1);
 
 		if (n <= (ssize_t)len || strncmp(path, t->config.mountpoint, len) != 0 ||
 		    path[len] != '/')
 			continue;
-		if (unseen_is_writable(pid, de->d_name))
+		if (unseen_is_writable(tid, de->d_name))
 			return true;
 	}
 	return false;
@@ -73,6 +72,7 @@ static bool unseen_writes(const struct track *t, pid_t pid)
 
 /* ---- of one file ---- */
 
+/* Also who shares the memory of a tracked program: its stores are seen as that one's. */
 static bool unseen_is_ours(struct track *t, pid_t pid)
 {
 	struct client *c;
@@ -81,7 +81,12 @@ static bool unseen_is_ours(struct track *t, pid_t pid)
 	if (pid == getpid())
 		return true;
 	DL_FOREACH (t->tmms, tm) {
-		if (tm->state != TMM_DETACHED && (tm->program.pid == pid || tm->witness.pid == pid))
+		if (tm->state == TMM_DETACHED)
+			continue;
+		if (tm->program.pid == pid || tm->witness.pid == pid)
+			return true;
+		if (tm->witness_pidfd >= 0 && proc_same_mm(pid, tm->witness.pid) == 1 &&
+		    !proc_is_dead(tm->witness_pidfd))
 			return true;
 	}
 	DL_FOREACH (t->clients, c) {
@@ -123,13 +128,11 @@ static bool unseen_maps_file(const struct track *t, pid_t pid, uint64_t file, bo
 
 static bool unseen_has_open(const struct track *t, pid_t pid, uint64_t file, bool *stores)
 {
-	_cleanup_dir_ DIR *dir = NULL;
+	pid_t tid;
+	_cleanup_dir_ DIR *dir = proc_open_fds(pid, &tid);
 	struct dirent *de;
 	bool found = false;
-	char path[64];
 
-	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
-	dir = opendir(path);
 	while (dir && (de = readdir(dir))) {
 		struct statx stx;
 
@@ -140,10 +143,25 @@ static bool unseen_has_open(const struct track *t, pid_t pid, uint64_t file, boo
 		    unseen_is_of(t, makedev(stx.stx_dev_major, stx.stx_dev_minor), stx.stx_ino,
 				 file)) {
 			found = true;
-			*stores |= unseen_is_writable(pid, de->d_name);
+			*stores |= unseen_is_writable(tid, de->d_name);
 		}
 	}
 	return found;
+}
+
+bool unseen_is_mapped(struct track *t, uint64_t ino)
+{
+	_cleanup_dir_ DIR *proc = opendir("/proc");
+	bool stores = false;
+	struct dirent *de;
+
+	while (proc && (de = readdir(proc))) {
+		const pid_t pid = (pid_t)atoi(de->d_name);
+
+		if (pid > 0 && unseen_maps_file(t, pid, ino, &stores) && !unseen_is_ours(t, pid))
+			return true;
+	}
+	return !proc;
 }
 
 bool unseen_holders(struct track *t, uint64_t ino, const char *path, char *line, size_t size)

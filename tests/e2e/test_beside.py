@@ -11,6 +11,8 @@ import signal
 import pytest
 
 import harness
+import mapper
+import proc
 import report
 
 PAGES = set(range(64))
@@ -73,6 +75,92 @@ def test_who_is_alone_stays_tracked(wpfs):
     assert report.dirty(wpfs, "t") == set()
 
 
+def uffds_of(pid):
+    found = 0
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found += "userfaultfd]" in os.readlink(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:
+            pass
+    return found
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_who_is_alone_and_has_a_uffd(wpfs, restarted):
+    """A store waits, and the thread that could read of it is not the first: the copy stays."""
+    program = mapped(wpfs, "alone_uffd")
+    assert program.read() == "stored"
+    if restarted:
+        wpfs.kill9()
+        wpfs.restart()
+    assert uffds_of(wpfs.pid) == 1
+    assert not proc.is_over(wpfs.pidfd, 0.5)  # in which it looks for who has it, some times
+    assert uffds_of(wpfs.pid) == 1
+    program.kill9()
+    assert report.marked(wpfs, "t", owner="program") == PAGES
+
+
+ALONE = """
+import ctypes, mmap, os, sys, threading
+fd = os.open(sys.argv[1], os.O_RDWR)
+if sys.argv[2] == "maps":
+    view = mmap.mmap(fd, 4096)
+    os.close(fd)
+def second():
+    sys.stdin.readline()
+    os._exit(0)
+threading.Thread(target=second).start()
+ctypes.CDLL(None).syscall(60, 0)  # exit, of this thread alone
+"""
+
+
+def alone(wpfs, path, what):
+    stranger = wpfs.spawn_bare("/usr/bin/python3", "-c", ALONE, path, what)
+    proc.wait_for(lambda: proc.state(stranger.pid) == "Z", harness.SECONDS, "its first thread ended")
+    return stranger
+
+
+@pytest.mark.parametrize("what", ["maps", "opens"])
+def test_a_stranger_without_its_first_thread(wpfs, what):
+    """It is named as any other."""
+    mapped(wpfs, "alone", send=False)
+    stranger = alone(wpfs, wpfs.mnt / "f", what)
+    said = "maps it" if what == "maps" else "has it open"
+    (note,) = wpfs.wpctl_json("dirty", "--file", "/f")["notes"]
+    assert f"(pid {stranger.pid}, {said})" in note
+    stranger.send("")
+    stranger.wait()
+
+
+def test_such_a_stranger_on_a_capped_mount(make_wpfs):
+    """What it maps stays in memory."""
+    wpfs = make_wpfs("store", ["resident=64M", "settle=0"])
+    with open(wpfs.mnt / "f", "wb") as file:
+        file.write(b"\xab" * harness.PAGE)
+    stranger = alone(wpfs, harness.RUN_DIR / wpfs.id / "private/lower/f", "maps")
+    done = wpfs.wpctl("evict", wpfs.mnt, "/f", status=1)
+    assert f"pid {stranger.pid}" in done.stderr
+    stranger.send("")
+    stranger.wait()
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+
+
+def test_such_a_stranger_with_a_descriptor_from_before(wpfs):
+    """What goes through it nobody sees: whether write(2) changed the file is not known."""
+    mapper.mapped(wpfs).order("close 0")
+    stranger = alone(wpfs, wpfs.mnt / "f", "opens")
+    wpfs.kill9()
+    wpfs.restart()
+    wpfs.wpctl("protect", wpfs.mnt)
+    (mm,) = wpfs.wpctl_json("dirty")["mms"]
+    assert [one["write_calls"] for one in mm["maps"]] == ["unknown"]
+    stranger.send("")
+    stranger.wait()
+    wpfs.wpctl("protect", wpfs.mnt)
+    (mm,) = wpfs.wpctl_json("dirty")["mms"]
+    assert [one["write_calls"] for one in mm["maps"]] == ["no"]
+
+
 def test_the_pages_of_a_file_in_another_order(wpfs):
     """The mapping that remap_file_pages(2) makes is armed as any other."""
     program = mapped(wpfs, "file_pages", "keep")
@@ -99,22 +187,134 @@ def test_a_store_before_the_daemon_knows(wpfs):
     assert report.dirty(wpfs, "t") >= STORED
 
 
+class Survivor:
+    """A child made with CLONE_VM: it stores when its program has ended and the test says go."""
+
+    def __init__(self, wpfs):
+        self.wpfs = wpfs
+        self.fifos = [wpfs.dir / name for name in ("go", "done", "end")]
+        for fifo in self.fifos:
+            os.mkfifo(fifo)
+        self.program = mapped(wpfs, "survivor", *self.fifos)
+        assert self.program.read() == "stored"
+        (self.pid,) = [pid for pid in proc.children(self.program.pid)
+                       if "witness" not in proc.describe(pid)]
+        self.pidfd = os.pidfd_open(self.pid)
+
+    def store(self):
+        open(self.fifos[0], "wb").close()
+        open(self.fifos[1], "rb").close()
+        with open(self.wpfs.mnt / "f", "rb") as file:
+            assert os.pread(file.fileno(), 1, 7 * harness.PAGE) == b"\1", "it did not store"
+
+    def end(self):
+        open(self.fifos[2], "wb").close()
+        assert proc.is_over(self.pidfd, harness.SECONDS)
+        os.close(self.pidfd)
+
+
 @pytest.mark.parametrize("end", ["kill9", "exit"])
 def test_who_outlives_the_program_in_its_memory(wpfs, end):
-    """wpfs reads the last marks when the program is gone; the other stores after that."""
-    fifos = [wpfs.dir / "go", wpfs.dir / "done"]
-    for fifo in fifos:
-        os.mkfifo(fifo)
-    program = mapped(wpfs, "survivor", *fifos)
-    assert program.read() == "stored"
+    """The mm goes on with it: its stores are seen as the program's were, in epochs too."""
+    survivor = Survivor(wpfs)
     if end == "kill9":
-        program.kill9()
+        survivor.program.kill9()
     else:
-        program.send("end")
-        program.wait()
+        survivor.program.send("end")
+        survivor.program.wait()
+    assert report.dirty(wpfs, "t") == set()
+    mm = report.ps(wpfs, "t")
+    assert (mm["state"], mm["pid"]) == ("live", survivor.pid)
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    survivor.store()
+    assert report.dirty(wpfs, "t") == STORED
+    survivor.end()
+    assert report.dirty(wpfs, "t") == STORED
+    assert report.names(wpfs) == {"t": "detached"}
+
+
+def test_who_outlives_program_and_daemon(wpfs):
+    """Neither does the witness go nor does it take the memory away; the next daemon finds both."""
+    survivor = Survivor(wpfs)
+    (witness,) = [pid for pid in proc.children(survivor.program.pid) if pid != survivor.pid]
+    wpfs.kill9()
+    survivor.program.kill9()
+    pidfd = os.pidfd_open(witness)
+    assert not proc.is_over(pidfd, 2.5)  # in which it would have unmapped what is not of a mount
+    os.close(pidfd)
+    wpfs.restart()
+    survivor.store()
+    assert report.dirty(wpfs, "t") == STORED
+    assert report.ps(wpfs, "t")["pid"] == survivor.pid
+    wpfs.kill9()
+    wpfs.restart()
+    assert report.ps(wpfs, "t")["pid"] == survivor.pid
+    survivor.end()
+    assert report.dirty(wpfs, "t") == STORED
+    assert report.names(wpfs) == {"t": "detached"}
+
+
+def test_a_stopped_witness_and_who_outlives_the_program(wpfs):
+    """What the witness does not say is looked for."""
+    survivor = Survivor(wpfs)
+    (witness,) = [pid for pid in proc.children(survivor.program.pid) if pid != survivor.pid]
+    os.kill(witness, signal.SIGSTOP)
+    survivor.program.kill9()
+    assert report.ps(wpfs, "t")["pid"] == survivor.pid
+    survivor.store()
+    assert report.dirty(wpfs, "t") == STORED
+    survivor.end()
+    assert report.names(wpfs) == {"t": "detached"}
+
+
+def test_who_outlives_program_and_witness(wpfs):
+    """Nobody sees what it stores: in doubt, in every epoch as long as it has the file mapped."""
+    survivor = Survivor(wpfs)
+    (witness,) = [pid for pid in proc.children(survivor.program.pid) if pid != survivor.pid]
+    pidfd = os.pidfd_open(witness)
+    os.kill(witness, signal.SIGKILL)
+    assert proc.is_over(pidfd, harness.SECONDS)
+    os.close(pidfd)
+    survivor.program.kill9()
     assert report.dirty(wpfs, "t") == PAGES
-    open(fifos[0], "wb").close()
-    open(fifos[1], "rb").close()
+    for _ in range(2):
+        wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+        assert report.dirty(wpfs, "t") == PAGES
+        wpfs.kill9()
+        wpfs.restart()
+    survivor.store()
+    survivor.end()
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    assert report.dirty(wpfs, "t") == set()
+
+
+@pytest.mark.parametrize("lost", ["program", "daemon too", "witness too"])
+def test_who_outlives_the_program_on_a_capped_mount(make_wpfs, lost):
+    """Pages that are not in memory come for it as they did for the program."""
+    wpfs = make_wpfs("store", ["resident=64M", "settle=0"])
+    with open(wpfs.mnt / "f", "wb") as file:
+        file.write(b"\xab" * len(PAGES) * harness.PAGE)
+    survivor = Survivor(wpfs)
+    (witness,) = [pid for pid in proc.children(survivor.program.pid) if pid != survivor.pid]
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    assert wpfs.wpctl_json("status")["spilled"] == len(PAGES) * harness.PAGE
+    if lost == "daemon too":
+        wpfs.kill9()
+    if lost == "witness too":
+        pidfd = os.pidfd_open(witness)
+        os.kill(witness, signal.SIGKILL)
+        assert proc.is_over(pidfd, harness.SECONDS)
+        os.close(pidfd)
+    survivor.program.kill9()
+    if lost == "daemon too":
+        wpfs.restart()
+    assert report.names(wpfs)["t"] == ("detached" if lost == "witness too" else "live")
+    survivor.store()
     with open(wpfs.mnt / "f", "rb") as file:
-        assert os.pread(file.fileno(), 1, 7 * harness.PAGE) == b"\1", "it did not live to store"
-    assert report.dirty(wpfs, "t") == PAGES
+        assert file.read() == b"".join(
+            (b"\1" if page in STORED else b"\xab") + b"\xab" * (harness.PAGE - 1)
+            for page in sorted(PAGES))
+    assert report.dirty(wpfs, "t") == (PAGES if lost == "witness too" else STORED)
+    survivor.end()
+    assert report.names(wpfs) == {"t": "detached"}
+    wpfs.wpctl("evict", wpfs.mnt, "/f")

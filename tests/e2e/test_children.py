@@ -217,6 +217,55 @@ def test_protect_does_what_it_can(wpfs):
     assert report.dirty(wpfs, "a") == ALL
 
 
+GRANDCHILD = """
+import ctypes, mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o666)
+os.ftruncate(fd, 64 * 4096)
+view = mmap.mmap(fd, 64 * 4096)
+fork = lambda: ctypes.CDLL(None).syscall(57)  # behind the shim's back
+child = fork()
+if child == 0:
+    if fork():
+        os._exit(0)
+    for page in range(30, 64):
+        with open(sys.argv[2]):  # until somebody lets it go on
+            view[page * 4096] = 1
+        with open(sys.argv[3], "w") as done:
+            done.write(str(os.getpid()))
+os.waitpid(child, 0)
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_child_of_a_child_that_nobody_watches(wpfs):
+    """Nobody told of either: in doubt in every epoch, and named to who asks for the file."""
+    go, done = wpfs.dir / "go", wpfs.dir / "done"
+    for fifo in (go, done):
+        os.mkfifo(fifo)
+    program = wpfs.spawn("/usr/bin/python3", "-c", GRANDCHILD, wpfs.mnt / "f", go, done, name="t",
+                         protect=True)
+    assert program.read() == "ready"
+
+    def store():
+        open(go, "wb").close()
+        return int(done.read_text())
+
+    pid = store()
+    assert 30 in union(wpfs)
+    for page in (31, 32):
+        assert f"(pid {pid}, maps it)" in "".join(wpfs.wpctl_json("dirty", "--file", "/f")["notes"])
+        wpfs.wpctl("protect", wpfs.mnt)
+        assert store() == pid
+        assert page in union(wpfs)
+        assert report.dirty(wpfs, "t") == set(), "its parent's parent is exact"
+    program.kill9()
+    wpfs.wpctl("protect", wpfs.mnt)
+    assert store() == pid
+    assert 33 in union(wpfs)
+    harness.proc.kill(pid)
+
+
 def test_an_epoch_of_a_program_that_ended(wpfs):
     program = mapped(wpfs)
     program.order("store 0 5 1")

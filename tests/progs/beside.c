@@ -12,11 +12,14 @@
  *   grow                  a thread stores where the mapping is about to grow to, and stops then
  *   failed                by a raw system call, right after a mmap of the same that failed
  *   alone                 its first thread has ended: the second one stores
- *   survivor GO DONE      a child made with CLONE_VM outlives the program: it stores when somebody
- *                         writes to the fifo GO, and ends when it has told DONE
+ *   alone_uffd            likewise, and it protects the mapping with a userfaultfd first: the store
+ *                         of a third one waits, and nobody reads of it
+ *   survivor GO DONE END  a child made with CLONE_VM outlives the program: it stores when somebody
+ *                         opens the fifo GO, tells DONE, and ends when END is opened
  */
 /* clang-format on */
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -165,24 +168,67 @@ static void *second(void *first)
 	exit(0);
 }
 
-static void by_second_thread(void)
+static void *store(void *arg)
+{
+	mapping[TO * PAGE] = 1;
+	return NULL;
+}
+
+static void *second_uffd(void *first)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+			    UFFD_FEATURE_WP_UNPOPULATED,
+	};
+	struct uffdio_register reg = {
+		.range = {(uintptr_t)mapping, PAGES * PAGE},
+		.mode = UFFDIO_REGISTER_MODE_WP,
+	};
+	struct uffdio_writeprotect protect = {reg.range, UFFDIO_WRITEPROTECT_MODE_WP};
+	struct pollfd pending = {.fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK),
+				 .events = POLLIN};
+	pthread_t thread;
+
+	pthread_join(*(pthread_t *)first, NULL);
+	check(ioctl(pending.fd, UFFDIO_API, &api) == 0, "UFFDIO_API");
+	check(ioctl(pending.fd, UFFDIO_REGISTER, &reg) == 0, "UFFDIO_REGISTER");
+	check(ioctl(pending.fd, UFFDIO_WRITEPROTECT, &protect) == 0, "UFFDIO_WRITEPROTECT");
+	check(pthread_create(&thread, NULL, store, NULL) == 0, "pthread_create");
+	check(poll(&pending, 1, -1) == 1, "poll");
+	say("stored");
+	exit(0);
+}
+
+static void leave_to(void *(*other)(void *first))
 {
 	static pthread_t first;
 	pthread_t thread;
 
 	first = pthread_self();
-	check(pthread_create(&thread, NULL, second, &first) == 0, "pthread_create");
+	check(pthread_create(&thread, NULL, other, &first) == 0, "pthread_create");
 	pthread_exit(NULL);
+}
+
+static void by_second_thread(void)
+{
+	leave_to(second);
+}
+
+static void by_its_uffd(void)
+{
+	leave_to(second_uffd);
 }
 
 static int survivor(void *arg)
 {
-	int at = open(args[0], O_RDONLY | O_CLOEXEC);
+	const int how[] = {O_RDONLY, O_WRONLY, O_RDONLY};
 
-	close(at);
-	mapping[TO * PAGE] = 1;
-	at = open(args[1], O_WRONLY | O_CLOEXEC);
-	close(at);
+	for (int i = 0; i < 3; i++) {
+		close(open(args[i], how[i] | O_CLOEXEC));
+		if (i == 0)
+			mapping[TO * PAGE] = 1;
+	}
 	_exit(0);
 }
 
@@ -197,7 +243,7 @@ static const struct {
 } ways[] = {
 	{"file_pages", by_file_pages}, {"scan", by_scan},	    {"vm", by_vm_child},
 	{"reopen", by_reopened},       {"grow", by_growing},	    {"survivor", by_survivor},
-	{"failed", by_failed},	       {"alone", by_second_thread},
+	{"failed", by_failed},	       {"alone", by_second_thread}, {"alone_uffd", by_its_uffd},
 };
 
 int main(int argc, char **argv)
