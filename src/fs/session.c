@@ -45,6 +45,12 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 		want(conn, FUSE_CAP_CACHE_SYMLINKS);
 	/* The lower file is the page cache: there is nothing to invalidate by mtime. */
 	fuse_unset_feature_flag(conn, FUSE_CAP_AUTO_INVAL_DATA);
+	/*
+	 * Requests are some hundred bytes. A pipe for each, which we may not make as large as
+	 * libfuse wants it without CAP_SYS_RESOURCE, costs eight calls and then the request is read
+	 * anyway.
+	 */
+	fuse_unset_feature_flag(conn, FUSE_CAP_SPLICE_READ);
 	conn->no_interrupt = 1; /* no request waits for another process */
 	fs->uring = fs->uring_wanted && fuse_get_feature_flag(conn, FUSE_CAP_OVER_IO_URING);
 	fs->init_seen = true;
