@@ -19,7 +19,10 @@ struct fs_absent;
 /* An empty table. Both descriptors are borrowed until fs_absent_free. 0 or -errno. */
 int fs_absent_new(int private_fd, int data_fd, int lower_fd, struct fs_absent **absent);
 
-/* Notes a file while the tree is restored: for struct fs_store_elsewhere. 1 or -errno. */
+/*
+ * Notes a file while the tree is restored, whether it has stored contents or not: for struct
+ * fs_store_elsewhere. 1 or -errno.
+ */
 int fs_absent_take(void *absent, uint64_t ino, const struct fs_handle *handle, int data_fd,
 		   uint64_t size);
 

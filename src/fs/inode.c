@@ -28,7 +28,7 @@ struct fs_shard *fs_shard_of(struct fs *fs, uint64_t ino)
 	return &fs->shards[ino % FS_SHARDS];
 }
 
-int fs_handle_of(int fd, struct fs_handle *handle)
+int fs_handle_of_at(int fd, const char *name, struct fs_handle *handle)
 {
 	union {
 		struct file_handle h;
@@ -36,13 +36,18 @@ int fs_handle_of(int fd, struct fs_handle *handle)
 	} u = {.h.handle_bytes = sizeof(handle->data)};
 	int mount_id;
 
-	if (name_to_handle_at(fd, "", &u.h, &mount_id, AT_EMPTY_PATH) < 0)
+	if (name_to_handle_at(fd, name, &u.h, &mount_id, name[0] ? 0 : AT_EMPTY_PATH) < 0)
 		return -errno;
 	memset(handle, 0, sizeof(*handle));
 	handle->type = (uint8_t)u.h.handle_type;
 	handle->len = (uint8_t)u.h.handle_bytes;
 	memcpy(handle->data, u.h.f_handle, u.h.handle_bytes);
 	return 0;
+}
+
+int fs_handle_of(int fd, struct fs_handle *handle)
+{
+	return fs_handle_of_at(fd, "", handle);
 }
 
 int fs_handle_open_at(int lower_fd, const struct fs_handle *handle, int flags)

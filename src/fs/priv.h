@@ -249,8 +249,9 @@ void fs_inode_unlinked(struct fs *fs, int fd);
  */
 void fs_inode_wait_for_forgets(struct fs *fs);
 
-/* The handle of an open file. 0 or -errno. */
+/* The handle of an open file, or of a name in an open directory. 0 or -errno. */
 int fs_handle_of(int fd, struct fs_handle *handle);
+int fs_handle_of_at(int fd, const char *name, struct fs_handle *handle);
 
 /* Opens a file of that lower by handle, O_CLOEXEC added. -ESTALE: gone. */
 int fs_handle_open_at(int lower_fd, const struct fs_handle *handle, int flags);

@@ -18,12 +18,14 @@
 
 /*
  * Somebody who takes the contents of a file that are to be restored: 1: done, 0: they go into the
- * lower file; -errno. `data_fd` is the data file, open for reading.
+ * lower file; -errno. `data_fd` is the data file, open for reading; with `unseen` it is -1, and
+ * whether there is a data file was not looked at.
  */
 struct fs_store_elsewhere {
 	void *ctx;
 	int (*take)(void *ctx, uint64_t ino, const struct fs_handle *handle, int data_fd,
 		    uint64_t size);
+	bool unseen;
 };
 
 /*

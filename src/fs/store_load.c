@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Restores a tree. The database gives inodes first, then names breadth first, then xattrs: a file
- * is made at its first name, linked at its others, and gets its times at the very end, since all
- * else moves them.
+ * is made at its first name and linked at its others. A mount waits for this, so a file costs as
+ * few calls as there can be: seven for a regular one.
  */
 #include "fs/store.h"
 
@@ -72,94 +72,130 @@ static struct node *node_find(const struct load *load, uint64_t id)
 	return node;
 }
 
-/* Notes a file that exists now, under its id. */
-static int node_made(struct load *load, struct node *node, int fd)
-{
-	struct stat st;
-	int r;
+/* A file that was just made: by descriptor, or by its name, which does not follow a link. */
+struct made {
+	int fd;
+	const char *name;
+	int flags; /* of the *at() calls */
+};
 
-	if (fstat(fd, &st) < 0)
-		return -errno;
-	r = fs_handle_of(fd, &node->handle);
-	node->made = r == 0;
-	return r || node->id == FS_ROOT_ID ? r : fs_ids_add(load->ids, st.st_ino, node->id);
+/* Owner before mode: a chown clears suid bits. What it was made with already is not set again. */
+static int set_attrs(const struct made *made, const struct stat *st, const struct db_inode *inode)
+{
+	bool other = st->st_uid != inode->uid || st->st_gid != inode->gid;
+	mode_t mode = inode->mode & 07777;
+	int r = 0;
+
+	if (other)
+		r = fchownat(made->fd, made->name, inode->uid, inode->gid, made->flags);
+	if (!r && !S_ISLNK(inode->mode) &&
+	    ((st->st_mode & 07777) != mode || (other && (mode & (S_ISUID | S_ISGID)))))
+		r = made->name[0] ? fchmodat(made->fd, made->name, mode, 0)
+				  : fchmod(made->fd, mode);
+	return r < 0 ? -errno : 0;
 }
 
-/* Owner before mode: a chown clears suid bits. */
-static int set_attrs(int fd, const struct db_inode *inode)
+static struct timespec from_ns(int64_t ns)
 {
-	if (fchownat(fd, "", inode->uid, inode->gid, AT_EMPTY_PATH) < 0)
-		return -errno;
-	if (!S_ISLNK(inode->mode) && chmod(fs_proc_path(fd).s, inode->mode & 07777) < 0)
-		return -errno;
-	return 0;
+	struct timespec ts = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+
+	if (ts.tv_nsec < 0) {
+		ts.tv_nsec += 1000000000;
+		ts.tv_sec--;
+	}
+	return ts;
+}
+
+static int set_times(const struct made *made, const struct db_inode *inode)
+{
+	struct timespec times[2] = {from_ns(inode->atime_ns), from_ns(inode->mtime_ns)};
+
+	int r = made->name[0] ? utimensat(made->fd, made->name, times, made->flags)
+			      : futimens(made->fd, times);
+
+	return r < 0 ? -errno : 0;
+}
+
+/* Notes a file that exists now, under its id. */
+static int note_made(struct load *load, struct node *node, const struct made *made,
+		     const struct stat *st)
+{
+	int r = fs_handle_of_at(made->fd, made->name, &node->handle);
+
+	node->made = r == 0;
+	return r || node->id == FS_ROOT_ID ? r : fs_ids_add(load->ids, st->st_ino, node->id);
 }
 
 /* Puts the contents of a file into the lower one, unless somebody else takes them. */
 static int load_contents(struct load *load, const struct node *node, int fd)
 {
+	const struct fs_store_elsewhere *elsewhere = load->elsewhere;
 	_cleanup_close_ int data_fd = -1;
-	struct fs_handle handle;
 	int r = 0;
 
-	if (load->elsewhere) {
+	if (node->inode.size == 0)
+		return 0;
+	if (elsewhere && !elsewhere->unseen) {
 		data_fd = store_data_open(load->data_fd, node->id);
 		if (data_fd < 0)
 			return data_fd == -ENOENT ? 0 : data_fd;
-		r = fs_handle_of(fd, &handle);
-		if (r == 0)
-			r = load->elsewhere->take(load->elsewhere->ctx, node->id, &handle, data_fd,
-						  node->inode.size);
 	}
+	if (elsewhere)
+		r = elsewhere->take(elsewhere->ctx, node->id, &node->handle, data_fd,
+				    node->inode.size);
 	if (r)
 		return r < 0 ? r : 0;
 	return store_data_read(load->data_fd, node->id, fd, node->inode.size, NULL);
 }
 
-static int make_file(struct load *load, int dir_fd, const char *name, const struct node *node)
+/* Times last, since contents move them; nothing later does. */
+static int complete(struct load *load, struct node *node, const struct made *made)
 {
-	_cleanup_close_ int fd =
-		openat(dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+	struct stat st;
+	int r = fstatat(made->fd, made->name, &st, made->flags) < 0 ? -errno : 0;
 
-	if (fd < 0)
-		return -errno;
-	if (ftruncate(fd, (off_t)node->inode.size) < 0)
-		return -errno;
-	return load_contents(load, node, fd);
+	if (!r)
+		r = set_attrs(made, &st, &node->inode);
+	if (!r)
+		r = note_made(load, node, made, &st);
+	if (!r && S_ISREG(node->inode.mode))
+		r = load_contents(load, node, made->fd);
+	return r || S_ISDIR(node->inode.mode) ? r : set_times(made, &node->inode);
 }
 
-static int make_name(struct load *load, int dir_fd, const char *name, const struct node *node)
+static int make_file(struct load *load, int dir_fd, const char *name, struct node *node)
 {
+	_cleanup_close_ int fd =
+		openat(dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW,
+		       node->inode.mode & 07777);
+
+	if (fd < 0 || (node->inode.size && ftruncate(fd, (off_t)node->inode.size) < 0))
+		return -errno;
+	return complete(load, node, &(struct made){.fd = fd, .name = "", .flags = AT_EMPTY_PATH});
+}
+
+static int make_node(struct load *load, int dir_fd, const char *name, struct node *node)
+{
+	const struct db_inode *inode = &node->inode;
 	int r;
 
-	switch (node->inode.mode & S_IFMT) {
+	switch (inode->mode & S_IFMT) {
 	case S_IFREG:
 		return make_file(load, dir_fd, name, node);
 	case S_IFDIR:
-		r = mkdirat(dir_fd, name, 0700);
+		r = mkdirat(dir_fd, name, inode->mode & 07777);
 		break;
 	case S_IFLNK:
 		r = symlinkat(node->target, dir_fd, name);
 		break;
 	default:
-		r = mknodat(dir_fd, name, (node->inode.mode & S_IFMT) | 0600, node->inode.rdev);
+		r = mknodat(dir_fd, name, inode->mode, inode->rdev);
 		break;
 	}
-	return r < 0 ? -errno : 0;
-}
-
-static int make_node(struct load *load, int dir_fd, const char *name, struct node *node)
-{
-	_cleanup_close_ int fd = -1;
-	int r = make_name(load, dir_fd, name, node);
-
-	if (r)
-		return r;
-	fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-	if (fd < 0)
+	if (r < 0)
 		return -errno;
-	r = set_attrs(fd, &node->inode);
-	return r ? r : node_made(load, node, fd);
+	return complete(load, node,
+			&(struct made){.fd = dir_fd, .name = name, .flags = AT_SYMLINK_NOFOLLOW});
 }
 
 static int link_node(struct load *load, int dir_fd, const char *name, const struct node *node)
@@ -230,33 +266,25 @@ static int on_xattr(void *ctx, uint64_t id, const char *name, size_t name_len, c
 	return r;
 }
 
-static struct timespec from_ns(int64_t ns)
-{
-	struct timespec ts = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
-
-	if (ts.tv_nsec < 0) {
-		ts.tv_nsec += 1000000000;
-		ts.tv_sec--;
-	}
-	return ts;
-}
-
-static int set_times(struct load *load)
+/* Of directories, which making names in them moves. */
+static int set_dir_times(struct load *load)
 {
 	struct node *node, *next;
 
 	HASH_ITER (hh, load->nodes, node, next) {
-		struct timespec times[2] = {from_ns(node->inode.atime_ns),
-					    from_ns(node->inode.mtime_ns)};
-		_cleanup_close_ int fd = -1;
+		struct made made = {.fd = -1, .name = "", .flags = AT_EMPTY_PATH};
+		int r;
 
-		if (!node->made)
-			continue; /* has no name any more */
-		fd = fs_handle_open_at(load->lower_fd, &node->handle, O_PATH | O_NOFOLLOW);
-		if (fd < 0)
-			return fd;
-		if (utimensat(fd, "", times, AT_EMPTY_PATH) < 0)
-			return -errno;
+		/* Not made: has no name any more. */
+		if (!S_ISDIR(node->inode.mode) || !node->made)
+			continue;
+		made.fd = fs_handle_open_at(load->lower_fd, &node->handle, O_RDONLY | O_DIRECTORY);
+		if (made.fd < 0)
+			return made.fd;
+		r = set_times(&made, &node->inode);
+		close(made.fd);
+		if (r)
+			return r;
 	}
 	return 0;
 }
@@ -265,7 +293,9 @@ static int set_times(struct load *load)
 static int on_inode_root_last(void *ctx, const struct db_inode *inode)
 {
 	struct load *load = ctx;
+	const struct made root = {.fd = load->lower_fd, .name = "", .flags = AT_EMPTY_PATH};
 	int r = on_inode(ctx, inode);
+	struct stat st;
 
 	if (r || inode->id != FS_ROOT_ID)
 		return r;
@@ -274,7 +304,9 @@ static int on_inode_root_last(void *ctx, const struct db_inode *inode)
 		    fchmod(load->lower_fd, inode->mode & 07777) < 0)
 			return -errno;
 	}
-	return node_made(load, node_find(load, FS_ROOT_ID), load->lower_fd);
+	if (fstat(load->lower_fd, &st) < 0)
+		return -errno;
+	return note_made(load, node_find(load, FS_ROOT_ID), &root, &st);
 }
 
 static void load_free(struct load *load)
@@ -339,7 +371,7 @@ int fs_store_load(struct db *db, int data_fd, int lower_fd, bool keep_root, stru
 
 	r = db_tree_load(db, &visitor);
 	if (!r)
-		r = set_times(&load);
+		r = set_dir_times(&load);
 	if (!r)
 		r = db_call(db, begin_job, &load);
 	if (!r)

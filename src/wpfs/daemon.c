@@ -244,7 +244,8 @@ static int open_volatile(struct daemon *d)
 /* On a native mount contents come when they are asked for. */
 static int load_tree(struct daemon *d)
 {
-	const struct fs_store_elsewhere later = {d->absent, fs_absent_take};
+	const struct fs_store_elsewhere later = {
+		.ctx = d->absent, .take = fs_absent_take, .unseen = true};
 	int r = fs_store_load(d->db, d->store.data_fd, d->run.lower_fd, d->options->has_root_attrs,
 			      &d->run.ids, &later);
 
@@ -257,7 +258,7 @@ static int load_tree_capped(struct daemon *d)
 	struct capped_stash stash = {.private_fd = d->run.private_fd,
 				     .spill_fd = d->store.spill_fd,
 				     .room = d->options->resident / 2};
-	const struct fs_store_elsewhere elsewhere = {&stash, capped_stash_file};
+	const struct fs_store_elsewhere elsewhere = {.ctx = &stash, .take = capped_stash_file};
 	int r = fs_store_load(d->db, d->store.data_fd, d->run.lower_fd, d->options->has_root_attrs,
 			      &d->run.ids, &elsewhere);
 
