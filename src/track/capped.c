@@ -461,18 +461,6 @@ static void set_marks(struct capped *c)
 	c->full = size + (32 << 20);
 }
 
-static int start_workers(struct capped *c)
-{
-	int r = 0;
-
-	for (; r == 0 && c->nr_workers < CAPPED_WORKERS; c->nr_workers += r == 0) {
-		r = -pthread_create(&c->workers[c->nr_workers], NULL, capped_fault_main, c);
-		if (r == 0)
-			pthread_setname_np(c->workers[c->nr_workers], "wpfs-fault");
-	}
-	return c->nr_workers ? 0 : r;
-}
-
 bool capped_was(int private_fd)
 {
 	return faccessat(private_fd, "spilled", F_OK, 0) == 0;
@@ -497,7 +485,7 @@ int capped_new(const struct capped_config *config, struct capped **out)
 	signal(SIGIO, SIG_IGN);
 	r = open_all(c);
 	if (r == 0)
-		r = start_workers(c);
+		r = capped_threads_start(c);
 	if (r < 0) {
 		log_err("cannot prepare the store for pages out of memory: %s", log_errstr(r));
 		capped_free(c, false);
@@ -511,13 +499,9 @@ int capped_new(const struct capped_config *config, struct capped **out)
 
 void capped_free(struct capped *c, bool flushed)
 {
-	const uint64_t one = 1;
 	struct capped_file *f, *next;
 
-	if (c->nr_workers && write(c->stop_fd, &one, sizeof(one)) < 0)
-		log_err("capped: cannot stop the fault threads: %s", log_errstr(errno));
-	for (unsigned i = 0; i < c->nr_workers; i++)
-		pthread_join(c->workers[i], NULL);
+	capped_threads_stop(c);
 	while (c->mms)
 		capped_mm_remove(c, c->mms);
 	HASH_ITER (hh, c->files, f, next)

@@ -49,19 +49,23 @@ static void ask(struct capped *c)
 		log_err("capped: cannot wake the track thread: %s", log_errstr(errno));
 }
 
-void capped_added(struct capped *c)
+/* Whoever adds has asked before: what the tmpfs said then and what came since are enough. */
+void capped_added(struct capped *c, uint64_t pages)
 {
-	if (!c->asked && capped_resident(c) > c->high)
-		ask(c);
+	c->guess += pages << WPFS_PAGE_SHIFT;
+	if (!c->asked && c->guess > c->high) {
+		c->guess = capped_resident(c);
+		if (c->guess > c->high)
+			ask(c);
+	}
 }
 
 bool capped_is_full(struct capped *c)
 {
-	uint64_t resident = capped_resident(c);
-
-	if (resident > c->high)
+	c->guess = capped_resident(c);
+	if (c->guess > c->high)
 		ask(c);
-	return resident >= c->full && !c->stuck;
+	return c->guess >= c->full && !c->stuck;
 }
 
 void capped_wait_room(struct capped *c)

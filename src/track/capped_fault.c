@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The fault threads: they read the messages of every mm's uffd and serve them, each with the lock
- * held from before the read to the end. An eviction that has the lock therefore knows that no event
- * was read and not yet dealt with; one that was not read makes its ioctls fail with EAGAIN. Only
- * while a page is read from the store the lock is let go of (capped_load.c), and then another
- * thread reads the next message.
+ * The messages of every mm's uffd, and how they are served: each with the lock held from before the
+ * read to the end. An eviction that has the lock therefore knows that no event was read and not yet
+ * dealt with; one that was not read makes its ioctls fail with EAGAIN. Only while a page is read
+ * from the store the lock is let go of (capped_load.c), and then another thread reads the next
+ * message (capped_threads.c).
  *
  * A missing page is filled in the lower file and the thread woken; it faults again, and the kernel
  * maps the page with the mark that is in its entry. UFFDIO_CONTINUE is not used: it would need the
@@ -77,7 +77,6 @@ static void mm_free(struct capped *c, struct capped_mm *mm)
 static struct capped_mm *mm_new(struct capped *c, int uffd)
 {
 	struct capped_mm *mm = calloc(1, sizeof(*mm));
-	struct epoll_event ev = {.events = EPOLLIN | EPOLLET};
 
 	if (!mm) {
 		close(uffd);
@@ -87,13 +86,8 @@ static struct capped_mm *mm_new(struct capped *c, int uffd)
 	mm->uffd = uffd;
 	mm->maps_fd = mm->pagemap_fd = -1;
 	DL_APPEND(c->mms, mm);
-	ev.data.u64 = mm->id;
-	/*
-	 * A blocking uffd always polls as an error. Edge-triggered: who is woken reads until there
-	 * is nothing; otherwise each message would wake two threads.
-	 */
-	if (fcntl(uffd, F_SETFL, O_NONBLOCK) < 0 ||
-	    epoll_ctl(c->epoll_fd, EPOLL_CTL_ADD, uffd, &ev) < 0) {
+	/* A blocking uffd always polls as an error. */
+	if (fcntl(uffd, F_SETFL, O_NONBLOCK) < 0 || capped_mm_watch(c, mm) < 0) {
 		mm_free(c, mm);
 		return NULL;
 	}
@@ -260,8 +254,13 @@ static int fault_fill(struct capped *c, struct capped_mm **mm, struct capped_fil
 		c->counts.throttled++;
 		return -EAGAIN;
 	}
-	r = action == FAULT_ZERO ? capped_zero_fault(c, f, page) : capped_load_fault(c, f, page);
+	if (action == FAULT_ZERO)
+		return capped_zero_fault(c, f, page);
+	capped_mm_lend(c, *mm);
+	r = capped_load_fault(c, f, page);
 	*mm = capped_mm_find(c, id);
+	if (*mm)
+		capped_mm_reclaim(c, *mm);
 	return r;
 }
 
@@ -444,8 +443,7 @@ static void on_message(struct capped *c, struct capped_mm *mm, const struct uffd
 	}
 }
 
-/* One message at a time: what one does can concern the next. False: there is none. */
-static bool read_one(struct capped *c, uint64_t id)
+bool capped_fault_read(struct capped *c, uint64_t id)
 {
 	struct capped_mm *mm;
 	struct uffd_msg msg;
@@ -453,7 +451,7 @@ static bool read_one(struct capped *c, uint64_t id)
 
 	pthread_mutex_lock(&c->lock);
 	mm = capped_mm_find(c, id);
-	if (mm && read(mm->uffd, &msg, sizeof(msg)) == sizeof(msg)) {
+	if (mm && capped_mm_is_mine(mm) && read(mm->uffd, &msg, sizeof(msg)) == sizeof(msg)) {
 		any = true;
 		on_message(c, mm, &msg);
 	}
@@ -462,10 +460,10 @@ static bool read_one(struct capped *c, uint64_t id)
 }
 
 /*
- * Looks at what waits and is due, once. Serving can let go of the lock, so each is taken off the
- * list first; one that comes back to its end is not looked at again in this round.
+ * Serving can let go of the lock, so each is taken off the list first; one that comes back to its
+ * end is not looked at again in this round.
  */
-static void retry_waits(struct capped *c)
+void capped_fault_retry(struct capped *c)
 {
 	struct capped_wait *w;
 	uint64_t now = now_ms();
@@ -495,67 +493,4 @@ static void retry_waits(struct capped *c)
 		free(w);
 	}
 	pthread_mutex_unlock(&c->lock);
-}
-
-/* Reads ahead while nobody waits for something. */
-static void read_ahead(struct capped *c)
-{
-	pthread_mutex_lock(&c->lock);
-	capped_ahead_one(c);
-	/* One at a time: a fault that came meanwhile goes before. */
-	if (c->aheads)
-		capped_retry(c);
-	pthread_mutex_unlock(&c->lock);
-}
-
-static bool anything_waits(struct capped *c)
-{
-	bool any;
-
-	pthread_mutex_lock(&c->lock);
-	any = c->waits || c->aheads;
-	pthread_mutex_unlock(&c->lock);
-	return any;
-}
-
-/* An error that polls for ever; its messages cannot be read. */
-static void stop_polling(struct capped *c, uint64_t id)
-{
-	struct capped_mm *mm;
-
-	pthread_mutex_lock(&c->lock);
-	mm = capped_mm_find(c, id);
-	if (mm) {
-		log_err("the faults of pid %d cannot be served: its uffd polls as an error",
-			mm->pid);
-		epoll_ctl(c->epoll_fd, EPOLL_CTL_DEL, mm->uffd, NULL);
-	}
-	pthread_mutex_unlock(&c->lock);
-}
-
-void *capped_fault_main(void *arg)
-{
-	struct capped *c = arg;
-	uint64_t count;
-
-	for (;;) {
-		struct epoll_event ev;
-		int n = epoll_wait(c->epoll_fd, &ev, 1, anything_waits(c) ? RETRY_MS : -1);
-
-		if (n > 0 && ev.data.u64 == 0)
-			return NULL; /* stop_fd, which stays readable for the others */
-		if (n > 0 && ev.data.u64 == UINT64_MAX) {
-			if (read(c->retry_fd, &count, sizeof(count)) < 0)
-				continue; /* another thread has it */
-		} else if (n > 0 && ev.events & EPOLLIN) {
-			while (read_one(c, ev.data.u64))
-				;
-		} else if (n > 0) {
-			stop_polling(c, ev.data.u64);
-		}
-		if (anything_waits(c)) {
-			retry_waits(c);
-			read_ahead(c);
-		}
-	}
 }

@@ -78,6 +78,8 @@ struct capped_ahead {
 struct capped_mm {
 	uint64_t id; /* constant; what epoll gives back */
 	int uffd;
+	uint32_t thread; /* the fault thread that reads it; 0: the next message wakes one */
+	uint32_t lent;	 /* then: the one that has it back unless somebody is woken before */
 	int maps_fd, pagemap_fd; /* -1: a fork child that has not come to us yet */
 	pid_t pid;		 /* of a task of the mm when it came; 0 as above */
 	bool left;		 /* its program has ended, and somebody may have it still */
@@ -154,6 +156,7 @@ struct capped {
 	int evict_fd; /* eventfd: there is something to evict */
 	pthread_t workers[CAPPED_WORKERS];
 	unsigned nr_workers;
+	bool spins; /* there is another processor for those who are served */
 
 	/* Outermost of this room and of spill; fs may be called under it, but no hook is. */
 	pthread_mutex_t lock;
@@ -166,9 +169,12 @@ struct capped {
 	struct capped_use *uses;
 	struct capped_batch *batch; /* set and cleared by the track thread */
 	struct policy *policy;
-	bool asked; /* evict_fd was written and the track thread has not looked yet */
-	bool stuck; /* nothing can be evicted: what does not fit is let in */
-	bool stopping;
+	uint64_t guess; /* bytes in memory: what the tmpfs said last, and what was added since */
+	bool asked;	/* evict_fd was written and the track thread has not looked yet */
+	bool stuck;	/* nothing can be evicted: what does not fit is let in */
+	uint32_t next_worker;		    /* the last number given to a fault thread */
+	bool spinning;			    /* a fault thread looks for messages before it sleeps */
+	unsigned spin_credit, spin_skipped; /* how often that was of use lately; tries left out */
 	struct spill_io *engines[CAPPED_ENGINES]; /* free ones */
 	unsigned nr_engines, made_engines;
 	pthread_cond_t engine_cond;
@@ -246,8 +252,11 @@ uint64_t capped_resident(const struct capped *c);
 /* Pages of [first, first + nr) of a lower file that are in memory (or in swap); no lock. */
 uint64_t capped_in_memory(int fd, uint64_t first, uint64_t nr);
 
-/* Something was added: has the track thread evict if there is too much. Lock held. */
-void capped_added(struct capped *c);
+/*
+ * So many pages were added after capped_is_full was asked: has the track thread evict if there is
+ * too much. Lock held.
+ */
+void capped_added(struct capped *c, uint64_t pages);
 
 /* May nothing be added now? Asks for an eviction then. Lock held. */
 bool capped_is_full(struct capped *c);
@@ -311,10 +320,30 @@ uint64_t capped_lower_dev(const struct capped *c);
 /* Redeems a ticket: a descriptor the caller closes, or -errno (-ESTALE: no such ticket). */
 int capped_redeem(struct capped *c, const struct wpfs_ticket *ticket, uint64_t *ino);
 
+/* ---- capped_threads.c ---- */
+
+/* 0 or -errno; capped_threads_stop follows either way. */
+int capped_threads_start(struct capped *c);
+void capped_threads_stop(struct capped *c);
+
+/* All with the lock held. A new mm's messages wake the threads. 0 or -errno. */
+int capped_mm_watch(struct capped *c, struct capped_mm *mm);
+/* Has the calling thread to read its messages? */
+bool capped_mm_is_mine(const struct capped_mm *mm);
+/* Around a wait, if it is the calling thread's: another may have it meanwhile, and keep it. */
+void capped_mm_lend(struct capped *c, struct capped_mm *mm);
+void capped_mm_reclaim(struct capped *c, struct capped_mm *mm);
+
 /* ---- capped_fault.c: mms ---- */
 
-/* The fault thread: arg is the struct capped. */
-void *capped_fault_main(void *arg);
+/*
+ * Reads one message and serves it, if the mm is the calling thread's. One at a time: what one does
+ * can concern the next. False: there is none. Lock not held.
+ */
+bool capped_fault_read(struct capped *c, uint64_t id);
+
+/* Looks once at what waits and is due. Lock not held. */
+void capped_fault_retry(struct capped *c);
 
 /* Serves the faults of an mm; `uffd` is duplicated, `pid` is a task of the mm. 0 or -errno. */
 int capped_mm_add(struct capped *c, pid_t pid, int uffd, struct capped_mm **mm);

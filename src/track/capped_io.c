@@ -126,7 +126,7 @@ static void know_accessed(struct capped *c, const struct capped_use *use, bool a
 		policy_insert(c->policy, f->slot, page);
 	if (f && !all)
 		capped_know(c, f, use->first, use->end - use->first);
-	capped_added(c);
+	capped_added(c, use->end - use->first);
 }
 
 static void drop_done(struct capped *c, struct capped_file *f, uint64_t off, uint64_t len)

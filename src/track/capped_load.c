@@ -141,7 +141,7 @@ static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uin
 	c->counts.refaults += nr;
 	for (uint64_t page = first; f->has_slot && page < first + nr; page++)
 		policy_insert(c->policy, f->slot, page);
-	capped_added(c);
+	capped_added(c, nr);
 	return 0;
 }
 
@@ -197,6 +197,7 @@ int capped_load_file(struct capped *c, uint64_t ino, uint64_t *loaded)
 	f = capped_file_find(c, ino);
 	/* So that it is not let go of; empty, so that it keeps nobody away. */
 	capped_use_begin(c, &use);
+	capped_is_full(c); /* it comes in all the same */
 	if (f)
 		r = capped_load(c, f, 0, UINT64_MAX, loaded);
 	capped_use_end(c, &use);
@@ -346,6 +347,6 @@ int capped_zero_fault(struct capped *c, struct capped_file *f, uint64_t page)
 		s->ahead = page + nr;
 	for (uint64_t i = page; f->has_slot && i < page + nr; i++)
 		policy_insert(c->policy, f->slot, i);
-	capped_added(c);
+	capped_added(c, nr);
 	return 0;
 }
