@@ -9,6 +9,7 @@
 #include "base/units.h"
 #include "db/chunks.h"
 #include "db/marks.h"
+#include "db/marks_internal.h"
 #include "db/vmas.h"
 
 /* ---- address spaces ---- */
@@ -93,8 +94,7 @@ int db_mm_file_delete(struct db_tx *tx, uint64_t mm, uint64_t file)
 			(int64_t)file);
 }
 
-/* The row that sets and epochs belong to. */
-static int mm_file_need(struct db_tx *tx, uint64_t mm, uint64_t file)
+int marks_file_need(struct db_tx *tx, uint64_t mm, uint64_t file)
 {
 	return sql_exec(tx,
 			"INSERT INTO mm_file (mm, file, protect) VALUES (?1, ?2, 0)"
@@ -107,7 +107,7 @@ int db_set_put(struct db_tx *tx, enum db_set_kind kind, uint64_t mm, enum mm_own
 {
 	const struct chunk_key key = {kind == DB_SET_ARMED ? CHUNKS_ARMED : CHUNKS_DIRTY, mm,
 				      chunk_owner(owner), file};
-	int r = mm_file_need(tx, mm, file);
+	int r = marks_file_need(tx, mm, file);
 
 	return r < 0 ? r : chunks_put(tx, &key, set);
 }
@@ -210,83 +210,4 @@ int db_file_put(struct db_tx *tx, uint64_t id, const void *handle, size_t handle
 int db_file_delete(struct db_tx *tx, uint64_t id)
 {
 	return sql_exec(tx, "DELETE FROM file WHERE id = ?1", "i", (int64_t)id);
-}
-
-/* ---- epochs ---- */
-
-int db_last_epoch(struct db_tx *tx, uint64_t *number)
-{
-	int64_t last = 0;
-	int r = sql_get_i64(tx, &last,
-			    "SELECT max(coalesce((SELECT max(epoch) FROM mm), 0),"
-			    " coalesce((SELECT value FROM meta WHERE key = ?1), 0))",
-			    "t", DB_META_LAST_EPOCH);
-
-	*number = (uint64_t)last;
-	return r;
-}
-
-int db_epoch_is_open(struct db_tx *tx, uint64_t mm, uint64_t file)
-{
-	int64_t nr;
-	int r = sql_get_i64(tx, &nr,
-			    "SELECT count(*) FROM epoch"
-			    " WHERE mm = ?1 AND file = ?2 AND closed_ns IS NULL",
-			    "ii", (int64_t)mm, (int64_t)file);
-
-	return r < 0 ? r : (int)nr;
-}
-
-int db_epoch_close(struct db_tx *tx, uint64_t mm, uint64_t file, int64_t now_ns,
-		   const struct mm_set *last, enum mm_written written)
-{
-	struct chunk_key key = {CHUNKS_EPOCH, mm, file, 0};
-	int64_t number;
-	int r = sql_get_i64(
-		tx, &number,
-		"SELECT number FROM epoch WHERE mm = ?1 AND file = ?2 AND closed_ns IS NULL", "ii",
-		(int64_t)mm, (int64_t)file);
-
-	if (r < 0)
-		return r == -ENODATA ? 0 : r;
-	key.k3 = (uint64_t)number;
-	r = sql_exec(tx,
-		     "UPDATE epoch SET closed_ns = max(?4, opened_ns), written = ?5"
-		     " WHERE mm = ?1 AND file = ?2 AND number = ?3",
-		     "iiiii", (int64_t)mm, (int64_t)file, number, now_ns, (int64_t)written);
-	if (r == 0 && last)
-		r = chunks_put(tx, &key, last);
-	if (r == 0)
-		r = sql_exec(tx,
-			     "DELETE FROM epoch WHERE mm = ?1 AND file = ?2 AND number <= ("
-			     " SELECT number FROM epoch WHERE mm = ?1 AND file = ?2"
-			     " AND closed_ns IS NOT NULL ORDER BY number DESC LIMIT 1 OFFSET ?3)",
-			     "iii", (int64_t)mm, (int64_t)file, (int64_t)DB_EPOCHS_KEPT);
-	return r;
-}
-
-int db_epoch_open(struct db_tx *tx, uint64_t mm, uint64_t file, uint64_t number, int64_t now_ns,
-		  const struct mm_set *last, enum mm_written written)
-{
-	int64_t open;
-	int r = mm_file_need(tx, mm, file);
-
-	if (r == 0)
-		r = sql_get_i64(tx, &open,
-				"SELECT closed_ns IS NULL FROM epoch"
-				" WHERE mm = ?1 AND file = ?2 AND number = ?3",
-				"iii", (int64_t)mm, (int64_t)file, (int64_t)number);
-	if (r == 0 && open)
-		return 0; /* it goes on */
-	if (r == 0)	  /* unprotected, and armed again before another began */
-		r = sql_exec(tx, "DELETE FROM epoch WHERE mm = ?1 AND file = ?2 AND number = ?3",
-			     "iii", (int64_t)mm, (int64_t)file, (int64_t)number);
-	if (r == 0 || r == -ENODATA)
-		r = db_epoch_close(tx, mm, file, now_ns, last, written);
-	if (r == 0)
-		r = sql_exec(tx,
-			     "INSERT INTO epoch (mm, file, number, opened_ns, closed_ns)"
-			     " VALUES (?1, ?2, ?3, ?4, NULL)",
-			     "iiii", (int64_t)mm, (int64_t)file, (int64_t)number, now_ns);
-	return r;
 }

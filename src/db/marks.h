@@ -133,6 +133,20 @@ int db_epoch_is_open(struct db_tx *tx, uint64_t mm, uint64_t file);
 int db_epoch_close(struct db_tx *tx, uint64_t mm, uint64_t file, int64_t now_ns,
 		   const struct mm_set *last, enum mm_written written);
 
+/* How the row is called that has what closed epochs of a program's fork children ended with that
+ * are gone: "NAME/ended". */
+#define DB_ENDED_NAME "/ended"
+
+/* 1: a closed epoch of the mm ended with something dirty or written, 0: none. */
+int db_epochs_tell(struct db_tx *tx, uint64_t mm);
+
+/*
+ * The epochs of `from`, all closed, become those of `into` too, up to the one of number `end`, when
+ * `from` is not there any more: what an epoch of `into` ended with is then all that was dirty at
+ * that time in either.
+ */
+int db_epochs_merge(struct db_tx *tx, uint64_t from, uint64_t into, uint64_t end);
+
 /*
  * Adds the dirty sets of the closed epochs from .. to of a file in an mm to *set; *open says
  * whether the open one is among them. -ENOENT: `from` is not kept. Not inside a job.

@@ -261,6 +261,7 @@ static int emit_written(struct report *rp, const struct view *view)
 static int emit_notes(struct report *rp, const struct view *view)
 {
 	const struct db_mm *row = view->row;
+	const char *slash = strchr(row->name, '/');
 	bool live = row->state == WPFS_MM_LIVE;
 	int r = 0;
 
@@ -273,6 +274,8 @@ static int emit_notes(struct report *rp, const struct view *view)
 	else if (view->rec.armed == 0 && live)
 		r = note(rp,
 			 "nothing mapped shared now: only shared mappings of files are tracked");
+	else if (view->rec.armed == 0 && slash && strcmp(slash, DB_ENDED_NAME) == 0)
+		r = note(rp, "fork children that ended: what their closed epochs ended with");
 	else if (view->rec.armed == 0)
 		r = note(rp, "nothing was armed when it ended");
 	if (r == 0 && row->flags & DB_MM_PRIVATE_MAPS)

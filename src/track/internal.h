@@ -375,6 +375,16 @@ int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file);
 /* Stores an mm that was born with armed pages, in the epoch that it was born in. */
 int protect_store_born(struct track *t, struct tmm *tm);
 
+/* ---- ended.c: fork children that ended ---- */
+
+/* Is one that ended to be forgotten by a protect, since it has nothing dirty since the last one? */
+bool ended_is_over(const struct tmm *tm, const struct protect_selection *sel);
+/*
+ * Forgets it when epoch `end` begins. What its closed epochs ended with goes to NAME/ended. 0 or
+ * -errno of the database, and it stays.
+ */
+int ended_retire(struct track *t, struct tmm *tm, uint64_t end);
+
 /* ---- answer.c ---- */
 void answer_status(struct request *rq);
 void answer_report(struct request *rq);

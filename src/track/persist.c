@@ -87,6 +87,7 @@ static int persist_load_mm(void *ctx, const struct db_mm *row, struct mm *model)
 	tm->mapped_shared = row->flags & DB_MM_MAPPED_SHARED;
 	tm->fork_child = row->flags & DB_MM_FORK_CHILD;
 	tm->maybe_shared = l->same_lower && row->flags & DB_MM_MAYBE_SHARED;
+	tm->epoch_turned = tm->fork_child; /* for all one knows */
 	tm->mm.own_uffds = row->flags & DB_MM_OWN_UFFDS;
 	tm->state = live ? TMM_LIVE : TMM_DETACHED;
 	tm->stale_row = row->state == WPFS_MM_LIVE && !live;

@@ -567,16 +567,6 @@ typedef int (*protect_mm_fn)(struct track *t, struct tmm *tm, const struct prote
 			     struct wpfs_protect_reply *reply);
 
 /*
- * A fork child that ended, with nothing dirty since the last protect: its epoch has been kept for
- * as long as it was the last one, and nobody will ever have its name again.
- */
-static bool protect_is_over(const struct tmm *tm, const struct protect_selection *sel)
-{
-	return tm->state == TMM_DETACHED && tm->fork_child && tm->epoch_turned && !sel->file &&
-	       tmm_dirty(tm) == 0;
-}
-
-/*
  * All that are selected, whatever becomes of one: it is not in an epoch half way, as what could not
  * be marked is dirty, but who asked must know.
  */
@@ -612,10 +602,8 @@ static void protect_each(struct request *rq, protect_mm_fn fn)
 		any = true;
 		if (rq->t->db_error) {
 			r = rq->t->db_error;
-		} else if (fn == protect_mm && protect_is_over(tm, &sel)) {
-			r = persist_forget(rq->t, tm);
-			if (r == 0)
-				tmm_free(rq->t, tm);
+		} else if (fn == protect_mm && ended_is_over(tm, &sel)) {
+			r = ended_retire(rq->t, tm, reply.epoch ?: protect_last_epoch(rq->t) + 1);
 		} else {
 			r = fn(rq->t, tm, &sel, &reply);
 		}

@@ -199,7 +199,7 @@ def test_children_do_not_pile_up(wpfs):
     wpfs.wpctl("protect", wpfs.mnt)
     assert len(report.names(wpfs)) == 3 and union(wpfs) == set()
     wpfs.wpctl("protect", wpfs.mnt)
-    assert set(report.names(wpfs)) == {"t"}
+    assert set(report.names(wpfs)) == {"t", "t/ended"}
 
 
 def test_protect_does_what_it_can(wpfs):
@@ -276,3 +276,71 @@ def test_an_epoch_of_a_program_that_ended(wpfs):
     program = mapped(wpfs)
     program.order("store 0 6 1")
     assert report.dirty(wpfs, "t") == {6}
+
+
+def test_a_closed_epoch_of_children_that_are_gone(wpfs):
+    """They do not pile up, and what each epoch ended with in any of them is kept all the same."""
+    program = mapped(wpfs)
+    epochs = []
+    for page in (5, 6, 7):
+        children = [Child(wpfs, program) for _ in range(2)]
+        for n, child in enumerate(children):
+            child.order(f"store 0 {page + 10 * n} 1")
+            child.end()
+        epochs.append(wpfs.wpctl_json("protect")["epoch"] - 1)
+    for _ in range(2):
+        wpfs.wpctl("protect", wpfs.mnt)
+        wpfs.kill9()
+        wpfs.restart()
+
+    def closed(epoch):
+        answer = wpfs.wpctl_json("dirty", "--name", "t", "--epoch", epoch)
+        return {page for mm in answer["mms"] for page in report.pages_of(mm)}
+
+    wpfs.wpctl("protect", wpfs.mnt)
+    assert set(report.names(wpfs)) == {"t", "t/ended"}
+    assert [closed(epoch) for epoch in epochs] == [{5, 15}, {6, 16}, {7, 17}]
+    assert [closed(epoch) for epoch in (epochs[-1] + 1, epochs[-1] + 2)] == [set(), set()]
+    program.wait()
+    wpfs.wpctl("forget", wpfs.mnt, "--name", "t")
+    assert not report.names(wpfs)
+
+
+def test_a_child_that_turned_and_ended_after_another_daemon(wpfs):
+    """What it wrote before is in the epoch before, whoever has to remember that."""
+    program = mapped(wpfs)
+    child = Child(wpfs, program)
+    child.order("store 0 5 1")
+    epoch = wpfs.wpctl_json("protect")["epoch"] - 1
+    wpfs.kill9()
+    wpfs.restart()
+    child.end()
+    for _ in range(2):
+        answer = wpfs.wpctl_json("dirty", "--name", "t", "--epoch", epoch)
+        assert {page for mm in answer["mms"] for page in report.pages_of(mm)} == {5}
+        wpfs.wpctl("protect", wpfs.mnt)
+
+
+def test_children_that_were_in_other_epochs(wpfs):
+    """Of a file each had an epoch of its own time: together, at each time what either wrote."""
+    program = mapped(wpfs)
+    old = Child(wpfs, program)
+    old.order("store 0 5 1")
+    wpfs.wpctl("protect", wpfs.mnt, "--file", "/g", status=None)
+    other = mapped(wpfs, "u", path="g")
+    first = wpfs.wpctl_json("protect", "--name", "u")["epoch"]
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t", "--file", "/f")
+    young = Child(wpfs, program)
+    young.order("store 0 6 1")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "u")
+    second = wpfs.wpctl_json("protect")["epoch"]
+    old.end()
+    young.end()
+    for _ in range(2):
+        wpfs.wpctl("protect", wpfs.mnt)
+    assert set(report.names(wpfs)) == {"t", "t/ended", "u"}
+    closed = [set(report.pages_of(report.mm_of(
+        wpfs.wpctl_json("dirty", "--name", "t", "--epoch", epoch), "t/ended")))
+        for epoch in range(first - 1, second + 1)]
+    assert closed == [{5}, {5}, {6}, {6}, set()], closed
+    other.wait()
