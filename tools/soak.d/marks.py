@@ -6,6 +6,7 @@ at its end, what `wpctl dirty` and `wpctl marks` say is held against the model a
 live, against the kernel's page tables.
 """
 import random
+import subprocess
 import sys
 import time
 
@@ -26,23 +27,33 @@ class Total:
         self.conservative += world.conservative
 
 
+def tried(fn):
+    """What went wrong in it, or None."""
+    try:
+        fn()
+    except (Lie, AssertionError, OSError, subprocess.TimeoutExpired) as problem:
+        return problem
+    return None
+
+
 def run_world(seed, number, total, verbose):
     world = World(random.Random(f"{seed}/{number}"), verbose)
-    try:
-        try:
-            for _ in range(STEPS):
-                world.step()
-            world.finish()
-        finally:
-            total.add(world)
-            world.close()
-    except (Lie, AssertionError) as problem:
+
+    def steps():
+        for _ in range(STEPS):
+            world.step()
+        world.finish()
+
+    problem = tried(steps)
+    total.add(world)
+    end = tried(world.close)
+    problem = problem or end
+    if problem:
         kind = "LIE" if isinstance(problem, Lie) else "FAILED"
-        print(f"{kind} in world {number}, step {world.steps}: {problem}")
+        print(f"{kind} in world {number}, step {world.steps}: {type(problem).__name__}: {problem}")
         print("  last steps:", *world.history[-12:], sep="\n    ")
         print(f"  again: tools/soak --marks --seed {seed} --world {number}", flush=True)
-        return False, isinstance(problem, Lie)
-    return True, False
+    return problem is None, isinstance(problem, Lie)
 
 
 def soak(args):

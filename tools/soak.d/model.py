@@ -34,6 +34,8 @@ class Mm:
         self.family = False  # only the rows of all its relatives together are known to have it
         self.wrote = False  # has something to tell that its parent has not
         self.turned = False  # was in a protect or unprotect
+        self.final = None  # a child that ended: {file: what must be dirty then}
+        self.kept = False  # and has a row
 
     def file(self, key):
         return self.files.setdefault(key, File())
@@ -54,8 +56,13 @@ class Mm:
         self.wrote |= bool(pages - file.must)
         file.must |= pages
 
+    def end(self):
+        self.final = {key: set(file.must) for key, file in self.files.items()}
+
     def dropped(self, key, first, end):
-        """What a child was dropped of after it ended is no reason to keep it: `wrote` stays."""
+        """
+        What a child was dropped of after it ended is no reason to keep it: `wrote` and `final` stay.
+        """
         if key in self.files:
             file = self.files[key]
             file.must |= {page for page in file.armed if first <= page < end}

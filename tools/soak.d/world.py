@@ -21,6 +21,11 @@ class Lie(Exception):
     """A page that was written and is not dirty, or a mark that the kernel does not have."""
 
 
+def family(name):
+    """What a program and its children have in common."""
+    return name.split("/")[0]
+
+
 class Page:
     """A page that a program maps shared."""
 
@@ -63,6 +68,8 @@ class World:
         self.runners = []
         self.steps = self.checks = self.conservative = 0
         self.excess = {}  # (name, file): pages that were dirty though they need not be
+        self.pids = set()  # of live rows at the last check
+        self.closed = {}  # number of an epoch: {(name without /, file): what it ended with}
         self.history = []
 
     def path(self, key):
@@ -381,6 +388,7 @@ class World:
             runner.program.stdin.close()
         assert harness.proc.is_over(pidfd, harness.SECONDS), "a child does not end"
         os.close(pidfd)
+        runner.mm.end()
         runner.program.stdout.close()
         self.runners.remove(runner)
         self.wpfs._reap()
@@ -502,10 +510,13 @@ class World:
                 continue
             mm.turned = True
             for file in range(FILES) if key is None else [key]:
-                mapped = runner.mapped(file) if runner else set()
+                mapped = runner.mapped(file) if runner and self.is_tracked(runner) else set()
                 if not mapped and not mm.file(file).armed:
                     continue
                 must = mm.protect(file, mapped, span)
+                if must:
+                    history = self.closed.setdefault(epoch - 1, {})
+                    history.setdefault((family(mm.name), file), set()).update(must)
                 if must and not mm.family:
                     closed[mm.name, file] = must
                 self.excess.pop((mm.name, file), None)
@@ -521,9 +532,30 @@ class World:
                 raise Lie(f"epoch {epoch} of {name}, /f{file}: {sorted(must - dirty)} were "
                           f"written and are not in {sorted(dirty)}")
 
+    def check_history(self):
+        """What was dirty when an epoch ended is kept, whatever became of who wrote it."""
+        if not self.closed:
+            return
+        epoch = self.rng.choice(sorted(self.closed))
+        answer = self.wpfs.wpctl_json("dirty", "--epoch", epoch)
+        for (name, file), must in self.closed[epoch].items():
+            dirty = {page for row in answer["mms"] if family(row["name"]) == name
+                     for page in report.pages_of(row, f"/f{file}")}
+            self.checks += 1
+            if must - dirty:
+                raise Lie(f"epoch {epoch} of {name} and its children, /f{file}: "
+                          f"{sorted(must - dirty)} are not kept: {sorted(dirty)}")
+
+    def forget_history(self, name):
+        """wpctl(1): what an unprotect took out is not in its epoch any more."""
+        for history in self.closed.values():
+            for key in [key for key in history if key[0] == name]:
+                del history[key]
+
     def unprotect(self):
         name = self.rng.choice(NAMES)
         if self.wpctl("unprotect", "--name", name, status=None).returncode == 0:
+            self.forget_history(name)
             for mm in self.selected(name):
                 mm.turned = True
                 for file in list(mm.files):
@@ -534,6 +566,7 @@ class World:
         if any(self.live(mm) for mm in self.selected(name)):
             return
         if self.wpctl("forget", "--name", name, status=None).returncode == 0:
+            self.forget_history(name)
             for mm in self.selected(name):
                 del self.mms[mm.name]
 
@@ -541,22 +574,56 @@ class World:
 
     def check(self):
         dirty, marks = self.wpfs.wpctl_json("dirty"), self.wpfs.wpctl_json("marks")
+        self.pids = {row["pid"] for row in dirty["mms"] if row["state"] == "live"}
         for mm in list(self.mms.values()):
-            # A child that ended is kept if it has something to tell that its parent has not.
-            if "/" in mm.name and not self.live(mm) and not mm.wrote and \
-                    not report.mm_of(dirty, mm.name):
-                del self.mms[mm.name]
-            else:
+            if mm.final is None or mm.kept:
                 self.check_dirty(mm, dirty)
+            elif report.mm_of(dirty, mm.name) or mm.family and mm.wrote:
+                mm.kept = True
+                self.check_dirty(mm, dirty)
+            else:
+                self.check_ended(mm, dirty)
         for row in marks["mms"]:
             self.check_marks(row)
+        self.check_untracked()
+        self.check_history()
+
+    def check_ended(self, mm, answer):
+        """
+        wpctl(1), Fl name: a child that ended is shown for as long as it has dirty pages that its
+        parent did not have when it was made. It is not: then others have them, and keep them.
+        """
+        del self.mms[mm.name]
+        heirs = sorted(self.selected(family(mm.name)), key=lambda heir: heir.family)
+        for key, must in mm.final.items():
+            for heir in heirs:
+                rows = self.rows(heir, answer)
+                theirs = must & {page for row in rows for page in report.pages_of(row, f"/f{key}")}
+                heir.file(key).must |= theirs
+                must = must - theirs
+            self.checks += 1
+            if must:
+                raise Lie(f"{mm.name} ended and has no row, and nobody of its family has "
+                          f"{sorted(must)} of /f{key}")
+
+    def is_tracked(self, runner):
+        """wpfs(8): a child that was born while no daemon was running may not be."""
+        return not runner.mm.family or runner.pid in self.pids
+
+    def check_untracked(self):
+        """A process that is not tracked and has a file open is named."""
+        for runner in self.runners:
+            for key in sorted(runner.files) if not self.is_tracked(runner) else []:
+                answer = self.wpfs.wpctl_json("dirty", "--file", f"/f{key}")
+                self.checks += 1
+                if not any(f"pid {runner.pid}," in note for note in answer["notes"]):
+                    raise Lie(f"pid {runner.pid} ({runner.mm.name}) has /f{key} open and is not "
+                              f"tracked: nobody says so: {answer['notes']}")
 
     def rows(self, mm, answer):
         if not mm.family:
             return [report.mm_of(answer, mm.name)]
-        family = mm.name.split("/")[0]
-        return [row for row in answer["mms"]
-                if row["name"] == family or row["name"].startswith(family + "/")]
+        return [row for row in answer["mms"] if family(row["name"]) == family(mm.name)]
 
     def check_dirty(self, mm, answer):
         rows = self.rows(mm, answer)
@@ -608,6 +675,6 @@ class World:
                 runner.program.stdin.close()
                 runner.program.stdout.close()
         self.wpfs._reap()
-        if not self.alive:
+        if not self.wpfs.daemon:
             self.wpfs.restart()
         self.wpfs.close()
