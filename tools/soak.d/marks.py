@@ -12,7 +12,8 @@ import time
 
 import harness
 import proc
-from world import Lie, World
+from checks import Lie
+from world import World
 
 STEPS = 150
 

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Steps: programs begin, have children, become others and end; and userfaultfds of their own."""
+
+import os
+
+import harness
+from harness import PAGE
+from mapper import Child
+from model import Mm
+from runner import Runner
+
+NAMES = ("a", "b")
+CHILDREN = 2
+
+
+class Lives:
+    def spawn(self):
+        name = self.rng.choice(NAMES)
+        protect = self.rng.random() < 0.5
+        if any(runner.mm.name == name for runner in self.runners):
+            return
+        if not self.alive:
+            return
+        mm = self.mms.setdefault(name, Mm(name))
+        mm.protect_new = protect
+        self.say(f"{name}: starts, protect={protect}")
+        program = self.wpfs.spawn(harness.program("mapper"), name=name, protect=protect,
+                                  env={"WPFS_QUIET": "1"})
+        runner = Runner(program, mm)
+        self.runners.append(runner)
+        self.order(runner, "close 63")  # it runs: wpctl has asked what it asks
+
+    def fork(self):
+        runner = self.runner()
+        if not runner or len(self.runners) >= len(NAMES) + CHILDREN or runner.uffds:
+            return
+        if not any(page.pgoff in runner.mm.file(page.key).armed
+                   for page in runner.pages.values()):
+            return  # its child would be a program like any other, under the first free name
+        self.say(f"{runner.mm.name}({runner.pid}): fork")
+        child = Child(self.wpfs, runner.program)
+        name = f"{runner.mm.name.split('/')[0]}/{child.pid}"
+        self.say(f"  is {name}")
+        mm = runner.mm.fork(name)
+        mm.family |= not self.alive or runner.mm.family
+        self.mms[name] = mm
+        self.runners.append(runner.fork(child, mm))
+
+    def is_child(self, runner):
+        return isinstance(runner.program, Child)
+
+    def end_child(self):
+        children = [runner for runner in self.runners if self.is_child(runner)]
+        choice, how = self.rng.random(), self.rng.random()
+        if not children:
+            return
+        runner = children[int(choice * len(children))]
+        self.say(f"{runner.mm.name}: {'ends' if how < 0.5 else 'is killed'}")
+        pidfd = os.pidfd_open(runner.pid)
+        if how < 0.5:
+            runner.program.stdin.close()
+        else:
+            os.kill(runner.pid, 9)
+            runner.program.stdin.close()
+        assert harness.proc.is_over(pidfd, harness.SECONDS), "a child does not end"
+        os.close(pidfd)
+        runner.mm.end()
+        runner.program.stdout.close()
+        self.runners.remove(runner)
+        self.wpfs._reap()
+
+    def parents(self):
+        return [runner for runner in self.runners if not self.is_child(runner)]
+
+    def kill(self):
+        parents, choice = self.parents(), self.rng.random()
+        if parents:
+            runner = parents[int(choice * len(parents))]
+            self.say(f"{runner.mm.name}: is killed")
+            runner.program.kill9()
+            self.runners.remove(runner)
+
+    def leave(self):
+        parents, choice = self.parents(), self.rng.random()
+        if parents:
+            runner = parents[int(choice * len(parents))]
+            self.say(f"{runner.mm.name}: ends")
+            runner.program.wait()
+            self.runners.remove(runner)
+
+    def exec(self):
+        """It becomes the same program anew, with the same name and pid."""
+        parents, choice = self.parents(), self.rng.random()
+        if not parents:
+            return
+        runner = parents[int(choice * len(parents))]
+        if not self.alive:
+            return
+        self.say(f"{runner.mm.name}: exec")
+        runner.program.send(f"exec {harness.program('mapper')}")
+        fresh = Runner(runner.program, runner.mm)
+        self.runners[self.runners.index(runner)] = fresh
+        assert runner.program.ask("close 63") == "err EBADF"
+
+    # -- a userfaultfd of its own
+
+    def uffd(self):
+        runner = self.runner()
+        part = self.part(runner)
+        if not part or runner.uffds or not self.alive or self.is_child(runner):
+            return
+        slot, addr, first, count = part
+        there = [runner.pages.get(addr // PAGE + first + n) for n in range(count)]
+        if any(page is None for page in there):
+            return
+        # What has wpfs's own uffd on it is given to the program's; see the shim.
+        uffd = self.order(runner, f"uffd {slot} {first} {count}")
+        if uffd is None:
+            return
+        runner.uffds.append(uffd)
+        for page in there:
+            page.own = True
+            runner.mm.changed(page.key, {page.pgoff})  # its epoch cannot be proven there
+
+    def uffd_end(self):
+        runner = self.runner()
+        if runner and runner.uffds and self.alive:
+            self.order(runner, f"uclose {runner.uffds.pop()}")
+            for page in runner.pages.values():
+                page.own = False
