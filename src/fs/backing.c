@@ -388,3 +388,15 @@ double fs_backing_attr_timeout(struct fs *fs, struct fs_inode *inode)
 	pthread_mutex_unlock(&shard->backing);
 	return may ? 0 : FS_LONG_TIMEOUT;
 }
+
+double fs_backing_made_timeout(struct fs *fs, struct fs_inode *inode, const struct stat *st)
+{
+	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
+
+	if (fs->kind == WPFS_KIND_CAPPED || (st->st_mode & (S_ISUID | S_ISGID)))
+		return 0;
+	pthread_mutex_lock(&shard->backing);
+	inode->attrs_cached = true;
+	pthread_mutex_unlock(&shard->backing);
+	return FS_LONG_TIMEOUT;
+}

@@ -59,25 +59,28 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 /* Enters a file just made into the table and answers with it. Takes fd over. */
 static void reply_created(fuse_req_t req, int fd, struct fuse_file_info *fi)
 {
+	struct fuse_entry_param entry = {.entry_timeout = FS_LONG_TIMEOUT};
 	struct fs *fs = fs_of(req);
-	struct fuse_entry_param entry;
 	struct fs_inode *inode;
 	int r;
 
-	r = fs_entry_of_fd(fs, fd, &entry);
+	r = fstat(fd, &entry.attr) < 0 ? -errno : 0;
+	if (!r)
+		r = fs_inode_lookup(fs, fd, &entry.attr, &inode);
 	if (r) {
 		close(fd);
 		fuse_reply_err(req, -r);
 		return;
 	}
-	inode = fs_inode_find(fs, entry.ino);
+	entry.ino = inode->ino;
 	r = fs_backing_open(fs, inode, fd, fi);
 	if (r) {
 		fs_inode_forget(fs, entry.ino, 1);
 		fuse_reply_err(req, -r);
 		return;
 	}
-	entry.attr_timeout = fs_backing_attr_timeout(fs, inode);
+	entry.attr_timeout = fs_backing_made_timeout(fs, inode, &entry.attr);
+	fs_stat_show(fs, &entry.attr);
 	if (fuse_reply_create(req, &entry, fi) < 0) {
 		fs_backing_release(fs, fi);
 		fs_inode_forget(fs, entry.ino, 1);
@@ -108,15 +111,18 @@ static int create_as_caller(fuse_req_t req, fuse_ino_t parent, const char *name,
 	return r;
 }
 
+/*
+ * The kernel has looked for the name and keeps others out of the directory. Should there be one all
+ * the same, ESTALE makes it look once more and open what is there.
+ */
 static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 		      struct fuse_file_info *fi)
 {
 	int access = fs_of(req)->kind == WPFS_KIND_CAPPED ? O_RDWR : O_RDONLY;
-	int fd = create_as_caller(req, parent, name,
-				  access | O_CREAT | (fi->flags & (O_EXCL | O_TRUNC)), mode);
+	int fd = create_as_caller(req, parent, name, access | O_CREAT | O_EXCL, mode);
 
 	if (fd < 0)
-		fuse_reply_err(req, -fd);
+		fuse_reply_err(req, fd == -EEXIST && !(fi->flags & O_EXCL) ? ESTALE : -fd);
 	else
 		reply_created(req, fd, fi);
 }

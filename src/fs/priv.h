@@ -294,6 +294,15 @@ void fs_backing_free(struct fs *fs, struct fs_inode *inode);
  */
 double fs_backing_attr_timeout(struct fs *fs, struct fs_inode *inode);
 
+/*
+ * The same in the answer to the open that made the file, though it be for writing: the kernel would
+ * ask at once, to see whether the open is allowed. The file is empty, and nobody else knows it: it
+ * gets its first byte by a write(2), a truncate or a fallocate, after each of which the kernel asks
+ * anew (and then is told not to keep the answer), or by somebody else's open, which takes it back.
+ * So no store through a mapping comes before. `st` is as it was made.
+ */
+double fs_backing_made_timeout(struct fs *fs, struct fs_inode *inode, const struct stat *st);
+
 /* Might somebody write to the file without a request? Surely not: never again without an open. */
 bool fs_backing_may_be_written(struct fs *fs, struct fs_inode *inode);
 

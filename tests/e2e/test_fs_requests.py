@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""
+What asks the daemon for what: each request is two switches of the processor, so one more than the
+kernel needs is what a user of many small files sees. And what the kernel does not ask for must be true.
+"""
+
+import collections
+import mmap
+import os
+import re
+
+import pytest
+
+import harness
+
+REQUEST = re.compile(r"opcode: (\w+) ")
+NOT_WAITED_FOR = {"FORGET", "BATCH_FORGET", "RELEASE", "RELEASEDIR"}
+ROOM = 65536
+
+
+@pytest.fixture
+def logged(make_wpfs):
+    wpfs = make_wpfs(start=False)
+    wpfs.under = ["sh", "-c", 'exec "$0" -d "$@"']
+    return wpfs.start()
+
+
+def requests(wpfs, work):
+    """How many of each kind, and the lines of the log meanwhile."""
+    before = wpfs.log.stat().st_size
+    work()
+    lines = wpfs.log.read_bytes()[before:].decode(errors="replace")
+    return collections.Counter(
+        kind for kind in REQUEST.findall(lines) if kind not in NOT_WAITED_FOR), lines
+
+
+def make_and_remove(path):
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    os.write(fd, b"x")
+    os.close(fd)
+    os.unlink(path)
+
+
+def test_making_a_file(logged):
+    """
+    A name is looked for before it is made, the first write asks for security.capability, and since
+    each change of a directory moves its times the kernel asks for its attributes, to check the next.
+    """
+    make_and_remove(logged.mnt / "one")
+    got, lines = requests(logged, lambda: make_and_remove(logged.mnt / "two"))
+    assert got <= collections.Counter(LOOKUP=1, CREATE=1, GETXATTR=1, UNLINK=1, GETATTR=2), got
+    assert "NOTIFY" not in lines
+
+
+def test_opening_a_file(logged):
+    path = logged.mnt / "f"
+    path.write_bytes(b"x")
+    os.close(os.open(path, os.O_RDONLY))
+    got, _ = requests(logged, lambda: os.close(os.open(path, os.O_RDONLY)))
+    assert got == collections.Counter(OPEN=1)
+
+
+def test_renaming_a_file(logged):
+    (logged.mnt / "one").touch()
+    os.rename(logged.mnt / "one", logged.mnt / "two")
+    got, _ = requests(logged, lambda: os.rename(logged.mnt / "two", logged.mnt / "one"))
+    assert got <= collections.Counter(RENAME=1, LOOKUP=1, GETATTR=1), got
+
+
+def test_what_is_cached(logged):
+    path = logged.mnt / "f"
+    path.write_bytes(b"x")
+    os.stat(path)
+
+    def look():
+        for _ in range(10):
+            assert os.stat(path).st_size == 1
+            assert os.access(path, os.R_OK)
+            assert not os.path.exists(logged.mnt / "none")
+
+    look()
+    got, _ = requests(logged, look)
+    assert not got
+
+
+def test_reading_a_directory(logged):
+    for number in range(1000):
+        (logged.mnt / str(number)).touch()
+
+    def look():
+        assert len([entry.stat() for entry in os.scandir(logged.mnt)]) == 1000
+
+    look()
+    got, _ = requests(logged, look)
+    assert got.keys() <= {"OPENDIR", "READDIR", "READDIRPLUS", "GETATTR"}
+    assert sum(got.values()) < 20
+
+
+def wait_for_the_clock(old_ns):
+    """Until a file that changes now has a later time than this."""
+    path = f"/dev/shm/wpfs-clock-{os.getpid()}"
+    try:
+        while True:
+            with open(path, "w", encoding="ascii") as file:
+                if os.fstat(file.fileno()).st_mtime_ns > old_ns:
+                    return
+    finally:
+        os.unlink(path)
+
+
+def store(fd):
+    with mmap.mmap(fd, ROOM) as mapping:
+        os.fstat(fd)  # a mapping moves the access time; this is not asked for again
+        mapping[5] = 1
+
+
+def by_write(fd, path):
+    os.pwrite(fd, b"x" * ROOM, 0)
+
+
+def by_truncate_and_store(fd, path):
+    os.ftruncate(fd, ROOM)
+    store(fd)
+
+
+def by_path_truncate_and_store(fd, path):
+    os.truncate(path, ROOM)
+    store(fd)
+
+
+def by_fallocate_and_store(fd, path):
+    os.posix_fallocate(fd, 0, ROOM)
+    store(fd)
+
+
+def by_write_and_store(fd, path):
+    os.pwrite(fd, b"x", ROOM - 1)
+    store(fd)
+
+
+def by_splice(fd, path):
+    end, begin = os.pipe()
+    os.write(begin, b"x" * ROOM)
+    assert os.splice(end, fd, ROOM) == ROOM
+    os.close(end)
+    os.close(begin)
+
+
+def by_another_open(fd, path):
+    other = os.open(path, os.O_RDWR)
+    os.pwrite(other, b"x" * ROOM, 0)
+    os.close(other)
+
+
+def by_another_name(fd, path):
+    os.link(path, f"{path}-linked")
+    with open(f"{path}-linked", "r+b") as file:
+        file.truncate(ROOM)
+        store(file.fileno())
+
+
+WAYS = [by_write, by_truncate_and_store, by_path_truncate_and_store,
+        by_fallocate_and_store, by_write_and_store, by_splice, by_another_open,
+        by_another_name]
+
+
+@pytest.mark.parametrize("looked", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_attributes_of_a_new_file(wpfs, way, looked):
+    """They are cached from its making on; whatever gives it contents ends that."""
+    path = wpfs.mnt / "new"
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+    before = os.fstat(fd)
+    assert before.st_size == before.st_blocks == 0
+    if not looked:
+        os.close(fd)
+        os.unlink(path)
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+    wait_for_the_clock(before.st_mtime_ns)
+    way(fd, path)
+    after = os.stat(path)
+    assert after.st_size == ROOM
+    assert after.st_blocks >= 8
+    assert after.st_mtime_ns > before.st_mtime_ns
+    os.close(fd)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_attributes_of_a_new_file_without_a_name(wpfs, way):
+    fd = os.open(wpfs.mnt, os.O_TMPFILE | os.O_RDWR)
+    before = os.fstat(fd)
+    if way is not by_another_name:
+        way(fd, f"/proc/self/fd/{fd}")
+        assert os.fstat(fd).st_size == ROOM and os.fstat(fd).st_blocks >= 8
+    assert before.st_size == 0
+    os.close(fd)
+
+
+def test_a_name_that_is_there_after_all(wpfs):
+    """Made behind the kernel's back: it believes that there is none, and asks for one to be made."""
+    top = wpfs.mnt / "d"
+    top.mkdir()
+    lower = harness.RUN_DIR / wpfs.id / "private" / "lower" / "d"
+    for name in "ab":
+        assert not (top / name).exists()
+        (lower / name).write_bytes(b"contents")
+    fd = os.open(top / "a", os.O_CREAT | os.O_RDWR)
+    assert os.pread(fd, 100, 0) == b"contents"
+    os.close(fd)
+    with pytest.raises(FileExistsError):
+        os.open(top / "b", os.O_CREAT | os.O_EXCL | os.O_RDWR)
