@@ -212,7 +212,7 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
 
 	if (!r) {
 		r = set_with_contents(req, ino, ref.fd, attr, to_set, fi != NULL);
-		fs_symlink_touched(fs, ref.fd);
+		fs_symlink_touched(fs, ref.fd, "");
 		fs_change_inode(fs, ino);
 	}
 	if (r)

@@ -30,6 +30,8 @@ static struct __user_cap_data_struct base_caps[CAP_WORDS];
 static __thread bool own_fs;	   /* this thread's umask is its own */
 static __thread bool someone_else; /* between creds_become and creds_restore */
 static __thread bool groups_changed;
+static __thread uid_t fs_uid; /* as the kernel has it for this thread, and fs_gid */
+static __thread gid_t fs_gid;
 
 static int caps_get(struct __user_cap_data_struct caps[CAP_WORDS])
 {
@@ -167,6 +169,17 @@ static int become_exactly(const struct creds_caller *caller)
 	return r;
 }
 
+/* Calls that would change nothing are spared: most callers are root, or all one user. */
+static void fs_ids_take(uid_t uid, gid_t gid)
+{
+	if (gid != fs_gid)
+		setfsgid(gid);
+	if (uid != fs_uid)
+		setfsuid(uid);
+	fs_gid = gid;
+	fs_uid = uid;
+}
+
 int creds_become(const struct creds_caller *caller, bool exact)
 {
 	if (!own_fs) {
@@ -182,8 +195,7 @@ int creds_become(const struct creds_caller *caller, bool exact)
 			return r;
 	}
 	umask(caller->umask);
-	setfsgid(caller->gid);
-	setfsuid(caller->uid);
+	fs_ids_take(caller->uid, caller->gid);
 	return 0;
 }
 
@@ -197,8 +209,7 @@ void creds_restore(void)
 	if (!someone_else)
 		return;
 	someone_else = false;
-	setfsuid(0);
-	setfsgid(0);
+	fs_ids_take(0, 0);
 	umask(0);
 	if (groups_changed) {
 		if (syscall(SYS_setgroups, 0, NULL) < 0)

@@ -38,7 +38,7 @@ static int dir_open_fd(struct fs *fs, uint64_t ino)
 	r = fs_inode_ref(fs, ino, &ref);
 	if (r)
 		return r;
-	fd = open(fs_proc_path(ref.fd).s, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	fd = openat(ref.fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	return fd < 0 ? -errno : fd;
 }
 
@@ -111,7 +111,7 @@ static ssize_t add_entry(fuse_req_t req, struct fs_dir *dir, const struct dirent
 	if (size > room)
 		return (ssize_t)size;
 	if (!is_dots(de->d_name)) {
-		r = fs_entry_lookup(fs, dir->fd, de->d_name, &entry);
+		r = fs_entry_listed(fs, dir->fd, de->d_name, de->d_ino, &entry);
 		if (r)
 			return r == -ENOENT ? 0 : r;
 	}

@@ -314,10 +314,21 @@ int fs_inode_ref(struct fs *fs, uint64_t ino, struct fs_ref *ref)
 	if (ref_backing(fs, inode, ref))
 		return 0;
 	fd = atomic_load(&inode->nameless_fd);
+	if (fd < 0 && fs_parent_ref(fs, ino, ref))
+		return 0;
 	if (fd < 0)
 		return ref_handle(fs, inode, O_PATH | O_NOFOLLOW, ref);
 	*ref = (struct fs_ref){.fd = fd};
 	return 0;
+}
+
+int fs_inode_ref_dir(struct fs *fs, uint64_t ino, struct fs_ref *ref)
+{
+	int r = fs_inode_ref(fs, ino, ref);
+
+	if (!r)
+		fs_parent_keep(fs, ino, ref);
+	return r;
 }
 
 int fs_inode_ref_contents(struct fs *fs, uint64_t ino, int flags, struct fs_ref *ref)
@@ -349,6 +360,8 @@ void fs_inode_unlinked(struct fs *fs, int fd)
 		close(fd);
 		return;
 	}
+	if (S_ISDIR(st.st_mode))
+		fs_parent_drop(fs, fs_ids_get(fs->ids, st.st_ino));
 	/* The lookup held here keeps the inode while the descriptor moves in. */
 	inode = fs_inode_get(fs, fs_ids_get(fs->ids, st.st_ino));
 	if (!inode) {

@@ -12,28 +12,53 @@
 #include "base/cleanup.h"
 #include "fs/priv.h"
 
+/*
+ * The attributes of an inode with a lookup counted for this, which is given back if that fails: of
+ * the file behind `fd`, or of `name` in that directory. What is cached for long must be no older
+ * than the question whether it may be.
+ */
+static int entry_fill(struct fs *fs, struct fs_inode *inode, int fd, const char *name,
+		      struct fuse_entry_param *entry)
+{
+	uint64_t ino = inode->ino;
+	int r = 0;
+
+	*entry = (struct fuse_entry_param){.ino = ino, .entry_timeout = FS_LONG_TIMEOUT};
+	entry->attr_timeout = fs_backing_attr_timeout(fs, inode);
+	if (!name)
+		r = fs_absent_stat(fs->absent, ino, fd, &entry->attr);
+	else if (fstatat(fd, name, &entry->attr, AT_SYMLINK_NOFOLLOW) < 0)
+		r = -errno;
+	else if (fs_ids_get(fs->ids, entry->attr.st_ino) != ino)
+		r = -ESTALE; /* another file has the name by now */
+	if (r)
+		fs_inode_forget(fs, ino, 1);
+	else
+		fs_stat_show(fs, &entry->attr);
+	return r;
+}
+
 int fs_entry_of_fd(struct fs *fs, int fd, struct fuse_entry_param *entry)
 {
 	struct fs_inode *inode;
+	struct stat st;
 	int r;
 
-	*entry = (struct fuse_entry_param){.entry_timeout = FS_LONG_TIMEOUT};
-	if (fstat(fd, &entry->attr) < 0)
+	if (fstat(fd, &st) < 0)
 		return -errno;
-	r = fs_inode_lookup(fs, fd, &entry->attr, &inode);
-	if (r)
-		return r;
-	entry->ino = inode->ino;
-	entry->attr_timeout = fs_backing_attr_timeout(fs, inode);
-	/* Again: what is cached for long must be no older than the question whether it may be. */
-	if (S_ISREG(entry->attr.st_mode))
-		r = fs_absent_stat(fs->absent, inode->ino, fd, &entry->attr);
-	if (r) {
-		fs_inode_forget(fs, inode->ino, 1);
-		return r;
-	}
-	fs_stat_show(fs, &entry->attr);
-	return 0;
+	r = fs_inode_lookup(fs, fd, &st, &inode);
+	return r ? r : entry_fill(fs, inode, fd, NULL, entry);
+}
+
+int fs_entry_listed(struct fs *fs, int dir_fd, const char *name, uint64_t lower_ino,
+		    struct fuse_entry_param *entry)
+{
+	uint64_t ino = fs_ids_get(fs->ids, lower_ino);
+	struct fs_inode *inode = fs_absent_is(fs->absent, ino) ? NULL : fs_inode_get(fs, ino);
+
+	if (inode && entry_fill(fs, inode, dir_fd, name, entry) == 0)
+		return 0;
+	return fs_entry_lookup(fs, dir_fd, name, entry);
 }
 
 int fs_entry_lookup(struct fs *fs, int dir_fd, const char *name, struct fuse_entry_param *entry)
@@ -43,11 +68,12 @@ int fs_entry_lookup(struct fs *fs, int dir_fd, const char *name, struct fuse_ent
 	return fd < 0 ? -errno : fs_entry_of_fd(fs, fd, entry);
 }
 
-void fs_symlink_touched(struct fs *fs, int fd)
+void fs_symlink_touched(struct fs *fs, int fd, const char *name)
 {
+	int flags = name[0] ? AT_SYMLINK_NOFOLLOW : AT_EMPTY_PATH;
 	struct stat st;
 
-	if (fd >= 0 && !(fs->mount_flags & MS_NOATIME) && fstat(fd, &st) == 0 &&
+	if (!(fs->mount_flags & MS_NOATIME) && fstatat(fd, name, &st, flags) == 0 &&
 	    S_ISLNK(st.st_mode))
 		fuse_lowlevel_notify_inval_inode(fs->session, fs_ids_get(fs->ids, st.st_ino), 0, 0);
 }
@@ -69,7 +95,7 @@ static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 	struct fuse_entry_param entry;
 	int r;
 
-	r = fs_inode_ref(fs, parent, &dir);
+	r = fs_inode_ref_dir(fs, parent, &dir);
 	if (!r)
 		r = fs_entry_lookup(fs, dir.fd, name, &entry);
 	if (r == -ENOENT) {
@@ -126,7 +152,7 @@ static void create_name(fuse_req_t req, fuse_ino_t parent, const char *name,
 	struct fuse_entry_param entry;
 	int r;
 
-	r = fs_inode_ref(fs, parent, &dir);
+	r = fs_inode_ref_dir(fs, parent, &dir);
 	if (!r)
 		r = creds_become(&caller, false);
 	if (!r) {
@@ -167,7 +193,7 @@ static void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const cha
 
 	r = fs_inode_ref(fs, ino, &file);
 	if (!r)
-		r = fs_inode_ref(fs, parent, &dir);
+		r = fs_inode_ref_dir(fs, parent, &dir);
 	if (!r) {
 		pthread_rwlock_rdlock(&fs->names_lock);
 		r = linkat(file.fd, "", dir.fd, name, AT_EMPTY_PATH) < 0 ? -errno : 0;
@@ -176,7 +202,7 @@ static void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const cha
 		pthread_rwlock_unlock(&fs->names_lock);
 	}
 	if (!r) {
-		fs_symlink_touched(fs, file.fd);
+		fs_symlink_touched(fs, file.fd, "");
 		r = fs_entry_of_fd(fs, file.fd, &entry);
 		if (!r && entry.attr.st_nlink == 1)
 			fs_touch(fs, ino); /* it had none, and a flush may have left it out */
@@ -193,7 +219,7 @@ static void remove_name(fuse_req_t req, fuse_ino_t parent, const char *name, int
 	int r;
 
 	fs_inode_wait_for_forgets(fs);
-	r = fs_inode_ref(fs, parent, &dir);
+	r = fs_inode_ref_dir(fs, parent, &dir);
 	if (!r) {
 		pthread_rwlock_rdlock(&fs->names_lock);
 		victim = openat(dir.fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
@@ -220,18 +246,6 @@ static void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 	remove_name(req, parent, name, AT_REMOVEDIR);
 }
 
-static void rename_done(struct fs *fs, int from, const char *name, int to, const char *newname,
-			unsigned flags)
-{
-	_cleanup_close_ int moved = openat(to, newname, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-	_cleanup_close_ int back = -1;
-
-	if (flags & RENAME_EXCHANGE)
-		back = openat(from, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-	fs_symlink_touched(fs, moved);
-	fs_symlink_touched(fs, back);
-}
-
 static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
 		      const char *newname, unsigned int flags)
 {
@@ -242,9 +256,9 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
 	int r;
 
 	fs_inode_wait_for_forgets(fs);
-	r = fs_inode_ref(fs, parent, &from);
+	r = fs_inode_ref_dir(fs, parent, &from);
 	if (!r)
-		r = fs_inode_ref(fs, newparent, &to);
+		r = fs_inode_ref_dir(fs, newparent, &to);
 	if (!r && !(flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)))
 		victim = openat(to.fd, newname, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 	if (!r && (flags & RENAME_WHITEOUT))
@@ -264,7 +278,9 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
 			creds_restore();
 	}
 	if (!r)
-		rename_done(fs, from.fd, name, to.fd, newname, flags);
+		fs_symlink_touched(fs, to.fd, newname);
+	if (!r && (flags & RENAME_EXCHANGE))
+		fs_symlink_touched(fs, from.fd, name);
 	if (!r && victim >= 0)
 		fs_inode_unlinked(fs, steal_fd(&victim));
 	fuse_reply_err(req, -r);

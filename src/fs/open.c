@@ -96,7 +96,7 @@ static int create_as_caller(fuse_req_t req, fuse_ino_t parent, const char *name,
 	_cleanup_ref_ struct fs_ref dir = FS_REF_INIT;
 	int fd, r;
 
-	r = fs_inode_ref(fs, parent, &dir);
+	r = fs_inode_ref_dir(fs, parent, &dir);
 	if (!r)
 		r = creds_become(&caller, false);
 	if (r)

@@ -7,8 +7,8 @@
  * pointer without a lock. It has no descriptor of its own: a handler opens one by file handle,
  * except when the file has lost its last name (then nothing else might keep it alive) or is open.
  *
- * Locks: names_lock outside the others; then shard.backing, then shard.lock, idle_lock and
- * changes_lock, which are leaves.
+ * Locks: names_lock outside the others; then shard.backing, then shard.lock, idle_lock,
+ * changes_lock and parents[].lock, which are leaves.
  */
 #ifndef WPFS_FS_PRIV_H
 #define WPFS_FS_PRIV_H
@@ -96,6 +96,14 @@ struct fs_changes {
 #define FS_SHARDS  64
 #define FS_THREADS 32 /* one may sleep in a hook (a harvest, a commit); the others must go on */
 
+#define FS_PARENTS 32
+
+/* A directory that was used lately (parents.c). */
+struct fs_parent_place {
+	pthread_mutex_t lock;
+	struct fs_parent *parent; /* or NULL */
+};
+
 struct fs_shard {
 	pthread_mutex_t lock;
 	struct fs_inode *inodes; /* shard.lock */
@@ -157,6 +165,7 @@ struct fs {
 	pthread_rwlock_t hooks_lock;
 	const struct fs_hooks *hooks; /* hooks_lock */
 	struct fs_shard shards[FS_SHARDS];
+	struct fs_parent_place parents[FS_PARENTS];
 };
 
 /* A descriptor for one request: borrowed from the inode or its own. */
@@ -164,10 +173,12 @@ struct fs_ref {
 	int fd;
 	bool owned;
 	struct fs *fs;
-	struct fs_backing *backing; /* whose descriptor it is */
+	struct fs_backing *backing; /* whose descriptor it is: one for reading; else O_PATH */
+	struct fs_parent *parent;   /* or this one's */
 };
 
 void fs_backing_put(struct fs *fs, struct fs_backing *backing);
+void fs_parent_put(struct fs_parent *parent);
 
 static inline void fs_ref_put(struct fs_ref *ref)
 {
@@ -175,6 +186,8 @@ static inline void fs_ref_put(struct fs_ref *ref)
 		close(ref->fd);
 	if (ref->backing)
 		fs_backing_put(ref->fs, ref->backing);
+	if (ref->parent)
+		fs_parent_put(ref->parent);
 }
 
 #define FS_REF_INIT                                                                                \
@@ -228,6 +241,9 @@ void fs_inode_forget(struct fs *fs, uint64_t ino, uint64_t lookups);
 
 /* A descriptor of the file, at least O_PATH. -ESTALE: no such inode, or the file is gone. */
 int fs_inode_ref(struct fs *fs, uint64_t ino, struct fs_ref *ref);
+
+/* The same of a directory that is likely to be asked for again. */
+int fs_inode_ref_dir(struct fs *fs, uint64_t ino, struct fs_ref *ref);
 
 /* One of a regular file with these flags of open(2): O_RDONLY or O_RDWR, and O_NOATIME. */
 int fs_inode_ref_contents(struct fs *fs, uint64_t ino, int flags, struct fs_ref *ref);
@@ -346,6 +362,20 @@ void fs_changes_return(struct fs *fs, struct fs_changes *changes);
 void fs_changes_free(struct fs_changes *changes);
 void fs_change_set_free(struct fs_change **set);
 
+/* ---- parents.c -------------------------------------------------------------------------- */
+
+void fs_parents_init(struct fs *fs);
+void fs_parents_free(struct fs *fs);
+
+/* The descriptor of a directory that is kept; false: it is not, and *ref untouched. */
+bool fs_parent_ref(struct fs *fs, uint64_t ino, struct fs_ref *ref);
+
+/* Keeps the descriptor that a request has opened for itself. */
+void fs_parent_keep(struct fs *fs, uint64_t ino, struct fs_ref *ref);
+
+/* The directory is gone: nothing of it may be kept. */
+void fs_parent_drop(struct fs *fs, uint64_t ino);
+
 /* ---- dirs.c ----------------------------------------------------------------------------- */
 
 /* Closes the directories that are still open, at the end. */
@@ -388,14 +418,18 @@ void fs_ops_io(struct fuse_lowlevel_ops *ops);
  */
 int fs_entry_lookup(struct fs *fs, int dir_fd, const char *name, struct fuse_entry_param *entry);
 
+/* The same of a name that was just read from the directory, with the lower number that it had. */
+int fs_entry_listed(struct fs *fs, int dir_fd, const char *name, uint64_t lower_ino,
+		    struct fuse_entry_param *entry);
+
 /* The same for an open file. */
 int fs_entry_of_fd(struct fs *fs, int fd, struct fuse_entry_param *entry);
 
 /*
  * After a change of times: a symbolic link whose text the kernel keeps would not be seen used, so
- * it has to ask for it once more. `fd` may be of any kind of file.
+ * it has to ask for it once more. `name` is "" for the file behind `fd`, of any kind, or is in it.
  */
-void fs_symlink_touched(struct fs *fs, int fd);
+void fs_symlink_touched(struct fs *fs, int fd, const char *name);
 
 /* Answers with an entry or an error; a lookup whose answer did not arrive is given back. */
 void fs_reply_entry(fuse_req_t req, int r, const struct fuse_entry_param *entry);

@@ -149,6 +149,7 @@ int fs_new(const struct fs_config *config, struct fs **out)
 	pthread_mutex_init(&fs->idle_lock, NULL);
 	pthread_mutex_init(&fs->nameless_lock, NULL);
 	pthread_cond_init(&fs->nameless_fewer, NULL);
+	fs_parents_init(fs);
 	backing_limits(fs);
 	signal(SIGIO, SIG_IGN); /* leases that are only asked for */
 	fs->done_fd = eventfd(0, EFD_CLOEXEC);
@@ -251,6 +252,7 @@ void fs_free(struct fs *fs)
 {
 	fs_wait(fs);
 	fs_dirs_free(fs);
+	fs_parents_free(fs);
 	fs_inodes_free(fs);
 	fs_backings_free(fs);
 	if (fs->session)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Extended attributes and ACLs, by "/proc/self/fd/N", which reaches a symbolic link itself too.
+ * Extended attributes and ACLs, by "/proc/self/fd/N", which reaches a symbolic link itself too; of
+ * an open file by its descriptor, for each first write asks whether there is security.capability.
  * The VFS checks who may read and write which; only the list of names is filtered here.
  */
 #include <errno.h>
@@ -33,7 +34,8 @@ static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t
 	ssize_t n = size && !buf ? -ENOMEM : fs_inode_ref(fs_of(req), ino, &ref);
 
 	if (!n) {
-		n = getxattr(fs_proc_path(ref.fd).s, name, buf, size);
+		n = ref.backing ? fgetxattr(ref.fd, name, buf, size)
+				: getxattr(fs_proc_path(ref.fd).s, name, buf, size);
 		if (n < 0)
 			n = -errno;
 	}
@@ -118,7 +120,7 @@ static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const 
 	else if (!r && setxattr(fs_proc_path(ref.fd).s, name, value, size, flags) < 0)
 		r = -errno;
 	if (!r)
-		fs_symlink_touched(fs_of(req), ref.fd);
+		fs_symlink_touched(fs_of(req), ref.fd, "");
 	fs_change_inode(fs_of(req), ino);
 	fuse_reply_err(req, -r);
 }
@@ -133,7 +135,7 @@ static void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 	else if (!r && removexattr(fs_proc_path(ref.fd).s, name) < 0)
 		r = -errno;
 	if (!r)
-		fs_symlink_touched(fs_of(req), ref.fd);
+		fs_symlink_touched(fs_of(req), ref.fd, "");
 	fs_change_inode(fs_of(req), ino);
 	fuse_reply_err(req, -r);
 }
