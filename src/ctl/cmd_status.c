@@ -21,6 +21,7 @@ static const char *kind_name(uint32_t kind)
 static void show_capped_json(struct json *json, const struct wpfs_status *s)
 {
 	json_u64(json, "cap", s->cap);
+	json_u64(json, "pinned", s->pinned);
 	json_u64(json, "read_ahead", s->ahead);
 	json_u64(json, "probes", s->probes);
 	json_u64(json, "throttled", s->throttled);
@@ -119,6 +120,9 @@ static void show_capped(const struct wpfs_status *s)
 
 	put("resident", "%s of %s", units_format_size(s->resident, a, sizeof(a)),
 	    units_format_size(s->cap, b, sizeof(b)));
+	if (s->pinned)
+		put("pinned", "%s, which programs that are not tracked have open or mapped",
+		    units_format_size(s->pinned, a, sizeof(a)));
 	put("spilled", "%s", units_format_size(s->spilled, a, sizeof(a)));
 	put("faults", "%" PRIu64 ", %" PRIu64 " had to wait for room", s->faults, s->throttled);
 	put("refaults", "%" PRIu64 " pages, %" PRIu64 " of them read ahead", s->refaults, s->ahead);
@@ -135,6 +139,7 @@ static void show_capped(const struct wpfs_status *s)
 
 static void show_text(const struct wpfs_status *s)
 {
+	const char *what = s->kind == WPFS_KIND_CAPPED ? "contents" : "memory";
 	char a[40], b[16];
 
 	put_path("mounted at", s->mountpoint);
@@ -145,10 +150,10 @@ static void show_text(const struct wpfs_status *s)
 	put("passthrough", "%s", s->passthrough ? "on" : "off");
 	put("io_uring", "%s", s->uring ? "on" : "off");
 	if (s->size)
-		put("memory", "%s of %s", units_format_size(s->used, a, sizeof(a)),
+		put(what, "%s of %s", units_format_size(s->used, a, sizeof(a)),
 		    units_format_size(s->size, b, sizeof(b)));
 	else
-		put("memory", "%s, no limit", units_format_size(s->used, a, sizeof(a)));
+		put(what, "%s, no limit", units_format_size(s->used, a, sizeof(a)));
 	if (s->inodes)
 		put("files", "%" PRIu64 " of %" PRIu64, s->inodes_used, s->inodes);
 	else

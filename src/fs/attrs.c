@@ -228,10 +228,12 @@ static void op_statfs(fuse_req_t req, fuse_ino_t ino)
 	struct statvfs st;
 
 	fs_hook_settle(fs);
-	if (fstatvfs(fs->lower_fd, &st) < 0)
+	if (fstatvfs(fs->lower_fd, &st) < 0) {
 		fuse_reply_err(req, errno);
-	else
-		fuse_reply_statfs(req, &st);
+		return;
+	}
+	fs_hook_space(fs, &st);
+	fuse_reply_statfs(req, &st);
 }
 
 void fs_ops_attrs(struct fuse_lowlevel_ops *ops)

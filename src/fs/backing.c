@@ -11,13 +11,17 @@
  * many do: the kernel does not forget inodes by itself, and a descriptor each for a million files
  * is too much. A mapping needs it no more; it has a file of its own.
  *
- * Ours is open for reading only, so that a lease can be had exactly while nobody is able to write
- * to the file, or to use it: not by an open, nor by a mapping of which no descriptor is left.
+ * On a capped mount every open is direct I/O, and a file has a backing file only for those that map
+ * it though they are not tracked: its one struct file, which is open for reading and writing.
+ *
+ * Else ours is open for reading only, so that a lease can be had exactly while nobody is able to
+ * write to the file, or to use it: not by an open, nor by a mapping of which no descriptor is left.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <utlist.h>
 
 #include "base/cleanup.h"
@@ -25,6 +29,8 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "fs/priv.h"
+
+#define DIRECT_MS 100
 
 /* Not libfuse's wrapper: it loses the errno. */
 static int backing_register(struct fs *fs, int fd)
@@ -195,8 +201,16 @@ static bool is_writer(const struct fuse_file_info *fi)
 	return (fi->flags & O_ACCMODE) != O_RDONLY;
 }
 
-static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, struct fuse_file_info *fi,
-		       bool *holes)
+static uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, bool maps,
+		       struct fuse_file_info *fi, bool *holes)
 {
 	struct stat st;
 	int r = 0;
@@ -209,38 +223,106 @@ static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, struct fus
 		return r;
 	if (backing_stat(fs, inode, &st, holes) < 0)
 		return -EIO;
+	if (maps && !inode->backing->id)
+		r = inode->backing->id = backing_register(fs, inode->backing->fd);
+	if (r < 0) {
+		inode->backing->id = 0;
+		return r;
+	}
 	idle_remove(fs, inode->backing);
 	atomic_fetch_add(&inode->backing->refs, 1);
 	inode->backing->opens++;
 	inode->backing->writers += is_writer(fi);
-	fi->backing_id = inode->backing->id;
+	if (maps || fs->kind == WPFS_KIND_NATIVE)
+		fi->backing_id = inode->backing->id;
+	inode->backing->through += maps;
+	if (!maps && fs->kind == WPFS_KIND_CAPPED)
+		inode->backing->direct_ms = now_ms();
 	/* With a backing file: mappings are its, reads and writes come to us. */
 	fi->direct_io = fs->kind == WPFS_KIND_CAPPED ||
 			(is_writer(fi) && (st.st_mode & (S_ISUID | S_ISGID)));
 	fi->fh = (uintptr_t)inode->backing | (unsigned)(fi->flags & O_ACCMODE) |
-		 (fi->direct_io ? FS_FH_DIRECT : 0);
+		 (fi->direct_io ? FS_FH_DIRECT : 0) | (maps ? FS_FH_MAPS : 0);
 	fi->noflush = 1;
 	return 0;
 }
 
-int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, struct fuse_file_info *fi)
+/*
+ * Can an open of a capped mount be one to map the file with? One to write only cannot; one with
+ * O_TRUNC is about to write who knows how much, and O_DIRECT says that it will not.
+ */
+static bool could_map(const struct fuse_file_info *fi)
+{
+	return (fi->flags & O_ACCMODE) != O_WRONLY && !(fi->flags & (O_TRUNC | O_DIRECT));
+}
+
+/*
+ * Takes shard.backing, with *maps set if this open of a capped mount is one that maps the lower
+ * file. While there are any of these all that come have to be: the kernel refuses others (EIO). An
+ * error leaves it unlocked.
+ */
+static int open_lock(struct fs *fs, struct fs_inode *inode, pid_t opener,
+		     const struct fuse_file_info *fi, bool *maps)
 {
 	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
-	bool stale = false, holes = false;
+	bool ask = fs->kind == WPFS_KIND_CAPPED && could_map(fi), must = false;
+
+	for (;;) {
+		int r = ask ? fs_hook_opened(fs, inode->ino, opener, must) : 0;
+
+		if (r < 0)
+			return r;
+		*maps = r > 0;
+		pthread_mutex_lock(&shard->backing);
+		if (*maps || !inode->backing || !inode->backing->through)
+			return 0;
+		pthread_mutex_unlock(&shard->backing);
+		ask = must = true;
+	}
+}
+
+/*
+ * The kernel takes note of answers to opens in no certain order, and refuses one that does not map
+ * after one that does. So one that does is not given when one that does not was given just now and
+ * was not released.
+ */
+static void wait_for_direct(uint64_t direct_ms)
+{
+	uint64_t age = now_ms() - direct_ms;
+
+	if (direct_ms && age < DIRECT_MS)
+		nanosleep(&(struct timespec){.tv_nsec = (long)(DIRECT_MS - age) * 1000000}, NULL);
+}
+
+int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, pid_t opener,
+		    struct fuse_file_info *fi)
+{
+	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
+	bool stale = false, maps = false, holes = false;
+	uint64_t direct_ms = 0;
 	int r = fd < 0 ? fs_absent_bring(fs->absent, inode->ino) : 0;
 
-	if (r)
+	if (!r)
+		r = open_lock(fs, inode, opener, fi, &maps);
+	if (r) {
+		close_fd(&fd);
 		return r;
-	pthread_mutex_lock(&shard->backing);
-	r = open_locked(fs, inode, fd, fi, &holes);
+	}
+	r = open_locked(fs, inode, fd, maps, fi, &holes);
 	if (!r && is_writer(fi))
 		fs_touch(fs, inode->ino);
 	if (!r) {
 		inode->used = true;
 		stale = inode->attrs_cached && (is_writer(fi) || holes);
 		inode->attrs_cached = inode->attrs_cached && !stale;
+		/* One that was released was taken note of. */
+		if (maps && inode->backing->opens > inode->backing->through)
+			direct_ms = inode->backing->direct_ms;
 	}
 	pthread_mutex_unlock(&shard->backing);
+	if (r && maps)
+		fs_hook_released(fs, inode->ino);
+	wait_for_direct(direct_ms);
 	/*
 	 * Attributes handed out before now were for a long time; from now on they can change
 	 * without a request. -1: attributes only.
@@ -255,9 +337,11 @@ void fs_backing_release(struct fs *fs, const struct fuse_file_info *fi)
 	struct fs_backing *backing =
 		(struct fs_backing *)(uintptr_t)(fi->fh & ~(uint64_t)FS_FH_BITS);
 	struct fs_shard *shard = fs_shard_of(fs, backing->ino);
+	uint64_t ino = backing->ino;
 	bool idle;
 
 	pthread_mutex_lock(&shard->backing);
+	backing->through -= (fi->fh & FS_FH_MAPS) != 0;
 	backing->writers -= (fi->fh & FS_FH_ACCESS) != O_RDONLY;
 	backing->opens--;
 	idle = !backing->opens && backing->attached && fs->kind == WPFS_KIND_NATIVE;
@@ -270,6 +354,8 @@ void fs_backing_release(struct fs *fs, const struct fuse_file_info *fi)
 	}
 	pthread_mutex_unlock(&shard->backing);
 	fs_backing_put(fs, backing);
+	if (fi->fh & FS_FH_MAPS)
+		fs_hook_released(fs, ino);
 	if (idle)
 		idle_trim(fs);
 }
@@ -302,6 +388,9 @@ int fs_backing_replace(struct fs *fs, struct fs_inode *inode, int fd)
 	if (r == 0 && (!inode->backing || inode->backing->fd < 0 || inode->backing->opens))
 		r = -EBUSY;
 	if (r == 0) {
+		if (inode->backing->id)
+			ioctl(fs->dev_fd, FUSE_DEV_IOC_BACKING_CLOSE, &inode->backing->id);
+		inode->backing->id = 0;
 		close(inode->backing->fd);
 		inode->backing->fd = own;
 		own = -1;

@@ -154,6 +154,21 @@ int fs_handle_of_fd(int fd, struct fs_handle *handle)
 	return fs_handle_of(fd, handle);
 }
 
+bool fs_file_is_open(struct fs *fs, uint64_t ino)
+{
+	struct fs_shard *shard = fs_shard_of(fs, ino);
+	struct fs_inode *inode = fs_inode_get(fs, ino);
+	bool open;
+
+	if (!inode)
+		return false;
+	pthread_mutex_lock(&shard->backing);
+	open = inode->backing && inode->backing->opens;
+	pthread_mutex_unlock(&shard->backing);
+	fs_inode_forget(fs, ino, 1);
+	return open;
+}
+
 bool fs_file_held_alone(struct fs *fs, uint64_t ino)
 {
 	struct fs_inode *inode = fs_inode_get(fs, ino);

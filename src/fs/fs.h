@@ -25,6 +25,7 @@
 struct fs;
 struct fs_absent;
 struct fs_ids;
+struct statvfs;
 
 /*
  * Names a file of the lower tmpfs for as long as both exist, across renames and restarts of the
@@ -54,12 +55,20 @@ struct fs_hooks {
 	void (*dropped)(void *ctx, uint64_t ino, uint64_t off, uint64_t len);
 	/* a statfs is about to be answered: umount(8) makes one first */
 	void (*settle)(void *ctx);
+	void *io_ctx;
+	/*
+	 * Capped mounts, before an open by process `opener` is answered that could map the file: 1:
+	 * all of it is in memory and stays there until `released`, so it can be mapped; 0: it
+	 * cannot. `must`: somebody else has it open like that, so this open cannot be another one.
+	 * 0 also in place of an error, but with `must`: -errno.
+	 */
+	int (*opened)(void *ctx, uint64_t ino, pid_t opener, bool must);
+	void (*released)(void *ctx, uint64_t ino);
 	/*
 	 * Capped mounts: around each access to [off, off + len) of the contents (a drop's len 0: to
 	 * the end); `done` says that it was done. A begin that fails with -errno has no end;
-	 * between the two no other hook is called. io_ctx is the ctx of these six.
+	 * between the two no other hook is called. io_ctx is the ctx of these nine.
 	 */
-	void *io_ctx;
 	int (*io_begin)(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io);
 	void (*io_end)(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io,
 		       bool done);
@@ -72,6 +81,8 @@ struct fs_hooks {
 			    uint64_t off);
 	/* the first offset at or after `off` that only read_through knows, or UINT64_MAX */
 	uint64_t (*next_through)(void *ctx, uint64_t ino, uint64_t off);
+	/* from what statfs says of the lower to what the mount shows */
+	void (*space)(void *ctx, struct statvfs *st);
 	/* contents of `ino` are about to be read for the store; they are durable as they were read
 	 */
 	void (*contents_begin)(void *ctx, uint64_t ino);
@@ -182,11 +193,13 @@ int fs_file_replace(struct fs *fs, uint64_t ino, int fd);
 /* The handle of an open file of the lower. 0 or -errno. */
 int fs_handle_of_fd(int fd, struct fs_handle *handle);
 
+/* Is it open on the mount? Not if its id is not known. */
+bool fs_file_is_open(struct fs *fs, uint64_t ino);
+
 /* Nobody but one holder has it: not open on the mount, and not in the kernel's caches. */
 bool fs_file_held_alone(struct fs *fs, uint64_t ino);
 
 /* Space and inodes of the lower tmpfs, as statvfs(3) gives them. 0 or -errno. */
-struct statvfs;
 int fs_statvfs(struct fs *fs, struct statvfs *st);
 
 /* The id of the lower file behind a descriptor or a stat of the lower tmpfs. */

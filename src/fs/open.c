@@ -2,8 +2,9 @@
 /*
  * Opening regular files. Every open is passthrough (but see backing.c): reads, writes and mappings
  * then go from the kernel's FUSE file to the lower file without a request, and a mapping is one of
- * shmem. On a capped mount every open is direct I/O: pages may have to come from the store, and who
- * wants to map the file has to get the lower file's descriptor from us, for a ticket.
+ * shmem. On a capped mount every open is direct I/O: pages may have to come from the store. Who
+ * wants to map the file has to get the lower file's descriptor from us, for a ticket; or, if it
+ * knows nothing of wpfs, all of the file stays in memory while it has it open or mapped.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -43,7 +44,7 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct fs *fs = fs_of(req);
 	struct fs_inode *inode = fs_inode_find(fs, ino);
-	int r = inode ? fs_backing_open(fs, inode, -1, fi) : -ESTALE;
+	int r = inode ? fs_backing_open(fs, inode, -1, fuse_req_ctx(req)->pid, fi) : -ESTALE;
 
 	if (!r && (fi->flags & O_TRUNC)) {
 		r = open_truncate(req, ino);
@@ -73,7 +74,7 @@ static void reply_created(fuse_req_t req, int fd, struct fuse_file_info *fi)
 		return;
 	}
 	entry.ino = inode->ino;
-	r = fs_backing_open(fs, inode, fd, fi);
+	r = fs_backing_open(fs, inode, fd, fuse_req_ctx(req)->pid, fi);
 	if (r) {
 		fs_inode_forget(fs, entry.ino, 1);
 		fuse_reply_err(req, -r);

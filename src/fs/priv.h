@@ -43,18 +43,21 @@ struct fs_backing {
 	struct fs_backing *prev, *next;		/* fs.idle; fs.idle_lock */
 	struct fs_backing *all_prev, *all_next; /* fs.backings; fs.idle_lock */
 	uint64_t ino;				/* constant, like the next two */
-	int fd;		       /* O_RDONLY, -1 when descriptors are scarce; capped mounts: O_RDWR */
-	int id;		       /* of the kernel; capped mounts: 0 */
-	_Atomic unsigned refs; /* the inode's, of opens, and of requests that use fd */
+	int fd; /* O_RDONLY, -1 when descriptors are scarce; capped mounts: O_RDWR */
+	int id; /* of the kernel; capped mounts: 0 until an open is to map it; shard.backing */
+	_Atomic unsigned refs;	 /* the inode's, of opens, and of requests that use fd */
 	unsigned opens, writers; /* opens that were not released; of them for writing */
-	bool attached;		 /* it is its inode\'s; else only unreleased opens have it */
-	bool idle;		 /* in fs.idle; fs.idle_lock */
+	unsigned through;	 /* capped mounts: of the opens those that map the lower file */
+	uint64_t direct_ms; /* capped mounts: when an open was answered that cannot; 0: never */
+	bool attached;	    /* it is its inode\'s; else only unreleased opens have it */
+	bool idle;	    /* in fs.idle; fs.idle_lock */
 };
 
 /* A file handle: a backing file, and in the bits that its address leaves, how it was opened. */
 #define FS_FH_ACCESS 3 /* O_ACCMODE */
 #define FS_FH_DIRECT 4 /* we do its reads and writes */
-#define FS_FH_BITS   7
+#define FS_FH_MAPS   8 /* capped mounts: mappings are of the lower file, which stays in memory */
+#define FS_FH_BITS   15
 
 /* A million of these are nothing unusual: 112 bytes with malloc's. */
 struct fs_inode {
@@ -280,7 +283,8 @@ int fs_handle_open_at(int lower_fd, const struct fs_handle *handle, int flags);
  * open descriptor of the file that may become the backing file (taken over). 0 or -errno; after
  * success fs_backing_release follows once.
  */
-int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, struct fuse_file_info *fi);
+int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, pid_t opener,
+		    struct fuse_file_info *fi);
 void fs_backing_release(struct fs *fs, const struct fuse_file_info *fi);
 
 /* Capped mounts: the one struct file of a regular file, made if need be. Borrowed, or -errno. */
@@ -396,6 +400,9 @@ int fs_hook_io_begin(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, en
 void fs_hook_io_end(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io,
 		    bool done);
 off_t fs_hook_seek(struct fs *fs, uint64_t ino, int fd, off_t off, int whence);
+int fs_hook_opened(struct fs *fs, uint64_t ino, pid_t opener, bool must); /* native: 0 */
+void fs_hook_released(struct fs *fs, uint64_t ino);
+void fs_hook_space(struct fs *fs, struct statvfs *st);
 
 /* -ENOTTY on native mounts. */
 int fs_hook_read_through(struct fs *fs, uint64_t ino, int lower_fd, void *buf, size_t len,

@@ -28,6 +28,33 @@ void fs_hook_io_end(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, enu
 	pthread_rwlock_unlock(&fs->hooks_lock);
 }
 
+int fs_hook_opened(struct fs *fs, uint64_t ino, pid_t opener, bool must)
+{
+	int r = 0;
+
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->opened)
+		r = fs->hooks->opened(fs->hooks->io_ctx, ino, opener, must);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+	return r;
+}
+
+void fs_hook_released(struct fs *fs, uint64_t ino)
+{
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->released)
+		fs->hooks->released(fs->hooks->io_ctx, ino);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+}
+
+void fs_hook_space(struct fs *fs, struct statvfs *st)
+{
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->space)
+		fs->hooks->space(fs->hooks->io_ctx, st);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+}
+
 off_t fs_hook_seek(struct fs *fs, uint64_t ino, int fd, off_t off, int whence)
 {
 	off_t at;

@@ -284,6 +284,8 @@ struct wpfs_status {
 	/* capped: the cap in bytes; counts; time; pieces of I/O in flight now and most ever */
 	uint64_t cap, failing, ahead, probes, throttled, zeros, store_errors;
 	uint64_t fences, fence_ns, io_depth, io_depth_max;
+	uint64_t pinned; /* capped: bytes of files that stay, since somebody untracked may map them
+			  */
 	uint64_t store_uring; /* capped: pages go to the store through io_uring */
 	uint64_t clients, mms_live, mms_detached;
 	uint64_t last_commit; /* seconds since the epoch, 0 = never */

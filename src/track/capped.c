@@ -88,6 +88,7 @@ static void file_free(struct capped *c, struct capped_file *f)
 {
 	HASH_DEL(c->files, f);
 	capped_ahead_forget(c, f->ino);
+	c->pinned -= f->pin_pages;
 	if (f->has_slot)
 		policy_file_remove(c->policy, f->slot);
 	close_fd(&f->spill_fd);
@@ -221,8 +222,9 @@ int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr)
 		r = -errno;
 	if (f && r == 0) {
 		capped_forget(c, f, first, nr);
-		if (f->has_slot)
+		if (capped_is_chosen(f))
 			policy_drop(c->policy, f->slot, first, nr);
+		capped_limit_set(c, false);
 	}
 	pthread_mutex_unlock(&c->lock);
 	return r;
@@ -233,7 +235,8 @@ static bool file_is_idle(struct capped *c, const struct capped_file *f)
 {
 	struct stat st;
 
-	if (capped_used(c, f->ino, 0, UINT64_MAX, ~0u) || !fs_file_held_alone(c->config.fs, f->ino))
+	if (f->pinned || capped_used(c, f->ino, 0, UINT64_MAX, ~0u) ||
+	    !fs_file_held_alone(c->config.fs, f->ino))
 		return false;
 	if (fstat(f->fd, &st) == 0 && st.st_nlink == 0)
 		return true;
@@ -252,13 +255,14 @@ void capped_sweep(struct capped *c, bool (*is_mapped)(void *ctx, uint64_t ino), 
 		return;
 	}
 	HASH_ITER (hh, c->files, f, next) {
-		if (!file_is_idle(c, f) || is_mapped(ctx, f->ino))
+		if (capped_still_pinned(c, f) || !file_is_idle(c, f) || is_mapped(ctx, f->ino))
 			continue;
 		capped_forget(c, f, 0, UINT64_MAX);
 		if (f->missing)
 			unlinkat(c->bits_fd, bits_name(f->ino).s, 0);
 		file_free(c, f);
 	}
+	capped_limit_look(c);
 	pthread_mutex_unlock(&c->lock);
 }
 
@@ -484,8 +488,10 @@ int capped_new(const struct capped_config *config, struct capped **out)
 	/* Whoever opens a leased file has the kernel send it; the wait for the lease is enough. */
 	signal(SIGIO, SIG_IGN);
 	r = open_all(c);
-	if (r == 0)
+	if (r == 0) {
+		capped_limit_begin(c);
 		r = capped_threads_start(c);
+	}
 	if (r < 0) {
 		log_err("cannot prepare the store for pages out of memory: %s", log_errstr(r));
 		capped_free(c, false);

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "spill/io.h"
 #include "wpfs.h"
@@ -29,6 +30,7 @@ struct capped_config {
 	int spill_fd;	    /* STORE/spill */
 	bool adopted;	    /* pages are spilled already: a killed daemon's, or stashed ones */
 	uint64_t resident;  /* bytes of page contents that may be in memory */
+	uint64_t size;	    /* bytes that may be in memory and in the store together; 0: no limit */
 	unsigned settle_ms; /* how long direct I/O into a mapping may take */
 	bool sigbus;	    /* a page that cannot be had: SIGBUS instead of waiting */
 	enum spill_path path;
@@ -86,6 +88,28 @@ int64_t capped_seek(struct capped *c, uint64_t ino, int lower_fd, uint64_t off, 
 
 /* The first offset at or after `off` whose page is spilled, or UINT64_MAX. */
 uint64_t capped_next_spilled(struct capped *c, uint64_t ino, uint64_t off);
+
+/*
+ * A FUSE thread is about to answer an open that could map the file. 1: all of it is in memory and
+ * stays until capped_released, and as long as somebody maps it; 0: that cannot be, or `opener` has
+ * the shim and will ask for a ticket. `must`: it has to be, whoever it is; then -errno instead of
+ * 0.
+ */
+int capped_opened(struct capped *c, uint64_t ino, pid_t opener, bool must);
+void capped_released(struct capped *c, uint64_t ino);
+
+/* Does size= leave no room for `len` bytes more? */
+bool capped_is_short(struct capped *c, uint64_t len);
+
+/*
+ * Is there something to be let go of (by track_settle): contents of files without a name, and not
+ * open? The kernel takes a moment to say that it has forgotten them.
+ */
+bool capped_has_removed(struct capped *c);
+
+/* From what the lower tmpfs says of its space to what the mount shows. */
+struct statvfs;
+void capped_space(struct capped *c, struct statvfs *st);
 
 /* A ticket for a file that was opened with access mode `accmode` (O_RDONLY, ...). 0 or -errno. */
 int capped_ticket(struct capped *c, uint64_t ino, int accmode, struct wpfs_ticket *ticket);

@@ -471,13 +471,16 @@ static bool batch_in_use(const struct capped *c, const struct capped_batch *b)
 	return false;
 }
 
-/* -EBUSY: there is a child that may map the file and is in no piece. Later ones join the batch. */
+/*
+ * -EBUSY: there is a child that may map the file and is in no piece. Later ones join the batch.
+ * -ETXTBSY: it was opened by somebody who may map it, and is not tracked.
+ */
 static int batch_enter(struct capped *c, struct capped_batch *b)
 {
 	int r;
 
 	pthread_mutex_lock(&c->lock);
-	r = capped_mm_orphans(c) ? -EBUSY : 0;
+	r = b->file->pinned ? -ETXTBSY : capped_mm_orphans(c) ? -EBUSY : 0;
 	c->batch = b;
 	while (r == 0 && batch_in_use(c, b))
 		pthread_cond_wait(&c->cond, &c->lock);
@@ -515,8 +518,10 @@ int capped_batch_begin(struct capped *c, struct capped_batch *b, const struct ca
 		batch_map(b, &maps[i]);
 	r = batch_enter(c, b);
 	if (r < 0) {
-		snprintf(why, why_size, "a process that maps it was forked just now: try again");
-		return r;
+		snprintf(why, why_size,
+			 r == -EBUSY ? "a process that maps it was forked just now: try again"
+				     : CAPPED_WHY_PINNED);
+		return -EBUSY;
 	}
 	r = batch_check(c, b, maps, nr);
 	if (r == 0)

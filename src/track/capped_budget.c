@@ -83,7 +83,7 @@ void capped_know(struct capped *c, struct capped_file *f, uint64_t first, uint64
 		end = nr > (UINT64_MAX >> 13) - first ? INT64_MAX
 						      : (off_t)((first + nr) << WPFS_PAGE_SHIFT);
 
-	if (!f->has_slot)
+	if (!capped_is_chosen(f))
 		return;
 	at = lseek(f->fd, (off_t)(first << WPFS_PAGE_SHIFT), SEEK_DATA);
 	while (at >= 0 && at < end) {

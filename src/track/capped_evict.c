@@ -196,6 +196,7 @@ static int save_and_punch(struct saving *sv, uint64_t *pages)
 	*pages += s->resident - sv->stay;
 	c->counts.evictions += s->resident - sv->stay;
 	c->counts.zeros += s->zeros;
+	capped_limit_set(c, true);
 	pthread_mutex_unlock(&c->lock);
 	futimens(f->fd, (struct timespec[2]){st.st_atim, st.st_mtim});
 	capped_test_point("punched");
@@ -350,7 +351,7 @@ static int evict_pass(struct capped *c, struct capped_file *f, const struct capp
 		r = capped_evict_runs(c, f, maps, nr, runs, nr_runs, settle, used, pages, why,
 				      why_size);
 		pthread_mutex_lock(&c->lock);
-		for (size_t i = 0; r == 0 && f->has_slot && i < nr_runs; i++)
+		for (size_t i = 0; r == 0 && capped_is_chosen(f) && i < nr_runs; i++)
 			policy_drop(c->policy, f->slot, runs[i].first, runs[i].nr);
 		pthread_mutex_unlock(&c->lock);
 	}

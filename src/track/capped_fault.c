@@ -331,13 +331,16 @@ static uint64_t now_ms(void)
 	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
-/* onerror=sigbus: the thread that asked gets the signal; what is in its entry stays. */
+/*
+ * onerror=sigbus, or size= is exhausted, which is SIGBUS on tmpfs too: the thread that asked gets
+ * the signal; what is in its entry stays.
+ */
 static bool fault_refuse(struct capped *c, const struct capped_mm *mm, struct capped_wait *w)
 {
 	pid_t tid = (pid_t)w->ptid;
 
 	/* Its number in a pid namespace of its own says nothing here: such a thread waits. */
-	if (!c->config.sigbus || w->err == -EAGAIN || w->err == -ENOMEM || tid <= 0 ||
+	if (!(c->config.sigbus || w->full) || w->err == -EAGAIN || w->err == -ENOMEM || tid <= 0 ||
 	    proc_same_mm(tid, mm->pid) != 1)
 		return false;
 	return syscall(SYS_tkill, tid, SIGBUS) == 0;
@@ -346,7 +349,8 @@ static bool fault_refuse(struct capped *c, const struct capped_mm *mm, struct ca
 /* Keeps a fault that ended with w->err for later. Takes w over. */
 static void fault_keep(struct capped *c, struct capped_mm *mm, struct capped_wait *w)
 {
-	if (w->err != -EAGAIN && !w->said) {
+	w->full = w->err == -ENOSPC && capped_is_exhausted(c);
+	if (w->err != -EAGAIN && !w->said && !w->full) {
 		log_err("a page that pid %d waits for cannot be had: %s: it is tried again",
 			mm->pid, log_errstr(w->err));
 		w->said = true;

@@ -51,6 +51,9 @@ struct capped_file {
 	int spill_fd;  /* its pages in the store; -1: not open */
 	uint32_t slot; /* its name in the policy */
 	bool has_slot;
+	bool pinned;	    /* it is all in memory and stays: capped_pin.c */
+	unsigned opens;	    /* that map the lower file, not released */
+	uint64_t pin_pages; /* it counts for while it is pinned */
 	struct capped_stream streams[CAPPED_STREAMS];
 	uint32_t stream_clock;
 	UT_hash_handle hh;
@@ -95,7 +98,7 @@ struct capped_wait {
 	uint64_t due_ms, delay_ms; /* of a store that fails: when it is tried again */
 	int err;
 	uint32_t ptid; /* who waits */
-	bool wp, said;
+	bool wp, said, full;
 	struct capped_wait *prev, *next;
 };
 
@@ -169,9 +172,13 @@ struct capped {
 	struct capped_use *uses;
 	struct capped_batch *batch; /* set and cleared by the track thread */
 	struct policy *policy;
-	uint64_t guess; /* bytes in memory: what the tmpfs said last, and what was added since */
-	bool asked;	/* evict_fd was written and the track thread has not looked yet */
-	bool stuck;	/* nothing can be evicted: what does not fit is let in */
+	uint64_t pinned;  /* pages of pinned files */
+	uint64_t size;	  /* config.size, or what a remount made of it; bytes */
+	uint64_t limit;	  /* of the lower tmpfs, as it was set last; bytes */
+	uint64_t loading; /* pages that are coming back: in the store, and in memory soon */
+	uint64_t guess;	  /* bytes in memory: what the tmpfs said last, and what was added since */
+	bool asked;	  /* evict_fd was written and the track thread has not looked yet */
+	bool stuck;	  /* nothing can be evicted: what does not fit is let in */
 	uint32_t next_worker;		    /* the last number given to a fault thread */
 	bool spinning;			    /* a fault thread looks for messages before it sleeps */
 	unsigned spin_credit, spin_skipped; /* how often that was of use lately; tries left out */
@@ -181,6 +188,7 @@ struct capped {
 	struct capped_ticket tickets[CAPPED_TICKETS];
 	struct capped_record left; /* of the killed daemon; nr 0: none. Track thread only */
 	struct spill_io *evict_io; /* track thread only */
+	int64_t found_nothing;	   /* when capped_find did; seconds; track thread only */
 	struct capped_counts counts;
 };
 
@@ -277,6 +285,47 @@ void capped_set_stuck(struct capped *c, bool stuck);
 
 /* Faults that wait are looked at again. Lock held. */
 void capped_retry(struct capped *c);
+
+#define CAPPED_WHY_PINNED "a program that is not tracked has it open or mapped"
+
+/* ---- capped_pin.c: files that somebody maps who is not tracked; lock held ---- */
+
+/* Are its pages to be chosen from? */
+static inline bool capped_is_chosen(const struct capped_file *f)
+{
+	return f->has_slot && !f->pinned;
+}
+
+/* It is pinned, if it is not: somebody has it who was not seen to open it. */
+void capped_pin(struct capped *c, struct capped_file *f);
+
+/* Ends that if nobody has it any more. True: it is pinned still. */
+bool capped_still_pinned(struct capped *c, struct capped_file *f);
+
+/* Its size changed. */
+void capped_pin_resize(struct capped *c, struct capped_file *f);
+
+/* The same for the track thread, lock not held; `patient`: waits a moment for the end of it. */
+bool capped_wait_unpinned(struct capped *c, struct capped_file *f, bool patient);
+
+/* Bytes. Lock not held. */
+uint64_t capped_pinned(struct capped *c);
+
+/* ---- capped_limit.c: size=; lock held ---- */
+
+void capped_limit_begin(struct capped *c);
+
+/* What is in the store changed. `exact`: to the byte, even if there is much room. */
+void capped_limit_set(struct capped *c, bool exact);
+
+/* The same, and somebody else may have changed it. */
+void capped_limit_look(struct capped *c);
+
+/* Bytes; 0: no limit. Lock not held. */
+uint64_t capped_size(struct capped *c);
+
+/* Is there no room for a page more? */
+bool capped_is_exhausted(struct capped *c);
 
 /* ---- for the track room, track thread, lock not held ---- */
 
@@ -444,6 +493,12 @@ void capped_turn_back(struct capped *c, struct capped_turn *turn);
 /* Unmaps the new ones, keeps the used ones and evicts the rest. `pages` counts those. */
 int capped_turn_run(struct capped *c, struct capped_turn *turn, const struct capped_mapping *maps,
 		    size_t nr, uint64_t *pages, char *why, size_t why_size);
+
+/*
+ * Looks for files of which nothing is known until it knows of as many pages more. How many it
+ * found.
+ */
+uint64_t capped_find(struct capped *c, uint64_t want);
 
 /* What a killed daemon was evicting; nr 0: nothing. Track thread. */
 const struct capped_record *capped_record_left(const struct capped *c);

@@ -122,10 +122,12 @@ static void know_accessed(struct capped *c, const struct capped_use *use, bool a
 	if (!f && fs_file_by_ino(c->config.fs, use->ino, &file) == 0)
 		capped_file_get(c, &file.handle, use->ino, &f);
 	/* SEEK_DATA does not show pages that are allocated and were never written. */
-	for (uint64_t page = use->first; f && f->has_slot && all && page < use->end; page++)
+	for (uint64_t page = use->first; f && capped_is_chosen(f) && all && page < use->end; page++)
 		policy_insert(c->policy, f->slot, page);
 	if (f && !all)
 		capped_know(c, f, use->first, use->end - use->first);
+	if (f)
+		capped_pin_resize(c, f);
 	capped_added(c, use->end - use->first);
 }
 
@@ -137,7 +139,8 @@ static void drop_done(struct capped *c, struct capped_file *f, uint64_t off, uin
 	if (!f || first >= end)
 		return;
 	capped_forget(c, f, first, end - first);
-	if (f->has_slot)
+	capped_pin_resize(c, f);
+	if (capped_is_chosen(f))
 		policy_drop(c->policy, f->slot, first, end - first);
 }
 
@@ -157,6 +160,7 @@ void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, e
 		know_accessed(c, &like, io == CAPPED_WRITE && done);
 	else if (done)
 		drop_done(c, capped_file_find(c, ino), off, len);
+	capped_limit_set(c, false);
 	capped_use_end(c, use);
 	pthread_mutex_unlock(&c->lock);
 	free(use);

@@ -23,6 +23,7 @@
 #include "track/capped_internal.h"
 #include "track/capped_test.h"
 
+#define LIMIT_TRIES 8
 #define WINDOW_MIN  16u
 #define WINDOW_MAX  2048u	   /* pages that are asked for ahead of a reader */
 #define AHEAD_CHUNK CAPPED_CLUSTER /* of them, read at once */
@@ -122,24 +123,38 @@ static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uin
 	struct spill_io *io;
 
 	capped_use_begin(c, &use);
+	c->loading += nr;
+	capped_limit_set(c, false);
 	pthread_mutex_unlock(&c->lock);
 	io = r < 0 ? NULL : capped_engine_take(c);
 	if (r == 0 && !io)
 		r = -ENOMEM;
 	if (r == 0)
 		r = fill(io, fd, f->fd, first, nr);
+	for (int tries = 0; r == -ENOSPC && tries < LIMIT_TRIES; tries++) {
+		/* Somebody else has taken the room: then there is more for a while. */
+		pthread_mutex_lock(&c->lock);
+		tries = c->size ? tries : LIMIT_TRIES;
+		capped_limit_set(c, true);
+		pthread_mutex_unlock(&c->lock);
+		if (tries < LIMIT_TRIES)
+			r = fill(io, fd, f->fd, first, nr);
+	}
 	if (io)
 		capped_engine_give(c, io);
 	pthread_mutex_lock(&c->lock);
 	capped_use_end(c, &use);
+	c->loading -= nr;
 	if (r < 0) {
+		capped_limit_set(c, false);
 		c->counts.errors++;
 		return r == -ENODATA || r == -ENOENT ? -EIO : r;
 	}
 	/* After, never before: a daemon killed in between leaves both, and the lower file wins. */
 	capped_forget(c, f, first, nr);
+	capped_limit_set(c, false);
 	c->counts.refaults += nr;
-	for (uint64_t page = first; f->has_slot && page < first + nr; page++)
+	for (uint64_t page = first; capped_is_chosen(f) && page < first + nr; page++)
 		policy_insert(c->policy, f->slot, page);
 	capped_added(c, nr);
 	return 0;
@@ -341,11 +356,18 @@ int capped_zero_fault(struct capped *c, struct capped_file *f, uint64_t page)
 	if (nr > 1 && (capped_batch_has(c, f, page, page + nr) ||
 		       capped_used(c, f->ino, page, page + nr, ~0u)))
 		nr = 1;
-	if (fallocate(f->fd, FALLOC_FL_KEEP_SIZE, off, (off_t)(nr << WPFS_PAGE_SHIFT)) < 0)
-		return -errno;
+	/* A call that cannot have all of it may have had a part: that is given back by the kernel.
+	 */
+	if (fallocate(f->fd, FALLOC_FL_KEEP_SIZE, off, (off_t)(nr << WPFS_PAGE_SHIFT)) < 0) {
+		if (errno != ENOSPC || nr == 1)
+			return -errno;
+		nr = 1;
+		if (fallocate(f->fd, FALLOC_FL_KEEP_SIZE, off, (off_t)WPFS_PAGE_SIZE) < 0)
+			return -errno;
+	}
 	if (s->ahead < page + nr)
 		s->ahead = page + nr;
-	for (uint64_t i = page; f->has_slot && i < page + nr; i++)
+	for (uint64_t i = page; capped_is_chosen(f) && i < page + nr; i++)
 		policy_insert(c->policy, f->slot, i);
 	capped_added(c, nr);
 	return 0;

@@ -316,9 +316,11 @@ static int evict_look(struct evict *e)
 }
 
 /*
- * Makes a file ready for eviction. 0 or -errno with a reason in (*out)->why; *out may be NULL then.
+ * Makes a file ready for eviction; `patient`: waits a moment if somebody who is not tracked has it.
+ * 0 or -errno with a reason in (*out)->why; *out may be NULL then.
  */
-static int evict_ready(struct track *t, const struct fs_file *file, struct evict **out)
+static int evict_ready(struct track *t, const struct fs_file *file, bool patient,
+		       struct evict **out)
 {
 	struct evict *e;
 	size_t nr = 0;
@@ -346,6 +348,10 @@ static int evict_ready(struct track *t, const struct fs_file *file, struct evict
 			     &e->lower_ino);
 	if (r < 0)
 		return r;
+	if (capped_wait_unpinned(t->config.capped, e->file, patient)) {
+		snprintf(e->why, sizeof(e->why), "%s", CAPPED_WHY_PINNED);
+		return -EBUSY;
+	}
 	if (e->seen && evict_is_current(e)) {
 		r = evict_check(e);
 		if (r != -EAGAIN)
@@ -383,7 +389,7 @@ int evict_file(struct track *t, const struct fs_file *file, uint64_t *pages,
 	}
 	/* What gives up because a mapping was moved or unmapped under it is begun again. */
 	for (int tries = 0; r == -EAGAIN && tries < EVICT_TRIES; tries++) {
-		r = evict_ready(t, file, &e);
+		r = evict_ready(t, file, true, &e);
 		if (r == 0)
 			r = capped_evict(t->config.capped, e->file, e->maps, e->nr, pages, why,
 					 EVICT_WHY_SIZE);
@@ -451,7 +457,7 @@ void evict_pressure(struct track *t, const struct mm_vma *vma)
 		if (capped_is_missing(t->config.capped, x.of[i].ino) ||
 		    fs_file_by_ino(t->config.fs, x.of[i].ino, &file) < 0)
 			continue;
-		if (evict_ready(t, &file, &e) < 0 && e && e->why[0])
+		if (evict_ready(t, &file, false, &e) < 0 && e && e->why[0])
 			log_info("file %llu stays in memory: %s", (unsigned long long)x.of[i].ino,
 				 e->why);
 	}
@@ -468,6 +474,14 @@ static uint64_t now_ms(void)
 	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
+static void evict_again(struct track *t, uint64_t ms)
+{
+	const struct itimerspec when = {.it_value = {.tv_sec = (time_t)(ms / 1000),
+						     .tv_nsec = (long)(ms % 1000) * 1000000 + 1}};
+
+	timerfd_settime(t->evict_timer.fd, 0, &when, NULL);
+}
+
 int evict_start(struct track *t)
 {
 	int r;
@@ -479,7 +493,11 @@ int evict_start(struct track *t)
 	if (t->evict_watch.fd < 0 || t->evict_timer.fd < 0)
 		return -errno;
 	r = track_watch_add(t, &t->evict_watch, EPOLLIN);
-	return r < 0 ? r : track_watch_add(t, &t->evict_timer, EPOLLIN);
+	if (r == 0)
+		r = track_watch_add(t, &t->evict_timer, EPOLLIN);
+	/* A killed daemon may have left too much. */
+	evict_again(t, 0);
+	return r;
 }
 
 void evict_stop(struct track *t)
@@ -504,7 +522,7 @@ static int64_t evict_turn(struct track *t, struct capped_turn *turn)
 		return -ENODATA;
 	r = fs_file_by_handle(t->config.fs, &turn->file->handle, &file);
 	if (r == 0)
-		r = evict_ready(t, &file, &e);
+		r = evict_ready(t, &file, false, &e);
 	if (r < 0) {
 		capped_turn_back(c, turn);
 		log_debug("file %llu stays for now: %s", (unsigned long long)turn->file->ino,
@@ -519,12 +537,12 @@ static int64_t evict_turn(struct track *t, struct capped_turn *turn)
 	return pages ? (int64_t)pages : r;
 }
 
-static void evict_again(struct track *t, uint64_t ms)
+/* Nothing that is known can leave: is there more? */
+static bool evict_find(struct capped *c)
 {
-	const struct itimerspec when = {.it_value = {.tv_sec = (time_t)(ms / 1000),
-						     .tv_nsec = (long)(ms % 1000) * 1000000 + 1}};
+	uint64_t resident = capped_resident(c), low = capped_low(c);
 
-	timerfd_settime(t->evict_timer.fd, 0, &when, NULL);
+	return resident > low && capped_find(c, (resident - low) >> WPFS_PAGE_SHIFT);
 }
 
 void evict_round(struct track *t)
@@ -547,9 +565,9 @@ void evict_round(struct track *t)
 
 		if (n > 0)
 			done += (uint64_t)n;
-		else if (n < 0)
+		else if (n < 0 && (n != -ENODATA || !evict_find(c)))
 			vain++;
-		if (n == -ENODATA)
+		if (n == -ENODATA && vain)
 			break;
 	}
 	if (done || capped_resident(c) <= capped_low(c)) {

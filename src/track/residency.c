@@ -365,7 +365,10 @@ void residency_status(struct track *t, struct wpfs_status *status)
 	counts = capped_counts(t->config.capped);
 	status->passthrough = 0;
 	status->resident = status->used;
+	status->used += counts.spilled << WPFS_PAGE_SHIFT;
+	status->size = capped_size(t->config.capped);
 	status->cap = capped_cap(t->config.capped);
+	status->pinned = capped_pinned(t->config.capped);
 	status->failing = capped_failing(t->config.capped);
 	status->ahead = counts.ahead;
 	status->probes = counts.probes;
@@ -388,12 +391,18 @@ static bool residency_is_mapped(void *ctx, uint64_t ino)
 	return files_is_mapped(ctx, ino);
 }
 
+void residency_let_go(struct track *t)
+{
+	if (t->config.capped)
+		capped_sweep(t->config.capped, residency_is_mapped, t);
+}
+
 void residency_sweep(struct track *t)
 {
 	if (!t->config.capped)
 		return;
 	keep_sweep(t);
-	capped_sweep(t->config.capped, residency_is_mapped, t);
+	residency_let_go(t);
 	evict_pressure(t, NULL);
 	residency_busy(t, false);
 }

@@ -76,6 +76,9 @@ void residency_load(struct request *rq);
 
 void residency_status(struct track *t, struct wpfs_status *status);
 
+/* Lets go of what is in the store of files that are gone. Native: nothing. */
+void residency_let_go(struct track *t);
+
 /* Once a second. */
 void residency_sweep(struct track *t);
 

@@ -292,6 +292,7 @@ static int track_settle_fn(struct track *t, void *arg)
 {
 	life_sweep(t);
 	residency_busy(t, true);
+	residency_let_go(t);
 	return 0;
 }
 

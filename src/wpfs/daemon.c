@@ -21,6 +21,7 @@
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
+#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -41,6 +42,8 @@
 #include "wpfs/rundir.h"
 #include "wpfs/storedir.h"
 #include "wpfs/utab.h"
+
+#define REMOVED_TRIES 10 /* naps of 2 ms, until the kernel has forgotten a file */
 
 struct daemon {
 	const struct options *options;
@@ -92,49 +95,89 @@ static enum capped_io capped_io_of(enum fs_io io)
 	return io == FS_IO_DROP ? CAPPED_DROP : io == FS_IO_WRITE ? CAPPED_WRITE : CAPPED_READ;
 }
 
+/* What was removed must not keep its room. */
+static void let_go_of_removed(const struct daemon *d)
+{
+	for (int tries = 0; tries < REMOVED_TRIES && d->track && capped_has_removed(d->capped);
+	     tries++) {
+		if (tries)
+			nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
+		track_settle(d->track);
+	}
+}
+
 static int on_io_begin(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io)
 {
-	return capped_io_begin(ctx, ino, off, len, capped_io_of(io));
+	const struct daemon *d = ctx;
+
+	if (io == FS_IO_WRITE && capped_is_short(d->capped, len))
+		let_go_of_removed(d);
+	return capped_io_begin(d->capped, ino, off, len, capped_io_of(io));
 }
 
 static void on_io_end(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io, bool done)
 {
-	capped_io_end(ctx, ino, off, len, capped_io_of(io), done);
+	const struct daemon *d = ctx;
+
+	capped_io_end(d->capped, ino, off, len, capped_io_of(io), done);
+}
+
+static void on_space(void *ctx, struct statvfs *st)
+{
+	const struct daemon *d = ctx;
+
+	let_go_of_removed(d);
+	if (fs_statvfs(d->fs, st) == 0)
+		capped_space(d->capped, st);
+}
+
+static int on_opened(void *ctx, uint64_t ino, pid_t opener, bool must)
+{
+	return capped_opened(((const struct daemon *)ctx)->capped, ino, opener, must);
+}
+
+static void on_released(void *ctx, uint64_t ino)
+{
+	capped_released(((const struct daemon *)ctx)->capped, ino);
 }
 
 static int64_t on_seek(void *ctx, uint64_t ino, int fd, uint64_t off, int whence)
 {
-	return capped_seek(ctx, ino, fd, off, whence);
+	return capped_seek(((const struct daemon *)ctx)->capped, ino, fd, off, whence);
 }
 
 static int on_ticket(void *ctx, uint64_t ino, int accmode, struct wpfs_ticket *ticket)
 {
-	return capped_ticket(ctx, ino, accmode, ticket);
+	return capped_ticket(((const struct daemon *)ctx)->capped, ino, accmode, ticket);
 }
 
 static int on_read_through(void *ctx, uint64_t ino, int lower_fd, void *buf, size_t len,
 			   uint64_t off)
 {
-	return capped_read_through(ctx, ino, lower_fd, buf, len, off);
+	return capped_read_through(((const struct daemon *)ctx)->capped, ino, lower_fd, buf, len,
+				   off);
 }
 
 static uint64_t on_next_through(void *ctx, uint64_t ino, uint64_t off)
 {
-	return capped_next_spilled(ctx, ino, off);
+	return capped_next_spilled(((const struct daemon *)ctx)->capped, ino, off);
 }
 
 /* What the file system asks the capped mount; nothing on a native one. */
-static struct fs_hooks capped_hooks(struct capped *capped)
+static struct fs_hooks capped_hooks(struct daemon *d)
 {
-	if (!capped)
+	if (!d->capped)
 		return (struct fs_hooks){.ctx = NULL};
-	return (struct fs_hooks){.io_ctx = capped,
+	return (struct fs_hooks){.io_ctx = d,
+				 .opened = on_opened,
+				 .released = on_released,
 				 .io_begin = on_io_begin,
 				 .io_end = on_io_end,
 				 .seek = on_seek,
 				 .ticket = on_ticket,
 				 .read_through = on_read_through,
-				 .next_through = on_next_through};
+				 .next_through = on_next_through,
+				 .space = on_space};
 }
 
 /* Backing files are descriptors: one for every file that is in use. */
@@ -354,6 +397,7 @@ static int start_capped(struct daemon *d)
 		.spill_fd = d->store.spill_fd,
 		.adopted = d->run.adopted || d->stashed,
 		.resident = d->options->resident,
+		.size = d->options->size,
 		.settle_ms = d->options->settle_ms,
 		.sigbus = d->options->sigbus,
 	};
@@ -396,7 +440,7 @@ static int start_tracking(struct daemon *d)
 		log_err("cannot start tracking: %s", db_errstr(r));
 		return r;
 	}
-	d->hooks = capped_hooks(d->capped);
+	d->hooks = capped_hooks(d);
 	d->hooks.ctx = d->track;
 	d->hooks.dropped = on_dropped;
 	d->hooks.settle = on_settle;
@@ -529,13 +573,14 @@ static int stop(struct daemon *d, bool served)
 		fs_set_hooks(d->fs, NULL);
 	if (d->track)
 		r = track_stop(d->track);
+	d->track = NULL;
 	if (r && !d->has_store)
 		r = 0; /* nothing is to be kept */
 	if (r)
 		log_err("cannot write the last marks to the store %s: %s", d->store.path,
 			log_errstr(r));
 	if (d->capped) {
-		d->hooks = capped_hooks(d->capped);
+		d->hooks = capped_hooks(d);
 		fs_set_hooks(d->fs, &d->hooks);
 	}
 	if (served && d->has_store && r == 0) /* no contents without the marks they cost */

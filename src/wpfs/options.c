@@ -125,6 +125,7 @@ static int take_size(struct options *o, const char *value, char *error)
 
 	if (units_parse_size(value, &bytes))
 		return bad(error, "bad size '%s' in size=: a number with K, M, G, T or %%", value);
+	o->size = bytes;
 	return lower_add(o, error, "size=%" PRIu64, bytes);
 }
 

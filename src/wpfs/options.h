@@ -32,6 +32,7 @@ struct options {
 	unsigned long mount_flags; /* MS_* of the FUSE mount */
 
 	uint64_t resident; /* bytes; 0 = native */
+	uint64_t size;	   /* bytes of size=; 0 = not given, or no limit */
 	unsigned settle_ms;
 	bool sigbus;	    /* onerror=sigbus */
 	unsigned flush_s;   /* 0 = only at unmount */

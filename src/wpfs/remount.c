@@ -3,22 +3,25 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/mountinfo.h"
+#include "base/units.h"
 #include "ipc/wire.h"
 #include "wpfs.h"
 #include "wpfs/mountpoint.h"
 #include "wpfs/rundir.h"
 
-static int find_lower(const char *mountpoint, char path[PATH_MAX])
+static int find_lower(const char *mountpoint, char path[PATH_MAX], bool *capped)
 {
 	struct wpfs_mount_info info = {.version = 1};
 	struct mountinfo mount;
@@ -41,23 +44,73 @@ static int find_lower(const char *mountpoint, char path[PATH_MAX])
 		return r;
 	}
 	info.id[sizeof(info.id) - 1] = '\0';
+	*capped = info.kind == WPFS_KIND_CAPPED;
 	snprintf(path, PATH_MAX, "%s/%s/private/lower", WPFS_RUN_DIR, info.id);
 	return 0;
+}
+
+static int lower_resize(const char *lower, uint64_t size)
+{
+	char text[32];
+
+	snprintf(text, sizeof(text), "size=%" PRIu64, size);
+	return mount(NULL, lower, NULL, MS_REMOUNT, text) < 0 ? -errno : 0;
+}
+
+/*
+ * The daemon of a capped mount sets the size of its lower tmpfs to what the store leaves of size=.
+ * It takes another value than it had set for a new size=, when somebody asks for the free space; so
+ * one that is the same by chance has to be another one first.
+ */
+static int resize_capped(const char *mountpoint, const char *lower, uint64_t size)
+{
+	struct statvfs st;
+	int r;
+
+	size = (size + WPFS_PAGE_SIZE - 1) & ~(uint64_t)(WPFS_PAGE_SIZE - 1);
+	for (uint64_t i = 1; i < 8; i++) {
+		r = lower_resize(lower, size);
+		if (!r && statvfs(mountpoint, &st) < 0)
+			r = -errno;
+		if (r || (uint64_t)st.f_blocks * st.f_frsize == size)
+			return r;
+		r = lower_resize(lower, size + i * WPFS_PAGE_SIZE);
+		if (!r && statvfs(mountpoint, &st) < 0)
+			r = -errno;
+		if (r)
+			return r;
+	}
+	return -EAGAIN;
+}
+
+static int check_used(const char *mountpoint, uint64_t size)
+{
+	struct statvfs st;
+
+	if (statvfs(mountpoint, &st) < 0)
+		return -errno;
+	return (uint64_t)(st.f_blocks - st.f_bfree) * st.f_frsize > size ? -EINVAL : 0;
 }
 
 int remount_run(const struct options *options)
 {
 	char mountpoint[PATH_MAX], lower[PATH_MAX];
 	unsigned long atime = options->mount_flags & RUNDIR_LOWER_FLAGS;
+	bool capped = false;
 	int r;
 
 	r = mountpoint_resolve(options->mountpoint, mountpoint);
 	if (!r)
-		r = find_lower(mountpoint, lower);
+		r = find_lower(mountpoint, lower, &capped);
 	if (r)
 		return r;
-	if (mount(NULL, lower, NULL, MS_REMOUNT | atime, options->lower) < 0) {
+	if (capped && options->size)
+		r = check_used(mountpoint, options->size);
+	if (!r && mount(NULL, lower, NULL, MS_REMOUNT | atime, options->lower) < 0)
 		r = -errno;
+	if (!r && capped && options->size)
+		r = resize_capped(mountpoint, lower, options->size);
+	if (r) {
 		log_err("cannot remount %s with '%s': %s%s", mountpoint, options->lower,
 			log_errstr(r),
 			r == -EINVAL ? ": more is in use than these limits allow, it may be" : "");

@@ -17,6 +17,19 @@ def mapped(wpfs, name="t", protect=True, pages=PAGES, path="f", spawn=None):
     return map_file(program, wpfs.mnt / path, pages)
 
 
+class direct_file:
+    """An open that cannot map the file: on a capped mount nothing is brought back for it."""
+
+    def __init__(self, path):
+        self.fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+
+    def __enter__(self):
+        return self.fd
+
+    def __exit__(self, *_):
+        os.close(self.fd)
+
+
 def map_file(program, path, pages=PAGES):
     program.order(f"open 0 {path}")
     program.order(f"size 0 {pages * PAGE}")

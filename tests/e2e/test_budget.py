@@ -9,6 +9,7 @@ import threading
 import pytest
 
 import harness
+import proc
 import report
 from harness import PAGE
 from mapper import ALL, mapped
@@ -92,6 +93,39 @@ def test_calls_larger_than_memory(wpfs):
                 i.to_bytes(8, "little") + chunk[8:]
     assert watch.most <= CAP + SLACK
     assert status(wpfs)["spilled"] > 4 * CAP
+
+
+def test_daemon_killed(wpfs):
+    """The next daemon keeps to the cap with what it never saw: files that nothing of was ever moved
+    out, and that nobody opens."""
+    wpfs.umount()
+    wpfs.options[0] = "resident=64M"
+    wpfs.restart()
+    os.makedirs(wpfs.mnt / "a/b")
+    for number in range(24):
+        (wpfs.mnt / f"a/b/{number}").write_bytes(bytes([number + 1]) * (2 << 20))
+    now = status(wpfs)
+    assert now["spilled"] == 0 and now["resident"] == 48 << 20
+    wpfs.kill9()
+    wpfs.options[0] = "resident=16M"
+    wpfs.restart()
+    proc.wait_for(lambda: status(wpfs)["resident"] <= CAP, harness.SECONDS, "room")
+    assert status(wpfs)["spilled"] >= 32 << 20
+    for number in range(24):
+        assert (wpfs.mnt / f"a/b/{number}").read_bytes() == bytes([number + 1]) * (2 << 20)
+
+
+def test_restored_and_not_used(wpfs):
+    """What a mount brings into memory leaves when others need the room."""
+    (wpfs.mnt / "old").write_bytes(b"o" * (6 << 20))
+    wpfs.umount()
+    wpfs.restart()
+    assert status(wpfs)["resident"] == 6 << 20
+    (wpfs.mnt / "new").write_bytes(b"n" * (14 << 20))
+    with open(wpfs.mnt / "new", "r+b"):  # which has to stay, so it is the other's turn
+        proc.wait_for(lambda: status(wpfs)["resident"] <= CAP, harness.SECONDS, "room")
+        assert status(wpfs)["pinned"] == 14 << 20
+    assert (wpfs.mnt / "old").read_bytes() == b"o" * (6 << 20)
 
 
 def test_mounted_again(wpfs):

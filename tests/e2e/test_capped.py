@@ -16,7 +16,7 @@ import harness
 import proc
 import report
 from harness import PAGE
-from mapper import ALL, Child, map_file, mapped
+from mapper import ALL, Child, direct_file, map_file, mapped
 from seam import Seam, waiting
 
 BIG = 16384  # pages: 64 MiB
@@ -90,15 +90,16 @@ def test_native_refuses(make_wpfs):
 
 
 def test_untracked_open(wpfs):
-    """Read and write go through the daemon; a shared mapping is ENODEV, a private one works."""
+    """Read and write go through the daemon. Without a file in memory (test_capped_untracked.py) a
+    shared mapping is ENODEV, and a private one works."""
     path = wpfs.mnt / "f"
     content = os.urandom(3 * PAGE + 100)
     path.write_bytes(content)
-    with open(path, "r+b") as file:
+    with direct_file(path) as fd:
         with pytest.raises(OSError) as caught:
-            mmap.mmap(file.fileno(), PAGE)
+            mmap.mmap(fd, PAGE)
         assert caught.value.errno == 19  # ENODEV
-        private = mmap.mmap(file.fileno(), PAGE, mmap.MAP_PRIVATE)
+        private = mmap.mmap(fd, PAGE, mmap.MAP_PRIVATE)
         assert private[:PAGE] == content[:PAGE]
         private.close()
     assert evict(wpfs) == 4 and spilled(wpfs) == 4
@@ -334,8 +335,7 @@ def test_file_calls(wpfs):
     fill(program)
     protect(wpfs)
     assert evict(wpfs) == 64
-    with open(wpfs.mnt / "f", "r+b") as file:
-        fd = file.fileno()
+    with direct_file(wpfs.mnt / "f") as fd:
         assert os.pread(fd, 2, 10 * PAGE - 1) == bytes([0, 11])
         assert spilled(wpfs) == 62
         os.pwrite(fd, b"\xff", 20 * PAGE + 5)
@@ -584,8 +584,8 @@ def test_store_unreadable(wpfs):
     program.send("load 0 5")
     proc.wait_for(lambda: "cannot be had" in wpfs.read_log(), harness.SECONDS, "the error line")
     assert waiting(program.pid)
-    with open(wpfs.mnt / "f", "rb") as file, pytest.raises(OSError):
-        os.pread(file.fileno(), 1, 7 * PAGE)
+    with direct_file(wpfs.mnt / "f") as fd, pytest.raises(OSError):
+        os.pread(fd, 1, 7 * PAGE)
     path.write_bytes(content)
     assert program.read() == "ok 6"
     assert loaded(program) == [page + 1 for page in range(64)]

@@ -13,7 +13,7 @@ import pytest
 import harness
 import proc
 import report
-from mapper import ALL, map_file, mapped
+from mapper import ALL, direct_file, map_file, mapped
 from seam import Seam, wait_waiting
 
 
@@ -78,8 +78,8 @@ def test_refault(wpfs, step, err, order, value):
     proc.wait_for(lambda: status(wpfs)["store_errors"] > before, harness.SECONDS, "another try")
     assert "faults wait for a page" in wpfs.wpctl("status", wpfs.mnt).stdout
     assert report.marked(wpfs, "t") == ALL - {9}
-    with open(wpfs.mnt / "f", "rb") as file, pytest.raises(OSError) as caught:
-        os.pread(file.fileno(), 1, 7 * harness.PAGE)
+    with direct_file(wpfs.mnt / "f") as fd, pytest.raises(OSError) as caught:
+        os.pread(fd, 1, 7 * harness.PAGE)
     assert caught.value.errno == err
     (wpfs.mnt / "g").write_bytes(b"goes on")
     assert (wpfs.mnt / "g").read_bytes() == b"goes on"

@@ -11,7 +11,7 @@ import harness
 import proc
 import report
 from harness import PAGE
-from mapper import ALL, map_file, mapped
+from mapper import ALL, direct_file, map_file, mapped
 from seam import Seam, wait_waiting
 
 EVICT_STEPS = ("fenced", "leased", "saved", "punched", "unfenced")
@@ -193,8 +193,7 @@ def test_file_calls_during_a_refault(wpfs, step, what):
     wpfs.seam.pause(step)
     program.send("load 0 3")
     wpfs.seam.wait_at(step)
-    with open(wpfs.mnt / "f", "r+b") as file:
-        fd = file.fileno()
+    with direct_file(wpfs.mnt / "f") as fd:
         calls = {"punch": lambda: subprocess.run(
                      ["fallocate", "-p", "-o", str(3 * PAGE), "-l", str(PAGE), wpfs.mnt / "f"],
                      check=True, timeout=harness.SECONDS),
