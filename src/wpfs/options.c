@@ -78,6 +78,10 @@ static const struct {
 	{"noauto", 0, true},
 	{"nofail", 0, true},
 	{"nouser", 0, true},
+	{"user", 0, true}, /* what these four imply mount(8) says in words of its own */
+	{"users", 0, true},
+	{"owner", 0, true},
+	{"group", 0, true},
 	{"_netdev", 0, true},
 	{"allow_other", 0, true},
 	{"default_permissions", 0, true},

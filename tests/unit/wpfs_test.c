@@ -69,6 +69,8 @@ static void test_mount_flags(void **state)
 	assert_int_equal(parse("/s /m -n -o rw,noexec,nodev -o dev,ro,nosuid,x-y.z=1,_netdev", &o),
 			 0);
 	assert_int_equal(o.mount_flags, MS_RDONLY | MS_NOEXEC | MS_NOSUID);
+	assert_int_equal(parse("/s /m -o rw,noexec,user,users,owner,group,nofail,noauto", &o), 0);
+	assert_int_equal(o.mount_flags, MS_NOEXEC);
 }
 
 static void test_own_options(void **state)
