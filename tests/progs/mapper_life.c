@@ -14,7 +14,7 @@
  *   wp U M PAGE COUNT on|off                  UFFDIO_WRITEPROTECT
  *   reg U M PAGE COUNT  unreg U M PAGE COUNT  UFFDIO_REGISTER, UFFDIO_UNREGISTER
  *   uclose U                                  the last close
- *   writers M FIRST COUNT N FILE   N threads store to random pages of a part of M and note in FILE,
+ *   writers M FIRST COUNT N FILE [fast]   N threads store to random pages of a part of M and note in FILE,
  *                                  per page of M: 0 = never, 1 = begun, 3 = done; once more: go on
  *   busy N                         returns when N more stores are done
  *   rest -> STORES                 the threads end
@@ -235,6 +235,7 @@ static struct {
 	size_t first, count;
 	_Atomic unsigned char *reference;
 	_Atomic bool stop;
+	bool fast; /* without a pause */
 	_Atomic unsigned long stores;
 	pthread_t thread[WRITERS_MAX];
 	int nr;
@@ -277,7 +278,8 @@ static void *write_pages(void *arg)
 			random ^= random << 17;
 			store_to(writers.first + random % writers.count, (char)random);
 		}
-		nanosleep(&pause, NULL); /* or all would be written in a moment */
+		if (!writers.fast)
+			nanosleep(&pause, NULL); /* or all would be written in a moment */
 	}
 	return NULL;
 }
@@ -304,6 +306,7 @@ static long do_writers(const struct order *o)
 	writers.first = number(o, 2);
 	writers.count = number(o, 3);
 	writers.stop = false;
+	writers.fast = has(o, 6, "fast");
 	writers.nr = (int)number(o, 4);
 	if (writers.nr > WRITERS_MAX)
 		return -EINVAL;

@@ -22,6 +22,18 @@ class Control:
         self.wpfs.restart()
         self.alive = True
 
+    def remount(self):
+        """All is in the store then, and what is not kept is what had no link."""
+        if not self.alive or self.wpfs.store == "none":
+            return
+        self.all_end()
+        self.check()
+        self.vanish()
+        self.say("unmounts, and mounts again")
+        self.wpfs.umount()
+        self.wpfs.restart()
+        self.check()
+
     def live(self, mm):
         return next((runner for runner in self.runners if runner.mm is mm), None)
 
@@ -64,6 +76,8 @@ class Control:
                 del self.mms[mm.name]
                 continue
             mm.turned = True
+            if runner:
+                self.notes_clear(runner)
             keys = set(mm.files) | (runner.keys() if runner else set())
             for file in sorted(keys) if key is None else [key]:
                 mapped = runner.mapped(file) if runner and self.is_tracked(runner) else set()
@@ -115,6 +129,8 @@ class Control:
             self.forget_history(name)
             for mm in self.selected(name):
                 mm.turned = True
+                if self.live(mm):
+                    self.notes_clear(self.live(mm))
                 for file in list(mm.files):
                     mm.unprotect(file)
 

@@ -68,6 +68,8 @@ class Files:
 
     def size(self):
         key, pages = self.any_file(), self.rng.randint(0, PAGES)
+        pages = max([pages, *(runner.thread.first + runner.thread.count for runner in self.runners
+                              if runner.thread and runner.thread.key == key)])
         self.say(f"truncate f{key} to {pages} pages")
         os.truncate(self.path(key), pages * PAGE)
         if pages < self.sizes[key]:

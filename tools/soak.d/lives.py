@@ -32,7 +32,7 @@ class Lives:
 
     def fork(self):
         runner = self.runner()
-        if not runner or len(self.runners) >= len(NAMES) + CHILDREN or runner.uffds:
+        if not runner or len(self.runners) >= len(NAMES) + CHILDREN:
             return
         if not any(page.pgoff in runner.mm.file(page.key).armed
                    for page in runner.pages.values()):
@@ -52,18 +52,20 @@ class Lives:
     def end_child(self):
         children = [runner for runner in self.runners if self.is_child(runner)]
         choice, how = self.rng.random(), self.rng.random()
-        if not children:
-            return
-        runner = children[int(choice * len(children))]
-        self.say(f"{runner.mm.name}: {'ends' if how < 0.5 else 'is killed'}")
+        if children:
+            self.child_ends(children[int(choice * len(children))], how < 0.5)
+
+    def child_ends(self, runner, by_itself):
+        self.say(f"{runner.mm.name}: {'ends' if by_itself else 'is killed'}")
         pidfd = os.pidfd_open(runner.pid)
-        if how < 0.5:
+        if by_itself:
             runner.program.stdin.close()
         else:
             os.kill(runner.pid, 9)
             runner.program.stdin.close()
         assert harness.proc.is_over(pidfd, harness.SECONDS), "a child does not end"
         os.close(pidfd)
+        self.thread_ended(runner)
         runner.mm.end()
         runner.program.stdout.close()
         self.runners.remove(runner)
@@ -75,38 +77,49 @@ class Lives:
     def kill(self):
         parents, choice = self.parents(), self.rng.random()
         if parents:
-            runner = parents[int(choice * len(parents))]
-            self.say(f"{runner.mm.name}: is killed")
-            runner.program.kill9()
-            self.runners.remove(runner)
+            self.program_ends(parents[int(choice * len(parents))], False)
 
     def leave(self):
         parents, choice = self.parents(), self.rng.random()
         if parents:
-            runner = parents[int(choice * len(parents))]
-            self.say(f"{runner.mm.name}: ends")
+            self.program_ends(parents[int(choice * len(parents))], True)
+
+    def program_ends(self, runner, by_itself):
+        self.say(f"{runner.mm.name}: {'ends' if by_itself else 'is killed'}")
+        if by_itself:
             runner.program.wait()
-            self.runners.remove(runner)
+        else:
+            runner.program.kill9()
+        self.thread_ended(runner)
+        self.runners.remove(runner)
+
+    def all_end(self):
+        for runner in list(self.runners):
+            end = self.child_ends if self.is_child(runner) else self.program_ends
+            end(runner, self.rng.random() < 0.5)
 
     def exec(self):
-        """It becomes the same program anew, with the same name and pid."""
-        parents, choice = self.parents(), self.rng.random()
+        """It becomes the same program anew, with the same name and pid; maybe several times."""
+        parents, choice, times = self.parents(), self.rng.random(), self.rng.choice([1, 1, 2, 3])
         if not parents:
             return
         runner = parents[int(choice * len(parents))]
         if not self.alive:
             return
-        self.say(f"{runner.mm.name}: exec")
-        runner.program.send(f"exec {harness.program('mapper')}")
+        for _ in range(times):
+            self.say(f"{runner.mm.name}: exec")
+            runner.program.send(f"exec {harness.program('mapper')}")
         fresh = Runner(runner.program, runner.mm)
         self.runners[self.runners.index(runner)] = fresh
         assert runner.program.ask("close 63") == "err EBADF"
+        self.thread_ended(runner)
 
     # -- a userfaultfd of its own
 
     def uffd(self):
         runner = self.runner()
         part = self.part(runner)
+        features = self.rng.choice(["", " remap", " fork", " remap fork", " async"])
         if not part or runner.uffds or not self.alive or self.is_child(runner):
             return
         slot, addr, first, count = part
@@ -114,7 +127,7 @@ class Lives:
         if any(page is None for page in there):
             return
         # What has wpfs's own uffd on it is given to the program's; see the shim.
-        uffd = self.order(runner, f"uffd {slot} {first} {count}")
+        uffd = self.order(runner, f"uffd {slot} {first} {count}{features}")
         if uffd is None:
             return
         runner.uffds.append(uffd)

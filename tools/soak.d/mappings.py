@@ -28,18 +28,25 @@ class Mappings:
         if slot in runner.slots:  # MAP_FIXED over the beginning of what is there, or all
             count = min(count, runner.slots[slot][1])
             at = f" at={runner.slots[slot][0]}"
+            if runner.runs_held(runner.slots[slot][0] // PAGE, count) != \
+                    [[runner.slots[slot][0] // PAGE, count]]:
+                return
         addr = self.order(runner, f"map {slot} {key} {first * PAGE} {count * PAGE}{kind}{at}")
         if addr is None:
             return
         self.placed(runner, slot, addr, count)
         self.clear(runner, addr, count)
+        runner.held |= set(range(addr // PAGE, addr // PAGE + count))
         if kind == " private":
             return
         for n in range(count):
             prot = "r" if kind else "rw"
             runner.pages[addr // PAGE + n] = Page(key, first + n, prot)
-        runner.mm.mapped(key, set(range(first, first + count)),
-                         self.alive and not runner.mm.family)
+        self.armed_by_mapping(runner, key, set(range(first, first + count)))
+
+    def armed_by_mapping(self, runner, key, pages):
+        runner.mm.mapped(key, pages, self.alive and not runner.mm.family)
+        self.notes_clear(runner)  # what was noted may have been before the arming
 
     def any_open(self, runner):
         """Of a file that has a name, or is open still; both numbers are drawn in any case."""
@@ -52,9 +59,9 @@ class Mappings:
         runner.slots[slot] = [addr, count]
         if old and old[0] == addr and old[1] > count:
             # The rest is there still, and no number means it any more.
-            self.order(runner, f"map {SLOTS} 0 0 {(old[1] - count) * PAGE} anon "
-                               f"at={addr + count * PAGE}")
-            self.clear(runner, addr + count * PAGE, old[1] - count)
+            for first, more in runner.runs_held(addr // PAGE + count, old[1] - count):
+                self.order(runner, f"map {SLOTS} 0 0 {more * PAGE} anon at={first * PAGE}")
+                self.clear(runner, first * PAGE, more)
 
     def clear(self, runner, addr, count):
         for n in range(count):
@@ -80,9 +87,10 @@ class Mappings:
         slot, addr, first, count = part
         if whole:
             first, count = 0, runner.slots[slot][1]
-        if self.order(runner, f"{raw} {slot} {first} {count}") is None:
-            return
-        self.clear(runner, addr + first * PAGE, count)
+        for page, pages in runner.runs_held(addr // PAGE + first, count):
+            if self.order(runner, f"{raw} {slot} {page - addr // PAGE} {pages}") is not None:
+                self.clear(runner, page * PAGE, pages)
+                runner.held -= set(range(page, page + pages))
         if whole:
             del runner.slots[slot]
 
@@ -111,6 +119,8 @@ class Mappings:
         if to is None:
             return
         self.clear(runner, addr + first * PAGE, count)
+        runner.held -= set(range(at, at + count))
+        runner.held |= set(range(to // PAGE, to // PAGE + size))
         runner.slots[new] = [to, size]
         if whole and new != slot:
             del runner.slots[slot]

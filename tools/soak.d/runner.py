@@ -23,14 +23,31 @@ class Runner:
         self.files = set()  # numbers of open files
         self.slots = {}  # number: [address, pages]
         self.pages = {}  # page of the address space: Page
+        self.held = set()  # all pages of the address space that it has mapped itself
         self.uffds = []
+        self.thread = None  # that stores all the while; see writers.py
+        self.threaded = False  # it has one, or had
 
     def fork(self, child, mm):
         other = Runner(child, mm)
         other.files = set(self.files)
+        other.threaded = self.threaded  # the notes are its parent's
+        other.held = set(self.held)
         other.slots = {slot: list(where) for slot, where in self.slots.items()}
         other.pages = {at: Page(p.key, p.pgoff, p.prot) for at, p in self.pages.items()}
         return other
+
+    def runs_held(self, first, count):
+        """What of a range is mapped still: elsewhere the kernel may have put something else."""
+        runs = []
+        for page in range(first, first + count):
+            if page not in self.held:
+                continue
+            if runs and runs[-1][0] + runs[-1][1] == page:
+                runs[-1][1] += 1
+            else:
+                runs.append([page, 1])
+        return runs
 
     def mapped(self, key):
         return {page.pgoff for page in self.pages.values() if page.key == key}

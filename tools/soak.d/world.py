@@ -7,11 +7,12 @@ from control import Control
 from files import Files
 from lives import Lives
 from mappings import Mappings
+from writers import Writers
 
 CHECK_EVERY = 15
 
 
-class World(Mappings, Files, Lives, Control, Checks):
+class World(Mappings, Writers, Files, Lives, Control, Checks):
     def __init__(self, rng, verbose):
         self.rng, self.verbose = rng, verbose
         self.wpfs = harness.Wpfs(rng.choice(["none", "store"])).start()
@@ -20,6 +21,7 @@ class World(Mappings, Files, Lives, Control, Checks):
         self.runners = []
         self.steps = self.checks = self.conservative = 0
         self.excess = {}  # (name, file): pages that were dirty though they need not be
+        self.nr_far = 0
         self.pids = set()  # of live rows at the last check
         self.closed = {}  # number of an epoch: {(name without /, file): what it ended with}
         self.history = []
@@ -38,11 +40,13 @@ class World(Mappings, Files, Lives, Control, Checks):
             (self.advise, 8), (self.kstore, 2), (self.load, 3), (self.msync, 1),
             (self.fork, 3), (self.end_child, 2), (self.spawn, 4), (self.kill, 2), (self.leave, 1),
             (self.exec, 1), (self.kill_daemon, 2), (self.uffd, 1), (self.uffd_end, 1),
+            (self.thread_begin, 3), (self.thread_stir, 3), (self.thread_end, 1),
         ]
         if self.alive:
             steps += [(self.protect, 5), (self.unprotect, 1), (self.sync, 1), (self.size, 2),
                       (self.punch, 2), (self.pwrite, 2), (self.forget, 1),
-                      (self.rename, 1), (self.link, 1), (self.unlink, 2), (self.replace, 1)]
+                      (self.rename, 1), (self.link, 1), (self.unlink, 2), (self.replace, 1),
+                      (self.remount, 0.5)]
         else:
             steps += [(self.restart, 25)]
         fns, weights = zip(*steps)
