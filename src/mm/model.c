@@ -24,7 +24,7 @@ void mm_vmas_free(struct mm_vma *vmas, size_t nr)
 	free(vmas);
 }
 
-void mm_file_remove(struct mm *mm, struct mm_file *file)
+static void file_free(struct mm *mm, struct mm_file *file)
 {
 	HASH_DEL(mm->files, file);
 	for (int o = 0; o < MM_NR_OWNERS; o++) {
@@ -34,12 +34,27 @@ void mm_file_remove(struct mm *mm, struct mm_file *file)
 	free(file);
 }
 
+/* One that has ended is still known to have had mappings of the file. */
+void mm_file_remove(struct mm *mm, struct mm_file *file)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < mm->nr_vmas; i++) {
+		if (mm->vmas[i].file == file->id)
+			mm_set_free(&mm->vmas[i].marked);
+		else
+			mm->vmas[kept++] = mm->vmas[i];
+	}
+	mm->nr_vmas = kept;
+	file_free(mm, file);
+}
+
 void mm_free(struct mm *mm)
 {
 	struct mm_file *file, *next;
 
 	HASH_ITER (hh, mm->files, file, next)
-		mm_file_remove(mm, file);
+		file_free(mm, file);
 	mm_vmas_free(mm->vmas, mm->nr_vmas);
 	mm_init(mm);
 }

@@ -113,7 +113,7 @@ struct mm_file *mm_file_find(const struct mm *mm, uint64_t file);
 /* The file's entry, made when there is none. NULL: out of memory. */
 struct mm_file *mm_file_get(struct mm *mm, uint64_t file);
 
-/* Forgets a file whose last link and last mapping are gone. */
+/* Forgets a file whose last link and last mapping are gone, and what mappings it had. */
 void mm_file_remove(struct mm *mm, struct mm_file *file);
 
 /*

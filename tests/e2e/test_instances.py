@@ -301,3 +301,23 @@ def test_a_file_replaced_while_it_is_mapped(wpfs):
     assert [pages for _, pages in runs].count(((5, 1),)) == 1
     program.order("unmap 0")
     assert killed(wpfs, program) == {5}
+
+
+@pytest.mark.parametrize("options", [[], ["resident=64M"]])
+def test_another_file_of_a_program_that_ended_goes(make_wpfs, options):
+    """With its marks; those of the file that stays go on, and are stored."""
+    wpfs = make_wpfs("store", options)
+    program = mapped(wpfs, "a")
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"size 1 {8 * PAGE}")
+    program.order(f"map 1 1 0 {8 * PAGE}")
+    program.kill9()
+    assert report.pages_of(report.mm_of(wpfs.wpctl_json("marks"), "a"), "/g") == [*range(8)]
+    os.unlink(wpfs.mnt / "g")
+    proc.wait_for(lambda: not report.pages_of(report.mm_of(wpfs.wpctl_json("marks"), "a"), "/g"),
+                  harness.SECONDS, "its marks go")
+    os.truncate(wpfs.mnt / "f", 60 * PAGE)
+    wpfs.kill9()
+    wpfs.restart()
+    assert report.dirty(wpfs, "a") == {60, 61, 62, 63}
+    assert report.marked(wpfs, "a") == ALL

@@ -88,8 +88,14 @@ static void test_new_mm_is_empty(void **state)
 	assert_true(mm_is_empty(&mm)); /* a file without armed pages is nothing to remember */
 	arm(&mm, F1, MM_PROGRAM, 3, 1);
 	assert_false(mm_is_empty(&mm));
-	mm_file_remove(&mm, mm_file_find(&mm, F1));
+	map(&mm, 100, 1, F1, 0);
+	map(&mm, 200, 1, F2, 0);
+	map(&mm, 300, 1, F1, 1);
+	mm_file_remove(&mm, mm_file_find(&mm, F1)); /* with its mappings */
 	assert_true(mm_is_empty(&mm));
+	assert_int_equal(mm.nr_vmas, 1);
+	assert_int_equal(mm.vmas[0].start, AT(200));
+	assert_null(mm_check(&mm));
 	mm_free(&mm);
 	mm_free(&mm);
 }
