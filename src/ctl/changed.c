@@ -128,6 +128,9 @@ static int take_record(void *arg, enum wpfs_rec_type type, const void *body)
 		if (note->kind == WPFS_NOTE_GAP)
 			gap(walk->changed, "%s", note->text);
 		break;
+	case WPFS_REC_EVENT:
+	case WPFS_REC_TOP:
+		break; /* of no report */
 	}
 	return 0;
 }

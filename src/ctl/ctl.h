@@ -37,6 +37,9 @@ enum ctl_status {
 #define CTL_OPT_REPAIR	(1u << 9)
 #define CTL_OPT_OUTPUT	(1u << 10)
 #define CTL_OPT_DARK	(1u << 11)
+#define CTL_OPT_TO	(1u << 12) /* a file of any kind */
+#define CTL_OPT_ONCE	(1u << 13)
+#define CTL_OPT_EVERY	(1u << 14)
 
 /* Which operands it takes: all that are named are required. */
 enum ctl_operands {
@@ -56,7 +59,9 @@ struct ctl_args {
 	bool json;
 	bool protect;
 	bool full, force, repair;
-	const char *output; /* of a picture; NULL: none */
+	const char *output; /* --output; NULL: none */
+	bool once;
+	unsigned interval_ms; /* 0: not given */
 	bool png, dark;
 	const char *target;  /* CTL_SHELL: its name; MNT or STORE; CTL_DIR_FILE: the directory */
 	const char *operand; /* CTL_MNT_DIR, CTL_DIR_FILE: the second one */
@@ -102,6 +107,9 @@ int cmd_map(const struct ctl_args *args);
 int cmd_export(const struct ctl_args *args);
 int cmd_apply(const struct ctl_args *args);
 int cmd_check(const struct ctl_args *args);
+int cmd_top(const struct ctl_args *args);
+int cmd_watch(const struct ctl_args *args);
+int cmd_metrics(const struct ctl_args *args);
 
 /*
  * Flushes stdout, says so when that or an earlier write failed, and gives the exit status: the

@@ -56,6 +56,19 @@ const struct ctl_command ctl_commands[] = {
 	 "A row of cells for each mapping: which of its pages are dirty, marked, never armed. In\n"
 	 "the terminal, or with -o as a picture.",
 	 CTL_OPT_NAME | CTL_OPT_FILE | CTL_OPT_OUTPUT | CTL_OPT_DARK, CTL_MNT_OR_STORE, cmd_map},
+	{"top", "[--once] [--interval SECONDS] MNT", "watch tracked programs, live",
+	 "A table of the live programs, most dirty pages first, every 2 seconds or as\n"
+	 "--interval says. Keys: d, r, m, k, f, n, p sort, R reverses, arrows scroll, q quits.\n"
+	 "--once prints one table; rates are in it if an --interval is given, which it waits.",
+	 CTL_OPT_ONCE | CTL_OPT_EVERY, CTL_MNT, cmd_top},
+	{"watch", "MNT", "print what happens, as it happens",
+	 "A line for each attach, detach, harvest and commit, and for each second of evictions.\n"
+	 "Ends with the mount.",
+	 0, CTL_MNT, cmd_watch},
+	{"metrics", "[-o FILE] MNT", "write metrics for monitoring",
+	 "In the OpenMetrics text format; with -o to FILE, at once and as a whole, for the node\n"
+	 "exporter's textfile directory. If the mount's daemon does not answer, FILE says so.",
+	 CTL_OPT_TO, CTL_MNT, cmd_metrics},
 	{"export", "--file P [--name N] [--epoch E | --full] [--force] MNT|STORE DIR",
 	 "copy the pages of a file that changed",
 	 "Writes the pages of P that are dirty, or that a closed epoch ended with, to DIR, for\n"
@@ -109,6 +122,11 @@ const struct ctl_option ctl_options[] = {
 	{CTL_OPT_OUTPUT,
 	 {"output", required_argument, NULL, 'o'},
 	 "-o, --output FILE  to this file: .svg or .png"},
+	{CTL_OPT_TO, {"output", required_argument, NULL, 'o'}, "-o, --output FILE  to this file"},
+	{CTL_OPT_ONCE, {"once", no_argument, NULL, '1'}, "--once             one table, then end"},
+	{CTL_OPT_EVERY,
+	 {"interval", required_argument, NULL, 'i'},
+	 "--interval SECONDS how long from one look to the next, from 0.1"},
 	{CTL_OPT_DARK,
 	 {"dark", no_argument, NULL, 'd'},
 	 "--dark             with -o: for a dark page"},
@@ -208,12 +226,19 @@ static int set_option(struct ctl_args *args, int option, const char *value)
 		args->protect = true;
 		return 0;
 	case 'o':
-		why = parse_picture(value, &args->png);
+		if (args->command->options & CTL_OPT_OUTPUT)
+			why = parse_picture(value, &args->png);
 		args->output = value;
 		return why ? bad_value(args->command, "picture", value, why) : 0;
 	case 'd':
 		args->dark = true;
 		return 0;
+	case '1':
+		args->once = true;
+		return 0;
+	case 'i':
+		why = parse_interval(value, &args->interval_ms);
+		return why ? bad_value(args->command, "interval", value, why) : 0;
 	case 'a':
 		args->full = true;
 		return 0;
@@ -236,9 +261,9 @@ static int set_option(struct ctl_args *args, int option, const char *value)
 static int parse_options(struct ctl_args *args, int argc, char **argv)
 {
 	const struct ctl_command *c = args->command;
-	const char *letters = c->operands == CTL_MNT_COMMAND ? "+:h"
-			      : c->options & CTL_OPT_OUTPUT  ? ":ho:"
-							     : ":h";
+	const char *letters = c->operands == CTL_MNT_COMMAND		   ? "+:h"
+			      : c->options & (CTL_OPT_OUTPUT | CTL_OPT_TO) ? ":ho:"
+									   : ":h";
 	struct option list[NR_OPTIONS + 1];
 	size_t nr = 0;
 	int option, r;

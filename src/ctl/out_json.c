@@ -150,6 +150,9 @@ int out_json_record(struct out *out, enum wpfs_rec_type type, const void *body)
 		break;
 	case WPFS_REC_NOTE:
 		break; /* out_record keeps them */
+	case WPFS_REC_EVENT:
+	case WPFS_REC_TOP:
+		break; /* of no report */
 	}
 	return 0;
 }

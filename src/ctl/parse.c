@@ -80,6 +80,30 @@ const char *parse_number(const char *text, uint64_t *number)
 	return errno ? "is too large" : NULL;
 }
 
+const char *parse_interval(const char *text, unsigned *ms)
+{
+	unsigned long whole;
+	unsigned part = 0;
+	char *end;
+
+	if (!isdigit((unsigned char)text[0]))
+		return "is not a number of seconds";
+	errno = 0;
+	whole = strtoul(text, &end, 10);
+	if (*end == '.' && end[1]) {
+		unsigned place = 100;
+
+		for (end++; isdigit((unsigned char)*end); end++, place /= 10)
+			part += (unsigned)(*end - '0') * place;
+	}
+	if (*end)
+		return "is not a number of seconds";
+	if (errno || whole > 3600 || whole * 1000 + part > 3600000 || whole * 1000 + part < 100)
+		return "is not between 0.1 and 3600 seconds";
+	*ms = (unsigned)whole * 1000 + part;
+	return NULL;
+}
+
 const char *parse_path(const char *text, char *buf, size_t size)
 {
 	size_t used = 0;

@@ -28,6 +28,9 @@ const char *parse_range(const char *text, uint64_t *offset, uint64_t *len);
 /* Parses a decimal number without sign. NULL, or what is wrong. */
 const char *parse_number(const char *text, uint64_t *number);
 
+/* Parses seconds, with a fraction or without, from 0.1 to 3600. NULL, or what is wrong. */
+const char *parse_interval(const char *text, unsigned *ms);
+
 /*
  * Writes a path inside the mount to buf the way the daemon names files: with leading '/', without
  * "//", "/./" and a '/' at the end. NULL, or what is wrong: no leading '/', a ".." in it, longer

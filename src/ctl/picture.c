@@ -142,6 +142,9 @@ static int take_record(void *arg, enum wpfs_rec_type type, const void *body)
 		return flush(load); /* what comes now is known */
 	case WPFS_REC_NOTE:
 		return load->dirty ? 0 : out_notes_add(&load->p->notes, note->text);
+	case WPFS_REC_EVENT:
+	case WPFS_REC_TOP:
+		break; /* of no report */
 	}
 	return 0;
 }

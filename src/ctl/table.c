@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/units.h"
+#include "ctl/width.h"
 
 bool table_colour(void)
 {
@@ -70,7 +71,7 @@ int table_add(struct table *table, enum table_paint paint, const char *fmt, ...)
 static void table_put(const struct table *table, size_t column, size_t width,
 		      enum table_paint paint, const char *text)
 {
-	int pad = (int)(width - strlen(text));
+	int pad = (int)(width - width_of(text));
 	bool last = column + 1 == table->columns;
 
 	if (table->right[column])
@@ -93,7 +94,7 @@ void table_print(const struct table *table)
 	for (size_t i = 0; i < table->columns; i++)
 		width[i] = strlen(table->title[i]);
 	for (size_t i = 0; i < table->cells; i++) {
-		size_t len = strlen(table->cell[i]);
+		size_t len = width_of(table->cell[i]);
 
 		if (len > width[i % table->columns])
 			width[i % table->columns] = len;

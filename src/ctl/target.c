@@ -166,6 +166,44 @@ int target_open(struct target *target, const char *command, const char *arg, uns
 	return open_store(target, flags);
 }
 
+/* A store is not the mount: whether one was left behind is told by the run directory. */
+static enum target_fate store_lost(const struct target *target)
+{
+	char run_dir[sizeof(WPFS_RUN_DIR) + 1 + WPFS_ID_MAX];
+
+	snprintf(run_dir, sizeof(run_dir), "%s/%s", WPFS_RUN_DIR, target->id);
+	if (store_is_locked(target->store_fd) > 0)
+		return TARGET_ENDED; /* it is writing its store */
+	return access(run_dir, F_OK) == 0 ? TARGET_KILLED : TARGET_ENDED;
+}
+
+enum target_fate target_lost(const struct target *target)
+{
+	_cleanup_close_ int fd = -1;
+	struct wpfs_mount_info info;
+	int r;
+
+	if (target->store_fd >= 0)
+		return store_lost(target);
+	fd = open(target->arg, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	r = fd < 0 ? -errno : ipc_mount_info(fd, &info);
+	if (r == -ENOTCONN || r == -ECONNABORTED)
+		return TARGET_KILLED;
+	return r == 0 && !strcmp(info.id, target->id) ? TARGET_DROPPED : TARGET_ENDED;
+}
+
+int target_say_lost(const struct target *target)
+{
+	switch (target_lost(target)) {
+	case TARGET_ENDED:
+		return fail_with(target, "it was unmounted");
+	case TARGET_KILLED:
+		return fail_open(target, -ENOTCONN);
+	default:
+		return target_fail(target, -EPIPE);
+	}
+}
+
 void target_closep(struct target *target)
 {
 	ipc_client_close(target->client);

@@ -38,6 +38,18 @@ int target_open(struct target *target, const char *command, const char *arg, uns
 /* Says what a negative errno of this target means, and gives CTL_FAILED. */
 int target_fail(const struct target *target, int err);
 
+/* What became of the mount of a target whose connection broke. */
+enum target_fate {
+	TARGET_ENDED,	/* it was unmounted */
+	TARGET_KILLED,	/* its daemon is gone, and the mount is dead */
+	TARGET_DROPPED, /* a daemon serves it, that one or another, and did not like us */
+};
+
+enum target_fate target_lost(const struct target *target);
+
+/* Says so, and gives CTL_FAILED. */
+int target_say_lost(const struct target *target);
+
 void target_closep(struct target *target);
 
 /*

@@ -148,8 +148,7 @@ static int client_take_reply(struct ipc_client *client, size_t len, void *reply)
 	return hdr->status;
 }
 
-int ipc_client_call(struct ipc_client *client, enum wpfs_op op, const void *body, void *reply,
-		    ipc_record_fn fn, void *arg)
+int ipc_client_ask(struct ipc_client *client, enum wpfs_op op, const void *body)
 {
 	struct wpfs_hdr hdr = {.op = (uint16_t)op, .seq = ++client->seq};
 	ssize_t body_len = ipc_op_body_size(op);
@@ -159,8 +158,14 @@ int ipc_client_call(struct ipc_client *client, enum wpfs_op op, const void *body
 	if (body_len < 0)
 		return (int)body_len;
 	err = ipc_send(client->fd, &hdr, body, (size_t)body_len, NULL, 0);
-	if (err)
-		return err == -EAGAIN ? -ETIMEDOUT : err;
+	return err == -EAGAIN ? -ETIMEDOUT : err;
+}
+
+int ipc_client_answer(struct ipc_client *client, enum wpfs_op op, void *reply, ipc_record_fn fn,
+		      void *arg)
+{
+	int err;
+
 	for (;;) {
 		const struct wpfs_hdr *got = (const void *)client->packet;
 		ssize_t n = client_recv(client);
@@ -180,6 +185,19 @@ int ipc_client_call(struct ipc_client *client, enum wpfs_op op, const void *body
 		if (err)
 			return err;
 	}
+}
+
+int ipc_client_call(struct ipc_client *client, enum wpfs_op op, const void *body, void *reply,
+		    ipc_record_fn fn, void *arg)
+{
+	int err = ipc_client_ask(client, op, body);
+
+	return err ? err : ipc_client_answer(client, op, reply, fn, arg);
+}
+
+int ipc_client_fd(const struct ipc_client *client)
+{
+	return client->fd;
 }
 
 const char *ipc_client_error(const struct ipc_client *client)

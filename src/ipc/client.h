@@ -52,6 +52,16 @@ static inline void ipc_client_closep(struct ipc_client **client)
 int ipc_client_call(struct ipc_client *client, enum wpfs_op op, const void *body, void *reply,
 		    ipc_record_fn fn, void *arg);
 
+/*
+ * The two halves of ipc_client_call, for who waits for something else meanwhile: the request goes;
+ * when ipc_client_fd is readable the answer has begun to come, and is read to its end. Results as
+ * of ipc_client_call.
+ */
+int ipc_client_ask(struct ipc_client *client, enum wpfs_op op, const void *body);
+int ipc_client_answer(struct ipc_client *client, enum wpfs_op op, void *reply, ipc_record_fn fn,
+		      void *arg);
+int ipc_client_fd(const struct ipc_client *client);
+
 /* The line for people that came with the last call's negative status; "" if none. */
 const char *ipc_client_error(const struct ipc_client *client);
 

@@ -49,6 +49,8 @@ static const struct op_layout op_layouts[] = {
 	OP(WPFS_OP_EVICT, SIZE(wpfs_select), SIZE(wpfs_evict_reply), 0),
 	OP(WPFS_OP_LOAD, SIZE(wpfs_select), SIZE(wpfs_evict_reply), 0),
 	OP(WPFS_OP_SETTLE, 0, 0, 0),
+	OP(WPFS_OP_WATCH, 0, 0, 0),
+	OP(WPFS_OP_TOP, 0, SIZE(wpfs_status), 0),
 	OP(WPFS_OP_SELF_PROTECT, SIZE(wpfs_self), SIZE(wpfs_protect_reply), 0),
 	OP(WPFS_OP_SELF_UNPROTECT, SIZE(wpfs_self), SIZE(wpfs_protect_reply), 0),
 	OP(WPFS_OP_SELF_SYNC, 0, 0, 0),

@@ -76,14 +76,27 @@ static bool text_ends(const char *body, size_t len, size_t offset)
 	return len > offset && memchr(body + offset, '\0', len - offset) != NULL;
 }
 
+static bool mm_ok(const struct wpfs_rec_mm *mm)
+{
+	return memchr(mm->name, '\0', sizeof(mm->name)) && memchr(mm->comm, '\0', sizeof(mm->comm));
+}
+
+static bool event_ok(const struct wpfs_rec_event *event)
+{
+	return memchr(event->name, '\0', sizeof(event->name)) &&
+	       memchr(event->comm, '\0', sizeof(event->comm));
+}
+
 static bool record_ok(enum wpfs_rec_type type, const char *body, size_t len)
 {
-	const struct wpfs_rec_mm *mm = (const void *)body;
-
 	switch (type) {
 	case WPFS_REC_MM:
-		return len == sizeof(*mm) && memchr(mm->name, '\0', sizeof(mm->name)) &&
-		       memchr(mm->comm, '\0', sizeof(mm->comm));
+		return len == sizeof(struct wpfs_rec_mm) && mm_ok((const void *)body);
+	case WPFS_REC_TOP:
+		return len == sizeof(struct wpfs_rec_top) &&
+		       mm_ok(&((const struct wpfs_rec_top *)(const void *)body)->mm);
+	case WPFS_REC_EVENT:
+		return len == sizeof(struct wpfs_rec_event) && event_ok((const void *)body);
 	case WPFS_REC_MAP:
 	case WPFS_REC_UNION:
 		return text_ends(body, len, offsetof(struct wpfs_rec_map, path));

@@ -54,6 +54,10 @@ enum wpfs_op {
 	WPFS_OP_EVICT,	     /* wpfs_select -> wpfs_evict_reply (capped) */
 	WPFS_OP_LOAD,	     /* wpfs_select -> wpfs_evict_reply (capped) */
 	WPFS_OP_SETTLE,	     /* no body -> status, when the harvests of the dead are done */
+	WPFS_OP_WATCH,	     /* no body -> EVENTs, status: what has happened since the last
+			      * one on this connection; waits for something to, WPFS_WATCH_WAIT_S at most
+			      */
+	WPFS_OP_TOP,	     /* no body -> TOPs, wpfs_status: as of now, and nothing is committed */
 	/* a program about its own mm (libwpfs), on a CTL connection that it made itself */
 	WPFS_OP_SELF_PROTECT = 96, /* wpfs_self -> wpfs_protect_reply */
 	WPFS_OP_SELF_UNPROTECT,	   /* wpfs_self -> wpfs_protect_reply */
@@ -299,6 +303,14 @@ struct wpfs_status {
 		store_files; /* of which the contents could not be stored, when it was tried last */
 };
 
+/*
+ * WATCH. The first one on a connection begins it: what happened before is not told. The daemon
+ * keeps the last WPFS_WATCH_KEPT events; a client that asks too rarely loses the oldest, and is
+ * told how many. One of uid 0 is told of all programs, others of those of their uid.
+ */
+#define WPFS_WATCH_WAIT_S 10
+#define WPFS_WATCH_KEPT	  4096
+
 /* RECORD bodies: a packet holds a run of records, each a wpfs_rec and its body, 8-byte aligned. */
 enum wpfs_rec_type {
 	WPFS_REC_MM = 1, /* wpfs_rec_mm; then its MAPs and NOTEs */
@@ -306,6 +318,8 @@ enum wpfs_rec_type {
 	WPFS_REC_RUN,	 /* wpfs_rec_run */
 	WPFS_REC_NOTE,	 /* wpfs_rec_note: a line for people, about the mm before it or all */
 	WPFS_REC_UNION, /* wpfs_rec_map: a file over all mms before it; then its RUNs, and no MMs */
+	WPFS_REC_EVENT, /* wpfs_rec_event, of WATCH */
+	WPFS_REC_TOP,	/* wpfs_rec_top, of TOP: a live mm */
 };
 
 struct wpfs_rec {
@@ -373,6 +387,44 @@ struct wpfs_rec_note {
 	char text[512];
 };
 
+enum wpfs_event {
+	WPFS_EVENT_ATTACH =
+		1,	    /* a program is tracked: it has mapped its first file, or is a child */
+	WPFS_EVENT_DETACH,  /* it has ended, or left its mm */
+	WPFS_EVENT_HARVEST, /* its marks were read out of its page tables */
+	WPFS_EVENT_COMMIT,  /* marks went into the database, or could not */
+	WPFS_EVENT_EVICT,   /* capped: pages left memory, within a second */
+	WPFS_EVENT_END,	    /* the mount ends: the last event */
+	WPFS_EVENT_LOST,    /* `pages` events before the next one come no more */
+};
+
+#define WPFS_EVENT_ALL	0xffffffffu /* uid: for everybody */
+#define WPFS_EVENT_KEPT (1u << 0)   /* DETACH: its marks are kept, for the next of its name */
+#define WPFS_EVENT_LAZY (1u << 1)   /* COMMIT: a loss of power may take it back */
+
+struct wpfs_rec_event {
+	uint64_t time_ns; /* since 1970 */
+	uint32_t kind;	  /* enum wpfs_event */
+	uint32_t uid;	  /* of the program */
+	uint64_t mm;	  /* ATTACH, DETACH, HARVEST: row id */
+	int32_t pid;	  /* of the program, likewise */
+	int32_t error;	  /* COMMIT: why it failed, an errno; 0: it did not */
+	uint32_t flags;	  /* WPFS_EVENT_* */
+	uint32_t reserved;
+	uint64_t programs;	       /* COMMIT: mms of this uid in it */
+	uint64_t pages, zeros;	       /* EVICT: that left, of them of nothing but zeros; LOST */
+	uint64_t armed, marked, dirty; /* HARVEST, DETACH: pages, over all files, as of then */
+	uint64_t doubted; /* DETACH: pages called dirty for want of proof, in its life */
+	char name[WPFS_NAME_MAX + 16]; /* empty = unnamed */
+	char comm[16];
+};
+
+struct wpfs_rec_top {
+	struct wpfs_rec_mm mm;
+	uint64_t mapped; /* pages in its shared mappings of the mount's files */
+	uint64_t faults; /* of the process in its life, of all its memory, as the kernel counts */
+};
+
 _Static_assert(sizeof(struct wpfs_hdr) == 16, "wire layout");
 _Static_assert(sizeof(struct wpfs_hello) == 80, "wire layout");
 _Static_assert(sizeof(struct wpfs_hello_reply) == 16, "wire layout");
@@ -386,5 +438,7 @@ _Static_assert(sizeof(struct wpfs_uffd_range) == 32, "wire layout");
 _Static_assert(sizeof(struct wpfs_select) == 32 + 80 + 4096, "wire layout");
 _Static_assert(sizeof(struct wpfs_self) == 48, "wire layout");
 _Static_assert(sizeof(struct wpfs_rec_run) == 24, "wire layout");
+_Static_assert(sizeof(struct wpfs_rec_event) == 192, "wire layout");
+_Static_assert(sizeof(struct wpfs_rec_top) == sizeof(struct wpfs_rec_mm) + 16, "wire layout");
 
 #endif

@@ -46,46 +46,52 @@ void answer_sync(struct request *rq)
 		request_reply(rq, 0, NULL, 0);
 }
 
-void answer_status(struct request *rq)
+void answer_fill_status(struct track *t, struct wpfs_status *status)
 {
-	struct track *t = rq->t;
-	struct wpfs_status status = {
-		.kind = t->config.kind,
-		.pid = getpid(),
-		.passthrough = 1, /* a mount without it is refused */
-		.uring = fs_uring(t->config.fs),
-		.conservative = t->conservative,
-	};
 	struct statvfs space;
 	struct client *c;
 	struct tmm *tm;
 	size_t failing;
 
-	life_sync_all(t);
-	aside_retry(t);
-	status.harvests = t->harvests;
-	status.last_commit = t->last_commit;
-	status.db_error = -t->db_error;
-	status.db_since = t->db_since;
-	status.store_error = -fs_store_error(t->config.fs, &failing);
-	status.store_files = failing;
+	*status = (struct wpfs_status){
+		.kind = t->config.kind,
+		.pid = getpid(),
+		.passthrough = 1, /* a mount without it is refused */
+		.uring = fs_uring(t->config.fs),
+		.conservative = t->conservative,
+		.harvests = t->harvests,
+		.last_commit = t->last_commit,
+		.db_error = -t->db_error,
+		.db_since = t->db_since,
+	};
+	status->store_error = -fs_store_error(t->config.fs, &failing);
+	status->store_files = failing;
 	if (fs_statvfs(t->config.fs, &space) == 0) {
-		status.size = (uint64_t)space.f_blocks * space.f_frsize;
-		status.used = (uint64_t)(space.f_blocks - space.f_bfree) * space.f_frsize;
-		status.inodes = space.f_files;
-		status.inodes_used = space.f_files - space.f_ffree;
+		status->size = (uint64_t)space.f_blocks * space.f_frsize;
+		status->used = (uint64_t)(space.f_blocks - space.f_bfree) * space.f_frsize;
+		status->inodes = space.f_files;
+		status->inodes_used = space.f_files - space.f_ffree;
 	}
-	residency_status(t, &status);
-	snprintf(status.store, sizeof(status.store), "%s", t->config.store);
-	snprintf(status.mountpoint, sizeof(status.mountpoint), "%s", t->config.mountpoint);
-	snprintf(status.id, sizeof(status.id), "%s", t->config.id);
+	residency_status(t, status);
+	snprintf(status->store, sizeof(status->store), "%s", t->config.store);
+	snprintf(status->mountpoint, sizeof(status->mountpoint), "%s", t->config.mountpoint);
+	snprintf(status->id, sizeof(status->id), "%s", t->config.id);
 	DL_FOREACH (t->clients, c)
-		status.clients += !c->ctl && c->attached;
+		status->clients += !c->ctl && c->attached;
 	DL_FOREACH (t->tmms, tm) {
-		status.mms_live += tm->state == TMM_LIVE;
-		status.mms_detached += tm->state == TMM_DETACHED && !tm->doomed;
-		status.unsaved += tm->unsaved;
+		status->mms_live += tm->state == TMM_LIVE;
+		status->mms_detached += tm->state == TMM_DETACHED && !tm->doomed;
+		status->unsaved += tm->unsaved;
 	}
+}
+
+void answer_status(struct request *rq)
+{
+	struct wpfs_status status;
+
+	life_sync_all(rq->t);
+	aside_retry(rq->t);
+	answer_fill_status(rq->t, &status);
 	request_reply(rq, 0, &status, sizeof(status));
 }
 

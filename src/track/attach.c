@@ -246,6 +246,8 @@ void attach_attach(struct request *rq)
 		return;
 	}
 	c->attached = true;
+	if (tm->state == TMM_LIVE)
+		events_mm(rq->t, tm, WPFS_EVENT_ATTACH, false);
 	reply.mm = tm->mm.id;
 	log_debug("track: pid %d attached%s", c->id.pid,
 		  tm->witness_pidfd < 0 ? " without a witness" : "");

@@ -48,6 +48,7 @@ void client_free(struct track *t, struct client *c)
 {
 	if (c->tmm)
 		c->tmm->client = NULL; /* the mm lives until its program ends */
+	events_leave(t, c);
 	ipc_outq_clear(&c->out);
 	track_watch_remove(t, &c->watch);
 	DL_DELETE(t->clients, c);
@@ -131,6 +132,8 @@ static const struct {
 	[WPFS_OP_EVICT] = {ROLE_CTL, residency_evict},
 	[WPFS_OP_LOAD] = {ROLE_CTL, residency_load},
 	[WPFS_OP_SETTLE] = {ROLE_CTL, answer_settle},
+	[WPFS_OP_WATCH] = {ROLE_CTL, events_watch},
+	[WPFS_OP_TOP] = {ROLE_CTL, top_answer},
 	[WPFS_OP_SELF_PROTECT] = {ROLE_CTL, self_protect},
 	[WPFS_OP_SELF_UNPROTECT] = {ROLE_CTL, self_unprotect},
 	[WPFS_OP_SELF_SYNC] = {ROLE_CTL, self_sync},
@@ -167,7 +170,7 @@ static void client_request(struct track *t, struct client *c, const void *packet
 		c->closing = true;
 		return;
 	}
-	if (!request_allowed(c, request_table[hdr->op].role)) {
+	if (c->events.waiting || !request_allowed(c, request_table[hdr->op].role)) {
 		request_error(&rq, -EPROTO, "this message is out of turn");
 		c->closing = true;
 		return;

@@ -126,6 +126,13 @@ struct client {
 	uint32_t hello_flags;
 	char name[WPFS_NAME_MAX + 1];
 	struct tmm *tmm;
+	struct {
+		bool on;	     /* it has asked for events */
+		bool waiting;	     /* and its last request is not answered yet */
+		uint32_t seq;	     /* of that one */
+		uint64_t since_ms;   /* and when it came */
+		uint64_t next, lost; /* number of the event it gets next; how many it missed */
+	} events;
 	struct client *prev, *next;
 };
 
@@ -177,9 +184,10 @@ struct track {
 	unsigned ticks;	  /* seconds since the last periodic harvest */
 	unsigned own_looks;
 	uint64_t harvests, conservative, last_commit;
-	struct db *aside;  /* takes what the store's database cannot, while db_error; or NULL */
-	int db_error;	   /* why that cannot be written; 0: it can */
-	uint64_t db_since; /* seconds since 1970: when that began */
+	struct db *aside;      /* takes what the store's database cannot, while db_error; or NULL */
+	int db_error;	       /* why that cannot be written; 0: it can */
+	uint64_t db_since;     /* seconds since 1970: when that began */
+	struct events *events; /* NULL: nobody watches */
 };
 
 /* ---- track.c ---- */
@@ -390,6 +398,33 @@ void answer_status(struct request *rq);
 void answer_report(struct request *rq);
 void answer_sync(struct request *rq);
 void answer_settle(struct request *rq);
+
+/* Everything that is told about the mount itself. */
+void answer_fill_status(struct track *t, struct wpfs_status *status);
+
+/* ---- top.c: what wpctl top asks, often ---- */
+
+/*
+ * How much of it is armed, marked and dirty, as `wpctl ps` counts it, from the model. Fills these,
+ * and files, of *rec. 0 or -ENOMEM.
+ */
+int top_count(const struct tmm *tm, struct wpfs_rec_mm *rec);
+void top_answer(struct request *rq);
+
+/* ---- events.c: what wpctl watch is told. All of it does nothing while nobody watches ---- */
+void events_watch(struct request *rq);
+/* A client goes that may be watching. */
+void events_leave(struct track *t, struct client *c);
+/* Something happened to an mm: kind ATTACH, DETACH (with `kept`) or HARVEST. */
+void events_mm(struct track *t, const struct tmm *tm, enum wpfs_event kind, bool kept);
+/* One commit of the marks of these mms, which failed unless `error` is 0. */
+void events_commit(struct track *t, struct tmm *const *tmms, size_t nr, bool lazy, int error);
+/* Tells of evictions since it was called last. */
+void events_evict(struct track *t);
+/* The mount ends: everybody is told, and all of it freed. */
+void events_end(struct track *t);
+/* Answers those who wait and for whom there is something. After each round of the thread. */
+void events_send(struct track *t);
 
 /* ---- self.c: what a program asks about its own mm ---- */
 void self_protect(struct request *rq);

@@ -211,6 +211,7 @@ static void life_end_mm(struct track *t, struct tmm *tm, bool ended)
 	life_leave(t, tm, ended);
 	own_free_all(tm);
 	close_fd(&tm->uffd_copy);
+	events_mm(t, tm, WPFS_EVENT_DETACH, lost < 0 || life_worth_keeping(tm));
 	tm->program.pid = 0;
 	if (lost == 0 && !life_worth_keeping(tm))
 		life_forget(t, tm);

@@ -279,9 +279,10 @@ static int persist_commit(struct track *t, struct tmm *tm, db_job_fn fn, struct 
 			  enum persist_what what)
 {
 	struct db *db = t->config.db;
+	int r = what == PERSIST_LAZY ? db_call_lazy(db, fn, job) : db_call(db, fn, job);
 
-	return persist_done(
-		t, tm, what == PERSIST_LAZY ? db_call_lazy(db, fn, job) : db_call(db, fn, job));
+	events_commit(t, &tm, 1, what == PERSIST_LAZY, r);
+	return persist_done(t, tm, r);
 }
 
 int persist_mm_epochs(struct track *t, struct tmm *tm, const struct persist_epoch *epochs,
@@ -394,6 +395,7 @@ static bool persist_together(struct track *t, struct tmm *const *tmms, size_t nr
 {
 	_cleanup_free_ struct persist_job *jobs = calloc(nr, sizeof(*jobs));
 	_cleanup_free_ void **args = calloc(nr, sizeof(*args));
+	int r = 0;
 
 	if (t->db_error || !jobs || !args)
 		return false;
@@ -401,7 +403,12 @@ static bool persist_together(struct track *t, struct tmm *const *tmms, size_t nr
 		jobs[i] = (struct persist_job){.t = t, .tm = tmms[i]};
 		args[i] = &jobs[i];
 	}
-	return db_call_all(t->config.db, persist_save_job, args, nr, results) == 0;
+	if (db_call_all(t->config.db, persist_save_job, args, nr, results) < 0)
+		return false;
+	for (size_t i = 0; i < nr && r == 0; i++)
+		r = results[i];
+	events_commit(t, tmms, nr, false, r);
+	return true;
 }
 
 int persist_all(struct track *t, struct tmm *const *tmms, size_t nr)

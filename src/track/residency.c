@@ -316,6 +316,7 @@ void residency_evict(struct request *rq)
 		return;
 	life_sweep(rq->t);
 	r = evict_file(rq->t, &file, &reply.pages, why);
+	events_evict(rq->t);
 	if (r < 0) {
 		log_info("%s was not evicted: %s", s->file, why[0] ? why : log_errstr(r));
 		request_error(rq, r, "cannot evict %s: %s", s->file, why[0] ? why : log_errstr(r));

@@ -397,6 +397,8 @@ int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64
 		log_err("track: mm %llu: %s", (unsigned long long)tm->mm.id, broken);
 	t->harvests++;
 	t->conservative += tm->mm.conservative - doubted;
+	if (tm->state == TMM_LIVE)
+		events_mm(t, tm, WPFS_EVENT_HARVEST, false);
 	return r;
 }
 
@@ -443,6 +445,7 @@ int tmm_take_name(struct track *t, struct tmm *tm)
 	}
 	proc_comm(tm->program.pid, tm->comm);
 	tm->state = TMM_LIVE;
+	events_mm(t, tm, WPFS_EVENT_ATTACH, false);
 	r = persist_mm_lazy(t, tm);
 	if (r < 0)
 		log_err("track: cannot store the mm of pid %d (%s): %s", tm->program.pid, tm->comm,

@@ -107,6 +107,7 @@ static void track_tick(struct track *t)
 	written_update(t);
 	residency_sweep(t);
 	aside_retry(t);
+	events_evict(t);
 	t->ticks++;
 	if (t->config.harvest_s && t->ticks >= t->config.harvest_s) {
 		t->ticks = 0;
@@ -161,6 +162,8 @@ static void *track_main(void *arg)
 			track_run_queue(t);
 		if (evict && !t->stop)
 			evict_round(t);
+		if (t->events)
+			events_send(t);
 	}
 	return NULL;
 }
@@ -416,6 +419,7 @@ static int track_stop_fn(struct track *t, void *arg)
 	life_end_all(t);
 	r = aside_retry(t);
 	written_end(t);
+	events_end(t);
 	t->stop = true;
 	return r;
 }

@@ -48,6 +48,18 @@ int proc_identify(pid_t pid, struct proc_id *id)
 	return proc_stat(pid, 22, &id->start_time);
 }
 
+int proc_faults(pid_t pid, uint64_t *faults)
+{
+	uint64_t minor, major;
+	int r = proc_stat(pid, 10, &minor);
+
+	if (r == 0)
+		r = proc_stat(pid, 12, &major);
+	if (r == 0)
+		*faults = minor + major;
+	return r;
+}
+
 int proc_parent(pid_t pid, struct proc_id *parent)
 {
 	uint64_t ppid;

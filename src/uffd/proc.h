@@ -53,6 +53,9 @@ int proc_same_mm(pid_t a, pid_t b);
 /* The command name (without newline) into comm[16]. 0 or -errno. */
 int proc_comm(pid_t pid, char comm[16]);
 
+/* Page faults of a process so far, minor and major, of all its memory. 0 or -errno. */
+int proc_faults(pid_t pid, uint64_t *faults);
+
 /* Real uid of a process by /proc/PID/status. 0 or -errno. */
 int proc_uid(pid_t pid, uid_t *uid);
 

@@ -15,7 +15,7 @@ import harness
 from harness import PAGE, WPCTL
 
 COMMANDS = ["status", "run", "ps", "marks", "dirty", "protect", "unprotect", "sync", "forget",
-            "evict", "load", "map", "export", "apply", "check", "completion"]
+            "evict", "load", "map", "top", "watch", "metrics", "export", "apply", "check", "completion"]
 PAGES = 16
 
 
@@ -83,7 +83,8 @@ def test_manual_has_every_command():
 
 
 @pytest.mark.parametrize("typed, meant", [("mark", "marks"), ("ditry", "dirty"), ("pss", "ps"),
-                                          ("statsu", "status"), ("protetc", "protect")])
+                                          ("statsu", "status"), ("protetc", "protect"), ("wacth", "watch"), ("tpo", "top"),
+                                          ("metric", "metrics")])
 def test_unknown_command_suggests(typed, meant):
     fails(wpctl(typed), 2, f"'{typed}'", f"did you mean '{meant}'?")
 
@@ -110,6 +111,10 @@ def test_unknown_command_suggests(typed, meant):
     (["dirty", "/", "--epoch", "-1"], ["epoch '-1'", "number"]),
     (["forget", "/"], ["--name"]),
     (["evict", "/"], ["no path given"]),
+    (["top", "--interval", "0.05", "/"], ["interval '0.05'", "between 0.1 and 3600"]),
+    (["top", "--interval", "1.5x", "/"], ["interval '1.5x'", "number of seconds"]),
+    (["watch"], ["no mount given"]),
+    (["metrics", "-o", "/tmp/x"], ["no mount given"]),
 ])
 def test_usage_errors(args, words):
     fails(wpctl(*args), 2, *words)

@@ -83,6 +83,14 @@ static int on_record(void *arg, enum wpfs_rec_type type, const void *body)
 	case WPFS_REC_RUN:
 		sum += ((const struct wpfs_rec_run *)body)->vaddr;
 		return ipc_records_add(&walk->again, type, body, sizeof(struct wpfs_rec_run));
+	case WPFS_REC_EVENT:
+		sum += strlen(((const struct wpfs_rec_event *)body)->name) +
+		       strlen(((const struct wpfs_rec_event *)body)->comm);
+		return ipc_records_add(&walk->again, type, body, sizeof(struct wpfs_rec_event));
+	case WPFS_REC_TOP:
+		sum += strlen(((const struct wpfs_rec_top *)body)->mm.name) +
+		       strlen(((const struct wpfs_rec_top *)body)->mm.comm);
+		return ipc_records_add(&walk->again, type, body, sizeof(struct wpfs_rec_top));
 	case WPFS_REC_NOTE:
 		sum += strlen(((const struct wpfs_rec_note *)body)->text);
 		return ipc_records_add(&walk->again, type, body,

@@ -114,7 +114,7 @@ static void test_lengths(void **state)
 		hdr->version++;
 		assert_int_equal(ipc_check_request(hdr, len, NULL), -EPROTO);
 	}
-	assert_int_equal(known, 25);
+	assert_int_equal(known, 27);
 	assert_int_equal(ipc_check_request(hdr, 0, NULL), -EPROTO);
 	assert_int_equal(ipc_check_request(hdr, sizeof(*hdr) - 1, NULL), -EPROTO);
 }
@@ -297,7 +297,7 @@ static void test_outq(void **state)
 }
 
 struct seen {
-	unsigned nr[WPFS_REC_UNION + 1];
+	unsigned nr[WPFS_REC_TOP + 1];
 	char path[WPFS_PATH_MAX];
 	uint64_t last_pgoff;
 };
@@ -326,6 +326,8 @@ static void test_records(void **state)
 	static struct ipc_records records;
 	static struct wpfs_rec_map map = {.path = "/a/b"};
 	struct wpfs_rec_mm mm = {.name = "db"};
+	struct wpfs_rec_event event = {.kind = WPFS_EVENT_ATTACH, .name = "db"};
+	struct wpfs_rec_top top = {.mm = {.name = "db"}};
 	struct wpfs_rec_note note = {.text = "nothing armed"};
 	struct seen seen = {0};
 
@@ -339,7 +341,17 @@ static void test_records(void **state)
 		assert_int_equal(ipc_records_add(&records, WPFS_REC_RUN, &run, sizeof(run)), 0);
 	}
 	assert_int_equal(ipc_records_add(&records, WPFS_REC_NOTE, &note, sizeof(note)), 0);
+	assert_int_equal(ipc_records_add(&records, WPFS_REC_EVENT, &event, sizeof(event)), 0);
+	assert_int_equal(ipc_records_add(&records, WPFS_REC_TOP, &top, sizeof(top)), 0);
 	assert_int_equal(ipc_records_flush(&records), 0);
+	memset(event.comm, 'x', sizeof(event.comm)); /* no NUL */
+	assert_int_equal(ipc_records_add(&records, WPFS_REC_EVENT, &event, sizeof(event)), 0);
+	assert_int_equal(ipc_records_flush(&records), -EPROTO);
+	memset(top.mm.name, 'x', sizeof(top.mm.name));
+	assert_int_equal(ipc_records_add(&records, WPFS_REC_TOP, &top, sizeof(top)), 0);
+	assert_int_equal(ipc_records_flush(&records), -EPROTO);
+	assert_int_equal(seen.nr[WPFS_REC_EVENT], 1);
+	assert_int_equal(seen.nr[WPFS_REC_TOP], 1);
 	assert_int_equal(seen.nr[WPFS_REC_MM], 1);
 	assert_int_equal(seen.nr[WPFS_REC_MAP], 1);
 	assert_int_equal(seen.nr[WPFS_REC_RUN], 10000);
