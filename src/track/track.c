@@ -315,6 +315,16 @@ void track_settle(struct track *track)
 	atomic_flag_clear(&track->settling);
 }
 
+static int track_ping_fn(struct track *t, void *arg)
+{
+	return 0;
+}
+
+void track_ping(struct track *track)
+{
+	track_call(track, track_ping_fn, NULL);
+}
+
 static int track_serving_fn(struct track *t, void *arg)
 {
 	written_serve(t);

@@ -40,6 +40,9 @@ struct track_config {
 /* Loads what the database knows, takes back living clients, starts serving. 0 or -errno. */
 int track_start(const struct track_config *config, struct track **track);
 
+/* Returns when the thread has come round to answering. */
+void track_ping(struct track *track);
+
 /* The mount answers from now on. 0 or -errno. */
 int track_serving(struct track *track);
 

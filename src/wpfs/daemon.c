@@ -3,7 +3,7 @@
  * The order of a start, each step undone in reverse: names and locks, database, lower, socket,
  * mount, tracking, FUSE threads. Requests are answered only when tracking listens to them: a punch
  * in between would be missed. The daemon never opens, stats or maps anything on its own mount: it
- * would wait for itself.
+ * would wait for itself. The watchdog's thread does (wpfs/notify.c), which has nothing else to do.
  */
 #include "wpfs/daemon.h"
 
@@ -39,6 +39,7 @@
 #include "track/track.h"
 #include "wpfs/mountpoint.h"
 #include "wpfs/needs.h"
+#include "wpfs/notify.h"
 #include "wpfs/rundir.h"
 #include "wpfs/storedir.h"
 #include "wpfs/utab.h"
@@ -501,11 +502,17 @@ static int start(struct daemon *d)
 /* SIGTERM and SIGINT unmount, as umount(8) would; in use it stays, and says so. */
 static void try_unmount(struct daemon *d)
 {
+	int err;
+
 	track_settle(d->track);
-	if (umount2(d->mountpoint, UMOUNT_NOFOLLOW) < 0)
-		log_warn("cannot unmount %s: %s: end what uses it (see fuser -vm %s), then send "
-			 "the signal again",
-			 d->mountpoint, log_errstr(errno), d->mountpoint);
+	if (umount2(d->mountpoint, UMOUNT_NOFOLLOW) == 0)
+		return;
+	err = -errno;
+	notify_send("STATUS=Mounted on %s; asked to end, and cannot: %s", d->mountpoint,
+		    log_errstr(err));
+	log_warn("cannot unmount %s: %s: end what uses it (see fuser -vm %s), then send the signal "
+		 "again",
+		 d->mountpoint, log_errstr(err), d->mountpoint);
 }
 
 static int flush_timer(unsigned seconds)
@@ -642,14 +649,23 @@ int daemon_run(const struct options *options, void (*ready)(void *ctx), void *ct
 
 	umask(0);
 	raise_limits();
+	notify_open();
 	r = signal_fd < 0 ? signal_fd : start(&d);
 	if (!r) {
 		if (d.dead_mount)
 			utab_remove(d.mountpoint); /* of the daemon that was killed */
 		d.in_utab = utab_add(options->source, d.mountpoint);
 		ready(ctx);
+		notify_send("READY=1\nMAINPID=%d\nSTATUS=Mounted on %s, %s", getpid(), d.mountpoint,
+			    d.capped ? "capped" : "native");
+		r = notify_watch(d.mountpoint, d.mount.dev, d.track);
+		if (r)
+			log_warn("there is no watchdog: %s", log_errstr(r));
 		serve_until_unmounted(&d, signal_fd);
+		r = 0;
+		notify_send("STOPPING=1\nSTATUS=Writing the store");
 	}
+	notify_unwatch();
 	flushed = stop(&d, r == 0);
 	/* A lower that was taken over from a killed daemon holds data that nothing else has. */
 	if (flushed)
@@ -659,5 +675,6 @@ int daemon_run(const struct options *options, void (*ready)(void *ctx), void *ct
 	else if (d.run.lock_fd >= 0)
 		rundir_remove(&d.run);
 	storedir_close(&d.store);
+	notify_close();
 	return r ? r : flushed;
 }

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""wpfs under a service manager: what it tells it and when, its watchdog, and levels for the journal."""
+
+import ctypes
+import os
+import socket
+import subprocess
+import time
+
+import pytest
+
+import harness
+import proc
+from mapper import mapped
+
+PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH = 0x4206, 0x4207, 17
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+
+
+class Manager:
+    """The socket of a service manager, at a path or abstract."""
+
+    def __init__(self, wpfs, abstract=False, seconds=harness.SECONDS):
+        self.path = f"\0wpfs-test-{os.getpid()}" if abstract else str(wpfs.dir / "notify sock")
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind(self.path)
+        self.sock.settimeout(seconds)
+        wpfs.daemon_env["NOTIFY_SOCKET"] = self.path.replace("\0", "@")
+
+    def next(self):
+        """The next message, as a dictionary."""
+        return dict(line.split("=", 1) for line in self.sock.recv(4096).decode().splitlines())
+
+    def until(self, name):
+        while True:
+            message = self.next()
+            if name in message:
+                return message
+
+    def drain(self):
+        """What has come so far."""
+        found = []
+        self.sock.setblocking(False)
+        try:
+            while True:
+                found.append(self.next())
+        except BlockingIOError:
+            self.sock.settimeout(harness.SECONDS)
+        return found
+
+
+class Stopped:
+    """Some threads of the daemon, stopped one by one while the others go on."""
+
+    def __init__(self, wpfs, *names):
+        self.tids = []
+        for tid in map(int, os.listdir(f"/proc/{wpfs.pid}/task")):
+            with open(f"/proc/{wpfs.pid}/task/{tid}/comm", encoding="ascii") as comm:
+                if comm.read().strip() in names:
+                    self.tids.append(tid)
+        assert self.tids, names
+        for tid in self.tids:
+            self.call(PTRACE_SEIZE, tid)
+            self.call(PTRACE_INTERRUPT, tid)
+            os.waitpid(tid, proc.WALL)
+
+    def call(self, request, tid):
+        assert libc.ptrace(request, tid, None, None) == 0, os.strerror(ctypes.get_errno())
+
+    def go_on(self):
+        for tid in self.tids:
+            self.call(PTRACE_DETACH, tid)
+
+
+def threads(wpfs):
+    names = set()
+    for tid in os.listdir(f"/proc/{wpfs.pid}/task"):
+        with open(f"/proc/{wpfs.pid}/task/{tid}/comm", encoding="ascii") as comm:
+            names.add(comm.read().strip())
+    return names
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_life(make_wpfs, abstract):
+    """Ready when it is, and not before; stopping before the store is written."""
+    wpfs = make_wpfs(store=True, start=False)
+    manager = Manager(wpfs, abstract)
+    wpfs.launch()
+    ready = manager.until("READY")
+    assert wpfs.answers() and (wpfs.mnt / "f").write_text("x") == 1
+    assert ready["READY"] == "1" and ready["MAINPID"] == str(wpfs.pid)
+    assert ready["STATUS"] == f"Mounted on {wpfs.mnt}, native"
+    wpfs.id = wpfs.read_id()
+    assert "wpfs-watchdog" not in threads(wpfs)
+    wpfs.umount()
+    stopping = manager.until("STOPPING")
+    assert stopping["STOPPING"] == "1" and stopping["STATUS"]
+    assert not [m for m in manager.drain() if "READY" in m or "WATCHDOG" in m]
+
+
+def test_signal_that_cannot_end_it(wpfs_with_manager):
+    wpfs, manager = wpfs_with_manager
+    one = mapped(wpfs)
+    os.kill(wpfs.pid, 15)
+    assert "cannot: Device or resource busy" in manager.until("STATUS")["STATUS"]
+    one.kill9()
+
+
+@pytest.fixture
+def wpfs_with_manager(make_wpfs):
+    wpfs = make_wpfs(start=False)
+    manager = Manager(wpfs)
+    wpfs.start()
+    manager.until("READY")
+    return wpfs, manager
+
+
+def test_not_ready_when_it_fails(make_wpfs):
+    wpfs = make_wpfs(start=False)
+    manager = Manager(wpfs)
+    wpfs.allow_log("resident=")
+    done = wpfs.command(harness.WPFS, "-f", "-o", "resident=64M", "none", "/nowhere/mnt", env=wpfs.daemon_env)
+    assert done.returncode != 0
+    assert not [m for m in manager.drain() if "READY" in m]
+
+
+@pytest.mark.parametrize("value", ["/nowhere/sock", "relative", "vsock:2:1234", "", "@", "/" + "x" * 200])
+def test_sockets_that_are_none(make_wpfs, value):
+    """It works as without."""
+    wpfs = make_wpfs(start=False)
+    wpfs.daemon_env["NOTIFY_SOCKET"] = value
+    wpfs.start()
+    said = "service manager" in wpfs.read_log()
+    assert said == (value != "/nowhere/sock"), wpfs.read_log()
+
+
+def watched(make_wpfs, usec=600000, **more):
+    wpfs = make_wpfs(start=False, **more)
+    manager = Manager(wpfs)
+    wpfs.daemon_env["WATCHDOG_USEC"] = str(usec)
+    wpfs.start()
+    manager.until("READY")
+    manager.until("WATCHDOG")
+    return wpfs, manager
+
+
+@pytest.mark.parametrize("options", [[], ["io_uring"]])
+def test_watchdog_goes_on(make_wpfs, options):
+    """At least twice in the time given, as long as nothing is wrong; and it is no user of the mount."""
+    wpfs, manager = watched(make_wpfs, 3000000, options=options)
+    begin = time.monotonic()
+    for _ in range(4):
+        manager.until("WATCHDOG")
+    assert time.monotonic() - begin < 6
+    wpfs.umount()
+
+
+@pytest.mark.parametrize("names", [("wpfs-track",), ("fuse_worker", "wpfs")])
+def test_watchdog_tells_a_hang(make_wpfs, names):
+    """One of the two sides hangs: no sign of life any more. It goes on: signs again."""
+    wpfs, manager = watched(make_wpfs)
+    if names == ("fuse_worker", "wpfs"):
+        names = tuple(threads(wpfs) - {"wpfs-track", "wpfs-watchdog"})
+    stopped = Stopped(wpfs, *names)
+    manager.drain()
+    manager.sock.settimeout(2)
+    late = 0
+    try:
+        while late < 3:  # one may have been on its way
+            manager.until("WATCHDOG")
+            late += 1
+    except TimeoutError:
+        pass
+    finally:
+        stopped.go_on()
+    assert late <= 1, "signs of life of one that hangs"
+    manager.sock.settimeout(harness.SECONDS)
+    manager.until("WATCHDOG")
+
+
+def test_watchdog_of_another_process(make_wpfs):
+    wpfs = make_wpfs(start=False)
+    wpfs.daemon_env.update(WATCHDOG_USEC="300000", WATCHDOG_PID="1")
+    Manager(wpfs)
+    wpfs.start()
+    assert "wpfs-watchdog" not in threads(wpfs)
+
+
+def test_levels_for_the_journal_only(make_wpfs):
+    """The harness says that stderr is the journal; where that is not so, no levels."""
+    wpfs = make_wpfs(start=False, store=True)
+    for stream, prefix in ((None, "wpfs: "), ("1:2", "wpfs: "), ("nonsense", "wpfs: ")):
+        env = {"JOURNAL_STREAM": stream} if stream else {}
+        done = wpfs.command(harness.WPFS, "-f", wpfs.store, "/nowhere/mnt", env=env)
+        assert done.returncode != 0 and done.stderr.startswith(prefix), done.stderr
+    with open(wpfs.dir / "journal", "w+b") as journal:
+        status = os.fstat(journal.fileno())
+        env = wpfs.env({"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
+        subprocess.run([harness.WPFS, "-f", wpfs.store, "/nowhere/mnt"], env=env, stderr=journal,
+                       timeout=30, check=False)
+        journal.seek(0)
+        assert journal.read().startswith(b"<3>wpfs: ")
