@@ -27,12 +27,21 @@ class Control:
         if not self.alive or self.wpfs.store == "none":
             return
         self.all_end()
-        self.check()
         self.vanish()
+        self.check()
         self.say("unmounts, and mounts again")
         self.wpfs.umount()
         self.wpfs.restart()
         self.check()
+
+    # -- capped mounts
+
+    def evict(self):
+        """Pages of a file go; those that somebody keeps stay, and that is no failure here."""
+        self.wpctl("evict", "/" + self.names[self.any_file()][0], status=None)
+
+    def load_back(self):
+        self.wpctl("load", "/" + self.names[self.any_file()][0], status=None)
 
     def live(self, mm):
         return next((runner for runner in self.runners if runner.mm is mm), None)

@@ -13,9 +13,13 @@ CHECK_EVERY = 15
 
 
 class World(Mappings, Writers, Files, Lives, Control, Checks):
-    def __init__(self, rng, verbose):
+    def __init__(self, rng, verbose, capped=None):
         self.rng, self.verbose = rng, verbose
-        self.wpfs = harness.Wpfs(rng.choice(["none", "store"])).start()
+        self.capped = rng.random() < 0.25 if capped is None else capped
+        if self.capped:
+            self.wpfs = harness.Wpfs("store", ["resident=64M", "settle=0"]).start()
+        else:
+            self.wpfs = harness.Wpfs(rng.choice(["none", "store"])).start()
         self.alive = True
         self.mms = {}  # by name
         self.runners = []
@@ -42,6 +46,10 @@ class World(Mappings, Writers, Files, Lives, Control, Checks):
             (self.exec, 1), (self.kill_daemon, 2), (self.uffd, 1), (self.uffd_end, 1),
             (self.thread_begin, 3), (self.thread_stir, 3), (self.thread_end, 1),
         ]
+        if self.capped and not self.alive:
+            steps = []  # who touches a page that is not there waits for the daemon
+        if self.capped and self.alive:
+            steps += [(self.evict, 8), (self.load_back, 2)]
         if self.alive:
             steps += [(self.protect, 5), (self.unprotect, 1), (self.sync, 1), (self.size, 2),
                       (self.punch, 2), (self.pwrite, 2), (self.forget, 1),
