@@ -205,9 +205,14 @@ static int fork_copy_vmas(struct mm *to, const struct mm *from)
 	return 0;
 }
 
+/* Not only where wpfs's uffd is: the program's own may have taken its place, or nothing. */
 static bool fork_is_armed(const struct mm *mm, const struct mm_vma *vma)
 {
-	return vma->registered && vma->owner == MM_WPFS && mm_file_find(mm, vma->file);
+	const struct mm_file *f = mm_file_find(mm, vma->file);
+
+	return f && !vma->sealed &&
+	       ((vma->registered && vma->owner == MM_WPFS) ||
+		!mm_set_is_empty(&f->own[MM_WPFS].armed));
 }
 
 static bool fork_has_armed_mappings(const struct mm *mm)

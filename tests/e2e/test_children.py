@@ -344,3 +344,20 @@ def test_children_that_were_in_other_epochs(wpfs):
         for epoch in range(first - 1, second + 1)]
     assert closed == [{5}, {5}, {6}, {6}, set()], closed
     other.wait()
+
+
+def test_of_a_program_that_has_a_userfaultfd_where_it_was_armed(wpfs):
+    """Nothing of wpfs is on its parent's mapping, and what it stores to its own is seen all the same."""
+    program = mapped(wpfs)
+    uffd = program.order("uffd 0 0 64")
+    child = Child(wpfs, program)
+    child.order("closefrom 3")
+    program.order(f"uclose {uffd}")
+    wpfs.wpctl("protect", wpfs.mnt)
+    assert report.dirty(wpfs, "t") == set()
+    child.order("store 0 6 1")
+    assert 6 in union(wpfs)
+    wpfs.wpctl("protect", wpfs.mnt)
+    child.order("store 0 7 1")
+    assert report.dirty(wpfs, f"t/{child.pid}") == {7}
+    child.end()
