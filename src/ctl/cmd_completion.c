@@ -51,9 +51,17 @@ static const char bash_head[] =
 	"	done\n"
 	"}\n"
 	"\n"
+	"# Paths inside the mount.\n"
+	"_wpctl_files() {\n"
+	"	local target\n"
+	"	target=$(_wpctl_target)\n"
+	"	compopt -o filenames 2>/dev/null\n"
+	"	_wpctl_reply < <(compgen -f -- \"$target$cur\" | cut -c$((${#target} + 1))-)\n"
+	"}\n"
+	"\n"
 	"_wpctl() {\n"
-	"	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} target "
-	"options=\n"
+	"	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} "
+	"options= operands=\n"
 	"	COMPREPLY=()\n"
 	"	if ((COMP_CWORD == 1)); then\n"
 	"		_wpctl_reply <<<'";
@@ -71,10 +79,7 @@ static const char bash_tail[] =
 	"		return\n"
 	"		;;\n"
 	"	--file)\n"
-	"		target=$(_wpctl_target)\n"
-	"		compopt -o filenames 2>/dev/null\n"
-	"		_wpctl_reply < <(compgen -f -- \"$target$cur\" | cut -c$((${#target} + "
-	"1))-)\n"
+	"		_wpctl_files\n"
 	"		return\n"
 	"		;;\n"
 	"	--range | --epoch) return ;;\n"
@@ -86,7 +91,14 @@ static const char bash_tail[] =
 	"		_wpctl_reply <<<\"${options// /$'\\n'}\"\n"
 	"		;;\n"
 	"	*)\n"
-	"		_wpctl_reply < <(_wpctl_mounts; compgen -f -- \"$cur\")\n"
+	"		if [[ $operands == shell ]]; then\n"
+	"			_wpctl_reply <<<$'bash\\nzsh\\nfish'\n"
+	"		elif [[ $operands == path && $'\\n'$(_wpctl_mounts)$'\\n' == "
+	"*$'\\n'${prev%/}$'\\n'* ]]; then\n"
+	"			_wpctl_files\n"
+	"		else\n"
+	"			_wpctl_reply < <(_wpctl_mounts; compgen -f -- \"$cur\")\n"
+	"		fi\n"
 	"		;;\n"
 	"	esac\n"
 	"}\n"
@@ -129,7 +141,10 @@ static void put_bash(FILE *f)
 			if (has_option(c, o))
 				fprintf(f, "--%s ", o->getopt.name);
 		}
-		fputs("' ;;\n", f);
+		fprintf(f, "'%s ;;\n",
+			c->operands == CTL_SHELL      ? " operands=shell"
+			: c->operands == CTL_MNT_PATH ? " operands=path"
+						      : "");
 	}
 	fputs(bash_tail, f);
 }
@@ -145,6 +160,24 @@ static const char zsh_head[] =
 	"	mounts=(${(g::)mounts})\n"
 	"	compadd -f -a mounts\n"
 	"	_files\n"
+	"}\n"
+	"\n"
+	"# Paths inside the mount that the line names, or the first one.\n"
+	"_wpctl_paths() {\n"
+	"	local word target\n"
+	"	local -a mounts found\n"
+	"	mounts=(${(f)\"$(awk '$3 == \"fuse.wpfs\" {print $2}' /proc/self/mounts)\"})\n"
+	"	mounts=(${(g::)mounts})\n"
+	"	target=$mounts[1]\n"
+	"	for word in ${(Q)words[3,-1]}; do\n"
+	"		((${mounts[(Ie)${word%/}]})) || continue\n"
+	"		target=${word%/}\n"
+	"		break\n"
+	"	done\n"
+	"	[[ -n $target ]] || return\n"
+	"	found=($target${(Q)PREFIX}*(NM))\n"
+	"	found=(${found#$target})\n"
+	"	compadd -S '' -a found\n"
 	"}\n"
 	"\n"
 	"_wpctl_names() {\n"
@@ -170,6 +203,8 @@ static const char *zsh_action(int letter)
 	switch (letter) {
 	case 'n':
 		return ":name:_wpctl_names";
+	case 'f':
+		return ":path:_wpctl_paths";
 	case 'o':
 		return ":file:_files";
 	default:
@@ -186,6 +221,7 @@ static void put_zsh(FILE *f)
 		fputs("'\n", f);
 	}
 	fputs("	)\n	if ((CURRENT == 2)); then\n		_describe command commands\n"
+	      "		compadd -- --help --version\n"
 	      "		return\n	fi\n	case $words[2] in\n",
 	      f);
 	for (const struct ctl_command *c = ctl_commands; c->name; c++) {
@@ -197,7 +233,11 @@ static void put_zsh(FILE *f)
 			put_quoted(f, option_text(o));
 			fprintf(f, "]%s'", o->getopt.has_arg ? zsh_action(o->getopt.val) : "");
 		}
-		fputs(" \\\n			'*:mount:_wpctl_mounts'\n		;;\n", f);
+		fprintf(f, " \\\n			%s\n		;;\n",
+			c->operands == CTL_SHELL ? "'2:shell:(bash zsh fish)'"
+			: c->operands == CTL_MNT_PATH
+				? "'2:mount:_wpctl_mounts' '3:path:_wpctl_paths'"
+				: "'*:mount:_wpctl_mounts'");
 	}
 	fputs("	esac\n}\n_wpctl \"$@\"\n", f);
 }
@@ -222,7 +262,43 @@ static const char fish_head[] =
 	"		return\n"
 	"	end\n"
 	"end\n"
-	"\n";
+	"\n"
+	"# The mount that the line names; with any, the first there is if it names none.\n"
+	"function __wpctl_target\n"
+	"	set -l mounts (__wpctl_mounts)\n"
+	"	for word in (commandline -opc)[3..-1]\n"
+	"		set word (string trim -r -c / -- $word)\n"
+	"		contains -- \"$word\" $mounts; and echo $word; and return\n"
+	"	end\n"
+	"	set -q argv[1]; and set -q mounts[1]; and echo $mounts[1]\n"
+	"end\n"
+	"\n"
+	"function __wpctl_paths\n"
+	"	set -l root (__wpctl_target any); or return\n"
+	"	for path in $root(commandline -ct)*\n"
+	"		test -d $path; and set path $path/\n"
+	"		string replace -- $root '' $path\n"
+	"	end\n"
+	"end\n"
+	"\n"
+	"complete -c wpctl -f\n"
+	"complete -c wpctl -n __fish_use_subcommand -l help -d 'what there is'\n"
+	"complete -c wpctl -n __fish_use_subcommand -l version -d 'which version'\n";
+
+static void put_fish_operands(FILE *f, const struct ctl_command *c)
+{
+	static const char when[] = "complete -c wpctl -n '__fish_seen_subcommand_from";
+
+	if (c->operands == CTL_SHELL) {
+		fprintf(f, "%s %s' -f -a 'bash zsh fish'\n", when, c->name);
+	} else if (c->operands == CTL_MNT_PATH) {
+		fprintf(f, "%s %s; and not __wpctl_target' -f -a '(__wpctl_mounts)'\n", when,
+			c->name);
+		fprintf(f, "%s %s; and __wpctl_target' -f -a '(__wpctl_paths)'\n", when, c->name);
+	} else {
+		fprintf(f, "%s %s' -F -a '(__wpctl_mounts)'\n", when, c->name);
+	}
+}
 
 static void put_fish(FILE *f)
 {
@@ -231,10 +307,7 @@ static void put_fish(FILE *f)
 		fprintf(f, "complete -c wpctl -n __fish_use_subcommand -f -a %s -d '", c->name);
 		put_quoted(f, c->summary);
 		fputs("'\n", f);
-		fprintf(f,
-			"complete -c wpctl -n '__fish_seen_subcommand_from %s'"
-			" -a '(__wpctl_mounts)'\n",
-			c->name);
+		put_fish_operands(f, c);
 		for (const struct ctl_option *o = ctl_options; o->help; o++) {
 			if (!has_option(c, o))
 				continue;
@@ -242,6 +315,8 @@ static void put_fish(FILE *f)
 				c->name, o->getopt.name);
 			if (o->getopt.val == 'n')
 				fputs(" -x -a '(__wpctl_names)'", f);
+			else if (o->getopt.val == 'f')
+				fputs(" -x -a '(__wpctl_paths)'", f);
 			else if (o->getopt.has_arg)
 				fputs(o->getopt.val == 'o' ? " -r" : " -x", f);
 			fputs(" -d '", f);

@@ -50,18 +50,6 @@ def runs(mm):
     return [(run["pgoff"], run["pages"]) for m in mm["maps"] for run in m["runs"]]
 
 
-def completed(wpfs, line, at=None):
-    """What bash completes a command line to; the word at hand is its last one."""
-    script = harness.BUILD / "src/ctl/completion/wpctl"
-    words = line.split(" ")
-    done = wpfs.command("bash", "--norc", "-uc",
-                        'source "$1"; shift; COMP_CWORD=$1; shift; COMP_WORDS=("$@"); _wpctl;'
-                        'printf "%s\\n" "${COMPREPLY[@]}"', "bash", script, len(words) - 1 if at is None else at, *words,
-                        env={"PATH": f"{WPCTL.parent}:/usr/bin:/bin"})
-    assert done.returncode == 0 and not done.stderr, done
-    return set(done.stdout.split("\n")) - {""}
-
-
 # -- the command line
 
 def test_help():
@@ -515,32 +503,3 @@ def test_run_library_with_a_blank(wpfs):
     done = wpfs.run("true", name="t", env={"WPFS_PRELOAD": str(odd / "libwpfs_preload.so")})
     fails(done, 1, "blank or a colon")
     fails(wpfs.run("true", name="t", env={"WPFS_PRELOAD": "/nonexistent.so"}), 1, "/nonexistent.so")
-
-
-# -- completion
-
-def test_completion_of_bash(wpfs):
-    mapped(wpfs, "one")
-    mapped(wpfs, "only", file="g")
-    assert completed(wpfs, "wpctl ") == {*COMMANDS, "--help", "--version"}
-    assert completed(wpfs, "wpctl un") == {"unprotect"}
-    assert completed(wpfs, "wpctl dirty --") == {"--name", "--file", "--epoch", "--json", "--help"}
-    assert completed(wpfs, "wpctl evict --") == {"--json", "--help"}
-    assert completed(wpfs, "wpctl marks /nowhere/at") == set()
-    assert completed(wpfs, f"wpctl marks {str(wpfs.mnt)[:-1]}") == {str(wpfs.mnt)}
-    assert completed(wpfs, f"wpctl marks {wpfs.mnt} --name ") == {"one", "only"}
-    assert completed(wpfs, f"wpctl marks {wpfs.mnt} --name onl") == {"only"}
-    assert completed(wpfs, f"wpctl marks {wpfs.mnt} --file /") == {"/f", "/g"}
-    before = ["wpctl", "marks", "--file", "/", str(wpfs.mnt)]
-    assert completed(wpfs, " ".join(before), at=3) == {"/f", "/g"}
-
-
-def test_completion_knows_what_help_knows():
-    for shell in ("bash", "zsh", "fish"):
-        script = wpctl("completion", shell).stdout
-        assert script == json.loads(wpctl("completion", shell, "--json").stdout)["script"]
-        for command in COMMANDS:
-            assert command in script
-        for option in ("--epoch", "--full") if shell != "fish" else ("-l epoch", "-l full"):
-            assert option in script
-    fails(wpctl("completion", "csh"), 2, "csh", "bash, zsh or fish")
