@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -21,13 +22,10 @@ static const char SELECT_INODES[] = "SELECT id, mode, uid, gid, nlink, rdev, siz
 				    "mtime_ns, ctime_ns, target"
 				    " FROM inode ORDER BY id";
 
-/* Breadth first. UNION, not UNION ALL: ends even if the rows form a loop. */
+static const char SELECT_PARENTS[] = "SELECT DISTINCT parent FROM dirent ORDER BY parent";
+
 static const char SELECT_DIRENTS[] =
-	"WITH RECURSIVE walk (parent, name, id) AS ("
-	" SELECT parent, name, id FROM dirent WHERE parent = 1"
-	" UNION"
-	" SELECT d.parent, d.name, d.id FROM walk JOIN dirent AS d ON d.parent = walk.id)"
-	" SELECT parent, name, id FROM walk";
+	"SELECT parent, name, id FROM dirent WHERE parent = ?1 ORDER BY name";
 
 static const char SELECT_XATTRS[] = "SELECT id, name, value FROM xattr ORDER BY id, name";
 
@@ -104,6 +102,96 @@ static int load_rows(struct db_tx *tx, const char *text, const struct db_tree_vi
 	return r;
 }
 
+/*
+ * The directories with names in them, and in which order they are reached. Not chosen: one
+ * recursive query, which keeps each name twice to find loops, and takes three times as long.
+ */
+struct walk {
+	struct walk_dir {
+		int64_t id;
+		bool reached;
+	} * dirs; /* ascending */
+	int64_t *queue;
+	size_t nr, room, queued;
+};
+
+static int walk_init(struct db_tx *tx, struct walk *w)
+{
+	sqlite3_stmt *st;
+	int r = sql_query(tx, &st, SELECT_PARENTS, "");
+
+	while (r >= 0 && (r = sql_step(tx, st)) > 0) {
+		if (w->nr == w->room) {
+			size_t room = w->room ? w->room * 2 : 256;
+			void *dirs = reallocarray(w->dirs, room, sizeof(*w->dirs));
+
+			if (!dirs) {
+				sql_reset(st);
+				return -ENOMEM;
+			}
+			w->dirs = dirs;
+			w->room = room;
+		}
+		w->dirs[w->nr++] = (struct walk_dir){.id = sqlite3_column_int64(st, 0)};
+	}
+	w->queue = calloc(w->nr + 1, sizeof(*w->queue));
+	return w->queue ? r : -ENOMEM;
+}
+
+static int walk_compare(const void *a, const void *b)
+{
+	const struct walk_dir *x = a, *y = b;
+
+	return (x->id > y->id) - (x->id < y->id);
+}
+
+/* Once each: ends even if the rows form a loop. */
+static void walk_reach(struct walk *w, int64_t id)
+{
+	const struct walk_dir key = {.id = id};
+	struct walk_dir *dir =
+		w->nr ? bsearch(&key, w->dirs, w->nr, sizeof(key), walk_compare) : NULL;
+
+	if (!dir || dir->reached)
+		return;
+	dir->reached = true;
+	w->queue[w->queued++] = id;
+}
+
+static int load_names(struct db_tx *tx, const struct db_tree_visitor *v, struct walk *w,
+		      int64_t dir)
+{
+	sqlite3_stmt *st;
+	int r = sql_query(tx, &st, SELECT_DIRENTS, "i", dir);
+
+	if (r < 0)
+		return r;
+	while ((r = sql_step(tx, st)) > 0) {
+		r = load_dirent(v, st);
+		if (r < 0) {
+			sql_reset(st);
+			return r;
+		}
+		walk_reach(w, sqlite3_column_int64(st, 2));
+	}
+	return r;
+}
+
+/* Breadth first. */
+static int load_dirents(struct db_tx *tx, const struct db_tree_visitor *v)
+{
+	struct walk w = {.nr = 0};
+	int r = walk_init(tx, &w);
+
+	if (r >= 0)
+		walk_reach(&w, DB_ROOT_ID);
+	for (size_t i = 0; r >= 0 && i < w.queued; i++)
+		r = load_names(tx, v, &w, w.queue[i]);
+	free(w.dirs);
+	free(w.queue);
+	return r;
+}
+
 static int load_job(struct db_tx *tx, void *arg)
 {
 	const struct db_tree_visitor *v = arg;
@@ -112,7 +200,7 @@ static int load_job(struct db_tx *tx, void *arg)
 	if (v->inode)
 		r = load_rows(tx, SELECT_INODES, v, load_inode);
 	if (r == 0 && v->dirent)
-		r = load_rows(tx, SELECT_DIRENTS, v, load_dirent);
+		r = load_dirents(tx, v);
 	if (r == 0 && v->xattr)
 		r = load_rows(tx, SELECT_XATTRS, v, load_xattr);
 	return r;
