@@ -24,12 +24,17 @@ CAPPED_ROWS = {
     "daemon_memory", "load_zipf", "load_uniform", "daemon_memory_capped",
 }
 
+FS_ROWS = {
+    "read", "write", "load", "store", "pread", "pwrite", "stat", "lookup", "negative", "statfs", "open",
+    "create", "rename", "readdir", "unpack", "status", "remove", "flat_30", "flat_100", "mount",
+}
+
 
 def run(what, tmp_path):
     env = dict(os.environ, WPFS_BUILD=str(harness.BUILD), TMPDIR=str(tmp_path),
                LSAN_OPTIONS=f"suppressions={harness.SOURCE}/tests/e2e/lsan.supp:print_suppressions=0")
     done = subprocess.run([harness.SOURCE / "tools/bench", what, "--json", "--tiny"], env=env,
-                          timeout=50, capture_output=True, text=True, check=False)
+                          timeout=80, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["bench"] == what and result["tiny"]
@@ -58,3 +63,15 @@ def test_capped_gives_every_row(tmp_path):
     rows = run("capped", tmp_path)
     assert set(rows) == CAPPED_ROWS
     check(rows)
+
+
+@pytest.mark.timeout(90)
+def test_fs_gives_every_row(tmp_path):
+    rows = run("fs", tmp_path)
+    assert set(rows) == FS_ROWS
+    for key, row in rows.items():
+        assert row["ns"] and all(ns > 0 for ns in row["ns"].values()), key
+        assert (row["goal"] is None) == (row["ok"] is None) == (key == "statfs"), key
+        assert (row["trips"] is not None) == (key in ("open", "create", "rename", "readdir")), key
+        assert (row["store"] is None) == (key.startswith("flat") or key == "mount"), key
+    assert rows["open"]["trips"] == {"OPEN": 1}

@@ -2,6 +2,7 @@
 /*
  * bench-fs DIR WORK COUNT: does one kind of work in a directory, COUNT times, and prints the
  * nanoseconds that one took. What has to be there before is made first and not measured.
+ * "flat": COUNT files are there, and nine lines are printed.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -16,8 +17,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SIZE (64u << 20)
-#define MIB  (1u << 20)
+#define SIZE	   (64u << 20)
+#define MIB	   (1u << 20)
+
+#define FLAT_STEPS 1000
 
 static char *buffer;
 static uint64_t started, spent;
@@ -49,12 +52,17 @@ static void stop(void)
 	spent += now() - started;
 }
 
-static unsigned random_page(void)
+static unsigned long random_below(unsigned long n)
 {
 	seed ^= seed << 13;
 	seed ^= seed >> 7;
 	seed ^= seed << 17;
-	return (unsigned)(seed % (SIZE / 4096));
+	return seed % n;
+}
+
+static unsigned long random_page(void)
+{
+	return random_below(SIZE / 4096);
 }
 
 static int full_file(void)
@@ -257,20 +265,55 @@ static void work_readdir(long n)
 	spent = spent * (uint64_t)n / (uint64_t)seen; /* whole passes */
 }
 
-/* A directory of COUNT files: making one more, looking at it for the first time, removing it. */
+/* One more file, one of those that are there, and the new one under another name. */
+static void flat_step(long among, long i)
+{
+	char name[64], other[64], new_name[64];
+	struct stat st;
+
+	snprintf(name, sizeof(name), "flat/more%ld", i);
+	snprintf(other, sizeof(other), "flat/%lu", random_below((unsigned long)among));
+	snprintf(new_name, sizeof(new_name), "flat/else%ld", i);
+	must(close(open(name, O_CREAT | O_WRONLY, 0644)), "create");
+	must(stat(other, &st), "stat");
+	must(close(open(other, O_RDONLY)), "open");
+	must(rename(name, new_name), "rename");
+	must(unlink(new_name), "unlink");
+}
+
+/* Nine times in a directory of COUNT files, a line each. */
 static void work_flat(long n)
+{
+	fill("flat", n);
+	for (int round = 0; round < 9; round++) {
+		spent = 0;
+		start();
+		for (long i = 0; i < FLAT_STEPS; i++)
+			flat_step(n, i);
+		stop();
+		if (round < 8)
+			printf("%.1f\n", (double)spent / FLAT_STEPS);
+	}
+}
+
+/* COUNT files of 10 GiB by 100000, in directories of a thousand: some bytes each, and a hole. */
+static void work_names(long n)
 {
 	char name[64];
 
-	fill("flat", n);
 	start();
-	for (long i = 0; i < 1000; i++) {
-		struct stat st;
+	for (long i = 0; i < n; i++) {
+		int fd;
 
-		snprintf(name, sizeof(name), "flat/more%ld", i);
-		must(close(open(name, O_CREAT | O_WRONLY, 0644)), "create");
-		must(stat(name, &st), "stat");
-		must(unlink(name), "unlink");
+		snprintf(name, sizeof(name), "d%ld", i / 1000);
+		if (i % 1000 == 0)
+			must(mkdir(name, 0755), "mkdir");
+		snprintf(name, sizeof(name), "d%ld/name of a file %ld", i / 1000, i);
+		fd = open(name, O_CREAT | O_EXCL | O_WRONLY, 0644);
+		must(fd, "create");
+		must(pwrite(fd, buffer, 100, (i % 20) * 4096), "write");
+		must(ftruncate(fd, 107374), "truncate");
+		must(close(fd), "close");
 	}
 	stop();
 }
@@ -284,6 +327,7 @@ static const struct {
 	{"stat", work_stat},	 {"lookup", work_lookup},   {"negative", work_negative},
 	{"statfs", work_statfs}, {"open", work_open},	    {"create", work_create},
 	{"rename", work_rename}, {"readdir", work_readdir}, {"flat", work_flat},
+	{"names", work_names},
 };
 
 int main(int argc, char **argv)
@@ -301,7 +345,8 @@ int main(int argc, char **argv)
 		if (strcmp(argv[2], works[i].name) != 0)
 			continue;
 		works[i].run(n);
-		printf("%.1f\n", (double)spent / (double)(works[i].run == work_flat ? 1000 : n));
+		printf("%.1f\n",
+		       (double)spent / (double)(works[i].run == work_flat ? FLAT_STEPS : n));
 		return 0;
 	}
 	fprintf(stderr, "bench-fs: no such work: %s\n", argv[2]);

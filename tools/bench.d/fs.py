@@ -32,18 +32,21 @@ CALLS = [
     ("open", "open + close", 10000, "trips", 1.2),
     ("create", "create + write + close + unlink", 5000, "trips", 1.2),
     ("rename", "rename", 10000, "trips", 1.2),
-    ("readdir", "readdir + stat, of 10k", 20000, "trips", 1.2),
+    ("readdir", "readdir + stat, a name of 10k", 20000, "trips", 1.2),
 ]
 TREES = [("unpack", "unpack 20k files"), ("status", "git status there"), ("remove", "rm -rf of it")]
 FLAT = [1000, 100000, 1000000]
+NAMES = 100000
+WITH_STORE = 1.1  # times the same without one, at most
+GROUPS = ("calls", "trees", "flat", "mount")
 REQUEST = re.compile(r"opcode: (\w+) ")
 NOT_WAITED_FOR = {"FORGET", "BATCH_FORGET", "RELEASE", "RELEASEDIR", "INIT", "DESTROY"}
 
 
 class Mount:
-    """A mounted file system of one kind, empty before each piece of work."""
+    """A mounted file system of one kind, empty at first. `store`: to be mounted again."""
 
-    def __init__(self, where, kind):
+    def __init__(self, where, kind, store=None):
         self.dir = tempfile.mkdtemp(prefix="wpfs-bench-")
         self.point = os.path.join(self.dir, "mnt")
         self.log = os.path.join(self.dir, "log")
@@ -55,28 +58,32 @@ class Mount:
             return
         argv = [os.path.join(where, "src/wpfs/wpfs"), "-d" if kind == "logged" else "-f", "-o",
                 "size=80%,nr_inodes=3M" + (",io_uring" if kind == "uring" else ""),
-                os.path.join(self.dir, "store") if kind == "store" else "none", self.point]
+                store or (os.path.join(self.dir, "store") if kind == "store" else "none"), self.point]
         with open(self.log, "wb") as log:
+            began = time.monotonic()
             self.daemon = subprocess.Popen(argv, stderr=log)
-        end = time.monotonic() + 30
         while not os.path.ismount(self.point) or not os.path.exists(self.point + "/."):
-            if self.daemon.poll() is not None or time.monotonic() > end:
+            if self.daemon.poll() is not None or time.monotonic() > began + 120:
                 raise RuntimeError(f"wpfs does not mount: {open(self.log, encoding='utf-8').read()}")
-            time.sleep(0.01)
+            time.sleep(0.001)
+        self.took = (time.monotonic() - began) * 1e9
 
-    def work(self, where, name, count):
+    def run(self, where, name, count):
+        """What one took, each time it was measured."""
         top = tempfile.mkdtemp(dir=self.point)
         done = subprocess.run([os.path.join(where, "tools/bench-fs"), top, name, str(count)], check=True,
                               stdout=subprocess.PIPE, text=True)
+        return top, [float(line) for line in done.stdout.split()]
+
+    def work(self, where, name, count):
+        top, (ns,) = self.run(where, name, count)
         shutil.rmtree(top)
-        return float(done.stdout)
+        return ns
 
     def requests(self, where, name, count):
         """How many requests somebody waited for, of each kind, `count` times the work took."""
-        top = tempfile.mkdtemp(dir=self.point)
         before = os.path.getsize(self.log)
-        subprocess.run([os.path.join(where, "tools/bench-fs"), top, name, str(count)], check=True,
-                       stdout=subprocess.DEVNULL)
+        self.run(where, name, count)
         with open(self.log, encoding="utf-8", errors="replace") as log:
             log.seek(before)
             return [kind for kind in REQUEST.findall(log.read()) if kind not in NOT_WAITED_FOR]
@@ -131,40 +138,6 @@ def tree_times(mount, archive):
             "remove": seconds("rm", "-rf", tree)}
 
 
-def measure(where, args):
-    """{row: {kind: [ns of each round]}}"""
-    kinds = ["tmpfs", "wpfs", "store", "uring"]
-    if not uring_enabled():
-        kinds.remove("uring")
-    figures = {}
-    mounts = {kind: Mount(where, kind) for kind in kinds}
-    archive = make_tree(200 if args.tiny else 20000)
-
-    def note(row, kind, value):
-        figures.setdefault(row, {}).setdefault(kind, []).append(value)
-
-    try:
-        for i in range(args.rounds):
-            print(f"bench: round {i + 1}", file=sys.stderr, flush=True)
-            order = kinds[i % len(kinds):] + kinds[:i % len(kinds)]
-            for name, _, count, _, _ in CALLS:
-                for kind in order:
-                    note(name, kind, mounts[kind].work(where, name, max(2, count // 1000) if args.tiny
-                                                       else count))
-            for kind in order:
-                for name, value in tree_times(mounts[kind], archive).items():
-                    note(name, kind, value)
-        for size in (FLAT[:1] if args.tiny else FLAT if args.flat else FLAT[:2]):
-            for kind in ("tmpfs", "wpfs"):
-                for _ in range(args.rounds if size == FLAT[0] else 1):
-                    note(f"flat {size}", kind, mounts[kind].work(where, "flat", size))
-    finally:
-        for mount in mounts.values():
-            mount.close()
-        shutil.rmtree(os.path.dirname(archive))
-    return figures
-
-
 def uring_enabled():
     try:
         with open("/sys/module/fuse/parameters/enable_uring", encoding="ascii") as value:
@@ -173,40 +146,122 @@ def uring_enabled():
         return False
 
 
-def ratio(figures, a, b):
-    return statistics.median(x / y for x, y in zip(figures[a], figures[b]))
+class Figures:
+    """{row: {kind: [ns of each round]}}"""
+
+    def __init__(self, where, args):
+        self.where, self.tiny, self.rounds = where, args.tiny, args.rounds
+        self.ns = {}
+
+    def note(self, row, kind, value):
+        self.ns.setdefault(row, {}).setdefault(kind, []).append(value)
+
+    def median(self, row, kind):
+        return statistics.median(self.ns[row][kind])
+
+    def ratio(self, row, a, b):
+        return statistics.median(x / y for x, y in zip(self.ns[row][a], self.ns[row][b]))
+
+    def beside(self, calls, trees):
+        """Calls and trees, all kinds in turn, the first one changing from round to round."""
+        kinds = ["tmpfs", "wpfs", "store"] + (["uring"] if uring_enabled() else [])
+        mounts = {}
+        archive = make_tree(200 if self.tiny else 20000) if trees else None
+        try:
+            for kind in kinds:
+                mounts[kind] = Mount(self.where, kind)
+            for i in range(self.rounds):
+                print(f"bench: round {i + 1}", file=sys.stderr, flush=True)
+                order = kinds[i % len(kinds):] + kinds[:i % len(kinds)]
+                for name, _, count, _, _ in CALLS if calls else []:
+                    count = max(2, count // 1000) if self.tiny else count
+                    for kind in order:
+                        self.note(name, kind, mounts[kind].work(self.where, name, count))
+                for kind in order if trees else []:
+                    for name, value in tree_times(mounts[kind], archive).items():
+                        self.note(name, kind, value)
+        finally:
+            for mount in mounts.values():
+                mount.close()
+            if archive:
+                shutil.rmtree(os.path.dirname(archive))
+
+    def flat(self):
+        for size in [30, 100] if self.tiny else FLAT:
+            print(f"bench: among {size}", file=sys.stderr, flush=True)
+            for kind in ("tmpfs", "wpfs"):
+                mount = Mount(self.where, kind)
+                try:
+                    for ns in mount.run(self.where, "flat", size)[1]:
+                        self.note(f"flat_{size}", kind, ns)
+                finally:
+                    mount.close()
+
+    def mount(self):
+        """What a mount of a store takes for each name in it."""
+        count = 1000 if self.tiny else NAMES
+        top = tempfile.mkdtemp(prefix="wpfs-bench-")
+        store = os.path.join(top, "store")
+        try:
+            mount = Mount(self.where, "wpfs", store)
+            try:
+                mount.run(self.where, "names", count)
+            finally:
+                mount.close()
+            for i in range(self.rounds):
+                print(f"bench: mount {i + 1}", file=sys.stderr, flush=True)
+                mount = Mount(self.where, "wpfs", store)
+                self.note("mount", "store", mount.took / count)
+                mount.close()
+        finally:
+            shutil.rmtree(top)
 
 
-def judge(figures, where, tiny):
-    """Rows: key, text, medians of each kind, value, what it is of, goal, kept, trips."""
+def judge_call(figures, add, call):
+    name, text, _, to, goal = call
+    if to == "tmpfs":
+        add(name, text, 1 / figures.ratio(name, "wpfs", "tmpfs"), "of tmpfs's speed", goal)
+    elif to == "trips":
+        counted = trips(figures.where, name)
+        # A name of a directory comes with many others in one request: held against one for each.
+        total = max(1, sum(counted.values()))
+        # What the work takes on a tmpfs is not the round trips' doing.
+        of_trips = statistics.median(
+            (w - t) / (total * s) for w, t, s in
+            zip(figures.ns[name]["wpfs"], figures.ns[name]["tmpfs"], figures.ns["statfs"]["wpfs"]))
+        add(name, text, of_trips, f"of {total:.2g} round trips", goal, False, counted)
+    else:
+        add(name, text)
+
+
+def judge(figures, groups):
+    """Rows: key, text, medians of each kind, value, what it is of, goal, kept, trips, and what
+    wpfs with a store, and over io_uring, takes of wpfs's time."""
     rows = []
 
     def add(key, text, value=None, of="", goal=None, least=True, counted=None):
+        kinds = figures.ns[key]
+        store = figures.ratio(key, "store", "wpfs") if {"store", "wpfs"} <= set(kinds) else None
         rows.append({"key": key, "text": text, "value": value, "of": of, "goal": goal,
+                     "bound": "min" if least else "max",
                      "ok": None if goal is None else (value >= goal if least else value <= goal),
-                     "ns": {kind: statistics.median(ns) for kind, ns in figures[key].items()},
-                     "trips": counted})
+                     "ns": {kind: statistics.median(ns) for kind, ns in kinds.items()},
+                     "trips": counted, "store": store,
+                     "store_ok": None if store is None else store <= WITH_STORE,
+                     "uring": figures.ratio(key, "uring", "wpfs") if "uring" in kinds else None})
 
-    for name, text, _, to, goal in CALLS:
-        if to == "tmpfs":
-            add(name, text, 1 / ratio(figures[name], "wpfs", "tmpfs"), "of tmpfs's speed", goal)
-        elif to == "trips":
-            counted = trips(where, name)
-            total = sum(counted.values())
-            # At least: what the work takes beside, on a tmpfs, is not the round trips' doing.
-            of_trips = statistics.median(
-                (w - t) / (total * s) for w, t, s in
-                zip(figures[name]["wpfs"], figures[name]["tmpfs"], figures["statfs"]["wpfs"]))
-            add(name, text, of_trips, f"of {total:.2g} round trips", goal, False, counted)
-        else:
-            add(name, text)
-    for name, text in TREES:
-        add(name, text, ratio(figures[name], "wpfs", "tmpfs"), "x tmpfs's time", 5, False)
-    flat = [key for key in figures if key.startswith("flat ")]
+    for call in CALLS if "calls" in groups else []:
+        judge_call(figures, add, call)
+    for name, text in TREES if "trees" in groups else []:
+        add(name, text, figures.ratio(name, "wpfs", "tmpfs"), "x tmpfs's time", 5, False)
+    flat = [key for key in figures.ns if key.startswith("flat_")]
     for key in flat:
-        first = statistics.median(figures[flat[0]]["wpfs"])
-        add(key, f"create, stat, unlink among {key[5:]}", statistics.median(figures[key]["wpfs"]) / first,
+        add(key, f"make, stat, open, rename among {key[5:]}",
+            figures.median(key, "wpfs") / figures.median(flat[0], "wpfs"),
             f"x that among {flat[0][5:]}", 1.2, False)
+    if "mount" in groups:
+        add("mount", "mount, a name of 100k", figures.median("mount", "store") / 1000, "us a name", 15,
+            False)
     return rows
 
 
@@ -218,21 +273,35 @@ def human(ns):
 
 
 def table(rows):
-    kinds = [kind for kind in ("tmpfs", "wpfs", "store", "uring") if kind in rows[0]["ns"]]
-    print(f"{'':34}" + "".join(f"{kind:>10}" for kind in kinds) + "  wpfs")
+    kinds = [kind for kind in ("tmpfs", "wpfs", "store", "uring") if any(kind in row["ns"] for row in rows)]
+    beside = [kind for kind in ("store", "uring") if any(row[kind] for row in rows)]
+    print(f"{'':34}" + "".join(f"{kind:>10}" for kind in kinds) +
+          "".join(f"{kind + '/wpfs':>12}" for kind in beside) + "  wpfs")
     for row in rows:
         cells = "".join(f"{human(row['ns'][kind]) if kind in row['ns'] else '-':>10}" for kind in kinds)
+        for kind in beside:
+            missed = "!" if kind == "store" and row["store_ok"] is False else " "
+            cells += f"{row[kind]:>11.2f}{missed}" if row[kind] else f"{'-':>11} "
         verdict = ""
         if row["goal"] is not None:
             verdict = f"  {row['value']:.3g} {row['of']}: {'ok' if row['ok'] else 'missed'} ({row['goal']:g})"
         print(f"{row['text']:34}{cells}{verdict}")
         if row["trips"]:
             print(" " * 36 + ", ".join(f"{kind} {n:.3g}" for kind, n in row["trips"].items()))
+    if "store" in beside:
+        print(f"!: with a store it takes more than {WITH_STORE:g} times as long as without")
 
 
 def main(args):
-    where = rig.build()
-    rows = judge(measure(where, args), where, args.tiny)
+    groups = args.groups or GROUPS
+    figures = Figures(rig.build(), args)
+    if "calls" in groups or "trees" in groups:
+        figures.beside("calls" in groups, "trees" in groups)
+    if "flat" in groups:
+        figures.flat()
+    if "mount" in groups:
+        figures.mount()
+    rows = judge(figures, groups)
     if args.json:
         print(json.dumps({"bench": "fs", "rounds": args.rounds, "tiny": args.tiny,
                           "rows": {row.pop("key"): row for row in rows}}))
