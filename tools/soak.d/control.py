@@ -31,6 +31,10 @@ class Control:
         self.check()
         self.say("unmounts, and mounts again")
         self.wpfs.umount()
+        self.wpfs.wpctl("check", self.wpfs.store)
+        dirty = self.wpfs.wpctl_json("dirty", target=self.wpfs.store)
+        for mm in self.mms.values():
+            self.check_dirty(mm, dirty)
         self.wpfs.restart()
         self.check()
 

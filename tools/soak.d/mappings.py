@@ -163,7 +163,7 @@ class Mappings:
             return
         if self.order(runner, f"advise {slot} {first} {count} {what}") is None:
             return
-        if what == "remove":
+        if what == "remove" and self.is_tracked(runner):  # wpfs(8): else nobody is told
             for page in there:  # no call that inotify tells of: its pages are dirty, that is all
                 self.dropped(page.key, page.pgoff, page.pgoff + 1, called=False)
 

@@ -64,7 +64,7 @@ class Writers:
         thread = runner.thread
         if what != "move":
             done = self.order(runner, f"advise {WRITTEN} 0 {thread.count} {what}")
-            if what == "remove" and done is not None:
+            if what == "remove" and done is not None and self.is_tracked(runner):
                 self.dropped(thread.key, thread.first, thread.first + thread.count, called=False)
             return
         addr = self.order(runner, f"remap {WRITTEN} 0 {thread.count} {thread.count} "
