@@ -34,6 +34,8 @@ class Files:
         self.named(key, name)
         with open(self.path(key), "xb") as file:
             file.truncate(self.sizes[key] * PAGE)
+            # What it is called if it had lost its last name before anybody asked.
+            self.paths[key].append(f"(no name, file {os.fstat(file.fileno()).st_ino})")
         self.say(f"f{key}: new, {self.sizes[key]} pages")
 
     def new_name(self):
