@@ -332,6 +332,40 @@ int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, pid_t opener,
 	return r;
 }
 
+/* With shard.backing held, after the last release. True: it is kept for the next open. */
+static bool keep_idle(struct fs *fs, struct fs_backing *backing)
+{
+	struct fs_inode *inode;
+
+	if (backing->opens || !backing->attached || fs->kind != WPFS_KIND_NATIVE)
+		return false;
+	if (backing->astray) {
+		inode = fs_inode_find(fs, backing->ino);
+		if (inode && inode->backing == backing)
+			fs_backing_free(fs, inode);
+		return false;
+	}
+	pthread_mutex_lock(&fs->idle_lock);
+	DL_APPEND(fs->idle, backing);
+	fs->nr_idle++;
+	backing->idle = true;
+	pthread_mutex_unlock(&fs->idle_lock);
+	return true;
+}
+
+void fs_backing_astray(struct fs *fs, struct fs_inode *inode)
+{
+	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
+
+	pthread_mutex_lock(&shard->backing);
+	if (inode->backing) {
+		inode->backing->astray = true;
+		if (inode->backing->idle)
+			fs_backing_free(fs, inode);
+	}
+	pthread_mutex_unlock(&shard->backing);
+}
+
 void fs_backing_release(struct fs *fs, const struct fuse_file_info *fi)
 {
 	struct fs_backing *backing =
@@ -344,14 +378,7 @@ void fs_backing_release(struct fs *fs, const struct fuse_file_info *fi)
 	backing->through -= (fi->fh & FS_FH_MAPS) != 0;
 	backing->writers -= (fi->fh & FS_FH_ACCESS) != O_RDONLY;
 	backing->opens--;
-	idle = !backing->opens && backing->attached && fs->kind == WPFS_KIND_NATIVE;
-	if (idle) {
-		pthread_mutex_lock(&fs->idle_lock);
-		DL_APPEND(fs->idle, backing);
-		fs->nr_idle++;
-		backing->idle = true;
-		pthread_mutex_unlock(&fs->idle_lock);
-	}
+	idle = keep_idle(fs, backing);
 	pthread_mutex_unlock(&shard->backing);
 	fs_backing_put(fs, backing);
 	if (fi->fh & FS_FH_MAPS)

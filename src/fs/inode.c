@@ -350,17 +350,32 @@ int fs_inode_ref_contents(struct fs *fs, uint64_t ino, int flags, struct fs_ref 
 	return 0;
 }
 
+void fs_inode_named(struct fs *fs, uint64_t ino, int dir_fd, const char *name)
+{
+	struct fs_inode *inode = fs_inode_find(fs, ino);
+	int kept = inode ? atomic_load(&inode->nameless_fd) : -1;
+	_cleanup_close_ int fd = -1;
+	struct stat st;
+
+	if (kept < 0)
+		return;
+	fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	/* In its place: whoever uses the number just now has the one file or the other. */
+	if (fd >= 0 && fstat(fd, &st) == 0 && fs_ids_get(fs->ids, st.st_ino) == ino)
+		dup3(fd, kept, O_CLOEXEC);
+}
+
 void fs_inode_unlinked(struct fs *fs, int fd)
 {
 	struct fs_inode *inode;
 	struct stat st;
 	int none = -1;
 
-	if (fstat(fd, &st) < 0 || st.st_nlink > 0) {
+	if (fstat(fd, &st) < 0) {
 		close(fd);
 		return;
 	}
-	if (S_ISDIR(st.st_mode))
+	if (S_ISDIR(st.st_mode) && st.st_nlink == 0)
 		fs_parent_drop(fs, fs_ids_get(fs->ids, st.st_ino));
 	/* The lookup held here keeps the inode while the descriptor moves in. */
 	inode = fs_inode_get(fs, fs_ids_get(fs->ids, st.st_ino));
@@ -368,7 +383,10 @@ void fs_inode_unlinked(struct fs *fs, int fd)
 		close(fd);
 		return;
 	}
-	if (atomic_compare_exchange_strong(&inode->nameless_fd, &none, fd))
+	if (st.st_nlink > 0) {
+		close(fd);
+		fs_backing_astray(fs, inode);
+	} else if (atomic_compare_exchange_strong(&inode->nameless_fd, &none, fd))
 		nameless_count(fs, 1);
 	else
 		close(fd);

@@ -204,8 +204,10 @@ static void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const cha
 	if (!r) {
 		fs_symlink_touched(fs, file.fd, "");
 		r = fs_entry_of_fd(fs, file.fd, &entry);
-		if (!r && entry.attr.st_nlink == 1)
+		if (!r && entry.attr.st_nlink == 1) {
 			fs_touch(fs, ino); /* it had none, and a flush may have left it out */
+			fs_inode_named(fs, ino, dir.fd, name);
+		}
 	}
 	fs_reply_entry(req, r, &entry);
 }

@@ -80,6 +80,8 @@ static void reply_created(fuse_req_t req, int fd, struct fuse_file_info *fi)
 		fuse_reply_err(req, -r);
 		return;
 	}
+	if (entry.attr.st_nlink == 0)
+		fs_backing_astray(fs, inode);
 	entry.attr_timeout = fs_backing_made_timeout(fs, inode, &entry.attr);
 	fs_stat_show(fs, &entry.attr);
 	if (fuse_reply_create(req, &entry, fi) < 0) {

@@ -50,6 +50,7 @@ struct fs_backing {
 	unsigned through;	 /* capped mounts: of the opens those that map the lower file */
 	uint64_t direct_ms; /* capped mounts: when an open was answered that cannot; 0: never */
 	bool attached;	    /* it is its inode\'s; else only unreleased opens have it */
+	bool astray;	    /* the name that fd was opened by is gone: not kept when idle */
 	bool idle;	    /* in fs.idle; fs.idle_lock */
 };
 
@@ -65,7 +66,7 @@ struct fs_inode {
 	uint64_t ino;
 	uint64_t lookups;	    /* shard.lock */
 	struct fs_backing *backing; /* shard.backing */
-	_Atomic int nameless_fd;    /* O_PATH, set once when the last name goes; else -1 */
+	_Atomic int nameless_fd;    /* set once when the last name goes; else -1 */
 	bool used;		    /* opened since it was known to be nobody's; shard.backing */
 	bool attrs_cached; /* the kernel may have attributes for a long time; shard.backing */
 	uint8_t handle_type, handle_len; /* constant */
@@ -258,9 +259,16 @@ struct fs_shard *fs_shard_of(struct fs *fs, uint64_t ino);
 
 /*
  * After a name of the file behind `fd` (O_PATH) was removed: if it was the last one and the kernel
- * still knows the inode, the table keeps the descriptor. Takes fd over either way.
+ * still knows the inode, the table keeps the descriptor; a descriptor that was opened by another
+ * one is not kept for later. Takes fd over either way.
  */
 void fs_inode_unlinked(struct fs *fs, int fd);
+
+/*
+ * A file that had none has got this name: the descriptor that the table keeps of it becomes one by
+ * that name, and lets go of the directory where it was before.
+ */
+void fs_inode_named(struct fs *fs, uint64_t ino, int dir_fd, const char *name);
 
 /*
  * Before one more file may lose its last name: waits until not too many descriptors of such files
@@ -289,6 +297,13 @@ void fs_backing_release(struct fs *fs, const struct fuse_file_info *fi);
 
 /* Capped mounts: the one struct file of a regular file, made if need be. Borrowed, or -errno. */
 int fs_backing_hold(struct fs *fs, struct fs_inode *inode);
+
+/*
+ * A name of the inode is gone and others are left, or it began without one. A descriptor that was
+ * opened by that name keeps the directory that it was in, also when that is removed: so it is not
+ * kept for later opens.
+ */
+void fs_backing_astray(struct fs *fs, struct fs_inode *inode);
 
 /* One that is held and not open gets another struct file, `fd` duplicated. 0 or -errno. */
 int fs_backing_replace(struct fs *fs, struct fs_inode *inode, int fd);

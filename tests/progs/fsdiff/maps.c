@@ -46,6 +46,14 @@ void arena_open(struct side *s)
 	s->arena = all + (ARENA_EACH - (uintptr_t)all % ARENA_EACH);
 }
 
+static void op_munmap(struct side *s, const struct params *p, struct answer *a)
+{
+	if (s->map[p->map])
+		mmap(s->map[p->map], ARENA_EACH, PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+	s->map[p->map] = NULL;
+}
+
 static void op_mmap(struct side *s, const struct params *p, struct answer *a)
 {
 	static const int rights[] = {PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE,
@@ -54,10 +62,17 @@ static void op_mmap(struct side *s, const struct params *p, struct answer *a)
 	static const off_t offsets[] = {0, 0, 4096, 16384, 100};
 	size_t len = 4096 * (1 + p->n[0] % 16);
 	char *at = s->arena + p->map * (size_t)ARENA_EACH;
-	char *map = mmap(at, len, PICK(rights, p->n[1]), PICK(kinds, p->n[2]) | MAP_FIXED,
-			 s->fd[p->slot], PICK(offsets, p->n[3]));
 	struct stat st;
+	char *map;
 
+	/*
+	 * FUSE: a mapping that meets what is left of another one of the file is merged with it on
+	 * tmpfs, which then is not told of an access.
+	 */
+	if (s->map[p->map] && fstat(s->fd[p->slot], &st) == 0 && st.st_ino == s->map_ino[p->map])
+		op_munmap(s, p, a);
+	map = mmap(at, len, PICK(rights, p->n[1]), PICK(kinds, p->n[2]) | MAP_FIXED, s->fd[p->slot],
+		   PICK(offsets, p->n[3]));
 	say_result(a, map == MAP_FAILED ? -1 : 0, false);
 	if (map == MAP_FAILED)
 		return;
@@ -99,14 +114,6 @@ static void op_store(struct side *s, const struct params *p, struct answer *a)
 	else
 		((volatile char *)map)[p->n[0] % s->map_len[p->map]] = (char)p->n[1];
 	may_fault = 0;
-}
-
-static void op_munmap(struct side *s, const struct params *p, struct answer *a)
-{
-	if (s->map[p->map])
-		mmap(s->map[p->map], ARENA_EACH, PROT_NONE,
-		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
-	s->map[p->map] = NULL;
 }
 
 static void op_madvise(struct side *s, const struct params *p, struct answer *a)
