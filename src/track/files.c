@@ -177,6 +177,22 @@ void files_learn_mapped(struct track *t, uint64_t ino)
 		files_learn_by_mapping(t, file);
 }
 
+/*
+ * A file is gone from an mm. One that has ended is known to have had mappings of it: their marks go
+ * by address in the database, not with the file.
+ */
+static int files_leave(struct track *t, struct db_tx *tx, struct tmm *tm, uint64_t ino)
+{
+	struct mm_file *f = mm_file_find(&tm->mm, ino);
+	const size_t mappings = tm->mm.nr_vmas;
+
+	if (f)
+		mm_file_remove(&tm->mm, f);
+	if (tm->mm.nr_vmas == mappings || tm->unsaved || tm->doomed)
+		return 0;
+	return persist_mm_in(t, tx, tm);
+}
+
 static int files_refresh_job(struct db_tx *tx, void *arg)
 {
 	struct track *t = arg;
@@ -198,13 +214,11 @@ static int files_refresh_job(struct db_tx *tx, void *arg)
 			continue;
 		}
 		/* The last link and the last mapping are gone: so are its marks. */
-		DL_FOREACH (t->tmms, tm) {
-			struct mm_file *f = mm_file_find(&tm->mm, file->ino);
-
-			if (f)
-				mm_file_remove(&tm->mm, f);
-		}
 		r = db_file_delete(tx, file->ino);
+		DL_FOREACH (t->tmms, tm) {
+			if (r == 0)
+				r = files_leave(t, tx, tm, file->ino);
+		}
 		files_drop(t, file);
 	}
 	return r;

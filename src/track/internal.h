@@ -484,6 +484,8 @@ int persist_all(struct track *t, struct tmm *const *tmms, size_t nr);
 /* Lazily, of an mm that is stored but for a new mapping of `file` in [start, end), and that file's
  * sets. */
 int persist_mapping(struct track *t, struct tmm *tm, uint64_t file, uint64_t start, uint64_t end);
+/* Stores one mm, in a job that is at it. */
+int persist_mm_in(struct track *t, struct db_tx *tx, struct tmm *tm);
 /* The two halves of persist_mm. */
 int persist_mm_aside(struct track *t, struct tmm *tm);
 int persist_mm_save(struct track *t, struct tmm *tm);

@@ -258,6 +258,13 @@ static int persist_mm_job(struct db_tx *tx, void *arg)
 	return r;
 }
 
+int persist_mm_in(struct track *t, struct db_tx *tx, struct tmm *tm)
+{
+	struct persist_job job = {.t = t, .tm = tm};
+
+	return persist_mm_job(tx, &job);
+}
+
 /* What a commit gave: notes it, and gives it on. */
 static int persist_done(struct track *t, struct tmm *tm, int r)
 {

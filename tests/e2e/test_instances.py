@@ -321,3 +321,22 @@ def test_another_file_of_a_program_that_ended_goes(make_wpfs, options):
     wpfs.restart()
     assert report.dirty(wpfs, "a") == {60, 61, 62, 63}
     assert report.marked(wpfs, "a") == ALL
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_files_that_are_gone_leave_nothing_in_the_store(make_wpfs, asked):
+    wpfs = make_wpfs("store")
+    program = mapped(wpfs, "a")
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"size 1 {8 * PAGE}")
+    program.order(f"map 1 1 0 {8 * PAGE}")
+    program.order("store 1 2 1")
+    program.kill9()
+    assert report.dirty(wpfs, "a", "/g") == {2}
+    os.unlink(wpfs.mnt / "g")
+    if asked:
+        wpfs.wpctl("dirty", wpfs.mnt)
+    wpfs.umount()
+    wpfs.wpctl("check", wpfs.store)
+    assert report.marked(wpfs, "a", target=wpfs.store) == ALL
+    wpfs.restart()
