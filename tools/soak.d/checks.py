@@ -14,6 +14,7 @@ class Lie(Exception):
 class Checks:
     def check(self):
         for runner in self.runners:
+            runner.looked_at()
             self.notes_take(runner)
         dirty, marks = self.wpfs.wpctl_json("dirty"), self.wpfs.wpctl_json("marks")
         self.pids = {row["pid"] for row in dirty["mms"] if row["state"] == "live"}

@@ -91,6 +91,7 @@ class Control:
             mm.turned = True
             if runner:
                 self.notes_clear(runner)
+                runner.told(runner.keys() if key is None else {key}, span)
             keys = set(mm.files) | (runner.keys() if runner else set())
             for file in sorted(keys) if key is None else [key]:
                 mapped = runner.mapped(file) if runner and self.is_tracked(runner) else set()

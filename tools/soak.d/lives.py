@@ -65,7 +65,7 @@ class Lives:
             runner.program.stdin.close()
         assert harness.proc.is_over(pidfd, harness.SECONDS), "a child does not end"
         os.close(pidfd)
-        self.thread_ended(runner)
+        self.ended(runner)
         runner.mm.end()
         runner.program.stdout.close()
         self.runners.remove(runner)
@@ -90,7 +90,7 @@ class Lives:
             runner.program.wait()
         else:
             runner.program.kill9()
-        self.thread_ended(runner)
+        self.ended(runner)
         self.runners.remove(runner)
 
     def all_end(self):
@@ -112,7 +112,7 @@ class Lives:
         fresh = Runner(runner.program, runner.mm)
         self.runners[self.runners.index(runner)] = fresh
         assert runner.program.ask("close 63") == "err EBADF"
-        self.thread_ended(runner)
+        self.ended(runner)
 
     # -- a userfaultfd of its own
 

@@ -14,7 +14,7 @@ class Mappings:
         key = self.any_open(runner)
         first = self.rng.randrange(PAGES)
         count = self.rng.randint(1, PAGES - first)
-        kind = self.rng.choices(["", " ro", " private"], [6, 1, 1])[0]
+        kind = self.rng.choices(["", " ro", " private", " raw"], [12, 2, 2, 1])[0]
         over = self.rng.random() < 0.3
         if not runner:
             return
@@ -40,9 +40,10 @@ class Mappings:
         if kind == " private":
             return
         for n in range(count):
-            prot = "r" if kind else "rw"
-            runner.pages[addr // PAGE + n] = Page(key, first + n, prot)
-        self.armed_by_mapping(runner, key, set(range(first, first + count)))
+            runner.pages[addr // PAGE + n] = Page(key, first + n, "r" if kind == " ro" else "rw",
+                                                  raw=kind == " raw")
+        if kind != " raw":
+            self.armed_by_mapping(runner, key, set(range(first, first + count)))
 
     def armed_by_mapping(self, runner, key, pages):
         runner.mm.mapped(key, pages, self.alive and not runner.mm.family)
@@ -126,7 +127,8 @@ class Mappings:
             del runner.slots[slot]
         for n in range(size):
             page = there[min(n, count - 1)]
-            runner.pages[to // PAGE + n] = Page(page.key, there[0].pgoff + n, page.prot)
+            runner.pages[to // PAGE + n] = Page(page.key, there[0].pgoff + n, page.prot,
+                                                raw=page.raw)
         if any(page.own for page in there):  # its uffd has no EVENT_REMAP: gone, unwatched
             self.unwatch(runner, to, size)
 
@@ -182,7 +184,10 @@ class Mappings:
 
     def stored(self, runner, slot, n):
         page = runner.pages[runner.slots[slot][0] // PAGE + n]
-        runner.mm.changed(page.key, {page.pgoff})
+        if page.raw:
+            page.stored = True
+        else:
+            runner.mm.changed(page.key, {page.pgoff})
 
     def store(self):
         runner = self.runner()

@@ -8,10 +8,14 @@ def family(name):
 
 
 class Page:
-    """A page that a program maps shared."""
+    """
+    A page that a program maps shared. `raw`: by a system call that nobody was told of. What was
+    stored to it since is seen if the mapping is still there when somebody looks: wpfs(7).
+    """
 
-    def __init__(self, key, pgoff, prot, own=False):
-        self.key, self.pgoff, self.prot, self.own = key, pgoff, prot, own
+    def __init__(self, key, pgoff, prot, own=False, raw=False):
+        self.key, self.pgoff, self.prot, self.own, self.raw = key, pgoff, prot, own, raw
+        self.stored = False
 
 
 class Runner:
@@ -34,7 +38,7 @@ class Runner:
         other.threaded = self.threaded  # the notes are its parent's
         other.held = set(self.held)
         other.slots = {slot: list(where) for slot, where in self.slots.items()}
-        other.pages = {at: Page(p.key, p.pgoff, p.prot) for at, p in self.pages.items()}
+        other.pages = {at: Page(p.key, p.pgoff, p.prot, raw=p.raw) for at, p in self.pages.items()}
         return other
 
     def runs_held(self, first, count):
@@ -48,6 +52,19 @@ class Runner:
             else:
                 runs.append([page, 1])
         return runs
+
+    def looked_at(self):
+        """Somebody looks, or it ends and its last look is taken."""
+        for page in self.pages.values():
+            if page.stored:
+                self.mm.changed(page.key, {page.pgoff})
+
+    def told(self, keys, span):
+        """A protect made all of its mappings known."""
+        for page in self.pages.values():
+            if page.key in keys and (span is None or page.pgoff in span):
+                page.raw = page.raw and span is not None
+                page.stored = False
 
     def mapped(self, key):
         return {page.pgoff for page in self.pages.values() if page.key == key}

@@ -77,10 +77,12 @@ class Writers:
     def thread_end(self):
         runner = self.runner()
         if runner and runner.thread and self.order(runner, "rest") is not None:
-            self.thread_ended(runner)
+            self.notes_take(runner)
+            runner.thread = None
 
-    def thread_ended(self, runner):
-        """It rests, or its program has ended."""
+    def ended(self, runner):
+        """Its last marks are read."""
+        runner.looked_at()
         self.notes_take(runner)
         runner.thread = None
 
