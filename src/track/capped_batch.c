@@ -324,6 +324,7 @@ static int fence(struct capped *c, struct capped_batch *b)
 		if (i < 0)
 			return 0;
 		if (r == -EAGAIN) {
+			capped_test_point("again");
 			capped_nap();
 			naps++;
 			r = 0;
@@ -514,6 +515,7 @@ int capped_batch_begin(struct capped *c, struct capped_batch *b, const struct ca
 		snprintf(why, why_size, "cannot write to the run directory: %s", log_errstr(r));
 		return r;
 	}
+	capped_test_point("recorded");
 	for (size_t i = 0; i < nr; i++)
 		batch_map(b, &maps[i]);
 	r = batch_enter(c, b);

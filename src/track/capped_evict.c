@@ -192,6 +192,7 @@ static int save_and_punch(struct saving *sv, uint64_t *pages)
 			spill_bits_set(&f->bits, s->runs[i].first + p);
 		c->counts.spilled += f->bits.count - before;
 	}
+	capped_test_point("spilled"); /* with the lock held: nobody is served */
 	r = for_leaving(sv->b, punch_leaving, sv);
 	*pages += s->resident - sv->stay;
 	c->counts.evictions += s->resident - sv->stay;

@@ -32,6 +32,7 @@
 #include "base/units.h"
 #include "spill/fault.h"
 #include "track/capped_internal.h"
+#include "track/capped_test.h"
 #include "uffd/pagemap.h"
 #include "uffd/proc.h"
 #include "uffd/uffd.h"
@@ -453,6 +454,7 @@ bool capped_fault_read(struct capped *c, uint64_t id)
 	struct uffd_msg msg;
 	bool any = false;
 
+	capped_test_point("message");
 	pthread_mutex_lock(&c->lock);
 	mm = capped_mm_find(c, id);
 	if (mm && capped_mm_is_mine(mm) && read(mm->uffd, &msg, sizeof(msg)) == sizeof(msg)) {

@@ -63,7 +63,7 @@ static uint64_t limit_wanted(const struct capped *c, uint64_t used)
 
 void capped_limit_set(struct capped *c, bool exact)
 {
-	uint64_t used, is, wanted;
+	uint64_t used = 0, is, wanted;
 	int r = 0;
 
 	if (c->size == 0)

@@ -9,27 +9,50 @@
 
 #include "base/cleanup.h"
 #include "base/fdio.h"
+#include "spill/io.h"
 
 #define PAUSE_TRIES 60000 /* of a millisecond: a test that was killed must not stop the mount */
 
 static const char *dir;
 
+static int fail_io(bool write, uint64_t off)
+{
+	return capped_test_fail(write ? "io-write" : "io-read");
+}
+
 void capped_test_init(void)
 {
 	dir = getenv("WPFS_TEST_DIR");
+	if (dir)
+		spill_io_test_fail = fail_io;
 }
 
 int capped_test_fail(const char *step)
 {
 	_cleanup_free_ char *text = NULL;
-	char path[512];
+	char path[512], *after;
+	long err, left;
+	FILE *file;
 
 	if (!dir)
 		return 0;
 	snprintf(path, sizeof(path), "%s/fail-%s", dir, step);
 	if (fdio_read_file(AT_FDCWD, path, &text, NULL) < 0)
 		return 0;
-	return -atoi(text);
+	err = strtol(text, &after, 10);
+	if (*after != ' ')
+		return (int)-err;
+	left = strtol(after, NULL, 10);
+	if (left == 0) {
+		unlink(path);
+		return (int)-err;
+	}
+	file = fopen(path, "we");
+	if (file) {
+		fprintf(file, "%ld %ld", err, left - 1);
+		fclose(file);
+	}
+	return 0;
 }
 
 void capped_test_point(const char *step)

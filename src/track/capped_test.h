@@ -4,12 +4,16 @@
  * files say what is to fail and where to stop. The daemon looks for them each time, so a test can
  * change its mind.
  *
- *   fail-NAME    that step fails; the file holds the errno as a number
+ *   fail-NAME    that step fails; the file holds the errno as a number, or errno and N: then it is
+ *                done N times more, fails once, and the file is removed
  *   pause-NAME   whoever comes to that step makes at-NAME and waits until pause-NAME is gone
  *
- * Steps of an eviction: fenced, leased, saved (written, not punched), punched, unfenced. Of a
- * refault: asked (nothing read), read, filled (in the lower file, its bit still set). Steps that
- * can fail: lower-read, spill-open, spill-write, punch; spill-read, lower-write.
+ * Steps of an eviction: recorded (in the file that outlives the daemon), fenced, leased, saved
+ * (written), spilled (said so in the bits, and the lock is held), punched, unfenced; again (a page
+ * table cannot be changed before an event is read). Of a refault: asked (nothing read), read,
+ * filled (in the lower file, its bit still set). Of a fault thread: message (before one is read).
+ * Steps that can fail: lower-read, spill-open, spill-write, punch; spill-read, lower-write; and
+ * each piece of I/O to the store: io-write, io-read.
  */
 #ifndef WPFS_TRACK_CAPPED_TEST_H
 #define WPFS_TRACK_CAPPED_TEST_H
@@ -20,7 +24,7 @@ void capped_test_init(void);
 /* 0, or the -errno that this step is to fail with. */
 int capped_test_fail(const char *step);
 
-/* No lock is held that a fault, a request or the track thread needs. */
+/* But for "spilled" no lock is held that a fault, a request or the track thread needs. */
 void capped_test_point(const char *step);
 
 #endif

@@ -19,6 +19,16 @@ class Seam:
         new.write_text(str(err))
         new.rename(self.dir / f"fail-{step}")
 
+    def fail_once(self, step, err, after):
+        """It is done `after` times, and then fails once."""
+        new = self.dir / "new"
+        new.write_text(f"{err} {after}")
+        new.rename(self.dir / f"fail-{step}")
+
+    def has_failed(self, step):
+        """Did it come so far?"""
+        return not (self.dir / f"fail-{step}").exists()
+
     def works(self, step):
         (self.dir / f"fail-{step}").unlink()
 

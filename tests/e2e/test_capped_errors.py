@@ -17,15 +17,18 @@ from mapper import ALL, direct_file, map_file, mapped
 from seam import Seam, wait_waiting
 
 
-@pytest.fixture
-def wpfs(make_wpfs):
-    return seamed(make_wpfs, "resident=256M")
+@pytest.fixture(params=["io_uring", "refused"])
+def wpfs(request, make_wpfs):
+    return seamed(make_wpfs, "resident=256M", refused=request.param == "refused")
 
 
-def seamed(make_wpfs, *options):
+def seamed(make_wpfs, *options, refused=False):
     wpfs = make_wpfs("store", ["settle=0", "flush=0", *options], start=False)
     wpfs.seam = Seam(wpfs)
+    if refused:
+        wpfs.under = [harness.program("nouring")]
     wpfs.start()
+    assert status(wpfs)["store_io_uring"] != refused
     return wpfs
 
 
@@ -61,6 +64,58 @@ def test_evict(wpfs, step, err):
     wpfs.seam.works(step)
     assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
     check(wpfs, program)
+
+
+def fall_apart(wpfs, program):
+    """Every other page in the store: what is in memory are pieces of a page."""
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    for page in range(0, 64, 2):
+        program.order(f"load 0 {page}")
+
+
+@pytest.mark.parametrize("err", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("step", ["lower-read", "spill-open", "io-write", "punch"])
+def test_each_call_of_an_eviction(wpfs, step, err):
+    """The first, the second, the n-th one fails: nothing is lost, and the next eviction goes well."""
+    program = filled(wpfs)
+    after = failures = 0
+    while True:
+        fall_apart(wpfs, program)
+        wpfs.seam.fail_once(step, err, after)
+        told = wpfs.wpctl("evict", wpfs.mnt, "/f", status=None)
+        if not wpfs.seam.has_failed(step):
+            assert told.returncode == 0
+            wpfs.seam.works(step)
+            break
+        assert told.returncode == 1 and os.strerror(err) in told.stderr
+        assert report.dirty(wpfs, "t") == {9} and report.marked(wpfs, "t") == ALL - {9}
+        assert wpfs.wpctl("evict", wpfs.mnt, "/f").returncode == 0
+        check(wpfs, program)
+        failures += 1
+        after += max(1, after // 2)
+    assert failures >= (1 if step in ("lower-read", "spill-open") else 8)
+    check(wpfs, program)
+
+
+@pytest.mark.parametrize("step,err", [("io-read", errno.EIO), ("lower-write", errno.ENOSPC),
+                                      ("lower-write", errno.EIO)])
+def test_each_call_of_refaults(wpfs, step, err):
+    """Likewise when they come back: who waits has the page a moment later."""
+    wpfs.allow_log("cannot be had")
+    program = filled(wpfs)
+    after = failures = 0
+    while True:
+        fall_apart(wpfs, program)
+        before = status(wpfs)["store_errors"]
+        wpfs.seam.fail_once(step, err, after)
+        check(wpfs, program)
+        if not wpfs.seam.has_failed(step):
+            wpfs.seam.works(step)
+            break
+        assert status(wpfs)["store_errors"] == before + 1 and status(wpfs)["failing"] == 0
+        failures += 1
+        after += max(1, after // 2)
+    assert failures >= 4
 
 
 @pytest.mark.parametrize("step,err", [("spill-read", errno.EIO), ("lower-write", errno.ENOSPC)])

@@ -14,7 +14,8 @@ from harness import PAGE
 from mapper import ALL, direct_file, map_file, mapped
 from seam import Seam, wait_waiting
 
-EVICT_STEPS = ("fenced", "leased", "saved", "punched", "unfenced")
+EVICT_STEPS = ("recorded", "fenced", "leased", "saved", "spilled", "punched", "unfenced")
+FENCED_STEPS = EVICT_STEPS[1:-1]
 LOAD_STEPS = ("asked", "read", "filled")
 
 
@@ -66,7 +67,7 @@ def as_filled(**changed):
     return [changed.get(f"p{page}", page + 1) for page in range(64)]
 
 
-@pytest.mark.parametrize("step", EVICT_STEPS[:-1])
+@pytest.mark.parametrize("step", FENCED_STEPS)
 def test_writer_under_the_fence(wpfs, step):
     """A store between two steps waits for the end; it is not lost, and seen."""
     program = filled(wpfs)
@@ -82,7 +83,7 @@ def test_writer_under_the_fence(wpfs, step):
     assert report.dirty(wpfs, "t") == {5} and report.marked(wpfs, "t") == ALL - {5}
 
 
-@pytest.mark.parametrize("step", EVICT_STEPS[:-1])
+@pytest.mark.parametrize("step", FENCED_STEPS)
 def test_unmarked_pages_are_unmarked_after_it(wpfs, step):
     """The fence is no mark: neither for who looks meanwhile nor afterwards."""
     program = mapped(wpfs, protect=False)
@@ -158,8 +159,8 @@ def test_moved_while_fenced(wpfs, step):
     assert report.dirty(wpfs, "t") == {7, 8} and report.marked(wpfs, "t") == ALL - {7, 8}
 
 
-@pytest.mark.parametrize("how,step", [(how, step) for how in ("unmap 0", "exit", "kill")
-                                      for step in EVICT_STEPS if how == "kill" or step == "saved"])
+@pytest.mark.parametrize("how", ("unmap 0", "exit", "kill"))
+@pytest.mark.parametrize("step", EVICT_STEPS)
 def test_gone_while_fenced(wpfs, step, how):
     """munmap, exit and kill -9 under the fence: what the program wrote is known, and no more."""
     program = filled(wpfs)
@@ -209,6 +210,62 @@ def test_file_calls_during_a_refault(wpfs, step, what):
         assert program.read() in ("ok 4", f"ok {after}")
         assert program.order("load 0 3") == after
         assert os.pread(fd, 1, 3 * PAGE) == bytes([after])
+    if what == "truncate":
+        assert loaded(program) == [1, 2, 3, 4] + [0] * 60
+    else:
+        assert loaded(program) == as_filled(p3=after)
+    assert report.dirty(wpfs, "t") == {"punch": {3}, "truncate": ALL - {0, 1, 2},
+                                         "write": set()}[what]
+
+
+def test_events_that_are_not_read(wpfs):
+    """A fork whose event nobody has read yet: the kernel lets no fence be put up, and the eviction
+    waits until it is read."""
+    program = wpfs.spawn(harness.program("refault"), wpfs.mnt / "f", 64, name="t")
+    assert program.read() == "ok ready"
+    program.order("fill 1")
+    protect(wpfs)
+    wpfs.seam.pause("recorded")
+    evicting = evict_meanwhile(wpfs)
+    wpfs.seam.wait_at("recorded")
+    wpfs.seam.pause("message")
+    program.send("forks 1")
+    wpfs.seam.wait_at("message")
+    wpfs.seam.pause("again")
+    wpfs.seam.go("recorded")
+    wpfs.seam.wait_at("again")
+    wpfs.seam.go("message")
+    wpfs.seam.go("again")
+    ended(evicting, None)  # the child may map it and is nobody's yet: then nothing leaves
+    assert program.read() == "ok 0" and program.order("verify 2") == 0
+    assert report.marked(wpfs, "t") == ALL and report.dirty(wpfs, "t") == set()
+    assert evict(wpfs) == 64 and program.order("verify 2") == 0
+    assert report.marked(wpfs, "t") == ALL and report.dirty(wpfs, "t") == set()
+
+
+@pytest.mark.parametrize("step", FENCED_STEPS)
+@pytest.mark.parametrize("what", ["punch", "truncate", "write"])
+def test_file_calls_during_an_eviction(wpfs, step, what):
+    """A call that changes pages that are leaving comes after they have."""
+    program = filled(wpfs)
+    wpfs.seam.pause(step)
+    evicting = evict_meanwhile(wpfs)
+    wpfs.seam.wait_at(step)
+    with direct_file(wpfs.mnt / "f") as fd:
+        calls = {"punch": lambda: subprocess.run(
+                     ["fallocate", "-p", "-o", str(3 * PAGE), "-l", str(PAGE), wpfs.mnt / "f"],
+                     check=True, timeout=harness.SECONDS),
+                 "truncate": lambda: (os.ftruncate(fd, 3 * PAGE + 1),
+                                      os.ftruncate(fd, 64 * PAGE)),
+                 "write": lambda: os.pwrite(fd, b"\x63", 3 * PAGE)}
+        thread = threading.Thread(target=calls[what])
+        thread.start()
+        wpfs.seam.go(step)
+        thread.join(harness.SECONDS)
+        assert not thread.is_alive()
+        ended(evicting)
+        after = {"punch": 0, "truncate": 4, "write": 0x63}[what]
+        assert program.order("load 0 3") == after and os.pread(fd, 1, 3 * PAGE) == bytes([after])
     if what == "truncate":
         assert loaded(program) == [1, 2, 3, 4] + [0] * 60
     else:

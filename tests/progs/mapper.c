@@ -11,6 +11,7 @@
  *   pwrite F OFF LEN BYTE                         rawunmap M [PAGE COUNT]    syscall(2)
  *   fsync F                                       move M         mremap elsewhere -> ADDR
  *   close F                                       grow M LEN     mremap -> ADDR
+ *                                                 maps F LEN N   N times map and unmap
  *   fork IN OUT -> PID     the child takes        store M PAGE BYTE [COUNT]
  *                          orders from fifo IN,   load M PAGE -> BYTE
  *                          answers in OUT         advise M PAGE COUNT WHAT   madvise(2)
@@ -128,6 +129,19 @@ static long do_map(const struct order *o)
 	maps[slot].addr = got;
 	maps[slot].len = len;
 	return (long)got;
+}
+
+static long do_maps(const struct order *o)
+{
+	size_t len = number(o, 2);
+
+	for (uint64_t i = number(o, 3); i; i--) {
+		void *got = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, *file_at(o, 1), 0);
+
+		if (got == MAP_FAILED || munmap(got, len) < 0)
+			return -errno;
+	}
+	return 0;
 }
 
 static long do_unmap(const struct order *o)
@@ -275,13 +289,17 @@ static long do_exit(const struct order *o)
 }
 
 static const struct verb verbs[] = {
-	{"open", 3, do_open},	    {"size", 3, do_size},     {"punch", 4, do_punch},
-	{"close", 2, do_close},	    {"pwrite", 5, do_pwrite}, {"fsync", 2, do_fsync},
-	{"map", 5, do_map},	    {"unmap", 2, do_unmap},   {"move", 2, do_move},
-	{"store", 4, do_store},	    {"load", 3, do_load},     {"advise", 5, do_advise},
-	{"prot", 5, do_prot},	    {"msync", 2, do_msync},   {"fork", 3, do_fork},
-	{"exec", 2, do_exec},	    {"exit", 2, do_exit},     {"rawunmap", 2, do_rawunmap},
-	{"seccomp", 1, do_seccomp}, {"grow", 3, do_grow},     {0},
+	{"open", 3, do_open},	    {"size", 3, do_size},
+	{"punch", 4, do_punch},	    {"close", 2, do_close},
+	{"pwrite", 5, do_pwrite},   {"fsync", 2, do_fsync},
+	{"map", 5, do_map},	    {"unmap", 2, do_unmap},
+	{"move", 2, do_move},	    {"store", 4, do_store},
+	{"load", 3, do_load},	    {"advise", 5, do_advise},
+	{"prot", 5, do_prot},	    {"msync", 2, do_msync},
+	{"fork", 3, do_fork},	    {"exec", 2, do_exec},
+	{"exit", 2, do_exit},	    {"rawunmap", 2, do_rawunmap},
+	{"seccomp", 1, do_seccomp}, {"grow", 3, do_grow},
+	{"maps", 4, do_maps},	    {0},
 };
 
 static long obey(const struct order *o)
