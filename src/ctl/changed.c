@@ -130,7 +130,8 @@ static int take_record(void *arg, enum wpfs_rec_type type, const void *body)
 		break;
 	case WPFS_REC_EVENT:
 	case WPFS_REC_TOP:
-		break; /* of no report */
+	case WPFS_REC_PART:
+		break; /* of no such report */
 	}
 	return 0;
 }

@@ -38,6 +38,7 @@ static void json_cells(struct json *json, const struct picture *picture,
 		json_u64(json, "pages", cell.pages);
 		json_u64(json, "dirty", cell.dirty);
 		json_u64(json, "marked", cell.marked);
+		json_u64(json, "spilled", cell.spilled);
 		json_end(json);
 	}
 	json_end(json);
@@ -59,6 +60,7 @@ static void json_map(struct json *json, const struct picture *picture,
 	json_u64(json, "pages", map->pages);
 	json_u64(json, "dirty", map->nr_dirty);
 	json_u64(json, "marked", map->nr_marked);
+	json_u64(json, "spilled", map->nr_spilled);
 	json_cells(json, picture, map);
 	json_end(json);
 }

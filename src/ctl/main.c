@@ -53,8 +53,8 @@ const struct ctl_command ctl_commands[] = {
 	 "Capped mounts only. PATH is inside the mount, with leading '/'.", 0, CTL_MNT_PATH,
 	 cmd_load},
 	{"map", "[--name N] [--file P] [-o FILE] [--dark] MNT|STORE", "draw the marks",
-	 "A row of cells for each mapping: which of its pages are dirty, marked, never armed. In\n"
-	 "the terminal, or with -o as a picture.",
+	 "A row of cells for each mapping: which of its pages are dirty, marked, never armed,\n"
+	 "and which are not in memory. In the terminal, or with -o as a picture.",
 	 CTL_OPT_NAME | CTL_OPT_FILE | CTL_OPT_OUTPUT | CTL_OPT_DARK, CTL_MNT_OR_STORE, cmd_map},
 	{"top", "[--once] [--interval SECONDS] MNT", "watch tracked programs, live",
 	 "A table of the live programs, most dirty pages first, every 2 seconds or as\n"

@@ -152,7 +152,8 @@ int out_json_record(struct out *out, enum wpfs_rec_type type, const void *body)
 		break; /* out_record keeps them */
 	case WPFS_REC_EVENT:
 	case WPFS_REC_TOP:
-		break; /* of no report */
+	case WPFS_REC_PART:
+		break; /* of no such report */
 	}
 	return 0;
 }

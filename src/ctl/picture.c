@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Two reports: marks are told mapping by mapping, dirty pages file by file, each once. A program
- * that runs may store to a page between them; such a page is dirty.
+ * Marks are told mapping by mapping, dirty pages file by file, spilled ones once for each file. A
+ * daemon tells all of one moment; a store that is not mounted does not change.
  */
 #include "ctl/picture.h"
 
@@ -16,10 +16,10 @@
 
 struct load {
 	struct picture *p;
-	bool dirty;		/* the second report */
-	struct mm_set *to;	/* runs go there; NULL: nowhere */
-	uint64_t mm;		/* id of the one at hand */
-	struct mm_builder runs; /* for *to */
+	enum wpfs_report_kind part; /* which records come */
+	struct mm_set *to;	    /* runs go there; NULL: nowhere */
+	uint64_t mm;		    /* id of the one at hand */
+	struct mm_builder runs;	    /* for *to */
 };
 
 /* One more element of `size` bytes, zeroed, at the end of *array; grows at powers of two. */
@@ -79,7 +79,7 @@ static int add_mm(struct load *load, const struct wpfs_rec_mm *mm)
 	struct picture *p = load->p;
 
 	load->mm = mm->id;
-	if (load->dirty)
+	if (load->part != WPFS_REPORT_MARKS)
 		return 0;
 	if (!grow(&p->mms, p->nr_mms, sizeof(*p->mms)))
 		return -ENOMEM;
@@ -93,7 +93,7 @@ static int add_map(struct load *load, const struct wpfs_rec_map *rec)
 	struct picture_map *map = p->nr_maps ? &p->maps[p->nr_maps - 1] : NULL;
 	ssize_t file;
 
-	if (load->dirty) {
+	if (load->part != WPFS_REPORT_MARKS) {
 		file = find_file(p, load->mm, rec->file);
 		if (file >= 0)
 			fill(load, &p->files[file].dirty);
@@ -120,6 +120,19 @@ static int add_map(struct load *load, const struct wpfs_rec_map *rec)
 	return 0;
 }
 
+/* To the first of the file; others get a copy at the end. */
+static void add_spilled(struct load *load, const struct wpfs_rec_map *rec)
+{
+	struct picture *p = load->p;
+
+	for (size_t i = 0; i < p->nr_files; i++) {
+		if (p->files[i].id == rec->file) {
+			fill(load, &p->files[i].spilled);
+			return;
+		}
+	}
+}
+
 static int take_record(void *arg, enum wpfs_rec_type type, const void *body)
 {
 	struct load *load = arg;
@@ -139,9 +152,16 @@ static int take_record(void *arg, enum wpfs_rec_type type, const void *body)
 		r = flush(load);
 		return r ?: add_map(load, body);
 	case WPFS_REC_UNION:
-		return flush(load); /* what comes now is known */
+		r = flush(load);
+		if (r == 0 && load->part == WPFS_REPORT_SPILLED)
+			add_spilled(load, body);
+		return r; /* of dirty pages it is what is known */
 	case WPFS_REC_NOTE:
-		return load->dirty ? 0 : out_notes_add(&load->p->notes, note->text);
+		return load->part == WPFS_REPORT_MARKS ? out_notes_add(&load->p->notes, note->text)
+						       : 0;
+	case WPFS_REC_PART:
+		load->part = ((const struct wpfs_rec_part *)body)->kind;
+		return flush(load);
 	case WPFS_REC_EVENT:
 	case WPFS_REC_TOP:
 		break; /* of no report */
@@ -149,9 +169,24 @@ static int take_record(void *arg, enum wpfs_rec_type type, const void *body)
 	return 0;
 }
 
-static int count(struct picture *p)
+static int share_spilled(struct picture *p)
 {
 	int r = 0;
+
+	for (size_t i = 1; r == 0 && i < p->nr_files; i++) {
+		size_t first = 0;
+
+		while (p->files[first].id != p->files[i].id)
+			first++;
+		if (first < i)
+			r = mm_set_copy(&p->files[i].spilled, &p->files[first].spilled);
+	}
+	return r;
+}
+
+static int count(struct picture *p)
+{
+	int r = share_spilled(p);
 
 	for (size_t i = 0; r == 0 && i < p->nr_maps; i++) {
 		struct picture_map *map = &p->maps[i];
@@ -160,8 +195,23 @@ static int count(struct picture *p)
 		r = mm_set_andnot(&map->marked, dirty);
 		map->nr_dirty = mm_set_count_range(dirty, map->pgoff, map->pages);
 		map->nr_marked = mm_set_count_range(&map->marked, map->pgoff, map->pages);
+		map->nr_spilled =
+			mm_set_count_range(&p->files[map->file].spilled, map->pgoff, map->pages);
 	}
 	return r;
+}
+
+/* Out of a store that is not mounted: nothing is spilled. */
+static int load_part(struct load *load, struct target *target, const struct wpfs_select *select,
+		     enum wpfs_report_kind kind)
+{
+	struct wpfs_select ask = *select;
+	int r;
+
+	ask.kind = kind;
+	load->part = kind;
+	r = target_report(target, &ask, take_record, load);
+	return flush(load) && r == 0 ? target_fail(target, -ENOMEM) : r;
 }
 
 int picture_load(struct picture *picture, struct target *target, const struct wpfs_select *select)
@@ -174,13 +224,16 @@ int picture_load(struct picture *picture, struct target *target, const struct wp
 	if (!load)
 		return target_fail(target, -ENOMEM);
 	load->p = picture;
-	for (int pass = 0; r == 0 && pass < 2; pass++) {
-		load->dirty = pass == 1;
-		ask.kind = load->dirty ? WPFS_REPORT_DIRTY : WPFS_REPORT_MARKS;
+	load->part = WPFS_REPORT_MARKS; /* where the notes belong that come before it */
+	if (target->mounted) {
+		ask.kind = WPFS_REPORT_MAP;
 		r = target_report(target, &ask, take_record, load);
-		if (flush(load) && r == 0)
-			r = target_fail(target, -ENOMEM);
+	} else {
+		r = load_part(load, target, select, WPFS_REPORT_MARKS);
+		r = r ?: load_part(load, target, select, WPFS_REPORT_DIRTY);
 	}
+	if (flush(load) && r == 0)
+		r = target_fail(target, -ENOMEM);
 	if (r == 0 && count(picture))
 		r = target_fail(target, -ENOMEM);
 	return r;
@@ -192,8 +245,10 @@ void picture_free(struct picture *picture)
 		free(picture->maps[i].path);
 		mm_set_free(&picture->maps[i].marked);
 	}
-	for (size_t i = 0; i < picture->nr_files; i++)
+	for (size_t i = 0; i < picture->nr_files; i++) {
 		mm_set_free(&picture->files[i].dirty);
+		mm_set_free(&picture->files[i].spilled);
+	}
 	free(picture->maps);
 	free(picture->files);
 	free(picture->mms);
@@ -219,6 +274,7 @@ void picture_cell(const struct picture *picture, const struct picture_map *map, 
 	cell->pages = cell_first(map, i + 1, nr) - first;
 	cell->dirty = mm_set_count_range(&picture->files[map->file].dirty, first, cell->pages);
 	cell->marked = mm_set_count_range(&map->marked, first, cell->pages);
+	cell->spilled = mm_set_count_range(&picture->files[map->file].spilled, first, cell->pages);
 }
 
 const char *picture_mm_label(const struct wpfs_rec_mm *mm, char *buf, size_t size)
@@ -236,11 +292,13 @@ const char *picture_mm_label(const struct wpfs_rec_mm *mm, char *buf, size_t siz
 
 const char *picture_map_label(const struct picture_map *map, char *buf, size_t size)
 {
-	char dirty[40];
+	char dirty[40], spilled[40] = "";
 
-	snprintf(buf, size, "%s dirty, %" PRIu64 " marked, %" PRIu64 " never armed",
+	if (map->nr_spilled)
+		snprintf(spilled, sizeof(spilled), ", %" PRIu64 " spilled", map->nr_spilled);
+	snprintf(buf, size, "%s dirty, %" PRIu64 " marked, %" PRIu64 " never armed%s",
 		 table_count(map->nr_dirty, "page", dirty, sizeof(dirty)), map->nr_marked,
-		 map->pages - map->nr_dirty - map->nr_marked);
+		 map->pages - map->nr_dirty - map->nr_marked, spilled);
 	return buf;
 }
 

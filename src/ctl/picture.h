@@ -18,6 +18,7 @@
 struct picture_file {
 	uint64_t mm, id;
 	struct mm_set dirty;
+	struct mm_set spilled; /* not in memory, whatever their marks (capped mounts) */
 };
 
 struct picture_map {
@@ -26,7 +27,7 @@ struct picture_map {
 	uint64_t start, end; /* 0, 0: kept, and not mapped now */
 	uint64_t pgoff, pages;
 	struct mm_set marked; /* and not dirty, after picture_load */
-	uint64_t nr_dirty, nr_marked;
+	uint64_t nr_dirty, nr_marked, nr_spilled;
 };
 
 struct picture {
@@ -37,9 +38,12 @@ struct picture {
 	struct out_notes notes; /* of the whole, and of mms that show nothing */
 };
 
-/* Pages of one cell; what is in neither sum was never armed. */
+/*
+ * Pages of one cell; what is neither dirty nor marked was never armed. Spilled ones are any of
+ * these.
+ */
 struct picture_cell {
-	uint64_t pages, dirty, marked;
+	uint64_t pages, dirty, marked, spilled;
 };
 
 /* Asks for the marks and for what is dirty. 0 or a ctl_status, said. To be freed in any case. */
@@ -57,7 +61,7 @@ uint64_t picture_offset(const struct picture_map *map, size_t i, size_t nr);
 /* "db  pid 123  live  epoch 2": returns buf. */
 const char *picture_mm_label(const struct wpfs_rec_mm *mm, char *buf, size_t size);
 
-/* "1 page dirty, 62 marked, 1 never armed": returns buf. */
+/* "1 page dirty, 62 marked, 1 never armed, 3 spilled": returns buf. */
 const char *picture_map_label(const struct picture_map *map, char *buf, size_t size);
 
 /* The path, shown as by say_text. The caller frees. NULL: no memory. */

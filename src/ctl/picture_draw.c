@@ -25,6 +25,8 @@
 #define HEAD	  64.0
 #define MM_HEIGHT 34.0
 #define MAP_LINES 88.0
+#define STRIP	  8.0 /* of spilled pages, below the bars, */
+#define STRIP_GAP 2.0 /* and what is between */
 #define NOTE_LINE 18.0
 #define FOOT	  44.0
 #define MAPS_MAX  200 /* a picture of more is nothing to look at, and cairo's have an end */
@@ -34,7 +36,7 @@ struct rgb {
 };
 
 struct theme {
-	struct rgb paper, text, faint, dirty, marked, never;
+	struct rgb paper, text, faint, dirty, marked, never, spilled;
 };
 
 #define RGB(hex)                                                                                   \
@@ -42,10 +44,12 @@ struct theme {
 		((hex) >> 16) / 255.0, ((hex) >> 8 & 0xff) / 255.0, ((hex)&0xff) / 255.0           \
 	}
 
-/* Orange and blue differ for the colour-blind as well, and in grey. */
+/* Orange and blue differ for the colour-blind as well, and in grey; spilled has its place. */
 static const struct theme themes[] = {
-	{RGB(0xffffff), RGB(0x1f2328), RGB(0x59636e), RGB(0xd9480f), RGB(0x74b0f4), RGB(0xdde2e7)},
-	{RGB(0x0d1117), RGB(0xe6edf3), RGB(0x9198a1), RGB(0xff922b), RGB(0x1f6feb), RGB(0x2d333b)},
+	{RGB(0xffffff), RGB(0x1f2328), RGB(0x59636e), RGB(0xd9480f), RGB(0x74b0f4), RGB(0xdde2e7),
+	 RGB(0x7048e8)},
+	{RGB(0x0d1117), RGB(0xe6edf3), RGB(0x9198a1), RGB(0xff922b), RGB(0x1f6feb), RGB(0x2d333b),
+	 RGB(0xb197fc)},
 };
 
 struct drawing {
@@ -126,6 +130,21 @@ static void put_cell(struct drawing *d, double x, double width, const struct pic
 		put_bar(d, x, width, d->y + BAR - dirty, dirty, &d->theme->dirty);
 }
 
+/* Bars that hang from the cell above: pages whose contents are not in memory. */
+static void put_spilled(struct drawing *d, double x, double width, const struct picture_cell *cell)
+{
+	double part = STRIP * (double)cell->spilled / (double)cell->pages;
+
+	if (cell->spilled)
+		put_bar(d, x, width, d->y + BAR + STRIP_GAP, part < DIRTY_MIN ? DIRTY_MIN : part,
+			&d->theme->spilled);
+}
+
+static double map_height(const struct picture_map *map)
+{
+	return MAP_LINES + (map->nr_spilled ? STRIP + STRIP_GAP : 0);
+}
+
 static void put_axis(struct drawing *d, const struct picture_map *map, double width)
 {
 	const size_t ticks = width > 400 ? 4 : 1;
@@ -189,29 +208,41 @@ static void put_map(struct drawing *d, const struct picture_map *map)
 		picture_cell(d->picture, map, i, nr, &cell);
 		/* a hair wider than its place, or seams show; the next one covers it */
 		put_cell(d, MARGIN + width * (double)i, width + (i + 1 < nr ? 0.3 : 0), &cell);
+		put_spilled(d, MARGIN + width * (double)i, width + (i + 1 < nr ? 0.3 : 0), &cell);
 	}
-	d->y = top + 36 + BAR + 13;
+	d->y = top + 36 + BAR + 13 + map_height(map) - MAP_LINES;
 	put_axis(d, map, width * (double)nr);
-	d->y = top + MAP_LINES;
+	d->y = top + map_height(map);
 }
 
-static void put_legend(struct drawing *d)
+static void put_legend(struct drawing *d, bool with_spilled)
 {
 	const struct {
 		const char *text;
 		const struct rgb *colour;
 	} entries[] = {{"dirty: written since it was protected", &d->theme->dirty},
 		       {"marked: protected and not written", &d->theme->marked},
-		       {"never armed", &d->theme->never}};
+		       {"never armed", &d->theme->never},
+		       {"below: not in memory", &d->theme->spilled}};
+	const size_t nr = sizeof(entries) / sizeof(entries[0]) - !with_spilled;
 	double x = MARGIN;
 
 	set_font(d, FONT_TEXT, 12);
-	for (size_t i = 0; i < sizeof(entries) / sizeof(entries[0]); i++) {
+	for (size_t i = 0; i < nr; i++) {
 		put_bar(d, x, 12, d->y - 10, 12, entries[i].colour);
 		set_colour(d, &d->theme->text);
 		put_text(d, x + 18, entries[i].text, 0);
 		x += 18 + text_width(d, entries[i].text) + 28;
 	}
+}
+
+static bool has_spilled(const struct picture *p)
+{
+	bool spilled = false;
+
+	for (size_t i = 0; i < p->nr_maps && i < MAPS_MAX; i++)
+		spilled |= p->maps[i].nr_spilled > 0;
+	return spilled;
 }
 
 static void put_all(struct drawing *d, const char *title)
@@ -246,15 +277,16 @@ static void put_all(struct drawing *d, const char *title)
 		put_text(d, MARGIN, label, 0);
 	}
 	d->y += NOTE_LINE;
-	put_legend(d);
+	put_legend(d, has_spilled(p));
 }
 
 static double picture_height(const struct picture *p)
 {
-	size_t maps = p->nr_maps < MAPS_MAX ? p->nr_maps : MAPS_MAX;
+	double maps = 0;
 
-	return HEAD + (double)p->nr_mms * MM_HEIGHT + (double)maps * MAP_LINES +
-	       (p->notes.nr + 1) * NOTE_LINE + FOOT;
+	for (size_t i = 0; i < p->nr_maps && i < MAPS_MAX; i++)
+		maps += map_height(&p->maps[i]);
+	return HEAD + (double)p->nr_mms * MM_HEIGHT + maps + (p->notes.nr + 1) * NOTE_LINE + FOOT;
 }
 
 static cairo_status_t write_out(void *closure, const unsigned char *data, unsigned len)

@@ -22,6 +22,7 @@
 
 #define DIRTY	  "\033[33m"
 #define MARKED	  "\033[34m"
+#define SPILLED	  "\033[35m"
 #define BEHIND	  "\033[44m" /* marked pages of a cell that has dirty ones */
 
 static size_t columns(void)
@@ -37,12 +38,18 @@ static size_t columns(void)
 	return nr < MIN_COLS ? MIN_COLS : nr > MAX_COLS ? MAX_COLS : (size_t)nr;
 }
 
+/* The full one is for all of them without exception. */
+static const char *height(uint64_t part, uint64_t pages)
+{
+	static const char *const letters[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
+
+	return letters[part == pages ? 7 : part * 7 / pages];
+}
+
 static const char *letter(const struct picture_cell *cell)
 {
-	static const char *const height[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
-
-	if (cell->dirty) /* the full one is for what is dirty without exception */
-		return height[cell->dirty == cell->pages ? 7 : cell->dirty * 7 / cell->pages];
+	if (cell->dirty)
+		return height(cell->dirty, cell->pages);
 	if (cell->marked)
 		return cell->marked == cell->pages ? "▒" : "░";
 	return "·";
@@ -58,6 +65,15 @@ static void put_cell(const struct picture_cell *cell, size_t wide)
 		fputs(table_paint(TABLE_DIM), stdout);
 	for (size_t i = 0; i < wide; i++)
 		fputs(letter(cell), stdout);
+	fputs(table_paint(TABLE_PLAIN), stdout);
+}
+
+static void put_spilled_cell(const struct picture_cell *cell, size_t wide)
+{
+	if (table_colour())
+		fputs(cell->spilled ? SPILLED : "", stdout);
+	for (size_t i = 0; i < wide; i++)
+		fputs(cell->spilled ? height(cell->spilled, cell->pages) : " ", stdout);
 	fputs(table_paint(TABLE_PLAIN), stdout);
 }
 
@@ -119,13 +135,23 @@ static void put_map(const struct picture *picture, const struct picture_map *map
 		put_cell(&cell, wide);
 	}
 	putchar('\n');
+	if (map->nr_spilled) {
+		printf("%*s", INDENT, "");
+		for (size_t i = 0; i < nr; i++) {
+			picture_cell(picture, map, i, nr, &cell);
+			put_spilled_cell(&cell, wide);
+		}
+		putchar('\n');
+	}
 	put_axis(map, nr * wide, room);
 }
 
-static void put_legend(void)
+static void put_legend(bool with_spilled)
 {
-	const struct picture_cell some = {8, 4, 0}, all = {8, 8, 0}, marked = {8, 0, 8},
-				  part = {8, 0, 4}, none = {8, 0, 0};
+	const struct picture_cell some = {.pages = 8, .dirty = 4}, all = {.pages = 8, .dirty = 8},
+				  marked = {.pages = 8, .marked = 8},
+				  part = {.pages = 8, .marked = 4}, none = {.pages = 8},
+				  spilled = {.pages = 8, .spilled = 4};
 
 	putchar('\n');
 	put_cell(&some, 1);
@@ -137,11 +163,16 @@ static void put_legend(void)
 	printf(" some marked  ");
 	put_cell(&none, 1);
 	printf(" never armed\n");
+	if (!with_spilled)
+		return;
+	put_spilled_cell(&spilled, 1);
+	printf(" below: not in memory, by share\n");
 }
 
 void picture_text(const struct picture *picture)
 {
 	const size_t width = columns();
+	bool spilled = false;
 	char label[160];
 
 	for (size_t i = 0, m = 0; i < picture->nr_mms; i++) {
@@ -150,11 +181,13 @@ void picture_text(const struct picture *picture)
 		printf("%s%s%s\n", table_paint(TABLE_BOLD),
 		       picture_mm_label(&picture->mms[i], label, sizeof(label)),
 		       table_paint(TABLE_PLAIN));
-		for (; m < picture->nr_maps && picture->maps[m].mm == i; m++)
+		for (; m < picture->nr_maps && picture->maps[m].mm == i; m++) {
 			put_map(picture, &picture->maps[m], width);
+			spilled |= picture->maps[m].nr_spilled > 0;
+		}
 	}
 	if (picture->nr_maps)
-		put_legend();
+		put_legend(spilled);
 	for (unsigned i = 0; i < picture->notes.nr; i++) {
 		say_text(stdout, picture->notes.text[i]);
 		putchar('\n');

@@ -227,7 +227,18 @@ struct wpfs_uffd_close {
 	uint32_t reserved;
 };
 
-enum wpfs_report_kind { WPFS_REPORT_PS = 1, WPFS_REPORT_MARKS, WPFS_REPORT_DIRTY };
+enum wpfs_report_kind {
+	WPFS_REPORT_PS = 1,
+	WPFS_REPORT_MARKS,
+	WPFS_REPORT_DIRTY,
+	/*
+	 * What `wpctl map` draws, of one moment: the records of MARKS, of DIRTY and of SPILLED,
+	 * each after a PART that says which come.
+	 */
+	WPFS_REPORT_MAP,
+	WPFS_REPORT_SPILLED, /* only as a part: UNIONs of files, and RUNs of what is not in memory
+			      */
+};
 
 #define WPFS_SELECT_NAME  (1u << 0)
 #define WPFS_SELECT_FILE  (1u << 1)
@@ -320,6 +331,7 @@ enum wpfs_rec_type {
 	WPFS_REC_UNION, /* wpfs_rec_map: a file over all mms before it; then its RUNs, and no MMs */
 	WPFS_REC_EVENT, /* wpfs_rec_event, of WATCH */
 	WPFS_REC_TOP,	/* wpfs_rec_top, of TOP: a live mm */
+	WPFS_REC_PART,	/* wpfs_rec_part, of a report of kind MAP */
 };
 
 struct wpfs_rec {
@@ -417,6 +429,11 @@ struct wpfs_rec_event {
 	uint64_t doubted; /* DETACH: pages called dirty for want of proof, in its life */
 	char name[WPFS_NAME_MAX + 16]; /* empty = unnamed */
 	char comm[16];
+};
+
+struct wpfs_rec_part {
+	uint32_t kind; /* enum wpfs_report_kind of what follows */
+	uint32_t reserved;
 };
 
 struct wpfs_rec_top {

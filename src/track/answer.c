@@ -124,6 +124,73 @@ static int answer_holders(struct request *rq, const struct db_report_query *quer
 	return note.text[0] ? answer_emit(records, WPFS_REC_NOTE, &note, sizeof(note)) : 0;
 }
 
+/* ---- of wpctl map ---- */
+
+static int answer_part(struct ipc_records *records, enum wpfs_report_kind kind)
+{
+	const struct wpfs_rec_part part = {.kind = kind};
+
+	return ipc_records_add(records, WPFS_REC_PART, &part, sizeof(part));
+}
+
+static int answer_spilled_file(struct track *t, uint64_t ino, struct ipc_records *records)
+{
+	_cleanup_set_ struct mm_set set = {NULL};
+	struct wpfs_rec_map file = {.file = ino, .owner = WPFS_OWNER_WPFS};
+	struct wpfs_rec_run run = {0};
+	struct mm_runs runs;
+	int r = residency_spilled(t, ino, &set);
+
+	if (r < 0 || mm_set_is_empty(&set))
+		return r;
+	r = ipc_records_add(records, WPFS_REC_UNION, &file, sizeof(file));
+	mm_runs_begin(&runs, &set, 0, MM_SET_MAX);
+	while (r == 0 && mm_runs_next(&runs, &run.pgoff, &run.pages))
+		r = ipc_records_add(records, WPFS_REC_RUN, &run, sizeof(run));
+	return r;
+}
+
+/* Of the files that the selected mms have to do with, each once. */
+static int answer_spilled(struct request *rq, const struct db_report_query *query,
+			  struct ipc_records *records)
+{
+	_cleanup_set_ struct mm_set told = {NULL};
+	const struct mm_file *f;
+	struct tmm *tm;
+	int r = answer_part(records, WPFS_REPORT_SPILLED);
+
+	DL_FOREACH (rq->t->tmms, tm) {
+		if (!tmm_selected(tm, query->all_uids ? 0 : query->uid, query->name))
+			continue;
+		for (f = tm->mm.files; r == 0 && f; f = f->hh.next) {
+			if ((query->file && query->file != f->id) || mm_set_contains(&told, f->id))
+				continue;
+			r = answer_spilled_file(rq->t, f->id, records);
+			if (r == 0)
+				r = mm_set_add_range(&told, f->id, 1);
+		}
+	}
+	return r;
+}
+
+/* One harvest and one moment for all of it. */
+static int answer_map(struct request *rq, struct db *db, struct db_report_query *query,
+		      struct ipc_records *records, char why[DB_WHY_SIZE])
+{
+	static const enum wpfs_report_kind kinds[] = {WPFS_REPORT_MARKS, WPFS_REPORT_DIRTY};
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+		query->kind = kinds[i];
+		r = answer_part(records, kinds[i]);
+		if (r == 0)
+			r = db_report(db, query, answer_emit, records, why);
+	}
+	if (r == 0 && rq->t->config.capped)
+		r = answer_spilled(rq, query, records);
+	return r;
+}
+
 void answer_report(struct request *rq)
 {
 	const struct wpfs_select *s = rq->body;
@@ -172,7 +239,12 @@ void answer_report(struct request *rq)
 	unseen = query.file ? answer_holders(rq, &query, &records)
 			    : unseen_report(rq->t, query.uid, query.name, answer_emit, &records);
 	db = rq->t->db_error ? rq->t->aside : rq->t->config.db;
-	r = unseen < 0 ? unseen : db_report(db, &query, answer_emit, &records, why);
+	if (unseen < 0)
+		r = unseen;
+	else if (query.kind == WPFS_REPORT_MAP)
+		r = answer_map(rq, db, &query, &records, why);
+	else
+		r = db_report(db, &query, answer_emit, &records, why);
 	if (r == -EUCLEAN || r == -EBADMSG)
 		aside_distrust(rq->t, r); /* who asks again is told from memory */
 	if (r == -ENOENT && query.name && unseen > 0)

@@ -111,6 +111,10 @@ bool capped_has_removed(struct capped *c);
 struct statvfs;
 void capped_space(struct capped *c, struct statvfs *st);
 
+/* Adds its spilled pages to *set. 0 or -ENOMEM. */
+struct mm_set;
+int capped_spilled(struct capped *c, uint64_t ino, struct mm_set *set);
+
 /* A ticket for a file that was opened with access mode `accmode` (O_RDONLY, ...). 0 or -errno. */
 int capped_ticket(struct capped *c, uint64_t ino, int accmode, struct wpfs_ticket *ticket);
 

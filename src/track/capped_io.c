@@ -311,6 +311,23 @@ uint64_t capped_next_spilled(struct capped *c, uint64_t ino, uint64_t off)
 	return page << WPFS_PAGE_SHIFT > off ? page << WPFS_PAGE_SHIFT : off;
 }
 
+int capped_spilled(struct capped *c, uint64_t ino, struct mm_set *set)
+{
+	_cleanup_free_ struct mm_builder *runs = malloc(sizeof(*runs));
+	struct capped_file *f;
+
+	if (!runs)
+		return -ENOMEM;
+	mm_builder_begin(runs);
+	pthread_mutex_lock(&c->lock);
+	f = capped_file_find(c, ino);
+	for (uint64_t page = f ? spill_bits_next(&f->bits, 0) : UINT64_MAX; page != UINT64_MAX;
+	     page = spill_bits_next(&f->bits, page + 1))
+		mm_builder_add(runs, page, 1);
+	pthread_mutex_unlock(&c->lock);
+	return mm_builder_end(runs, set);
+}
+
 /* ---- tickets ---- */
 
 static int64_t now_s(void)

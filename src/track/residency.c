@@ -357,6 +357,11 @@ void residency_ticket(struct request *rq)
 		request_reply_fds(rq, NULL, 0, &fd, 1);
 }
 
+int residency_spilled(struct track *t, uint64_t file, struct mm_set *set)
+{
+	return t->config.capped ? capped_spilled(t->config.capped, file, set) : 0;
+}
+
 void residency_status(struct track *t, struct wpfs_status *status)
 {
 	struct capped_counts counts;

@@ -74,6 +74,9 @@ void residency_ticket(struct request *rq);
 void residency_evict(struct request *rq);
 void residency_load(struct request *rq);
 
+/* Adds the pages of a file that are not in memory to *set. 0 or -ENOMEM. Native: none. */
+int residency_spilled(struct track *t, uint64_t file, struct mm_set *set);
+
 void residency_status(struct track *t, struct wpfs_status *status);
 
 /* Lets go of what is in the store of files that are gone. Native: nothing. */

@@ -199,6 +199,48 @@ def test_sizes(wpfs, pages):
     assert any("a b ü 漢" in line for line in text(wpfs))
 
 
+SPILLED = {False: "7048e8", True: "b197fc"}  # of the light picture and of the dark one
+
+
+def test_spilled(make_wpfs):
+    """What is not in memory has a row of its own, and keeps what its marks are."""
+    wpfs = make_wpfs(store=True, options=["resident=64M", "settle=10"])
+    one = mapped(wpfs, pages=PAGES)
+    for page in range(PAGES):
+        one.order(f"store 0 {page} 1")
+    wpfs.wpctl("protect", wpfs.mnt)
+    other = mapped(wpfs, "u", pages=PAGES, path="f")
+    (mm, _) = wpfs.wpctl_json("map")["mms"]
+    assert mm["maps"][0]["spilled"] == 0 and not any("below" in line for line in text(wpfs))
+    proc.wait_for(lambda: wpfs.wpctl("evict", wpfs.mnt, "/f", status=None).returncode == 0 and
+                  wpfs.wpctl_json("status")["spilled"] == PAGES * PAGE, harness.SECONDS, "the eviction")
+    one.order("store 0 3 1")
+    status = wpfs.wpctl_json("status")
+    spilled = status["spilled"] // PAGE
+    for mm in wpfs.wpctl_json("map")["mms"]:
+        (drawn,) = mm["maps"]
+        assert drawn["spilled"] == spilled == sum(cell["spilled"] for cell in drawn["cells"]) < PAGES
+        assert drawn["cells"][3]["spilled"] == 0
+        assert (drawn["dirty"], drawn["marked"]) == ((1, PAGES - 1) if mm["name"] == "t" else (0, PAGES))
+    lines = text(wpfs, "--name", "t")
+    assert f"{spilled} spilled" in lines[2]
+    cells = [cell["spilled"] for cell in wpfs.wpctl_json("map", "--name", "t")["mms"][0]["maps"][0]["cells"]]
+    assert lines[4].rstrip() == ("  " + "".join("████" if cell else "    " for cell in cells)).rstrip()
+    assert lines[-1] == "▄ below: not in memory, by share"
+    for dark in (False, True):
+        out = wpfs.dir / "map.svg"
+        wpfs.wpctl("map", wpfs.mnt, "--name", "t", "-o", out, *(["--dark"] if dark else []))
+        assert shapes(out, SPILLED[dark]) == spilled + 1
+    other.kill9()
+
+
+def test_one_harvest_for_all_of_it(wpfs):
+    mapped(wpfs, pages=PAGES)
+    before = wpfs.wpctl_json("status")["harvests"]
+    wpfs.wpctl("map", wpfs.mnt)
+    assert wpfs.wpctl_json("status")["harvests"] == before + 2  # one is the status's own
+
+
 def test_nothing_to_draw(wpfs):
     assert text(wpfs) == ["no program that is attached has mapped a file of this mount shared: start it "
                           "with `wpctl run`"]
