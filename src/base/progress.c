@@ -53,6 +53,14 @@ void progress_format(const struct progress *p, uint64_t done, uint64_t ms, unsig
 	char text[160], a[24], b[24];
 	size_t used;
 
+	if (!p->total && !done) {
+		const uint64_t seconds = ms / 1000;
+
+		snprintf(text, sizeof(text), "%.32s: %" PRIu64 ":%02" PRIu64, p->what, seconds / 60,
+			 seconds % 60);
+		snprintf(buf, size, "%.*s", width > 1 ? (int)width - 1 : 0, text);
+		return;
+	}
 	if (p->total && done > p->total)
 		done = p->total; /* it grew meanwhile */
 	used = (size_t)snprintf(text, sizeof(text), "%.32s: %s", p->what, amount(p, done, a));

@@ -29,8 +29,8 @@ void progress_update(struct progress *p, uint64_t done);
 void progress_end(struct progress *p);
 
 /*
- * "load: 1.2G of 3.4G, 35 %, 210.0M/s, 0:10 left", cut to `columns`, into buf. `ms`: since it
- * began.
+ * "load: 1.2G of 3.4G, 35 %, 210.0M/s, 0:10 left", or "check: 0:03" when nothing but the time is
+ * known, cut to `columns`, into buf. `ms`: since it began.
  */
 void progress_format(const struct progress *p, uint64_t done, uint64_t ms, unsigned columns,
 		     char *buf, unsigned size);

@@ -128,6 +128,7 @@ static int check_entry(struct check_data *check, int data_fd, int fd, const char
 	struct stat st;
 	int r;
 
+	progress_update(check->progress, ++check->looked);
 	if (fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return -errno;
 	if (!id)
@@ -218,6 +219,22 @@ static int check_dir(struct check_data *check, int data_fd, const char *name)
 	return r;
 }
 
+/* Entries below data/, for nobody but who waits. */
+static uint64_t count_entries(int data_fd, const struct names *dirs)
+{
+	uint64_t nr = 0;
+
+	for (size_t i = 0; i < dirs->nr; i++) {
+		_cleanup_(names_free) struct names names = {NULL};
+		_cleanup_close_ int fd = openat(data_fd, dirs->names[i],
+						O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+
+		if (fd >= 0 && names_read(&names, fd) == 0)
+			nr += names.nr;
+	}
+	return nr;
+}
+
 int check_data_run(struct check_data *check)
 {
 	_cleanup_(names_free) struct names names = {NULL};
@@ -229,6 +246,9 @@ int check_data_run(struct check_data *check)
 	if (data_fd < 0)
 		return errno == ENOENT ? 0 : -errno;
 	r = names_read(&names, data_fd);
+	progress_begin(check->progress, "check: files", PROGRESS_THINGS, 0);
+	if (!r && check->progress->on)
+		check->progress->total = count_entries(data_fd, &names);
 	for (size_t i = 0; !r && i < names.nr; i++)
 		r = check_dir(check, data_fd, names.names[i]);
 	return r;

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/progress.h"
 #include "db/check.h"
 
 /* What is asked and told. */
@@ -15,6 +16,8 @@ struct check_data {
 	struct db_check *db;
 	db_finding_fn fn;
 	void *ctx;
+	struct progress *progress; /* files looked at */
+	uint64_t looked;
 	uint64_t leftovers; /* out: contents without a file that a crash explains; left alone */
 };
 

@@ -13,6 +13,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/progress.h"
 #include "ctl/check_data.h"
 #include "ctl/ctl.h"
 #include "ctl/json.h"
@@ -25,6 +26,7 @@ struct check {
 	const struct ctl_args *args;
 	struct json json;
 	uint64_t found, mended;
+	struct progress progress;
 };
 
 static int fail(const struct check *check, const char *why)
@@ -65,6 +67,7 @@ static int on_finding(void *ctx, const struct db_finding *f)
 	struct check *check = ctx;
 	bool mended = check->args->repair && f->repair;
 
+	progress_end(&check->progress);
 	check->found++;
 	check->mended += mended;
 	if (check->args->json)
@@ -97,13 +100,19 @@ static void show_end(struct check *check, uint64_t leftovers)
 		       table_count(check->found, "finding", buf, sizeof(buf)), check->mended);
 }
 
+static void on_tick(void *ctx)
+{
+	progress_update(ctx, 0);
+}
+
 static int run(struct check *check, int dir_fd, struct db_check *db)
 {
 	struct check_data data = {.dir_fd = dir_fd,
 				  .repair = check->args->repair,
 				  .db = db,
 				  .fn = on_finding,
-				  .ctx = check};
+				  .ctx = check,
+				  .progress = &check->progress};
 	bool unreadable;
 	int r, end;
 
@@ -112,10 +121,14 @@ static int run(struct check *check, int dir_fd, struct db_check *db)
 		json_object(&check->json, NULL);
 		json_array(&check->json, "findings");
 	}
+	progress_begin(&check->progress, "check: database", PROGRESS_THINGS, 0);
+	db_check_tick(db, on_tick, &check->progress);
 	r = db_check_run(db, on_finding, check);
 	unreadable = r > 0;
+	progress_end(&check->progress);
 	if (!r)
 		r = check_data_run(&data);
+	progress_end(&check->progress);
 	end = db_check_finish(db, !r && check->args->repair);
 	r = unreadable ? 0 : r;
 	if (r || end) {

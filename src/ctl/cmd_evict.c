@@ -3,25 +3,41 @@
 #include <stdio.h>
 
 #include "base/cleanup.h"
+#include "base/progress.h"
 #include "base/units.h"
 #include "ctl/ctl.h"
 #include "ctl/json.h"
 #include "ctl/table.h"
 #include "ctl/target.h"
 
+static int on_record(void *arg, enum wpfs_rec_type type, const void *body)
+{
+	const struct wpfs_rec_progress *at = body;
+	struct progress *line = arg;
+
+	if (type != WPFS_REC_PROGRESS)
+		return 0;
+	line->total = at->total << WPFS_PAGE_SHIFT;
+	progress_update(line, at->done << WPFS_PAGE_SHIFT);
+	return 0;
+}
+
 static int move(const struct ctl_args *args, enum wpfs_op op)
 {
 	_cleanup_(target_closep) struct target target = TARGET_INIT;
 	struct wpfs_evict_reply reply;
+	struct progress line;
 	char pages[40], size[16];
 	int r;
 
 	r = target_open(&target, args->command->name, args->target, 0);
 	if (r)
 		return r;
-	r = target_call(&target, op, &args->select, &reply, NULL, NULL);
-	if (r)
-		return r;
+	progress_begin(&line, args->command->name, PROGRESS_BYTES, 0);
+	r = ipc_client_call(target.client, op, &args->select, &reply, on_record, &line);
+	progress_end(&line); /* before anything is said */
+	if (r < 0)
+		return target_fail(&target, r);
 	if (args->json) {
 		struct json json;
 

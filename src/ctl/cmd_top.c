@@ -35,14 +35,8 @@ static int64_t now_ms(void)
 /* What went wrong with the connection, said. */
 static int fail(const struct target *target, int err)
 {
-	const char *words = ipc_client_error(target->client);
-
-	if (err == -EPIPE || err == -ECONNRESET)
-		return target_say_lost(target);
-	if (!words[0])
-		return target_fail(target, err);
-	ctl_say("top: %s: %s", target->arg, words);
-	return CTL_FAILED;
+	return err == -EPIPE || err == -ECONNRESET ? target_say_lost(target)
+						   : target_fail(target, err);
 }
 
 /* One look, waited for. */

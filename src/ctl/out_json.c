@@ -153,6 +153,7 @@ int out_json_record(struct out *out, enum wpfs_rec_type type, const void *body)
 	case WPFS_REC_EVENT:
 	case WPFS_REC_TOP:
 	case WPFS_REC_PART:
+	case WPFS_REC_PROGRESS:
 		break; /* of no such report */
 	}
 	return 0;

@@ -164,6 +164,7 @@ static int take_record(void *arg, enum wpfs_rec_type type, const void *body)
 		return flush(load);
 	case WPFS_REC_EVENT:
 	case WPFS_REC_TOP:
+	case WPFS_REC_PROGRESS:
 		break; /* of no report */
 	}
 	return 0;

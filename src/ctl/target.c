@@ -46,7 +46,9 @@ static const char *call_words(int err)
 
 int target_fail(const struct target *target, int err)
 {
-	ctl_say("%s: %s: %s", target->command, target->arg, call_words(err));
+	const char *words = target->client ? ipc_client_error(target->client) : "";
+
+	ctl_say("%s: %s: %s", target->command, target->arg, words[0] ? words : call_words(err));
 	return CTL_FAILED;
 }
 
@@ -215,12 +217,8 @@ int target_call(struct target *target, enum wpfs_op op, const struct wpfs_select
 		void *reply, ipc_record_fn fn, void *arg)
 {
 	int r = ipc_client_call(target->client, op, select, reply, fn, arg);
-	const char *words;
 
-	if (r >= 0)
-		return 0;
-	words = ipc_client_error(target->client);
-	return words[0] ? fail_with(target, words) : target_fail(target, r);
+	return r < 0 ? target_fail(target, r) : 0;
 }
 
 int target_report(struct target *target, const struct wpfs_select *select, ipc_record_fn fn,

@@ -35,7 +35,10 @@ struct target {
  */
 int target_open(struct target *target, const char *command, const char *arg, unsigned flags);
 
-/* Says what a negative errno of this target means, and gives CTL_FAILED. */
+/*
+ * Says what a negative errno of this target means, in its daemon's own words if the last call came
+ * with some, and gives CTL_FAILED.
+ */
 int target_fail(const struct target *target, int err);
 
 /* What became of the mount of a target whose connection broke. */

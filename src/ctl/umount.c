@@ -24,6 +24,7 @@
 #include "base/log.h"
 #include "ctl/holders.h"
 #include "base/mountinfo.h"
+#include "base/progress.h"
 #include "ctl/say.h"
 #include "ipc/client.h"
 #include "uffd/proc.h"
@@ -31,8 +32,9 @@
 #define BUSY_WAIT_MS   10000  /* for those that are about to go */
 #define BUSY_PAUSE_MS  50     /* between two tries with nobody to wait for */
 #define BUSY_LOOKS_MAX 20     /* so often nobody may be seen */
-#define FLUSH_WAIT_MS  300000 /* for the daemon's last flush */
+#define FLUSH_WAIT_MS  300000 /* for the daemon's last flush to get on */
 #define FLUSH_SAY_MS   3000   /* after this it is said that we wait */
+#define FLUSH_LOOK_MS  100    /* how often it is looked how far it is */
 #define ANSWER_WAIT_MS 60000
 #define NAMES_MAX      64 /* tracked programs that are named in a message */
 
@@ -287,21 +289,61 @@ static bool is_last_mount(const struct unmounter *u)
 	return last;
 }
 
+/* How far its last flush is, as src/wpfs/ending.c notes it. False: it has not begun. */
+static bool flush_read(const struct unmounter *u, uint64_t *done, uint64_t *total)
+{
+	char path[sizeof(WPFS_RUN_DIR) + WPFS_ID_MAX + 32], text[64];
+	_cleanup_close_ int fd = -1;
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "%s/%s/private/flush", WPFS_RUN_DIR, u->id);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	if (n <= 0)
+		return false;
+	text[n] = '\0';
+	return sscanf(text, "%" SCNu64 " %" SCNu64, done, total) == 2;
+}
+
+/* As long as it gets on, it is waited for. Gives what poll(2) does. */
+static int wait_daemon(const struct unmounter *u)
+{
+	struct pollfd daemon = {u->daemon_pidfd, POLLIN, 0};
+	struct progress line = {.total = UINT64_MAX};
+	int64_t deadline = now_ms() + FLUSH_WAIT_MS, say = now_ms() + FLUSH_SAY_MS;
+	uint64_t done, total, before = UINT64_MAX;
+	bool said = false;
+	int n;
+
+	while ((n = poll(&daemon, 1, FLUSH_LOOK_MS)) == 0 && now_ms() < deadline) {
+		if (!said && (u->verbose || now_ms() >= say)) {
+			progress_end(&line);
+			ctl_say("%s: unmounted; waiting for wpfs (pid %d) to write its store",
+				u->target, u->daemon_pid);
+			said = true;
+		}
+		if (!flush_read(u, &done, &total))
+			continue;
+		if (line.total != total)
+			progress_begin(&line, "flush", PROGRESS_BYTES, total);
+		if (done != before)
+			deadline = now_ms() + FLUSH_WAIT_MS;
+		before = done;
+		progress_update(&line, done);
+	}
+	progress_end(&line);
+	return n;
+}
+
 /* The store is whole when the daemon has ended and has taken its run directory with it. */
 static int wait_flush(struct unmounter *u)
 {
-	struct pollfd daemon = {u->daemon_pidfd, POLLIN, 0};
 	char run_dir[sizeof(WPFS_RUN_DIR) + 1 + WPFS_ID_MAX];
 	int n;
 
 	if (u->daemon_pidfd < 0 || !is_last_mount(u))
 		return 0;
-	n = poll(&daemon, 1, u->verbose ? 0 : FLUSH_SAY_MS);
-	if (n == 0) {
-		ctl_say("%s: unmounted; waiting for wpfs (pid %d) to write its store", u->target,
-			u->daemon_pid);
-		n = poll(&daemon, 1, FLUSH_WAIT_MS);
-	}
+	n = wait_daemon(u);
 	if (n <= 0) {
 		ctl_say("%s: unmounted, but wpfs (pid %d) is still there: it writes its store, or "
 			"the mount lives on in another container: wait until it has ended",

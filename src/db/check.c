@@ -343,6 +343,23 @@ int db_check_is_file(struct db_check *check, uint64_t id)
 	return r == -ENODATA ? 0 : r < 0 ? r : 1;
 }
 
+#define TICK_STEPS 20000 /* of SQLite's machine: some milliseconds */
+
+static int check_ticked(void *ctx)
+{
+	const struct db_check *check = ctx;
+
+	check->tick(check->tick_ctx);
+	return 0; /* go on */
+}
+
+void db_check_tick(struct db_check *check, void (*fn)(void *ctx), void *ctx)
+{
+	check->tick = fn;
+	check->tick_ctx = ctx;
+	sqlite3_progress_handler(check->tx.sql, TICK_STEPS, fn ? check_ticked : NULL, check);
+}
+
 int db_check_finish(struct db_check *check, bool commit)
 {
 	int r = 0;

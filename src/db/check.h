@@ -34,6 +34,9 @@ struct db_check;
  */
 int db_check_open(const char *path, struct db_check **check, char why[DB_WHY_SIZE]);
 
+/* fn is called some times a second while the run goes on, whatever it does. */
+void db_check_tick(struct db_check *check, void (*fn)(void *ctx), void *ctx);
+
 /*
  * Finds and mends all that is wrong. 0, -errno, what fn gave, or 1: SQLite cannot rely on the file,
  * and nothing else was looked at or is to be committed.

@@ -14,6 +14,8 @@ struct db_check {
 	bool begun; /* a transaction is open */
 	db_finding_fn fn;
 	void *ctx;
+	void (*tick)(void *ctx);
+	void *tick_ctx;
 };
 
 #define CHECK_COLUMNS 6

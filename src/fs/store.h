@@ -56,6 +56,12 @@ void fs_store_detach(struct fs *fs);
  */
 int fs_store_flush(struct fs *fs, bool final);
 
+/* How far a final flush is: bytes looked at, and of how many; about, and at least once a MiB. */
+typedef void (*fs_progress_fn)(void *ctx, uint64_t done, uint64_t total);
+
+/* The next final flush tells `fn`, in its own thread. Before that. */
+void fs_store_progress(struct fs *fs, fs_progress_fn fn, void *ctx);
+
 /*
  * fsync: contents, marks and names of a file are durable when it returns. Any thread but the track
  * thread. Without a store only the hook sync_file is called. 0 or -errno, logged.

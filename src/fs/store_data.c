@@ -244,6 +244,8 @@ static int write_windows(struct writing *wr, int lower_fd, uint64_t size, char *
 		}
 		if (r)
 			return r;
+		if (wr->written->step)
+			wr->written->step(wr->written->ctx, w.len);
 		off = w.off + w.len;
 		if (off >= size)
 			return 0;

@@ -40,9 +40,14 @@ struct store_data_through {
  */
 typedef int (*store_data_before_fn)(void *ctx, uint64_t id);
 
-/* What became of a data file; none of it durable yet. */
+/*
+ * What became of a data file; none of it durable yet. `step` (may be NULL) is called after each
+ * window that was looked at.
+ */
 struct store_data_written {
 	bool changed, made;
+	void (*step)(void *ctx, size_t len);
+	void *ctx;
 };
 
 /*

@@ -18,6 +18,9 @@
 #include "fs/store_data.h"
 #include "fs/store_priv.h"
 
+#define WEIGHED_MAX                                                                                \
+	65536 /* files, of which it is asked how large they are before they are flushed */
+
 /* A file whose contents were written, and are durable with all the others. */
 struct flushed {
 	uint64_t ino, size;
@@ -29,7 +32,8 @@ struct flushed {
 struct flush {
 	struct fs_store *store;
 	bool final;
-	bool changed; /* data files are not durable */
+	bool changed;		/* data files are not durable */
+	uint64_t looked, total; /* final: bytes */
 	struct flushed *done;
 	size_t nr_done, room;
 };
@@ -67,11 +71,37 @@ static bool flush_in_use(struct flush *flush, uint64_t ino, int fd)
 	return in_use;
 }
 
+static void flush_step(void *ctx, size_t len)
+{
+	struct flush *flush = ctx;
+	struct fs_store *store = flush->store;
+
+	flush->looked += len;
+	store->progress(store->progress_ctx, flush->looked, flush->total);
+}
+
+/* What a file will count for. */
+static uint64_t flush_weight(struct fs_store *store, uint64_t ino, const struct fs_handle *handle)
+{
+	_cleanup_close_ int fd = -1;
+	struct stat st;
+
+	if (fs_absent_is(store->fs->absent, ino))
+		return 0;
+	fd = store_open_lower(store->fs, ino, handle);
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return 0;
+	if (store->fs->kind == WPFS_KIND_CAPPED)
+		return (uint64_t)st.st_size; /* pages that are not in memory have no blocks */
+	return (uint64_t)st.st_blocks * 512;
+}
+
 static int flush_contents(struct flush *flush, uint64_t ino, const struct fs_handle *handle)
 {
 	struct fs_store *store = flush->store;
 	pthread_mutex_t *lock = &store->data[ino % FS_SHARDS];
-	struct store_data_written written = {false, false};
+	struct store_data_written written = {.step = flush->total ? flush_step : NULL,
+					     .ctx = flush};
 	struct flushed flushed = {.ino = ino};
 	_cleanup_close_ int fd = store_open_lower(store->fs, ino, handle);
 	struct stat st;
@@ -151,7 +181,11 @@ static int flush_touched(struct flush *flush)
 	struct fs *fs = flush->store->fs;
 	struct fs_change *touched = fs_touched_copy(fs);
 	const struct fs_change *entry;
+	const bool told =
+		flush->final && flush->store->progress && HASH_COUNT(touched) <= WEIGHED_MAX;
 
+	for (entry = told ? touched : NULL; entry; entry = entry->hh.next)
+		flush->total += flush_weight(flush->store, entry->ino, &entry->handle);
 	for (entry = touched; entry; entry = entry->hh.next) {
 		int r = flush_contents(flush, entry->ino, &entry->handle);
 
@@ -208,8 +242,11 @@ static bool keep_file(const void *ctx, uint64_t ino)
 static int flush_picture(struct flush *flush, struct snap *snap)
 {
 	struct fs_store *store = flush->store;
+	const bool told = flush->final && store->progress && snap->nr_files <= WEIGHED_MAX;
 	int r = 0;
 
+	for (size_t i = 0; told && i < snap->nr_files; i++)
+		flush->total += flush_weight(store, snap->files[i].ino, &snap->files[i].handle);
 	for (size_t i = 0; !r && i < snap->nr_files; i++)
 		r = flush_whole_file(flush, snap, &snap->files[i]);
 	if (!r)
@@ -273,6 +310,12 @@ static int flush_end(struct fs *fs, struct db *db)
 	if (fd >= 0 && fstat(fd, &st) == 0)
 		end.id_base = fs->ids->base + st.st_ino;
 	return db_call(db, end_job, &end);
+}
+
+void fs_store_progress(struct fs *fs, fs_progress_fn fn, void *ctx)
+{
+	fs->store->progress = fn;
+	fs->store->progress_ctx = ctx;
 }
 
 int fs_store_flush(struct fs *fs, bool final)

@@ -45,6 +45,9 @@ struct fs_store {
 	struct db *db;
 	int data_fd;
 
+	fs_progress_fn progress; /* of the final flush; or NULL. Constant while one runs, as ctx */
+	void *progress_ctx;
+
 	_Atomic int error; /* of the last attempt to store something; 0: it was stored */
 
 	pthread_mutex_t commit; /* one picture on its way to the database at a time */

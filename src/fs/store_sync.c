@@ -207,7 +207,7 @@ int store_open_lower(struct fs *fs, uint64_t ino, const struct fs_handle *handle
 static int sync_contents(struct fs_store *store, uint64_t ino, int fd)
 {
 	pthread_mutex_t *lock = &store->data[ino % FS_SHARDS];
-	struct store_data_written written = {false, false};
+	struct store_data_written written = {.changed = false};
 	struct store_unsynced unsynced = {.times = 0};
 	struct stat st;
 	int64_t size;

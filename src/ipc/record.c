@@ -95,6 +95,8 @@ static bool record_ok(enum wpfs_rec_type type, const char *body, size_t len)
 	case WPFS_REC_TOP:
 		return len == sizeof(struct wpfs_rec_top) &&
 		       mm_ok(&((const struct wpfs_rec_top *)(const void *)body)->mm);
+	case WPFS_REC_PROGRESS:
+		return len == sizeof(struct wpfs_rec_progress);
 	case WPFS_REC_PART:
 		return len == sizeof(struct wpfs_rec_part);
 	case WPFS_REC_EVENT:

@@ -51,8 +51,8 @@ enum wpfs_op {
 	WPFS_OP_UNPROTECT,   /* wpfs_select -> wpfs_protect_reply */
 	WPFS_OP_SYNC,	     /* wpfs_select -> status */
 	WPFS_OP_FORGET,	     /* wpfs_select -> status */
-	WPFS_OP_EVICT,	     /* wpfs_select -> wpfs_evict_reply (capped) */
-	WPFS_OP_LOAD,	     /* wpfs_select -> wpfs_evict_reply (capped) */
+	WPFS_OP_EVICT,	     /* wpfs_select -> PROGRESSes, wpfs_evict_reply (capped) */
+	WPFS_OP_LOAD,	     /* wpfs_select -> PROGRESSes, wpfs_evict_reply (capped) */
 	WPFS_OP_SETTLE,	     /* no body -> status, when the harvests of the dead are done */
 	WPFS_OP_WATCH,	     /* no body -> EVENTs, status: what has happened since the last
 			      * one on this connection; waits for something to, WPFS_WATCH_WAIT_S at most
@@ -332,6 +332,7 @@ enum wpfs_rec_type {
 	WPFS_REC_EVENT, /* wpfs_rec_event, of WATCH */
 	WPFS_REC_TOP,	/* wpfs_rec_top, of TOP: a live mm */
 	WPFS_REC_PART,	/* wpfs_rec_part, of a report of kind MAP */
+	WPFS_REC_PROGRESS, /* wpfs_rec_progress, of EVICT and LOAD, now and then */
 };
 
 struct wpfs_rec {
@@ -429,6 +430,10 @@ struct wpfs_rec_event {
 	uint64_t doubted; /* DETACH: pages called dirty for want of proof, in its life */
 	char name[WPFS_NAME_MAX + 16]; /* empty = unnamed */
 	char comm[16];
+};
+
+struct wpfs_rec_progress {
+	uint64_t done, total; /* pages; total: about, or 0 */
 };
 
 struct wpfs_rec_part {

@@ -355,6 +355,8 @@ static int evict_pass(struct capped *c, struct capped_file *f, const struct capp
 		for (size_t i = 0; r == 0 && capped_is_chosen(f) && i < nr_runs; i++)
 			policy_drop(c->policy, f->slot, runs[i].first, runs[i].nr);
 		pthread_mutex_unlock(&c->lock);
+		if (c->progress)
+			c->progress(c->progress_ctx);
 	}
 	free(runs);
 	return r;

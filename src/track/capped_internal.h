@@ -190,6 +190,8 @@ struct capped {
 	struct spill_io *evict_io; /* track thread only */
 	int64_t found_nothing;	   /* when capped_find did; seconds; track thread only */
 	struct capped_counts counts;
+	void (*progress)(void *ctx); /* capped_set_progress; track thread, as ctx */
+	void *progress_ctx;
 };
 
 /* A moment for the fault thread to read an event; the lock is not held. */
@@ -358,6 +360,13 @@ int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr);
 void capped_sweep(struct capped *c, bool (*is_mapped)(void *ctx, uint64_t ino), void *ctx);
 
 struct capped_counts capped_counts(struct capped *c);
+/*
+ * While it is set (fn not NULL) fn is called for each batch of a capped_load with `loaded` or a
+ * capped_evict, perhaps with the lock held: it may call nothing of this room.
+ */
+void capped_set_progress(struct capped *c, void (*fn)(void *ctx), void *ctx);
+/* Pages of the file that are spilled. */
+uint64_t capped_nr_spilled(struct capped *c, uint64_t ino);
 struct spill_stats *capped_io_stats(struct capped *c);
 bool capped_is_uring(struct capped *c);
 /* How many faults wait for a store that fails. */

@@ -311,6 +311,24 @@ uint64_t capped_next_spilled(struct capped *c, uint64_t ino, uint64_t off)
 	return page << WPFS_PAGE_SHIFT > off ? page << WPFS_PAGE_SHIFT : off;
 }
 
+void capped_set_progress(struct capped *c, void (*fn)(void *ctx), void *ctx)
+{
+	c->progress = fn;
+	c->progress_ctx = ctx;
+}
+
+uint64_t capped_nr_spilled(struct capped *c, uint64_t ino)
+{
+	const struct capped_file *f;
+	uint64_t nr;
+
+	pthread_mutex_lock(&c->lock);
+	f = capped_file_find(c, ino);
+	nr = f ? f->bits.count : 0;
+	pthread_mutex_unlock(&c->lock);
+	return nr;
+}
+
 int capped_spilled(struct capped *c, uint64_t ino, struct mm_set *set)
 {
 	_cleanup_free_ struct mm_builder *runs = malloc(sizeof(*runs));

@@ -196,8 +196,11 @@ int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_
 			continue;
 		}
 		r = load_run(c, f, page, run);
-		if (r == 0 && loaded)
+		if (r == 0 && loaded) {
 			*loaded += run;
+			if (c->progress)
+				c->progress(c->progress_ctx);
+		}
 	}
 	return r;
 }

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include <utlist.h>
 
@@ -304,10 +305,54 @@ static bool residency_select(struct request *rq, struct fs_file *file)
 	return r == 0;
 }
 
+/* An eviction or a load that tells how far it is. */
+struct moving {
+	struct request *rq;
+	struct wpfs_evict_reply reply;
+	uint64_t total, told_ms;
+};
+
+#define MOVING_TELL_MS 100
+
+/* A client that cannot be told now is told later, or not. */
+static void moving_tell(void *ctx)
+{
+	struct moving *m = ctx;
+	struct wpfs_hdr hdr = {.op = WPFS_OP_RECORD, .seq = m->rq->hdr->seq};
+	const struct {
+		struct wpfs_rec rec;
+		struct wpfs_rec_progress progress;
+	} body = {{sizeof(body), WPFS_REC_PROGRESS}, {m->reply.pages, m->total}};
+	struct timespec now;
+	uint64_t ms;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+	if (ms - m->told_ms < MOVING_TELL_MS)
+		return;
+	m->told_ms = ms;
+	ipc_send(m->rq->c->watch.fd, &hdr, &body, sizeof(body), NULL, 0);
+}
+
+/* Pages of a file that are in memory; 0 when that cannot be told. */
+static uint64_t residency_pages(struct track *t, const struct fs_file *file)
+{
+	_cleanup_close_ int fd = -1;
+	struct stat st;
+	bool known;
+
+	if (fs_file_hold(t->config.fs, &file->handle, &fd) < 0)
+		return 0;
+	known = fstat(fd, &st) == 0;
+	close_fd(&fd); /* before: it stands for a user of the file */
+	fs_file_unhold(t->config.fs, file->ino);
+	return known ? (uint64_t)st.st_blocks >> (WPFS_PAGE_SHIFT - 9) : 0;
+}
+
 void residency_evict(struct request *rq)
 {
 	const struct wpfs_select *s = rq->body;
-	struct wpfs_evict_reply reply = {0};
+	struct moving m = {.rq = rq};
 	char why[EVICT_WHY_SIZE] = "";
 	struct fs_file file;
 	int r;
@@ -315,30 +360,36 @@ void residency_evict(struct request *rq)
 	if (!residency_select(rq, &file))
 		return;
 	life_sweep(rq->t);
-	r = evict_file(rq->t, &file, &reply.pages, why);
+	m.total = residency_pages(rq->t, &file);
+	capped_set_progress(rq->t->config.capped, moving_tell, &m);
+	r = evict_file(rq->t, &file, &m.reply.pages, why);
+	capped_set_progress(rq->t->config.capped, NULL, NULL);
 	events_evict(rq->t);
 	if (r < 0) {
 		log_info("%s was not evicted: %s", s->file, why[0] ? why : log_errstr(r));
 		request_error(rq, r, "cannot evict %s: %s", s->file, why[0] ? why : log_errstr(r));
 	} else {
-		request_reply(rq, 0, &reply, sizeof(reply));
+		request_reply(rq, 0, &m.reply, sizeof(m.reply));
 	}
 }
 
 void residency_load(struct request *rq)
 {
 	const struct wpfs_select *s = rq->body;
-	struct wpfs_evict_reply reply = {0};
+	struct moving m = {.rq = rq};
 	struct fs_file file;
 	int r;
 
 	if (!residency_select(rq, &file))
 		return;
-	r = capped_load_file(rq->t->config.capped, file.ino, &reply.pages);
+	m.total = capped_nr_spilled(rq->t->config.capped, file.ino);
+	capped_set_progress(rq->t->config.capped, moving_tell, &m);
+	r = capped_load_file(rq->t->config.capped, file.ino, &m.reply.pages);
+	capped_set_progress(rq->t->config.capped, NULL, NULL);
 	if (r < 0)
 		request_error(rq, r, "cannot load %s: %s", s->file, log_errstr(r));
 	else
-		request_reply(rq, 0, &reply, sizeof(reply));
+		request_reply(rq, 0, &m.reply, sizeof(m.reply));
 }
 
 /* ---- the rest ---- */

@@ -37,6 +37,7 @@
 #include "ipc/server.h"
 #include "track/capped.h"
 #include "track/track.h"
+#include "wpfs/ending.h"
 #include "wpfs/mountpoint.h"
 #include "wpfs/needs.h"
 #include "wpfs/notify.h"
@@ -566,6 +567,21 @@ static void unmount_rest(struct daemon *d)
 	d->mounted = false;
 }
 
+static int last_flush(struct daemon *d)
+{
+	struct ending ending;
+	char path[PATH_MAX];
+	int r;
+
+	ending_begin(&ending, rundir_private_path(&d->run, "flush", path, sizeof(path)),
+		     d->options->foreground);
+	fs_store_progress(d->fs, ending_progress, &ending);
+	r = fs_store_flush(d->fs, true);
+	fs_store_progress(d->fs, NULL, NULL);
+	ending_end(&ending);
+	return r;
+}
+
 /* Undoes what start() did, as far as it came. -errno: the last flush failed. */
 static int stop(struct daemon *d, bool served)
 {
@@ -591,7 +607,7 @@ static int stop(struct daemon *d, bool served)
 		fs_set_hooks(d->fs, &d->hooks);
 	}
 	if (served && d->has_store && r == 0) /* no contents without the marks they cost */
-		r = fs_store_flush(d->fs, true);
+		r = last_flush(d);
 	if (served && d->has_store && r == 0)
 		r = db_settle_all(d->db);
 	if (d->capped) {

@@ -19,8 +19,9 @@
 #include "ipc/wire.h"
 
 static const char *const private_files[] = {
-	"wpfs.db", "wpfs.db-wal", "wpfs.db-shm", "unsaved.db", "unsaved.db-wal", "unsaved.db-shm",
-	"absent",  "ids",	  "ids.new",	 "lower_id",   "lower_id.new",	 "options",
+	"wpfs.db",	  "wpfs.db-wal", "wpfs.db-shm", "unsaved.db", "unsaved.db-wal",
+	"unsaved.db-shm", "absent",	 "ids",		"ids.new",    "lower_id",
+	"lower_id.new",	  "options",	 "flush",
 };
 
 const char *rundir_private_path(const struct rundir *rd, const char *name, char *buf, size_t size)

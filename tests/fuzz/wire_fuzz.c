@@ -83,6 +83,9 @@ static int on_record(void *arg, enum wpfs_rec_type type, const void *body)
 	case WPFS_REC_RUN:
 		sum += ((const struct wpfs_rec_run *)body)->vaddr;
 		return ipc_records_add(&walk->again, type, body, sizeof(struct wpfs_rec_run));
+	case WPFS_REC_PROGRESS:
+		sum += ((const struct wpfs_rec_progress *)body)->done;
+		return ipc_records_add(&walk->again, type, body, sizeof(struct wpfs_rec_progress));
 	case WPFS_REC_PART:
 		sum += ((const struct wpfs_rec_part *)body)->kind;
 		return ipc_records_add(&walk->again, type, body, sizeof(struct wpfs_rec_part));

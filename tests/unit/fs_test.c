@@ -141,7 +141,7 @@ static int count_before(void *ctx, uint64_t id)
 
 static void data_write(struct data *data, uint64_t size)
 {
-	struct store_data_written written = {false, false};
+	struct store_data_written written = {.changed = false};
 
 	data->before = 0;
 	assert_int_equal(store_data_write(data->dir, 0x1234, data->lower, size, count_before, data,
@@ -270,7 +270,7 @@ static void test_data_is_not_written_before_the_marks(void **state)
 {
 	struct data data;
 	struct stat st;
-	struct store_data_written written = {false, false};
+	struct store_data_written written = {.changed = false};
 
 	data_setup(&data);
 	fill(&data, 0, PAGE, 'a');

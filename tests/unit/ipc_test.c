@@ -297,7 +297,7 @@ static void test_outq(void **state)
 }
 
 struct seen {
-	unsigned nr[WPFS_REC_PART + 1];
+	unsigned nr[WPFS_REC_PROGRESS + 1];
 	char path[WPFS_PATH_MAX];
 	uint64_t last_pgoff;
 };
