@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Two reports, both over all programs of the file: as it is now, which tells who else could have
- * stored to it, and of the epoch that is asked for. Everything that could make a page be missing is
- * a gap: what a backup lacks is found out when it is needed.
+ * stored to it, and of the epoch that is asked for, or of each of several. Everything that could
+ * make a page be missing is a gap: what a backup lacks is found out when it is needed.
  *
  * A gap is: write(2) in the epoch, or nobody knows; a process that is not tracked and can store to
  * it; a writable mapping that wpfs does not watch all of; programs of others that this user may not
@@ -28,6 +28,7 @@ struct walk {
 	bool selected; /* the mm at hand */
 	bool known;    /* --name is one that is there */
 	uint64_t armed;
+	uint64_t open; /* the largest number of an epoch that is open */
 	struct wpfs_rec_mm mm;
 };
 
@@ -111,6 +112,8 @@ static int take_record(void *arg, enum wpfs_rec_type type, const void *body)
 		walk->mm = *(const struct wpfs_rec_mm *)body;
 		walk->selected = is_selected(walk->select, walk->mm.name);
 		walk->known |= walk->selected;
+		if (walk->now && walk->selected && walk->mm.epoch > walk->open)
+			walk->open = walk->mm.epoch;
 		if (walk->selected && walk->take && walk->mm.epoch > walk->changed->epoch)
 			walk->changed->epoch = walk->mm.epoch;
 		break;
@@ -143,10 +146,29 @@ static int fail(const struct target *target, const char *file, const char *words
 	return CTL_FAILED;
 }
 
+/* Adds what the epochs first .. last ended with. */
+static int take_epochs(struct walk *walk, struct target *target, uint64_t first, uint64_t last)
+{
+	struct wpfs_select select = *walk->select;
+	int r = 0;
+
+	select.kind = WPFS_REPORT_DIRTY;
+	select.set = WPFS_SELECT_FILE | WPFS_SELECT_EPOCH;
+	walk->now = false;
+	walk->take = true;
+	for (uint64_t epoch = first; r == 0 && epoch <= last; epoch++) {
+		walk->selected = false;
+		select.epoch = epoch;
+		r = target_report(target, &select, take_record, walk);
+	}
+	walk->changed->epoch = last;
+	return r;
+}
+
 int changed_find(struct changed *changed, struct target *target, const struct ctl_args *args)
 {
 	struct wpfs_select select = args->select;
-	bool closed = select.set & WPFS_SELECT_EPOCH;
+	const bool closed = args->has_since || (select.set & WPFS_SELECT_EPOCH);
 	struct walk walk = {
 		.changed = changed, .select = &args->select, .now = true, .take = !closed};
 	int r;
@@ -166,12 +188,13 @@ int changed_find(struct changed *changed, struct target *target, const struct ct
 			    "then export it with --full once");
 	if (!closed)
 		return 0;
-	changed->epoch = select.epoch;
-	select.set |= WPFS_SELECT_EPOCH;
-	walk.now = false;
-	walk.take = true;
-	walk.selected = false;
-	return target_report(target, &select, take_record, &walk);
+	if (!args->has_since)
+		return take_epochs(&walk, target, select.epoch, select.epoch);
+	if (args->since == 0 || args->since >= walk.open)
+		return fail(target, select.file,
+			    "no epoch was closed since that one: wpctl protect closes the one that "
+			    "is open");
+	return take_epochs(&walk, target, args->since, walk.open - 1);
 }
 
 void changed_free(struct changed *changed)

@@ -82,7 +82,7 @@ static const char bash_tail[] =
 	"		_wpctl_files\n"
 	"		return\n"
 	"		;;\n"
-	"	--range | --epoch) return ;;\n"
+	"	--range | --epoch | --since | --interval) return ;;\n"
 	"	esac\n"
 	"	compopt -o filenames 2>/dev/null\n"
 	"	case $cur in\n"

@@ -40,6 +40,7 @@ enum ctl_status {
 #define CTL_OPT_TO	(1u << 12) /* a file of any kind */
 #define CTL_OPT_ONCE	(1u << 13)
 #define CTL_OPT_EVERY	(1u << 14)
+#define CTL_OPT_SINCE	(1u << 15)
 
 /* Which operands it takes: all that are named are required. */
 enum ctl_operands {
@@ -62,6 +63,8 @@ struct ctl_args {
 	const char *output; /* --output; NULL: none */
 	bool once;
 	unsigned interval_ms; /* 0: not given */
+	bool has_since;
+	uint64_t since; /* an epoch */
 	bool png, dark;
 	const char *target;  /* CTL_SHELL: its name; MNT or STORE; CTL_DIR_FILE: the directory */
 	const char *operand; /* CTL_MNT_DIR, CTL_DIR_FILE: the second one */

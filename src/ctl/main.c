@@ -69,12 +69,13 @@ const struct ctl_command ctl_commands[] = {
 	 "In the OpenMetrics text format; with -o to FILE, at once and as a whole, for the node\n"
 	 "exporter's textfile directory. If the mount's daemon does not answer, FILE says so.",
 	 CTL_OPT_TO, CTL_MNT, cmd_metrics},
-	{"export", "--file P [--name N] [--epoch E | --full] [--force] MNT|STORE DIR",
+	{"export", "--file P [--name N] [--epoch E | --since E | --full] [--force] MNT|STORE DIR",
 	 "copy the pages of a file that changed",
-	 "Writes the pages of P that are dirty, or that a closed epoch ended with, to DIR, for\n"
-	 "wpctl apply. Refuses when they may not be all that changed, but for --force; --full\n"
-	 "copies all pages, to begin with and after a refusal.",
-	 CTL_OPT_NAME | CTL_OPT_FILE | CTL_OPT_EPOCH | CTL_OPT_FULL | CTL_OPT_FORCE | CTL_NEED_FILE,
+	 "Writes the pages of P that are dirty, or that a closed epoch ended with, or all that\n"
+	 "were closed --since one, to DIR, for wpctl apply. Refuses when they may not be all that\n"
+	 "changed, but for --force; --full copies all pages, to begin with and after a refusal.",
+	 CTL_OPT_SINCE | CTL_OPT_NAME | CTL_OPT_FILE | CTL_OPT_EPOCH | CTL_OPT_FULL |
+		 CTL_OPT_FORCE | CTL_NEED_FILE,
 	 CTL_MNT_DIR, cmd_export},
 	{"apply", "DIR TARGET", "bring a copy of a file up to date",
 	 "Checks all that wpctl export has put into DIR, and writes it into the file TARGET.\n"
@@ -107,6 +108,9 @@ const struct ctl_option ctl_options[] = {
 	{CTL_OPT_EPOCH,
 	 {"epoch", required_argument, NULL, 'e'},
 	 "--epoch E          this epoch, by number"},
+	{CTL_OPT_SINCE,
+	 {"since", required_argument, NULL, 's'},
+	 "--since E          this epoch and all that were closed after it"},
 	{CTL_OPT_PROTECT,
 	 {"protect", no_argument, NULL, 'p'},
 	 "--protect          arm each shared mapping as it is made"},
@@ -221,6 +225,10 @@ static int set_option(struct ctl_args *args, int option, const char *value)
 	case 'e':
 		why = parse_number(value, &args->select.epoch);
 		args->select.set |= WPFS_SELECT_EPOCH;
+		return why ? bad_value(args->command, "epoch", value, why) : 0;
+	case 's':
+		why = parse_number(value, &args->since);
+		args->has_since = true;
 		return why ? bad_value(args->command, "epoch", value, why) : 0;
 	case 'p':
 		args->protect = true;
@@ -347,6 +355,8 @@ static int parse(struct ctl_args *args, int argc, char **argv)
 		return usage(c, "no --file given", NULL);
 	if (args->dark && !args->output)
 		return usage(c, "--dark needs -o", NULL);
+	if (args->has_since && (args->full || (args->select.set & WPFS_SELECT_EPOCH)))
+		return usage(c, "--since is of several epochs: not with --epoch or --full", NULL);
 	if (args->full && (args->select.set & (WPFS_SELECT_EPOCH | WPFS_SELECT_NAME)))
 		return usage(c, "--full is of no epoch and no program", NULL);
 	if ((args->select.set & WPFS_SELECT_RANGE) && !(args->select.set & WPFS_SELECT_FILE))

@@ -105,6 +105,49 @@ def test_increments(any_wpfs):
     assert backup.equal()
 
 
+def test_several_epochs_at_once(any_wpfs):
+    """What was written since an epoch is what the increments one by one would have had."""
+    wpfs = any_wpfs
+    program = mapped(wpfs)
+    backup = Backup(wpfs)
+    backup.begin()
+    first = backup.cut() + 1
+    for pages in ((1, 2), (2, 3), (40,)):
+        for page in pages:
+            program.order(f"store 0 {page} {page + 100}")
+        last = backup.cut()
+    program.order("store 0 50 7")  # of the open epoch
+    fails(backup.export("--since", last + 1, status=1), "no epoch was closed since")
+    fails(backup.export("--since", 0, status=1), "no epoch was closed since")
+    assert backup.wpfs.wpctl("export", "--file", FILE, "--since", first, "--epoch", first, wpfs.mnt, "x",
+                             status=2).stdout == ""
+    said = backup.export_json("--since", first)
+    assert (said["epoch"], said["pages"] + said["zero_pages"], said["complete"]) == (last, 4, True)
+    said = backup.export_json("--since", last)
+    assert (said["epoch"], said["pages"] + said["zero_pages"]) == (last, 1)
+    backup.export("--since", first)
+    backup.apply()
+    assert not backup.equal()
+    program.order("store 0 50 8")
+    backup.increment()
+    assert backup.equal()
+
+
+def test_write_in_one_of_several_epochs(wpfs):
+    """A gap in any of them is one of all."""
+    program = mapped(wpfs)
+    backup = Backup(wpfs)
+    backup.begin()
+    first = backup.cut() + 1
+    with open(backup.source, "r+b", buffering=0) as file:
+        file.write(b"x")
+    backup.cut()
+    program.order("store 0 3 1")
+    last = backup.cut()
+    fails(backup.export("--since", first, status=1), "write(2)")
+    backup.export("--since", last)
+
+
 def test_pages_of_zeros_take_no_room(wpfs):
     program = mapped(wpfs)
     for page in range(8):
