@@ -12,6 +12,7 @@
 
 #include "base/cleanup.h"
 #include "base/fdio.h"
+#include "base/progress.h"
 #include "base/units.h"
 
 static void test_size_suffixes(void **state)
@@ -99,12 +100,45 @@ static void test_read_file(void **state)
 	assert_int_equal(fdio_read_file(-1, "/proc/self/nonexistent", &none, &len), -ENOENT);
 }
 
+static void test_progress(void **state)
+{
+	struct progress load = {.what = "load", .unit = PROGRESS_BYTES, .total = 100u << 20};
+	struct progress files = {.what = "check", .unit = PROGRESS_THINGS};
+	char text[160];
+
+	progress_format(&load, 0, 700, 80, text, sizeof(text));
+	assert_string_equal(text, "load: 0B of 100.0M, 0 %");
+	progress_format(&load, 25u << 20, 1000, 80, text, sizeof(text));
+	assert_string_equal(text, "load: 25.0M of 100.0M, 25 %, 25.0M/s, 0:03 left");
+	progress_format(&load, 25u << 20, 1000, 12, text, sizeof(text));
+	assert_string_equal(text, "load: 25.0M");
+	progress_format(&load, 25u << 20, 1000, 0, text, sizeof(text));
+	assert_string_equal(text, "");
+	progress_format(&load, 1 << 20, 10000, 80, text, sizeof(text));
+	assert_string_equal(text, "load: 1.0M of 100.0M, 1 %, 102.4K/s, 16:30 left");
+	progress_format(&load, 200u << 20, 1000, 80, text, sizeof(text)); /* more than there was */
+	assert_string_equal(text, "load: 100.0M of 100.0M, 100 %, 100.0M/s, 0:00 left");
+	progress_format(&files, 7, 2000, 80, text, sizeof(text));
+	assert_string_equal(text, "check: 7, 3/s");
+	progress_format(&files, 0, 62000, 80, text, sizeof(text));
+	assert_string_equal(text, "check: 1:02");
+	files.total = 10;
+	progress_format(&files, 5, 100000000, 80, text, sizeof(text));
+	assert_string_equal(text, "check: 5 of 10, 50 %, 0/s, 1666:40 left");
+	progress_format(&files, 1, 1000000000, 80, text, sizeof(text)); /* too long to be told */
+	assert_string_equal(text, "check: 1 of 10, 10 %, 0/s");
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_size_suffixes),	       cmocka_unit_test(test_size_percent),
-		cmocka_unit_test(test_size_refused),	       cmocka_unit_test(test_size_format),
-		cmocka_unit_test(test_whole_reads_and_writes), cmocka_unit_test(test_read_file),
+		cmocka_unit_test(test_size_suffixes),
+		cmocka_unit_test(test_size_percent),
+		cmocka_unit_test(test_size_refused),
+		cmocka_unit_test(test_size_format),
+		cmocka_unit_test(test_whole_reads_and_writes),
+		cmocka_unit_test(test_read_file),
+		cmocka_unit_test(test_progress),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,6 +15,7 @@
 #include <cmocka.h>
 
 #include "base/cleanup.h"
+#include "ctl/width.h"
 #include "ctl/exe.h"
 #include "ctl/json.h"
 #include "base/mountinfo.h"
@@ -369,6 +370,66 @@ static void test_programs_found(void **state)
 	rmdir(dir);
 }
 
+static void test_intervals(void **state)
+{
+	static const char *const bad[] = {"",
+					  "x",
+					  "-1",
+					  " 1",
+					  "1x",
+					  "1.",
+					  "1.5.5",
+					  ".5",
+					  "0",
+					  "0.0999",
+					  "3601",
+					  "3600.1",
+					  "99999999999999999999"};
+	unsigned ms;
+
+	assert_null(parse_interval("0.1", &ms));
+	assert_int_equal(ms, 100);
+	assert_null(parse_interval("2", &ms));
+	assert_int_equal(ms, 2000);
+	assert_null(parse_interval("1.2345", &ms));
+	assert_int_equal(ms, 1234);
+	assert_null(parse_interval("3600", &ms));
+	assert_int_equal(ms, 3600000);
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+		assert_non_null(parse_interval(bad[i], &ms));
+}
+
+static const char *fit(const char *text, size_t columns)
+{
+	static char buf[64];
+
+	width_fit(buf, sizeof(buf), text, columns);
+	return buf;
+}
+
+static void test_widths(void **state)
+{
+	char small[4];
+
+	assert_int_equal(width_of("abc"), 3);
+	assert_int_equal(width_of("漢字"), 4);
+	assert_int_equal(width_of("ä"), 1);
+	assert_int_equal(width_of("a\xcc\x88"), 1); /* a letter that stands on the one before */
+	assert_string_equal(fit("abc", 5), "abc  ");
+	assert_string_equal(fit("abcdef", 4), "abc~");
+	assert_string_equal(fit("abcd", 4), "abcd");
+	assert_string_equal(fit("漢字", 4), "漢字");
+	assert_string_equal(fit("漢字", 3), "漢~");
+	assert_string_equal(fit("漢字", 2), "~ ");
+	assert_string_equal(fit("a漢字", 3), "a~ ");
+	assert_string_equal(fit("a\033b", 8), "a\\x1bb  ");
+	assert_string_equal(fit("\xff", 6), "\\xff  ");
+	assert_string_equal(fit("a\\b", 4), "a\\\\b");
+	assert_string_equal(fit("abc", 0), "");
+	width_fit(small, sizeof(small), "abcdef", 6);
+	assert_true(strlen(small) < sizeof(small));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -384,6 +445,8 @@ int main(void)
 		cmocka_unit_test(test_mountinfo),
 		cmocka_unit_test(test_report_json),
 		cmocka_unit_test(test_programs_found),
+		cmocka_unit_test(test_intervals),
+		cmocka_unit_test(test_widths),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
