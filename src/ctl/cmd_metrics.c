@@ -143,6 +143,8 @@ static void put_marks(const struct metrics *m)
 	      "Whether the database cannot be written.");
 	gauge(m, "store_failing", NULL, s->store_error != 0,
 	      "Whether the last attempt to write contents or names to the store failed.");
+	gauge(m, "store_failing_files", NULL, s->store_files,
+	      "Files whose contents could not be written to the store.");
 }
 
 static void put_capped(const struct metrics *m)

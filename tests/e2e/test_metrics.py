@@ -45,6 +45,7 @@ def test_native(make_wpfs):
     assert full["wpfs_programs", "live"] == 2
     assert full["wpfs_mapped_bytes"] == full["wpfs_armed_bytes"] == 20 * PAGE
     assert (full["wpfs_dirty_bytes"], full["wpfs_marked_bytes"]) == (2 * PAGE, 18 * PAGE)
+    assert full["wpfs_store_failing"] == full["wpfs_store_failing_files"] == full["wpfs_database_failing"] == 0
     assert full["wpfs_harvests_total"] > empty["wpfs_harvests_total"]
     assert full["wpfs_last_commit_timestamp_seconds"] > 1.7e9
     two.kill9()
