@@ -19,10 +19,11 @@ PAGE = 4096
 SECONDS = 20
 HELLO, ATTACH, FORKED, MAP, UNMAP, REMOVE, MSYNC, PRE, POST, UNREG, CLOSE, TICKET = 1, *range(16, 27)
 STATUS, REPORT, PROTECT, UNPROTECT, SYNC, FORGET, EVICT, LOAD, SETTLE = range(64, 73)
+TOP = 74  # WATCH, before it, waits: tests/e2e/test_watch.py
 SELFS = SELF_PROTECT, SELF_UNPROTECT, SELF_SYNC, SELF_RUNS = range(96, 100)
 SELECTS = (REPORT, PROTECT, UNPROTECT, SYNC, FORGET, EVICT, LOAD)
 SIZES = {HELLO: 80, ATTACH: 24, FORKED: 16, MAP: 64, UNMAP: 16, REMOVE: 16, MSYNC: 16, PRE: 32,
-         POST: 32, UNREG: 32, CLOSE: 8, TICKET: 16, STATUS: 0, SETTLE: 0,
+         POST: 32, UNREG: 32, CLOSE: 8, TICKET: 16, STATUS: 0, SETTLE: 0, TOP: 0,
          SELF_PROTECT: 48, SELF_UNPROTECT: 48, SELF_SYNC: 0, SELF_RUNS: 48} | {op: 4208 for op in SELECTS}
 IOC_NEW_UFFD = 0xAA00
 
@@ -63,7 +64,7 @@ class Client:
         if op == HELLO:
             return struct.pack("<II", r.choice([0, 0, 1, 2, 2, r.getrandbits(32)]), 0) + self.text(72)
         if op in SELECTS:
-            return struct.pack("<IIQQQ", r.getrandbits(4), r.randrange(5), self.number(64),
+            return struct.pack("<IIQQQ", r.getrandbits(4), r.randrange(8), self.number(64),
                                self.number(64), self.number(64)) + self.text(80) + self.text(4096)
         if op == ATTACH and self.uffds and r.randrange(2):  # as a program without a witness would
             return struct.pack("<IiiIQ", 1, -1, -1, 0, self.number(64))
