@@ -95,11 +95,10 @@ class Mount:
         shutil.rmtree(self.dir)
 
 
-def trips(where, name):
-    """Requests per piece of work: what 2000 take more than 1000, by kind."""
+def trips(where, name, many):
+    """Requests per piece of work: what so many take more than half of them, by kind."""
     mount = Mount(where, "logged")
     try:
-        many = 20000 if name == "readdir" else 2000
         few, more = (mount.requests(where, name, n) for n in (many // 2, many))
     finally:
         mount.close()
@@ -166,7 +165,7 @@ class Figures:
         """Calls and trees, all kinds in turn, the first one changing from round to round."""
         kinds = ["tmpfs", "wpfs", "store"] + (["uring"] if uring_enabled() else [])
         mounts = {}
-        archive = make_tree(200 if self.tiny else 20000) if trees else None
+        archive = make_tree(50 if self.tiny else 20000) if trees else None
         try:
             for kind in kinds:
                 mounts[kind] = Mount(self.where, kind)
@@ -199,7 +198,7 @@ class Figures:
 
     def mount(self):
         """What a mount of a store takes for each name in it."""
-        count = 1000 if self.tiny else NAMES
+        count = 100 if self.tiny else NAMES
         top = tempfile.mkdtemp(prefix="wpfs-bench-")
         store = os.path.join(top, "store")
         try:
@@ -222,7 +221,8 @@ def judge_call(figures, add, call):
     if to == "tmpfs":
         add(name, text, 1 / figures.ratio(name, "wpfs", "tmpfs"), "of tmpfs's speed", goal)
     elif to == "trips":
-        counted = trips(figures.where, name)
+        many = 200 if figures.tiny else 20000 if name == "readdir" else 2000
+        counted = trips(figures.where, name, many)
         # A name of a directory comes with many others in one request: held against one for each.
         total = max(1, sum(counted.values()))
         # What the work takes on a tmpfs is not the round trips' doing.
