@@ -32,6 +32,7 @@ static uint64_t lower_size(const struct capped *c, uint64_t *used)
 {
 	struct statfs st;
 
+	*used = 0;
 	if (fstatfs(c->config.lower_fd, &st) < 0)
 		return 0; /* which cannot fail */
 	*used = (uint64_t)(st.f_blocks - st.f_bfree) * (uint64_t)st.f_bsize;
