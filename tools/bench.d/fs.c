@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * bench-fs DIR WORK COUNT: does one kind of work in a directory, COUNT times, and prints the
+ * bench-fs DIR WORK COUNT [MIB]: does one kind of work in a directory, COUNT times, and prints the
  * nanoseconds that one took. What has to be there before is made first and not measured.
  * "flat": COUNT files are there, and nine lines are printed.
  */
@@ -17,11 +17,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SIZE	   (64u << 20)
 #define MIB	   (1u << 20)
 
 #define FLAT_STEPS 1000
 
+static size_t size = 64 * MIB; /* of the file that is read and written */
 static char *buffer;
 static uint64_t started, spent;
 static uint64_t seed = 88172645463325252ull;
@@ -62,7 +62,7 @@ static unsigned long random_below(unsigned long n)
 
 static unsigned long random_page(void)
 {
-	return random_below(SIZE / 4096);
+	return random_below(size / 4096);
 }
 
 static int full_file(void)
@@ -70,7 +70,7 @@ static int full_file(void)
 	int fd = open("file", O_RDWR | O_CREAT, 0644);
 
 	must(fd, "open");
-	for (off_t at = 0; at < SIZE; at += MIB)
+	for (off_t at = 0; (size_t)at < size; at += MIB)
 		must(pwrite(fd, buffer, MIB, at), "write");
 	return fd;
 }
@@ -81,7 +81,7 @@ static void work_read(long n)
 
 	start();
 	for (long i = 0; i < n; i++)
-		must(pread(fd, buffer, MIB, (off_t)(i % (SIZE / MIB)) * MIB), "read");
+		must(pread(fd, buffer, MIB, (off_t)(i % (size / MIB)) * MIB), "read");
 	stop();
 }
 
@@ -91,7 +91,7 @@ static void work_write(long n)
 
 	start();
 	for (long i = 0; i < n; i++)
-		must(pwrite(fd, buffer, MIB, (off_t)(i % (SIZE / MIB)) * MIB), "write");
+		must(pwrite(fd, buffer, MIB, (off_t)(i % (size / MIB)) * MIB), "write");
 	stop();
 }
 
@@ -118,10 +118,10 @@ static void work_pwrite(long n)
 static volatile char *mapped(void)
 {
 	char *map =
-		mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, full_file(), 0);
+		mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, full_file(), 0);
 
 	must(map == MAP_FAILED ? -1 : 0, "mmap");
-	for (size_t at = 0; at < SIZE; at += 4096)
+	for (size_t at = 0; at < size; at += 4096)
 		map[at] = 1;
 	return map;
 }
@@ -132,7 +132,7 @@ static void work_load(long n)
 
 	start();
 	for (long i = 0; i < n; i++)
-		for (size_t at = 0; at < SIZE; at += 4096)
+		for (size_t at = 0; at < size; at += 4096)
 			(void)map[at];
 	stop();
 }
@@ -143,7 +143,7 @@ static void work_store(long n)
 
 	start();
 	for (long i = 0; i < n; i++)
-		for (size_t at = 0; at < SIZE; at += 4096)
+		for (size_t at = 0; at < size; at += 4096)
 			map[at] = (char)i;
 	stop();
 }
@@ -332,13 +332,15 @@ static const struct {
 
 int main(int argc, char **argv)
 {
-	long n = argc == 4 ? atol(argv[3]) : 0;
+	long n = argc >= 4 ? atol(argv[3]) : 0;
 
 	buffer = aligned_alloc(4096, MIB);
 	if (n <= 0 || !buffer) {
-		fputs("usage: bench-fs DIR WORK COUNT\n", stderr);
+		fputs("usage: bench-fs DIR WORK COUNT [MIB]\n", stderr);
 		return 2;
 	}
+	if (argc == 5)
+		size = (size_t)atol(argv[4]) * MIB;
 	memset(buffer, 'x', MIB);
 	must(chdir(argv[1]), argv[1]);
 	for (size_t i = 0; i < sizeof(works) / sizeof(works[0]); i++) {

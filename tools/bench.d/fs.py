@@ -50,8 +50,15 @@ class Mount:
         self.dir = tempfile.mkdtemp(prefix="wpfs-bench-")
         self.point = os.path.join(self.dir, "mnt")
         self.log = os.path.join(self.dir, "log")
-        self.daemon = None
+        self.daemon = self.took = None
         os.mkdir(self.point)
+        try:
+            self._start(where, kind, store)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, where, kind, store):
         if kind == "tmpfs":
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80%,nr_inodes=3M", "none", self.point],
                            check=True)
@@ -68,15 +75,15 @@ class Mount:
             time.sleep(0.001)
         self.took = (time.monotonic() - began) * 1e9
 
-    def run(self, where, name, count):
-        """What one took, each time it was measured."""
+    def run(self, where, name, count, mib=64):
+        """What one took, each time it was measured; a file that is read or written has `mib`."""
         top = tempfile.mkdtemp(dir=self.point)
-        done = subprocess.run([os.path.join(where, "tools/bench-fs"), top, name, str(count)], check=True,
-                              stdout=subprocess.PIPE, text=True)
+        done = subprocess.run([os.path.join(where, "tools/bench-fs"), top, name, str(count), str(mib)],
+                              check=True, stdout=subprocess.PIPE, text=True)
         return top, [float(line) for line in done.stdout.split()]
 
-    def work(self, where, name, count):
-        top, (ns,) = self.run(where, name, count)
+    def work(self, where, name, count, mib):
+        top, (ns,) = self.run(where, name, count, mib)
         shutil.rmtree(top)
         return ns
 
@@ -89,10 +96,17 @@ class Mount:
             return [kind for kind in REQUEST.findall(log.read()) if kind not in NOT_WAITED_FOR]
 
     def close(self):
-        subprocess.run(["umount", self.point], check=True)
-        if self.daemon:
-            self.daemon.wait(600)
-        shutil.rmtree(self.dir)
+        """Leaves nothing behind, also when it was not even mounted yet."""
+        with rig.undisturbed():
+            if os.path.ismount(self.point):
+                subprocess.run(["umount", self.point], check=False)
+            if self.daemon:
+                if os.path.ismount(self.point) or self.took is None:
+                    self.daemon.terminate()
+                self.daemon.wait(600)
+            if os.path.ismount(self.point):
+                subprocess.run(["umount", "-l", self.point], check=False)
+            shutil.rmtree(self.dir)
 
 
 def trips(where, name, many):
@@ -173,9 +187,9 @@ class Figures:
                 print(f"bench: round {i + 1}", file=sys.stderr, flush=True)
                 order = kinds[i % len(kinds):] + kinds[:i % len(kinds)]
                 for name, _, count, _, _ in CALLS if calls else []:
-                    count = max(2, count // 1000) if self.tiny else count
+                    count, mib = (max(2, count // 1000), 1) if self.tiny else (count, 64)
                     for kind in order:
-                        self.note(name, kind, mounts[kind].work(self.where, name, count))
+                        self.note(name, kind, mounts[kind].work(self.where, name, count, mib))
                 for kind in order if trees else []:
                     for name, value in tree_times(mounts[kind], archive).items():
                         self.note(name, kind, value)
