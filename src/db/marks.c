@@ -179,12 +179,12 @@ int db_model_put(struct db_tx *tx, const struct mm *mm)
 }
 
 int db_mapping_put(struct db_tx *tx, const struct mm *mm, uint64_t file, uint64_t start,
-		   uint64_t end)
+		   uint64_t end, bool sets)
 {
 	const struct mm_file *f = mm_file_find(mm, file);
 	int r = vmas_put(tx, mm->id, mm->vmas, mm->nr_vmas, start, end);
 
-	return r < 0 || !f ? r : file_sets_put(tx, mm, f, start, end);
+	return r < 0 || !f || !sets ? r : file_sets_put(tx, mm, f, start, end);
 }
 
 /* ---- files ---- */

@@ -94,11 +94,11 @@ int db_mm_file_delete(struct db_tx *tx, uint64_t mm, uint64_t file);
 int db_model_put(struct db_tx *tx, const struct mm *mm);
 
 /*
- * Of a model that differs from what is stored by a new mapping [start, end) of `file` and by sets
- * of that file only: costs what these do, however many others there are.
+ * Of a model that differs from what is stored by a new mapping [start, end) of `file` and (`sets`)
+ * by sets of that file only: costs what these do, however many others there are.
  */
 int db_mapping_put(struct db_tx *tx, const struct mm *mm, uint64_t file, uint64_t start,
-		   uint64_t end);
+		   uint64_t end, bool sets);
 
 /* ---- files that marks refer to -------------------------------------------------------------- */
 

@@ -32,6 +32,7 @@ static const struct op_layout op_layouts[] = {
 	OP(WPFS_OP_ATTACH, SIZE(wpfs_attach), SIZE(wpfs_attach_reply), 2),
 	OP(WPFS_OP_FORKED, SIZE(wpfs_forked), SIZE(wpfs_forked_reply), 0),
 	OP(WPFS_OP_MAP, SIZE(wpfs_map), SIZE(wpfs_map_reply), 0),
+	OP(WPFS_OP_ANNOUNCE, SIZE(wpfs_map), 0, 0),
 	OP(WPFS_OP_UNMAP, SIZE(wpfs_range), 0, 0),
 	OP(WPFS_OP_REMOVE, SIZE(wpfs_range), 0, 0),
 	OP(WPFS_OP_MSYNC, SIZE(wpfs_range), 0, 0),

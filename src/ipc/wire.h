@@ -7,10 +7,11 @@
  * travel as SCM_RIGHTS of the same packet, in the order the body names them.
  *
  * Dialogue: a client sends a request and reads until the reply with the same seq; one request is
- * outstanding at a time on a connection. The first request is HELLO. Report ops answer with any
- * number of RECORD packets, then the reply. A packet of the wrong length, version or op gets a
- * reply with status -EPROTO and the connection is closed. status is 0 or -errno; with a negative
- * status the body of a reply is absent or a struct wpfs_error with a text for people.
+ * outstanding at a time on a connection. The first request is HELLO. ANNOUNCE has no reply. Report
+ * ops answer with any number of RECORD packets, then the reply. A packet of the wrong length,
+ * version or op gets a reply with status -EPROTO and the connection is closed. status is 0 or
+ * -errno; with a negative status the body of a reply is absent or a struct wpfs_error with a text
+ * for people.
  *
  * The server believes nothing: identity is SO_PEERCRED, a pidfd is compared with kcmp(2), a
  * descriptor is looked at before use, an address is only ever used on the peer's own mm.
@@ -44,6 +45,7 @@ enum wpfs_op {
 	WPFS_OP_UFFD_CLOSE, /* wpfs_uffd_close -> status; before the program closes a uffd. Status
 			     * n > 0: it stays open in the program as descriptor n - 1 */
 	WPFS_OP_TICKET,	    /* wpfs_ticket_request -> status + descriptor (capped) */
+	WPFS_OP_ANNOUNCE,   /* wpfs_map of a mapping that comes; no answer: MAP follows */
 	/* wpctl and helpers */
 	WPFS_OP_STATUS = 64, /* no body -> wpfs_status */
 	WPFS_OP_REPORT,	     /* wpfs_report -> RECORDs, status */

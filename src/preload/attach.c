@@ -469,6 +469,20 @@ int mount_call(struct mount *mount, enum wpfs_op op, const void *body, size_t bo
 	return 0;
 }
 
+void mount_tell(struct mount *mount, enum wpfs_op op, const void *body, size_t body_len)
+{
+	struct client_call call = {.op = op, .body = body, .body_len = body_len};
+	int err = -EPIPE;
+
+	for (int i = 0; i < 2 && err == -EPIPE && mount_ready(mount) == 0; i++) {
+		err = client_tell(atomic_load(&mount->sock), ++mount->seq, &call);
+		if (err == -EPIPE)
+			mount_disconnect(mount);
+	}
+	if (err && err != -EPIPE)
+		mount_failed(mount, err);
+}
+
 void mount_forked(struct mount *mount, bool tracked)
 {
 	mount_disconnect(mount); /* the child's copy of the parent's socket */

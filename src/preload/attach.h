@@ -32,4 +32,7 @@ void mount_forked(struct mount *mount, bool tracked);
 int mount_call(struct mount *mount, enum wpfs_op op, const void *body, size_t body_len,
 	       const int *send_fd, int *status, void *reply, size_t reply_len, int *fd);
 
+/* The same of an op that has no reply. Whether it arrived the next request tells. */
+void mount_tell(struct mount *mount, enum wpfs_op op, const void *body, size_t body_len);
+
 #endif

@@ -198,6 +198,11 @@ int client_call(int sock, uint32_t seq, struct client_call *call)
 	return err;
 }
 
+int client_tell(int sock, uint32_t seq, const struct client_call *call)
+{
+	return call_send(sock, seq, call);
+}
+
 bool client_sock_ours(const struct mount *mount, int sock)
 {
 	struct stat st;

@@ -37,6 +37,9 @@ int client_connect(const char *id);
  */
 int client_call(int sock, uint32_t seq, struct client_call *call);
 
+/* Sends the request, of an op that has no reply. 0 or -errno, as above. */
+int client_tell(int sock, uint32_t seq, const struct client_call *call);
+
 /* Is `sock` still the socket it was (a program may close any number and open it anew)? */
 bool client_sock_ours(const struct mount *mount, int sock);
 

@@ -210,7 +210,6 @@ static long map_fixed(const struct mapping *r)
 static long map_tracked(struct mapping *r)
 {
 	struct mount *mount = &shim.mounts[r->mount];
-	uint64_t armed;
 	long at;
 	int err;
 
@@ -226,9 +225,8 @@ static long map_tracked(struct mapping *r)
 		return lower_map(r);
 	if (r->flags & MAP_ANY_FIXED)
 		return map_fixed(r);
-	/* Announced: a harvest between the call and its report would find it, and nobody watching.
-	 */
-	mapping_tell(r, 0, 0, true, &armed);
+	/* A harvest between the call and its report would find it, and nobody watching. */
+	mapping_announce(r);
 	at = plain_map(r);
 	if (raw_failed(at))
 		call_off(r);

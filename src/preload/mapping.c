@@ -35,9 +35,9 @@ void mapping_of_range(const struct range *range, struct mapping *r)
 	};
 }
 
-int mapping_tell(const struct mapping *r, uint64_t at, uint64_t final, bool query, uint64_t *armed)
+static struct wpfs_map map_body(const struct mapping *r, uint64_t at, uint64_t final)
 {
-	struct wpfs_map body = {
+	return (struct wpfs_map){
 		.addr = at,
 		.len = page_align_up(r->len),
 		.final = final,
@@ -46,11 +46,23 @@ int mapping_tell(const struct mapping *r, uint64_t at, uint64_t final, bool quer
 		.ino = r->ino,
 		.prot = (uint32_t)r->prot,
 		.flags = (uint32_t)r->flags,
-		.query = query,
 	};
+}
+
+void mapping_announce(const struct mapping *r)
+{
+	struct wpfs_map body = map_body(r, 0, 0);
+
+	mount_tell(&shim.mounts[r->mount], WPFS_OP_ANNOUNCE, &body, sizeof(body));
+}
+
+int mapping_tell(const struct mapping *r, uint64_t at, uint64_t final, bool query, uint64_t *armed)
+{
+	struct wpfs_map body = map_body(r, at, final);
 	struct wpfs_map_reply reply = {0};
 	int status, err;
 
+	body.query = query;
 	err = mount_call(&shim.mounts[r->mount], WPFS_OP_MAP, &body, sizeof(body), NULL, &status,
 			 &reply, sizeof(reply), NULL);
 	if (err)

@@ -34,6 +34,12 @@ bool mapping_span_valid(uint64_t addr, uint64_t len);
 void mapping_of_range(const struct range *range, struct mapping *r);
 
 /*
+ * Tells the daemon that this mapping is about to be made, at an address that nobody knows yet;
+ * does not wait. mapping_tell() follows.
+ */
+void mapping_announce(const struct mapping *r);
+
+/*
  * Tells the daemon of a mapping at `at` that will be at `final`; it is armed when this returns, and
  * *armed says how many pages of it. query: nothing is mapped, only how many would be. 0, or -errno:
  * it is not tracked.

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <utlist.h>
 
 #include "base/cleanup.h"
@@ -115,6 +116,7 @@ static const struct {
 	[WPFS_OP_ATTACH] = {ROLE_SHIM, attach_attach},
 	[WPFS_OP_FORKED] = {ROLE_SHIM, fork_forked},
 	[WPFS_OP_MAP] = {ROLE_ATTACHED, mapping_map},
+	[WPFS_OP_ANNOUNCE] = {ROLE_ATTACHED, mapping_announce},
 	[WPFS_OP_UNMAP] = {ROLE_ATTACHED, mapping_unmap},
 	[WPFS_OP_REMOVE] = {ROLE_ATTACHED, mapping_remove},
 	[WPFS_OP_MSYNC] = {ROLE_ATTACHED, durable_msync},
@@ -171,13 +173,26 @@ static void client_request(struct track *t, struct client *c, const void *packet
 		return;
 	}
 	if (c->events.waiting || !request_allowed(c, request_table[hdr->op].role)) {
-		request_error(&rq, -EPROTO, "this message is out of turn");
+		if (hdr->op != WPFS_OP_ANNOUNCE) /* which has no reply: the next one would get it */
+			request_error(&rq, -EPROTO, "this message is out of turn");
 		c->closing = true;
 		return;
 	}
 	if (c->tmm && hdr->op != WPFS_OP_UNMAP) /* which may be one of several for one munmap */
 		c->tmm->announced = (struct announced){0};
 	request_table[hdr->op].fn(&rq);
+}
+
+const struct wpfs_map *client_peek_announce(const struct client *c, void *packet, size_t size)
+{
+	const struct ipc_fds none = IPC_FDS_INIT;
+	const struct wpfs_hdr *hdr = packet;
+	ssize_t n = recv(c->watch.fd, packet, size, MSG_PEEK | MSG_DONTWAIT | MSG_TRUNC);
+
+	if (n < 0 || (size_t)n > size || ipc_check_request(packet, (size_t)n, &none) < 0 ||
+	    hdr->op != WPFS_OP_ANNOUNCE)
+		return NULL;
+	return ipc_body(packet, (size_t)n);
 }
 
 void client_event(struct track *t, struct client *c, uint32_t events)

@@ -17,6 +17,8 @@
 #include "uffd/proc.h"
 
 #define TRACK_NAME_SIZE (WPFS_NAME_MAX + 16) /* "name", "name/2", "name/PID" and NUL */
+struct db_mm;
+
 #define ANNOUNCED_GOING 8
 #define TRACK_MAX_DEVS	64
 
@@ -82,9 +84,10 @@ struct tmm {
 	uid_t uid;
 	char name[TRACK_NAME_SIZE]; /* "" = unnamed */
 	char comm[16];
-	bool stale_row;	    /* the database still calls it live */
-	bool unsaved;	    /* the store's database has an older state of it: see aside.c */
-	bool epoch_unsaved; /* and does not know of an epoch that began */
+	bool stale_row;	      /* the database still calls it live */
+	struct db_mm *stored; /* its row as the database has it; NULL: not known */
+	bool unsaved;	      /* the store's database has an older state of it: see aside.c */
+	bool epoch_unsaved;   /* and does not know of an epoch that began */
 	bool doomed;	   /* forgotten, and its row is still to be deleted; has no name any more */
 	bool maybe_shared; /* ended, and another process may have its memory still */
 	bool fork_child;   /* named by its parent: kept only if it wrote something */
@@ -200,6 +203,11 @@ void track_watch_remove(struct track *t, struct watch *watch);
 void client_accept(struct track *t);
 void client_event(struct track *t, struct client *c, uint32_t events);
 void client_free(struct track *t, struct client *c);
+/*
+ * The ANNOUNCE that the client has sent and nobody has read yet, if that is its next message; in
+ * `packet` (aligned to 8). NULL: it is not.
+ */
+const struct wpfs_map *client_peek_announce(const struct client *c, void *packet, size_t size);
 /* Frees the clients that closed during this round of events. */
 void client_reap(struct track *t);
 
@@ -241,6 +249,9 @@ void fork_resume_strays(struct tmm *tm);
 
 /* ---- mapping.c ---- */
 void mapping_map(struct request *rq);
+void mapping_announce(struct request *rq);
+/* A mapping like this is about to be made. */
+void mapping_is_coming(struct announced *a, const struct wpfs_map *map);
 void mapping_unmap(struct request *rq);
 void mapping_remove(struct request *rq);
 /* [off, off + len) bytes of the file were dropped: saves what became dirty. 0 or -errno. */
@@ -283,8 +294,8 @@ int tmm_look(struct track *t, const struct tmm *tm, uint64_t skip_start, uint64_
 int tmm_harvest(struct track *t, struct tmm *tm);
 /* The same, as if nothing were mapped in [skip_start, skip_end): a mapping is being made there. */
 int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64_t skip_end);
-/* Something in tm->announced was set. */
-void tmm_announce(struct tmm *tm);
+/* Something in it was set. */
+void tmm_announce(struct announced *a);
 /*
  * Mappings that the program could not tell of, and that may be gone again: their files' armed pages
  * are in doubt. The program writes that memory; all it can do with it is to make its own pages
@@ -481,9 +492,10 @@ int persist_mm_epochs_lazy(struct track *t, struct tmm *tm, const struct persist
 			   size_t nr);
 /* As persist_mm, all of these in one commit. 0 or the first -errno. */
 int persist_all(struct track *t, struct tmm *const *tmms, size_t nr);
-/* Lazily, of an mm that is stored but for a new mapping of `file` in [start, end), and that file's
- * sets. */
-int persist_mapping(struct track *t, struct tmm *tm, uint64_t file, uint64_t start, uint64_t end);
+/* Lazily, of an mm that is stored but for a new mapping of `file` in [start, end), and (`sets`)
+ * that file's sets. */
+int persist_mapping(struct track *t, struct tmm *tm, uint64_t file, uint64_t start, uint64_t end,
+		    bool sets);
 /* Stores one mm, in a job that is at it. */
 int persist_mm_in(struct track *t, struct db_tx *tx, struct tmm *tm);
 /* The two halves of persist_mm. */

@@ -47,9 +47,9 @@ static const char *mapping_bad(const struct track *t, const struct wpfs_map *map
 
 /*
  * [pgoff, pgoff + nr) of a file is armed from now on, because the mm is one that has all its
- * mappings protected. *first: nothing of the file was before. 0 or -errno.
+ * mappings protected. *first: nothing of the file was before; *more: something is new. 0 or -errno.
  */
-static int mapping_arm_fresh(struct tmm *tm, const struct wpfs_map *map, bool *first)
+static int mapping_arm_fresh(struct tmm *tm, const struct wpfs_map *map, bool *first, bool *more)
 {
 	uint64_t pgoff = map->offset >> WPFS_PAGE_SHIFT, nr = mapping_len(map) >> WPFS_PAGE_SHIFT;
 	struct mm_file *f = mm_file_get(&tm->mm, map->ino);
@@ -65,6 +65,7 @@ static int mapping_arm_fresh(struct tmm *tm, const struct wpfs_map *map, bool *f
 		return r;
 	if (f->protect && mm_set_count(&f->own[MM_WPFS].armed) == before)
 		return 0; /* known already: an earlier run, or another mapping */
+	*more = true;
 	mm_file_unsettle(f);
 	f->protect = true;
 	return 0;
@@ -89,7 +90,7 @@ static bool mapping_is_watched(const struct tmm *tm, uint64_t file)
  * armed there is nothing to make dirty, and the next harvest is soon enough.
  */
 static int mapping_persist(struct track *t, struct tmm *tm, const struct wpfs_map *map,
-			   bool changed)
+			   bool changed, bool more)
 {
 	const struct mm_file *f = mm_file_find(&tm->mm, map->ino);
 	uint64_t len = mapping_len(map);
@@ -99,7 +100,13 @@ static int mapping_persist(struct track *t, struct tmm *tm, const struct wpfs_ma
 	if (!f->protect && mm_set_is_empty(&f->own[MM_WPFS].armed) &&
 	    mm_set_is_empty(&f->own[MM_PROGRAM].armed))
 		return 0;
-	return persist_mapping(t, tm, map->ino, map->final, map->final + len);
+	/*
+	 * Without a new page armed the sets are as they were stored but for what a look found
+	 * since, and what a look finds is dirty; a protect, which takes that away, stores them.
+	 * What the program arms is another matter.
+	 */
+	more |= tm->mm.own_uffds || !mm_set_is_empty(&f->own[MM_WPFS].dirty);
+	return persist_mapping(t, tm, map->ino, map->final, map->final + len, more);
 }
 
 /* Into the model, at the address it will have when the program sees it. Takes vma->marked. */
@@ -130,7 +137,7 @@ static int mapping_not_armed(struct track *t, struct tmm *tm, const struct wpfs_
 		r = mm_unmap(&tm->mm, map->final, map->final + mapping_len(map), ZAP_UNMAP);
 	if (r == 0)
 		r = mapping_record(tm, map, vma);
-	return r < 0 ? r : mapping_persist(t, tm, map, false);
+	return r < 0 ? r : mapping_persist(t, tm, map, false, true);
 }
 
 /* Records the mapping and arms what has to be. Gives the number of pages armed or -errno. */
@@ -147,8 +154,8 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 		.prot = map->prot & (PROT_READ | PROT_WRITE | PROT_EXEC),
 		.owner = MM_WPFS,
 	};
-	bool first = false, watched;
-	int r = fresh ? mapping_arm_fresh(tm, map, &first) : 0;
+	bool first = false, more = false, watched;
+	int r = fresh ? mapping_arm_fresh(tm, map, &first, &more) : 0;
 
 	mm_set_init(&vma.marked);
 	watched = vma.registered = vma.async = mapping_is_watched(tm, map->ino);
@@ -165,7 +172,7 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 	/* What has armed pages has an open epoch: if it had before, this is more of it. */
 	if (r == 0)
 		r = first ? protect_open_epoch(t, tm, map->ino)
-			  : mapping_persist(t, tm, map, changed);
+			  : mapping_persist(t, tm, map, changed, more);
 	if (r == 0 && watched) {
 		r = arm_pages(t, tm, vma.file, vma.start, vma.end, vma.pgoff, set);
 		if (r < 0) {
@@ -202,6 +209,19 @@ static int mapping_clear_place(struct track *t, struct tmm *tm, const struct wpf
 			return r;
 	}
 	return mm_unmap(&tm->mm, map->final, end, ZAP_UNSEEN);
+}
+
+void mapping_is_coming(struct announced *a, const struct wpfs_map *map)
+{
+	a->coming_file = map->ino;
+	a->coming_pgoff = map->offset >> WPFS_PAGE_SHIFT;
+	a->coming_pages = mapping_len(map) >> WPFS_PAGE_SHIFT;
+	tmm_announce(a);
+}
+
+void mapping_announce(struct request *rq)
+{
+	mapping_is_coming(&rq->c->tmm->announced, rq->body);
 }
 
 void mapping_map(struct request *rq)
@@ -242,12 +262,8 @@ void mapping_map(struct request *rq)
 	if (!map->query && map->addr == map->final && map->flags & MAP_FIXED)
 		mm_set_clear(&set);
 	armed = r < 0 ? r : (int64_t)mm_set_count(&set);
-	if (r == 0 && map->query) {
-		tm->announced.coming_file = map->ino;
-		tm->announced.coming_pgoff = map->offset >> WPFS_PAGE_SHIFT;
-		tm->announced.coming_pages = mapping_len(map) >> WPFS_PAGE_SHIFT;
-		tmm_announce(tm);
-	}
+	if (r == 0 && map->query)
+		mapping_is_coming(&tm->announced, map);
 	if (r == 0 && !map->query)
 		armed = mapping_new(rq->t, tm, map, &set, fresh, changed);
 	mm_set_free(&set);
@@ -291,7 +307,7 @@ void mapping_unmap(struct request *rq)
 
 			a->going[slot].start = range->addr;
 			a->going[slot].end = range->addr + range->len;
-			tmm_announce(tm);
+			tmm_announce(a);
 		}
 	}
 	request_reply(rq, r, NULL, 0);

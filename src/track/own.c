@@ -94,7 +94,7 @@ void own_pre(struct request *rq)
 		tm->mm.own_uffds = true;
 		tm->announced.aside_start = range->addr;
 		tm->announced.aside_end = range->addr + range->len;
-		tmm_announce(tm);
+		tmm_announce(&tm->announced);
 	}
 	request_reply(rq, r, NULL, 0);
 }

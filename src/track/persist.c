@@ -187,10 +187,12 @@ struct persist_job {
 	const struct persist_epoch *epochs;
 	size_t nr_epochs;
 	uint64_t file, start, end; /* persist_mapping_job: what is new */
+	bool sets;		   /* of the file too */
 };
 
 static void persist_row(const struct track *t, const struct tmm *tm, struct db_mm *row)
 {
+	memset(row, 0, sizeof(*row)); /* rows are compared */
 	*row = (struct db_mm){
 		.id = tm->mm.id,
 		.uid = tm->uid,
@@ -262,13 +264,25 @@ int persist_mm_in(struct track *t, struct db_tx *tx, struct tmm *tm)
 {
 	struct persist_job job = {.t = t, .tm = tm};
 
+	free(tm->stored); /* how that job ends is not told here */
+	tm->stored = NULL;
 	return persist_mm_job(tx, &job);
+}
+
+/* The row as it is stored now. */
+static void persist_remember(const struct track *t, struct tmm *tm)
+{
+	if (!tm->stored)
+		tm->stored = malloc(sizeof(*tm->stored));
+	if (tm->stored)
+		persist_row(t, tm, tm->stored);
 }
 
 /* What a commit gave: notes it, and gives it on. */
 static int persist_done(struct track *t, struct tmm *tm, int r)
 {
 	if (r == 0) {
+		persist_remember(t, tm);
 		t->last_commit = (uint64_t)time(NULL);
 		tm->unsaved = tm->epoch_unsaved = false;
 	} else if (aside_is_for(r)) {
@@ -377,18 +391,22 @@ static int persist_mapping_job(struct db_tx *tx, void *arg)
 {
 	const struct persist_job *job = arg;
 	struct db_mm row;
-	int r;
+	int r = 0;
 
 	persist_row(job->t, job->tm, &row);
-	r = db_mm_put(tx, &row);
+	if (!job->tm->stored || memcmp(job->tm->stored, &row, sizeof(row)) != 0)
+		r = db_mm_put(tx, &row);
 	if (r == 0)
 		r = files_put(job->t, tx, job->file);
-	return r < 0 ? r : db_mapping_put(tx, &job->tm->mm, job->file, job->start, job->end);
+	return r < 0 ? r
+		     : db_mapping_put(tx, &job->tm->mm, job->file, job->start, job->end, job->sets);
 }
 
-int persist_mapping(struct track *t, struct tmm *tm, uint64_t file, uint64_t start, uint64_t end)
+int persist_mapping(struct track *t, struct tmm *tm, uint64_t file, uint64_t start, uint64_t end,
+		    bool sets)
 {
-	struct persist_job job = {.t = t, .tm = tm, .file = file, .start = start, .end = end};
+	struct persist_job job = {
+		.t = t, .tm = tm, .file = file, .start = start, .end = end, .sets = sets};
 	int r;
 
 	if (t->db_error || tm->unsaved)

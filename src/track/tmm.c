@@ -44,6 +44,7 @@ void tmm_free(struct track *t, struct tmm *tm)
 	close_fd(&tm->witness_pidfd);
 	close_fd(&tm->uffd_copy);
 	mm_free(&tm->mm);
+	free(tm->stored);
 	DL_DELETE(t->tmms, tm);
 	free(tm);
 }
@@ -138,27 +139,23 @@ static uint64_t tmm_now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-void tmm_announce(struct tmm *tm)
+void tmm_announce(struct announced *a)
 {
-	tm->announced.until_ns = tmm_now_ns() + TMM_ANNOUNCED_NS;
+	a->until_ns = tmm_now_ns() + TMM_ANNOUNCED_NS;
 }
 
 /* Was this mapping made by a call of which the daemon is still to be told? */
-static bool tmm_is_coming(const struct tmm *tm, const struct mm_vma *vma)
+static bool tmm_is_coming(const struct tmm *tm, const struct announced *a, const struct mm_vma *vma)
 {
-	const struct announced *a = &tm->announced;
-
 	return !vma->registered && a->coming_pages && vma->file == a->coming_file &&
 	       vma->pgoff == a->coming_pgoff && mm_vma_pages(vma) == a->coming_pages &&
 	       !tmm_knows(tm, vma);
 }
 
 /* Has this mapping a part that was harvested for an munmap that is still to come? Cuts to it. */
-static bool tmm_is_going(const struct tmm *tm, const struct mm_vma *vma, uint64_t *start,
+static bool tmm_is_going(const struct announced *a, const struct mm_vma *vma, uint64_t *start,
 			 uint64_t *end)
 {
-	const struct announced *a = &tm->announced;
-
 	if (!vma->registered || vma->prot & PROT_WRITE)
 		return false;
 	for (unsigned i = 0; i < a->nr_going && i < ANNOUNCED_GOING; i++) {
@@ -180,15 +177,27 @@ static bool tmm_is_going(const struct tmm *tm, const struct mm_vma *vma, uint64_
 static int tmm_hide_announced(const struct tmm *tm, struct harvest *h)
 {
 	struct mm view = {.vmas = h->vmas, .nr_vmas = h->nr};
+	_Alignas(8) char packet[sizeof(struct wpfs_hdr) + sizeof(struct wpfs_map)];
+	struct announced a = tm->announced;
+	const struct wpfs_map *map = NULL;
 	int r = 0;
 
-	if (tmm_now_ns() >= tm->announced.until_ns)
+	/* Sent before the call, so if the harvest has seen the mapping it is there to be seen. */
+	if (tm->client && !tm->client->closing)
+		map = client_peek_announce(tm->client, packet, sizeof(packet));
+	if (map) {
+		/* What was going may have been there still when the harvest looked. */
+		if (tmm_now_ns() >= a.until_ns)
+			a = (struct announced){0};
+		mapping_is_coming(&a, map);
+	}
+	if (tmm_now_ns() >= a.until_ns)
 		return 0;
 	for (size_t i = 0; r == 0 && i < view.nr_vmas;) {
 		const struct mm_vma *vma = &view.vmas[i];
 		uint64_t start = vma->start, end = vma->end;
 
-		if (tmm_is_going(tm, vma, &start, &end) || tmm_is_coming(tm, vma))
+		if (tmm_is_going(&a, vma, &start, &end) || tmm_is_coming(tm, &a, vma))
 			r = mm_unmap(&view, start, end, ZAP_UNMAP);
 		else
 			i++;

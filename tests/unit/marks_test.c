@@ -148,7 +148,8 @@ static int put_job(struct db_tx *tx, void *arg)
 	for (uint64_t file = 10; r == 0 && file < 14; file++)
 		r = db_file_put(tx, file, "handle", 6, "/path");
 	if (r == 0 && put->only)
-		r = db_mapping_put(tx, put->mm, put->only->file, put->only->start, put->only->end);
+		r = db_mapping_put(tx, put->mm, put->only->file, put->only->start, put->only->end,
+				   true);
 	else if (r == 0)
 		r = db_model_put(tx, put->mm);
 	put->written = sqlite3_total_changes(tx->sql) - before;
