@@ -490,6 +490,21 @@ bool fs_backing_may_be_written(struct fs *fs, struct fs_inode *inode)
 	return may;
 }
 
+bool fs_backing_has_writers(struct fs *fs, uint64_t ino)
+{
+	struct fs_shard *shard = fs_shard_of(fs, ino);
+	struct fs_inode *inode = fs_inode_get(fs, ino);
+	bool has;
+
+	if (!inode)
+		return false;
+	pthread_mutex_lock(&shard->backing);
+	has = inode->backing && inode->backing->writers;
+	pthread_mutex_unlock(&shard->backing);
+	fs_inode_forget(fs, ino, 1);
+	return has;
+}
+
 double fs_backing_attr_timeout(struct fs *fs, struct fs_inode *inode)
 {
 	struct fs_shard *shard = fs_shard_of(fs, inode->ino);

@@ -338,6 +338,9 @@ double fs_backing_attr_timeout(struct fs *fs, struct fs_inode *inode);
  */
 double fs_backing_made_timeout(struct fs *fs, struct fs_inode *inode, const struct stat *st);
 
+/* Is it open for writing, as far as requests told? */
+bool fs_backing_has_writers(struct fs *fs, uint64_t ino);
+
 /* Might somebody write to the file without a request? Surely not: never again without an open. */
 bool fs_backing_may_be_written(struct fs *fs, struct fs_inode *inode);
 

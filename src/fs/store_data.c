@@ -123,7 +123,8 @@ struct window {
 	int fd; /* data file */
 	uint64_t off;
 	size_t len;
-	const char *now, *stored;
+	const char *now;
+	bool *differs; /* for each page */
 };
 
 static size_t page_len(const struct window *w, size_t at)
@@ -133,12 +134,7 @@ static size_t page_len(const struct window *w, size_t at)
 
 static bool page_differs(const struct window *w, size_t at)
 {
-	return memcmp(w->now + at, w->stored + at, page_len(w, at)) != 0;
-}
-
-static bool window_differs(const struct window *w)
-{
-	return memcmp(w->now, w->stored, w->len) != 0;
+	return w->differs[at / WPFS_PAGE_SIZE];
 }
 
 /* Writes the run of differing pages at `at` that are all zero or all not; gives its length. */
@@ -189,6 +185,8 @@ struct writing {
 	store_data_before_fn before;
 	void *ctx;
 	const struct store_data_through *through;
+	struct store_image *image; /* or NULL */
+	bool known;		   /* it tells what the data file has */
 	struct store_data_written *written;
 };
 
@@ -220,47 +218,120 @@ static int prepare(struct writing *wr)
 	return r;
 }
 
+static uint64_t next_stored(const struct writing *wr, uint64_t off, uint64_t end)
+{
+	uint64_t page;
+
+	if (!wr->known)
+		return next_data(wr->fd, off, end);
+	page = store_image_next(wr->image, off / WPFS_PAGE_SIZE);
+	return page < end / WPFS_PAGE_SIZE + 1 && page * WPFS_PAGE_SIZE < end
+		       ? page * WPFS_PAGE_SIZE
+		       : end;
+}
+
+/* Reads a window; what is behind its end in the last page is zeros. */
+static int read_window(const struct writing *wr, int lower_fd, const struct window *w, char *now)
+{
+	int r = read_lower(wr, lower_fd, now, w->len, w->off);
+
+	memset(now + w->len, 0, -w->len & (WPFS_PAGE_SIZE - 1));
+	return r;
+}
+
+/* By what is known of the data file: only what may differ is read. 1: something differs; -errno. */
+static int compare_known(const struct writing *wr, int lower_fd, const struct window *w, char *now)
+{
+	bool any = false;
+	int r;
+
+	if (!store_image_scan(wr->image, w->off, w->len, w->differs))
+		return 0;
+	r = read_window(wr, lower_fd, w, now);
+	for (size_t at = 0; !r && at < w->len; at += WPFS_PAGE_SIZE) {
+		bool *differs = &w->differs[at / WPFS_PAGE_SIZE];
+
+		if (*differs)
+			*differs = !store_image_same(wr->image, (w->off + at) / WPFS_PAGE_SIZE,
+						     now + at);
+		any |= *differs;
+	}
+	return r ? r : any;
+}
+
+/* By reading both. */
+static int compare_read(const struct writing *wr, int lower_fd, const struct window *w, char *now,
+			char *stored)
+{
+	bool any = false;
+	int r = read_window(wr, lower_fd, w, now);
+
+	if (!r)
+		r = fdio_pread_zeros(wr->fd, stored, w->len, w->off);
+	for (size_t at = 0; !r && at < w->len; at += WPFS_PAGE_SIZE) {
+		bool differs = memcmp(now + at, stored + at, page_len(w, at)) != 0;
+
+		w->differs[at / WPFS_PAGE_SIZE] = differs;
+		any |= differs;
+	}
+	return r ? r : any;
+}
+
+/* The data file has what was read. */
+static void note_window(const struct writing *wr, const struct window *w)
+{
+	for (size_t at = 0; wr->image && at < w->len; at += WPFS_PAGE_SIZE)
+		if (!wr->known || page_differs(w, at))
+			store_image_put(wr->image, (w->off + at) / WPFS_PAGE_SIZE, w->now + at);
+}
+
+/* `bufs`: room for two windows. */
 static int write_windows(struct writing *wr, int lower_fd, uint64_t size, char *bufs)
 {
+	bool differs[WINDOW / WPFS_PAGE_SIZE];
 	uint64_t off = 0;
 
-	for (;;) {
-		struct window w = {.now = bufs, .stored = bufs + WINDOW};
-		uint64_t a = next_lower(wr, lower_fd, off, size), b = next_data(wr->fd, off, size);
+	while (off < size) {
+		struct window w = {.now = bufs, .differs = differs};
+		uint64_t a = next_lower(wr, lower_fd, off, size), b = next_stored(wr, off, size);
 		int r;
 
 		w.off = (a < b ? a : b) & ~(WPFS_PAGE_SIZE - 1);
 		if (w.off >= size)
 			return 0;
 		w.len = size - w.off < WINDOW ? (size_t)(size - w.off) : WINDOW;
-		r = read_lower(wr, lower_fd, bufs, w.len, w.off);
-		if (!r)
-			r = fdio_pread_zeros(wr->fd, bufs + WINDOW, w.len, w.off);
-		if (!r && window_differs(&w)) {
+		r = wr->known ? compare_known(wr, lower_fd, &w, bufs)
+			      : compare_read(wr, lower_fd, &w, bufs, bufs + WINDOW);
+		if (r > 0) {
 			r = prepare(wr);
 			w.fd = wr->fd;
 			if (!r)
 				r = write_window(&w);
+			if (!r)
+				note_window(wr, &w);
+		} else if (r == 0 && !wr->known) {
+			note_window(wr, &w);
 		}
 		if (r)
 			return r;
 		if (wr->written->step)
 			wr->written->step(wr->written->ctx, w.len);
 		off = w.off + w.len;
-		if (off >= size)
-			return 0;
 	}
+	return 0;
 }
 
 int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 		     store_data_before_fn before, void *ctx,
-		     const struct store_data_through *through, struct store_data_written *written)
+		     const struct store_data_through *through, struct store_image *image,
+		     struct store_data_written *written)
 {
 	struct writing wr = {.data_fd = data_fd,
 			     .id = id,
 			     .before = before,
 			     .ctx = ctx,
 			     .through = through,
+			     .image = image,
 			     .written = written};
 	_cleanup_free_ char *bufs = malloc(2 * WINDOW);
 	struct stat st;
@@ -273,6 +344,9 @@ int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 		wr.fd = -1;
 	else if (wr.fd < 0)
 		return wr.fd;
+	if (image && wr.fd < 0)
+		store_image_set_known(image);
+	wr.known = image && store_image_known(image);
 	r = write_windows(&wr, lower_fd, size, bufs);
 	if (!r && wr.fd >= 0) {
 		if (fstat(wr.fd, &st) < 0)
@@ -281,6 +355,10 @@ int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 			written->changed = true;
 			r = ftruncate(wr.fd, (off_t)size) < 0 ? -errno : 0;
 		}
+	}
+	if (!r && image) {
+		store_image_cut(image, (size + WPFS_PAGE_SIZE - 1) / WPFS_PAGE_SIZE);
+		store_image_set_known(image);
 	}
 	if (wr.fd >= 0)
 		close(wr.fd);

@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "fs/store_image.h"
+
 /* The data file of a file, for reading; the caller closes it. -ENOENT: it is all zeros. */
 int store_data_open(int data_fd, uint64_t id);
 
@@ -52,12 +54,14 @@ struct store_data_written {
 
 /*
  * Makes the data file equal to the first `size` bytes of the lower file, writing only pages that
- * differ; pages of zeros become holes. What it did is set in *written, on errors too. `before` and
- * `through` may be NULL. 0 or -errno.
+ * differ; pages of zeros become holes. What it did is set in *written, on errors too. `before`,
+ * `through` and `image` may be NULL; what `image` knows need not be read, and it knows everything
+ * afterwards. 0 or -errno: then it is not to be used any more.
  */
 int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 		     store_data_before_fn before, void *ctx,
-		     const struct store_data_through *through, struct store_data_written *written);
+		     const struct store_data_through *through, struct store_image *image,
+		     struct store_data_written *written);
 
 /* Makes a data file durable, its name too if it was made. 0 or -errno. */
 int store_data_sync(int data_fd, uint64_t id, bool made);

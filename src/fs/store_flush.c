@@ -53,6 +53,21 @@ static int flush_note(struct flush *flush, const struct flushed *flushed)
 	return 0;
 }
 
+/* Our own mapping counts as a writer: it stays while another one is known. */
+static void flush_let_go(struct flush *flush, uint64_t ino)
+{
+	struct fs_store *store = flush->store;
+	struct store_image *image;
+
+	if (fs_backing_has_writers(store->fs, ino))
+		return;
+	pthread_mutex_lock(&store->data[ino % FS_SHARDS]);
+	image = store_known_get(store, ino, false);
+	if (image)
+		store_image_unmap(image);
+	pthread_mutex_unlock(&store->data[ino % FS_SHARDS]);
+}
+
 /* May somebody change its contents from now on without a request? Asked before they are read. */
 static bool flush_in_use(struct flush *flush, uint64_t ino, int fd)
 {
@@ -119,10 +134,11 @@ static int flush_contents(struct flush *flush, uint64_t ino, const struct fs_han
 			(uint64_t)st.st_size; /* nobody has had it since the store was read */
 		return flush_note(flush, &flushed);
 	}
+	flush_let_go(flush, ino);
 	flushed.in_use = flush_in_use(flush, ino, fd);
 	fs_hook_contents_begin(store->fs, ino);
 	pthread_mutex_lock(lock);
-	size = store_write_contents(store, ino, fd, flush->final, &written);
+	size = store_write_contents(store, ino, fd, flushed.in_use, flush->final, &written);
 	store_size_get(store, ino, &ignored, &flushed.times);
 	flush->changed |= store_unsynced_get(store, ino, &flushed.unsynced);
 	pthread_mutex_unlock(lock);
@@ -142,6 +158,7 @@ static int flush_durable(struct flush *flush)
 
 		for (size_t i = 0; i < flush->nr_done; i++)
 			store_data_doubt(store->data_fd, flush->done[i].ino);
+		store_known_forget_all(store);
 		return r;
 	}
 	for (size_t i = 0; i < flush->nr_done; i++) {
@@ -171,8 +188,12 @@ static void flush_untouch(struct flush *flush)
 
 		if (!f->in_use)
 			fs_untouch(store->fs, f->ino);
-		if (!fs_is_touched(store->fs, f->ino))
-			store_size_forget(store, f->ino);
+		if (fs_is_touched(store->fs, f->ino))
+			continue;
+		store_size_forget(store, f->ino);
+		pthread_mutex_lock(&store->data[f->ino % FS_SHARDS]);
+		store_known_forget(store, f->ino);
+		pthread_mutex_unlock(&store->data[f->ino % FS_SHARDS]);
 	}
 }
 
@@ -253,7 +274,10 @@ static int flush_picture(struct flush *flush, struct snap *snap)
 		r = flush_durable(flush);
 	if (!r)
 		r = db_tree_replace(store->db, snap_produce, snap);
-	return r ? r : store_data_prune(store->data_fd, keep_file, snap);
+	if (!r)
+		r = store_data_prune(store->data_fd, keep_file, snap);
+	store_known_forget_all(store);
+	return r;
 }
 
 int store_flush_whole(struct fs_store *store, bool final)

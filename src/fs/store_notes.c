@@ -165,8 +165,64 @@ size_t store_failing(struct fs_store *store, int *error)
 	return nr;
 }
 
+/* ---- what data files have ---- */
+
+struct store_image *store_known_get(struct fs_store *store, uint64_t ino, bool make)
+{
+	struct store_known *entry;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->known, &ino, sizeof(ino), entry);
+	if (!entry && make) {
+		entry = calloc(1, sizeof(*entry));
+		if (entry)
+			entry->image = store_image_new();
+		if (entry && !entry->image) {
+			free(entry);
+			entry = NULL;
+		}
+		if (entry) {
+			entry->ino = ino;
+			HASH_ADD(hh, store->known, ino, sizeof(ino), entry);
+		}
+	}
+	pthread_mutex_unlock(&store->lock);
+	return entry ? entry->image : NULL;
+}
+
+void store_known_forget(struct fs_store *store, uint64_t ino)
+{
+	struct store_known *entry;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->known, &ino, sizeof(ino), entry);
+	if (entry)
+		HASH_DEL(store->known, entry);
+	pthread_mutex_unlock(&store->lock);
+	if (entry)
+		store_image_free(entry->image);
+	free(entry);
+}
+
+void store_known_forget_all(struct fs_store *store)
+{
+	uint64_t ino;
+
+	do {
+		pthread_mutex_lock(&store->lock);
+		ino = store->known ? store->known->ino : 0;
+		pthread_mutex_unlock(&store->lock);
+		if (ino) {
+			pthread_mutex_lock(&store->data[ino % FS_SHARDS]);
+			store_known_forget(store, ino);
+			pthread_mutex_unlock(&store->data[ino % FS_SHARDS]);
+		}
+	} while (ino);
+}
+
 void store_notes_free(struct fs_store *store)
 {
+	struct store_known *known, *next_known;
 	struct store_unsynced *unsynced, *next_unsynced;
 	struct store_failed *failed, *next_failed;
 	struct store_size *size, *next_size;
@@ -178,6 +234,11 @@ void store_notes_free(struct fs_store *store)
 	HASH_ITER (hh, store->failed, failed, next_failed) {
 		HASH_DEL(store->failed, failed);
 		free(failed);
+	}
+	HASH_ITER (hh, store->known, known, next_known) {
+		HASH_DEL(store->known, known);
+		store_image_free(known->image);
+		free(known);
 	}
 	HASH_ITER (hh, store->sizes, size, next_size) {
 		HASH_DEL(store->sizes, size);

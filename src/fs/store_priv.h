@@ -36,6 +36,13 @@ struct store_failed {
 	int error;    /* -errno */
 };
 
+/* A large file that is in use: what its data file has. */
+struct store_known {
+	UT_hash_handle hh;
+	uint64_t ino;		   /* file id */
+	struct store_image *image; /* the file's shard of `data` */
+};
+
 /*
  * Locks, outermost first: commit, a shard of data, lock. No request that changes names waits for
  * `commit`; names_lock is taken inside of it.
@@ -60,6 +67,7 @@ struct fs_store {
 	struct store_size *sizes;
 	struct store_unsynced *unsynced;
 	struct store_failed *failed;
+	struct store_known *known;
 	int failed_said; /* the -errno that was logged last; 0: no file fails */
 };
 
@@ -86,11 +94,11 @@ int snap_take_changes(struct snap *snap, struct fs_store *store, const struct fs
 int store_commit(struct fs_store *store);
 
 /*
- * Makes the data file of `ino` equal to what the lower file behind `fd` has now; what was written
- * is not durable before *changed is dealt with. `final`: no hooks. Gives the size it has, or
- * -errno.
+ * Makes the data file of `ino` equal to what the lower file behind `fd` has now, with the lock of
+ * the file's shard of `data` held; what was written is not durable before *written is dealt with.
+ * `again`: it is likely to be done again soon. `final`: no hooks. Gives the size it has, or -errno.
  */
-int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool final,
+int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool again, bool final,
 			     struct store_data_written *written);
 
 /*
@@ -127,6 +135,15 @@ void store_unsynced_forget(struct fs_store *store, uint64_t ino);
 void store_failed(struct fs_store *store, uint64_t ino, int error);
 void store_succeeded(struct fs_store *store, uint64_t ino);
 size_t store_failing(struct fs_store *store, int *error);
+
+/*
+ * What is known of a data file, with the lock of the file's shard of `data` held, which the image
+ * is used under; NULL: nothing, or no memory. It is forgotten when that is not certain any more (an
+ * error), when the data file is removed, and when nobody has the file in use.
+ */
+struct store_image *store_known_get(struct fs_store *store, uint64_t ino, bool make);
+void store_known_forget(struct fs_store *store, uint64_t ino);
+void store_known_forget_all(struct fs_store *store); /* with no such lock held */
 
 /* Forgets everything, at the end. */
 void store_notes_free(struct fs_store *store);

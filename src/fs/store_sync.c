@@ -80,7 +80,10 @@ static int remove_data(void *ctx, uint64_t ino)
 	}
 	store_unsynced_forget(store, ino);
 	store_succeeded(store, ino);
+	pthread_mutex_lock(&store->data[ino % FS_SHARDS]);
+	store_known_forget(store, ino);
 	r = store_data_remove(store->data_fd, ino);
+	pthread_mutex_unlock(&store->data[ino % FS_SHARDS]);
 	if (r)
 		log_warn("cannot remove the contents of file %" PRIu64 " from the store: %s", ino,
 			 log_errstr(r));
@@ -168,24 +171,34 @@ static uint64_t next_through(void *ctx, uint64_t ino, uint64_t off)
 	return fs_hook_next_through(ctx, ino, off);
 }
 
-int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool final,
+/* From this size on a file is compared by what is known of its data file. */
+#define KNOWN_SIZE (1 << 20)
+
+int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool again, bool final,
 			     struct store_data_written *written)
 {
 	struct fs *fs = store->fs;
 	const struct store_data_through through = {fs, read_through, next_through};
+	bool native = fs->kind == WPFS_KIND_NATIVE;
+	struct store_image *image;
 	struct stat st;
 	int r;
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
+	image = store_known_get(store, ino, again && native && st.st_size >= KNOWN_SIZE);
+	if (image && again && store_image_known(image))
+		store_image_map(image, fd, (uint64_t)st.st_size);
 	r = store_data_write(store->data_fd, ino, fd, (uint64_t)st.st_size,
-			     final ? NULL : sync_marks, fs,
-			     fs->kind == WPFS_KIND_CAPPED ? &through : NULL, written);
+			     final ? NULL : sync_marks, fs, native ? NULL : &through, image,
+			     written);
 	if (written->changed) {
 		int noted = store_unsynced_add(store, ino, written->made);
 
 		r = r ? r : noted;
 	}
+	if (r)
+		store_known_forget(store, ino);
 	return r ? r : st.st_size;
 }
 
@@ -219,11 +232,13 @@ static int sync_contents(struct fs_store *store, uint64_t ino, int fd)
 		return 0;
 	fs_hook_contents_begin(store->fs, ino);
 	pthread_mutex_lock(lock);
-	size = store_write_contents(store, ino, fd, false, &written);
+	size = store_write_contents(store, ino, fd, true, false, &written);
 	if (size < 0)
 		r = (int)size;
 	else if (store_unsynced_get(store, ino, &unsynced))
 		r = store_data_sync(store->data_fd, ino, unsynced.made);
+	if (r)
+		store_known_forget(store, ino);
 	if (!r)
 		store_unsynced_done(store, ino, unsynced.times);
 	if (!r)

@@ -4,9 +4,11 @@
 import concurrent.futures
 import contextlib
 import errno
+import mmap
 import os
 import random
 import sqlite3
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,64 @@ def test_synced_again_and_again(kept):
     kept.lose_power()
     kept.restart()
     assert path.read_bytes() == b"".join(bytes([turn + 1]) * 3000 for turn in range(5))[:7000]
+
+
+def test_a_large_file_synced_again_and_again(kept):
+    """What is not written with requests: by stores, holes, cuts; what the store has is known by then."""
+    path, size, rng = kept.mnt / "f", 3 << 20, random.Random(7)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.pwrite(fd, bytes([1]) * (2 << 20), 4 * PAGE)
+    os.ftruncate(fd, size)
+    os.fsync(fd)
+    with mmap.mmap(fd, size) as mapping:
+        for turn in range(40):
+            at = rng.randrange(size - 20)
+            if turn % 4 == 0:
+                os.pwrite(fd, bytes([turn]) * 20, at)
+            elif turn % 4 == 1:
+                subprocess.run(["fallocate", "-p", "-o", str(at), "-l", str(5 * PAGE), path], check=True)
+            elif turn % 4 == 2:
+                os.ftruncate(fd, size - 50000 * (turn % 3))
+                os.ftruncate(fd, size)
+            mapping[at] = turn + 1
+            blocks = os.fstat(fd).st_blocks
+            os.fsync(fd)
+            assert os.fstat(fd).st_blocks == blocks, "holes that were looked at stay holes"
+            if turn % 8 == 7:
+                mapping.flush()
+                want = path.read_bytes()
+                copy = Path(kept.store, "data", f"{path.stat().st_ino & 255:02x}", str(path.stat().st_ino))
+                assert copy.read_bytes().ljust(size, b"\0") == want
+    os.close(fd)
+    kept.lose_power()
+    kept.restart()
+    assert path.read_bytes() == want
+
+
+def test_in_use_until_the_mapping_goes(make_wpfs):
+    """A large file whose descriptor is closed is looked at again as long as it is mapped, and no longer."""
+    wpfs = make_wpfs(store=True, options=["flush=1"])
+    path, size = wpfs.mnt / "f", 2 << 20
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.pwrite(fd, b"a" * size, 0)
+    for _ in range(3):
+        os.fsync(fd)
+    data = Path(wpfs.store, "data", f"{path.stat().st_ino & 255:02x}", str(path.stat().st_ino))
+    with mmap.mmap(fd, size) as mapping:
+        os.close(fd)
+        for turn in range(3):
+            mapping[turn * 5 * PAGE] = 7
+            harness.proc.wait_for(lambda turn=turn: data.read_bytes()[turn * 5 * PAGE] == 7, harness.SECONDS,
+                                  "a flush after a store")
+
+    def mapped():
+        with open(f"/proc/{wpfs.pid}/maps", encoding="utf-8") as maps:
+            return any("/lower/f" in line for line in maps)
+
+    harness.proc.wait_for(lambda: not mapped(), harness.SECONDS, "nobody has it")
+    wpfs.lose_power()
+    wpfs.restart()
+    assert path.read_bytes() == data.read_bytes()
 
 
 def test_a_file_replaced_is_the_old_or_the_new_one(kept):

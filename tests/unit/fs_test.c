@@ -128,6 +128,7 @@ struct data {
 	int dir, lower;
 	unsigned before; /* calls */
 	bool changed;
+	struct store_image *image; /* or NULL */
 };
 
 static int count_before(void *ctx, uint64_t id)
@@ -145,7 +146,7 @@ static void data_write(struct data *data, uint64_t size)
 
 	data->before = 0;
 	assert_int_equal(store_data_write(data->dir, 0x1234, data->lower, size, count_before, data,
-					  NULL, &written),
+					  NULL, data->image, &written),
 			 0);
 	data->changed = written.changed;
 }
@@ -160,6 +161,7 @@ static void fill(struct data *data, off_t off, size_t len, int c)
 
 static void data_setup(struct data *data)
 {
+	data->image = NULL;
 	data->dir = temp_dir();
 	data->lower = memfd_create("lower", MFD_CLOEXEC);
 	assert_true(data->lower >= 0);
@@ -167,6 +169,7 @@ static void data_setup(struct data *data)
 
 static void data_teardown(struct data *data)
 {
+	store_image_free(data->image);
 	close(data->lower);
 	temp_dir_remove(data->dir);
 }
@@ -247,6 +250,75 @@ static void test_data_punched_and_truncated(void **state)
 	data_teardown(&data);
 }
 
+static uint64_t blocks_of(int fd)
+{
+	struct stat st;
+
+	assert_int_equal(fstat(fd, &st), 0);
+	return (uint64_t)st.st_blocks;
+}
+
+/*
+ * Random changes of a file, by write(2), by stores and as holes, with an image that is kept from
+ * one to the next, and the data file is equal each time; holes that are looked at stay holes.
+ */
+static void test_data_by_what_is_known(void **state)
+{
+	const unsigned pages = 700;
+	struct data data;
+	unsigned seed = 1;
+	uint64_t blocks, size = pages * PAGE;
+	char *map;
+
+	data_setup(&data);
+	assert_int_equal(ftruncate(data.lower, (off_t)size), 0);
+	map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, data.lower, 0);
+	assert_ptr_not_equal(map, MAP_FAILED);
+	fill(&data, 100 * PAGE, 400 * PAGE, 'a');
+	data_write(&data, size);
+	data.image = store_image_new();
+	assert_non_null(data.image);
+	for (int turn = 0; turn < 300; turn++) {
+		off_t page = rand_r(&seed) % (pages - 10);
+
+		if (turn % 50 == 49) {
+			size = (pages - 5 - (unsigned)rand_r(&seed) % 300) * PAGE + 17;
+			assert_int_equal(ftruncate(data.lower, (off_t)size), 0);
+		} else if (turn % 50 == 0) {
+			size = pages * PAGE;
+			assert_int_equal(ftruncate(data.lower, (off_t)size), 0);
+		}
+		switch (rand_r(&seed) % 4) {
+		case 0:
+			fill(&data, 300 * PAGE + (page % 50) * 100, 1 + (size_t)turn, turn);
+			break;
+		case 1:
+			if ((uint64_t)page * PAGE < size)
+				map[(size_t)page * PAGE + (size_t)turn] ^= 1;
+			break;
+		case 2:
+			assert_int_equal(fallocate(data.lower,
+						   FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+						   page * (off_t)PAGE, 9 * (off_t)PAGE),
+					 0);
+			break;
+		default:
+			break;
+		}
+		if (store_image_known(data.image))
+			store_image_map(data.image, data.lower, size);
+		blocks = blocks_of(data.lower);
+		data_write(&data, size);
+		assert_int_equal(blocks_of(data.lower), blocks);
+		assert_true(store_image_known(data.image));
+		assert_restores(&data, size);
+		data_write(&data, size);
+		assert_false(data.changed);
+	}
+	munmap(map, pages * PAGE);
+	data_teardown(&data);
+}
+
 static void test_data_of_zeros_has_no_file(void **state)
 {
 	struct data data;
@@ -274,9 +346,9 @@ static void test_data_is_not_written_before_the_marks(void **state)
 
 	data_setup(&data);
 	fill(&data, 0, PAGE, 'a');
-	assert_int_equal(
-		store_data_write(data.dir, 0x1234, data.lower, PAGE, refuse, NULL, NULL, &written),
-		-EIO);
+	assert_int_equal(store_data_write(data.dir, 0x1234, data.lower, PAGE, refuse, NULL, NULL,
+					  NULL, &written),
+			 -EIO);
 	assert_int_equal(fstatat(data.dir, "34/4660", &st, 0), -1);
 	data_teardown(&data);
 }
@@ -314,6 +386,7 @@ int main(void)
 		cmocka_unit_test(test_data_round_trip),
 		cmocka_unit_test(test_data_zero_pages_become_holes),
 		cmocka_unit_test(test_data_punched_and_truncated),
+		cmocka_unit_test(test_data_by_what_is_known),
 		cmocka_unit_test(test_data_of_zeros_has_no_file),
 		cmocka_unit_test(test_data_is_not_written_before_the_marks),
 		cmocka_unit_test(test_data_pruned),
