@@ -21,7 +21,8 @@
 #include "track/capped.h"
 #include "uffd/maps.h"
 
-#define CAPPED_BATCH	1024 /* pages evicted at once: 4 MiB */
+#define CAPPED_BATCH	1024 /* runs of pages evicted at once; pages in its buffer: 4 MiB */
+#define CAPPED_CHUNK	256  /* of them, on their way to the store together */
 #define CAPPED_CLUSTER	64u  /* pages read from the store at once: 256 KiB */
 #define CAPPED_ENGINES	16   /* reads from the store at once */
 #define CAPPED_WORKERS	4    /* threads that serve faults */
@@ -179,7 +180,8 @@ struct capped {
 	uint64_t guess;	  /* bytes in memory: what the tmpfs said last, and what was added since */
 	bool asked;	  /* evict_fd was written and the track thread has not looked yet */
 	bool stuck;	  /* nothing can be evicted: what does not fit is let in */
-	uint32_t next_worker;		    /* the last number given to a fault thread */
+	uint32_t next_worker; /* the last number given to a fault thread */
+	unsigned nr_reading_ahead;
 	bool spinning;			    /* a fault thread looks for messages before it sleeps */
 	unsigned spin_credit, spin_skipped; /* how often that was of use lately; tries left out */
 	struct spill_io *engines[CAPPED_ENGINES]; /* free ones */
@@ -250,8 +252,8 @@ int capped_load_fault(struct capped *c, struct capped_file *f, uint64_t page);
 /* The same of a page of zeros. The lock is not let go. */
 int capped_zero_fault(struct capped *c, struct capped_file *f, uint64_t page);
 
-/* Reads ahead what was asked for last. False: nothing was. Lock held, let go meanwhile. */
-bool capped_ahead_one(struct capped *c);
+/* Reads ahead what was asked for first, if anything. Lock held, let go meanwhile. */
+void capped_ahead_one(struct capped *c);
 void capped_ahead_forget(struct capped *c, uint64_t ino);
 
 /* ---- capped_budget.c: how much is in memory ---- */
@@ -473,7 +475,7 @@ int capped_evict(struct capped *c, struct capped_file *f, const struct capped_ma
 		 size_t nr, uint64_t *pages, char *why, size_t why_size);
 
 /*
- * The same of some runs, together at most CAPPED_BATCH pages. `settle`: they may have been mapped
+ * The same of some runs, at most CAPPED_BATCH. `settle`: they may have been mapped
  * until now, so direct I/O into them is waited for; else those that are mapped now stay, and are
  * added to `used` by offset in the file.
  */

@@ -286,14 +286,14 @@ void capped_ahead_forget(struct capped *c, uint64_t ino)
 	}
 }
 
-bool capped_ahead_one(struct capped *c)
+void capped_ahead_one(struct capped *c)
 {
 	struct capped_ahead *a = c->aheads;
 	struct capped_file *f;
 	uint64_t page, end, run, before;
 
 	if (!a)
-		return false;
+		return;
 	DL_DELETE(c->aheads, a);
 	f = capped_file_find(c, a->ino);
 	page = a->first;
@@ -313,7 +313,6 @@ bool capped_ahead_one(struct capped *c)
 		/* The lock was let go of. */
 		f = capped_file_find(c, f->ino);
 	}
-	return true;
 }
 
 int capped_load_fault(struct capped *c, struct capped_file *f, uint64_t page)

@@ -156,14 +156,22 @@ static void serve(struct capped *c, uint64_t id)
 	mm_give(c, id);
 }
 
-/* Reads ahead while nobody waits for something. */
+/*
+ * Reads some pages ahead, several threads at once; one is left for faults, and whoever has read
+ * some looks for faults before more.
+ */
 static void read_ahead(struct capped *c)
 {
 	pthread_mutex_lock(&c->lock);
-	capped_ahead_one(c);
-	/* One at a time: a fault that came meanwhile goes before. */
-	if (c->aheads)
-		capped_retry(c);
+	if (c->aheads && c->nr_reading_ahead < CAPPED_WORKERS - 1) {
+		c->nr_reading_ahead++;
+		if (c->aheads->next)
+			capped_retry(c);
+		capped_ahead_one(c);
+		c->nr_reading_ahead--;
+		if (c->aheads)
+			capped_retry(c);
+	}
 	pthread_mutex_unlock(&c->lock);
 }
 
