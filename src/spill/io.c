@@ -7,8 +7,7 @@
 #include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
-
-#include "base/cleanup.h"
+#include <utlist.h>
 
 struct spill_io {
 	enum spill_path path;
@@ -16,7 +15,15 @@ struct spill_io {
 	void *buf;
 	size_t buf_size;
 	bool fixed; /* buf is registered */
+	struct spill_job *jobs;
+	size_t in_flight; /* pieces of all of them */
 	struct spill_stats *stats;
+};
+
+/* What the kernel gives back when it is done. */
+struct spill_piece {
+	struct spill_seg seg; /* what is left of it */
+	struct spill_job *job;
 };
 
 int (*spill_io_test_fail)(bool write, uint64_t off);
@@ -114,32 +121,39 @@ static int seg_advance(struct spill_seg *seg, bool write, ssize_t n)
 	return 0;
 }
 
-static int sync_run(struct spill_io *io, int fd, bool write, struct spill_seg *segs, size_t nr)
+static int sync_one(struct spill_job *job, struct spill_seg *seg)
 {
-	for (size_t i = 0; i < nr; i++) {
-		int r = 0;
+	while (seg->len) {
+		ssize_t n = job->write ? pwrite(job->fd, seg->buf, seg->len, (off_t)seg->off)
+				       : pread(job->fd, seg->buf, seg->len, (off_t)seg->off);
+		int r;
 
-		stats_begin(io->stats);
-		while (segs[i].len && r == 0) {
-			ssize_t n = write ? pwrite(fd, segs[i].buf, segs[i].len, (off_t)segs[i].off)
-					  : pread(fd, segs[i].buf, segs[i].len, (off_t)segs[i].off);
-
-			if (n < 0 && errno == EINTR)
-				continue;
-			r = seg_advance(&segs[i], write, n < 0 ? -errno : n);
-		}
-		stats_end(io->stats);
+		if (n < 0 && errno == EINTR)
+			continue;
+		r = seg_advance(seg, job->write, n < 0 ? -errno : n);
 		if (r < 0)
 			return r;
-		atomic_fetch_add(&io->stats->sync, 1);
 	}
 	return 0;
 }
 
-static void uring_queue(struct spill_io *io, int fd, bool write, struct spill_seg *seg)
+static void sync_run(struct spill_io *io, struct spill_job *job)
+{
+	for (; job->next < job->nr && job->result == 0; job->next++) {
+		stats_begin(io->stats);
+		job->result = sync_one(job, &job->pieces[job->next].seg);
+		stats_end(io->stats);
+		if (job->result == 0)
+			atomic_fetch_add(&io->stats->sync, 1);
+	}
+}
+
+static void uring_queue(struct spill_io *io, struct spill_piece *piece)
 {
 	struct io_uring_sqe *sqe = io_uring_get_sqe(&io->ring);
-
+	const struct spill_seg *seg = &piece->seg;
+	bool write = piece->job->write;
+	int fd = piece->job->fd;
 	bool fixed = io->fixed && (char *)seg->buf >= (char *)io->buf &&
 		     (char *)seg->buf + seg->len <= (char *)io->buf + io->buf_size;
 
@@ -154,67 +168,113 @@ static void uring_queue(struct spill_io *io, int fd, bool write, struct spill_se
 		io_uring_prep_read(sqe, fd, seg->buf, seg->len, seg->off);
 	if (fixed)
 		atomic_fetch_add(&io->stats->fixed, 1);
-	io_uring_sqe_set_data(sqe, seg);
+	io_uring_sqe_set_data(sqe, piece);
 }
 
-/*
- * Keeps up to SPILL_IO_DEPTH pieces in flight. After an error nothing new is queued, but everything
- * in flight is waited for: its buffers are the caller's.
- */
-static int uring_run(struct spill_io *io, int fd, bool write, struct spill_seg *segs, size_t nr)
+/* Queues what there is room for, the oldest job first. After its first error nothing new. */
+static void uring_fill(struct spill_io *io)
 {
-	size_t next = 0, in_flight = 0;
-	int result = 0;
+	struct spill_job *job;
 
-	while (in_flight || (next < nr && result == 0)) {
-		struct io_uring_cqe *cqe;
-		struct spill_seg *seg;
-		int r;
-
-		while (next < nr && in_flight < SPILL_IO_DEPTH && result == 0) {
+	DL_FOREACH2(io->jobs, job, next_job)
+	{
+		while (job->next < job->nr && job->result == 0 && io->in_flight < SPILL_IO_DEPTH) {
 			stats_begin(io->stats);
-			uring_queue(io, fd, write, &segs[next++]);
-			in_flight++;
-		}
-		r = io_uring_submit_and_wait(&io->ring, 1);
-		if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY)
-			abort(); /* the kernel may still write into buffers: nobody may go on */
-		while (io_uring_peek_cqe(&io->ring, &cqe) == 0) {
-			seg = io_uring_cqe_get_data(cqe);
-			r = cqe->res == -EINTR || cqe->res == -EAGAIN
-				    ? 0
-				    : seg_advance(seg, write, cqe->res);
-			io_uring_cqe_seen(&io->ring, cqe);
-			if (r < 0 && result == 0)
-				result = r;
-			if (seg->len && result == 0) {
-				uring_queue(io, fd, write, seg); /* the rest of a short one */
-				continue;
-			}
-			in_flight--;
-			stats_end(io->stats);
-			atomic_fetch_add(&io->stats->uring, 1);
+			uring_queue(io, &job->pieces[job->next++]);
+			job->in_flight++;
+			io->in_flight++;
 		}
 	}
-	return result;
+}
+
+static void uring_submit(struct spill_io *io, unsigned wait)
+{
+	int r = io_uring_submit_and_wait(&io->ring, wait);
+
+	if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY)
+		abort(); /* the kernel may still write into buffers: nobody may go on */
+}
+
+static void uring_reap(struct spill_io *io)
+{
+	struct io_uring_cqe *cqe;
+
+	while (io_uring_peek_cqe(&io->ring, &cqe) == 0) {
+		struct spill_piece *piece = io_uring_cqe_get_data(cqe);
+		struct spill_job *job = piece->job;
+		int r = cqe->res == -EINTR || cqe->res == -EAGAIN
+				? 0
+				: seg_advance(&piece->seg, job->write, cqe->res);
+
+		io_uring_cqe_seen(&io->ring, cqe);
+		if (r < 0 && job->result == 0)
+			job->result = r;
+		if (piece->seg.len && job->result == 0) {
+			uring_queue(io, piece); /* the rest of a short one */
+			continue;
+		}
+		job->in_flight--;
+		io->in_flight--;
+		stats_end(io->stats);
+		atomic_fetch_add(&io->stats->uring, 1);
+	}
+}
+
+/* As spill_io_begin, but the kernel is not told yet. */
+static int job_begin(struct spill_io *io, struct spill_job *job, int fd, bool write,
+		     const struct spill_seg *segs, size_t nr)
+{
+	*job = (struct spill_job){.fd = fd, .write = write, .nr = nr};
+	job->pieces = calloc(nr + 1, sizeof(*job->pieces));
+	if (!job->pieces)
+		return -ENOMEM;
+	for (size_t i = 0; i < nr; i++) {
+		int r = spill_io_test_fail ? spill_io_test_fail(write, segs[i].off) : 0;
+
+		job->pieces[i] = (struct spill_piece){segs[i], job};
+		if (r < 0) {
+			free(job->pieces);
+			return r;
+		}
+	}
+	DL_APPEND2(io->jobs, job, prev, next_job);
+	if (io->path == SPILL_PATH_SYNC)
+		sync_run(io, job);
+	else
+		uring_fill(io);
+	return 0;
+}
+
+int spill_io_begin(struct spill_io *io, struct spill_job *job, int fd, bool write,
+		   const struct spill_seg *segs, size_t nr)
+{
+	int r = job_begin(io, job, fd, write, segs, nr);
+
+	if (r == 0 && io->path == SPILL_PATH_URING)
+		uring_submit(io, 0);
+	return r;
+}
+
+/* What is in flight is waited for after an error too: its buffers are the caller's. */
+int spill_io_end(struct spill_io *io, struct spill_job *job)
+{
+	while (job->in_flight ||
+	       (io->path == SPILL_PATH_URING && job->next < job->nr && job->result == 0)) {
+		uring_fill(io);
+		uring_submit(io, 1);
+		uring_reap(io);
+	}
+	DL_DELETE2(io->jobs, job, prev, next_job);
+	free(job->pieces);
+	return job->result;
 }
 
 static int io_run(struct spill_io *io, int fd, bool write, const struct spill_seg *segs, size_t nr)
 {
-	_cleanup_free_ struct spill_seg *left = calloc(nr + 1, sizeof(*left));
-	int r = 0;
+	struct spill_job job;
+	int r = job_begin(io, &job, fd, write, segs, nr);
 
-	if (!left)
-		return -ENOMEM;
-	for (size_t i = 0; i < nr; i++) {
-		left[i] = segs[i];
-		if (spill_io_test_fail)
-			r = spill_io_test_fail(write, segs[i].off);
-		if (r < 0)
-			return r;
-	}
-	return io->path == SPILL_PATH_URING ? uring_run(io, fd, write, left, nr)
-					    : sync_run(io, fd, write, left, nr);
+	return r < 0 ? r : spill_io_end(io, &job);
 }
 
 int spill_io_read(struct spill_io *io, int fd, const struct spill_seg *segs, size_t nr)

@@ -54,6 +54,25 @@ enum spill_path spill_io_path(const struct spill_io *io);
 int spill_io_read(struct spill_io *io, int fd, const struct spill_seg *segs, size_t nr);
 int spill_io_write(struct spill_io *io, int fd, const struct spill_seg *segs, size_t nr);
 
+/* Pieces under way. The engine's, and where it was begun, from begin to end. */
+struct spill_job {
+	struct spill_piece *pieces;
+	int fd;
+	bool write;
+	size_t nr, next, in_flight;
+	int result;
+	struct spill_job *prev, *next_job;
+};
+
+/*
+ * The same in two steps: what is begun goes on while the thread does something else, until
+ * spill_io_end waits for it; where there is no io_uring it is done at once. Several may be under
+ * way; their buffers and `fd` stay as long. 0 or -errno: not begun, and not to be ended.
+ */
+int spill_io_begin(struct spill_io *io, struct spill_job *job, int fd, bool write,
+		   const struct spill_seg *segs, size_t nr);
+int spill_io_end(struct spill_io *io, struct spill_job *job);
+
 /*
  * For tests: asked before each piece; not 0: that -errno is its result and nothing is done. NULL
  * outside of tests. Set before the first call.

@@ -44,6 +44,18 @@ struct spill_run {
 int spill_store_write(struct spill_io *io, int fd, const struct spill_run *runs, size_t nr);
 int spill_store_read(struct spill_io *io, int fd, const struct spill_run *runs, size_t nr);
 
+/* The same in two steps, as spill_io_begin and spill_io_end; `runs` stays as long too. */
+int spill_store_write_begin(struct spill_io *io, struct spill_job *job, int fd,
+			    const struct spill_run *runs, size_t nr);
+int spill_store_write_end(struct spill_io *io, struct spill_job *job, const struct spill_run *runs,
+			  size_t nr);
+
+/*
+ * The file is long enough for so many pages from now on, sparse: writes behind the end of a file
+ * are made by the file system one after the other. If that is not to be had, it is slower.
+ */
+void spill_store_reserve(int fd, uint64_t pages);
+
 /* These pages are not needed: their room is given back as far as the file system can. */
 void spill_store_discard(int fd, const struct spill_run *runs, size_t nr);
 

@@ -4,6 +4,9 @@
  *
  *   record -> fence -> settle -> lease -> save -> spilled bits -> punch -> un-fence -> record away
  *
+ * From save to punch a batch goes in chunks: while one is on its way to the disk the next is read,
+ * and one that is there is punched.
+ *
  * Direct I/O that is under way into a page writes into the page itself, past every protection. It
  * began while the page was mapped, so a page that has not been mapped for the settle time is safe
  * at once; for others the time is waited for under the fence. The lease shows that nobody else has
@@ -25,40 +28,54 @@
 #include "track/capped_internal.h"
 #include "track/capped_test.h"
 
-#define LEASE_TRIES 200 /* naps: as long as an open of a moment may take */
+#define PASS_PAGES  4096u /* of a batch that somebody asked for: 16 MiB */
+#define LEASE_TRIES 200	  /* naps: as long as an open of a moment may take */
 
-/* What of a batch is to be stored: runs of pages in the engine's buffer. */
-struct save {
-	char *buf;		/* CAPPED_BATCH pages: those of the batch one after the other */
-	struct spill_run *runs; /* room for as many as the batch has pages */
-	size_t nr;
-	uint64_t resident, zeros; /* pages */
+/*
+ * A part of a batch on its way to the store: while one is written the next are read. Each has its
+ * part of the engine's buffer.
+ */
+struct chunk {
+	char *buf;
+	uint64_t pages;			       /* that have a place in buf */
+	uint64_t resident, zeros, stay;	       /* of them */
+	struct spill_run runs[CAPPED_CHUNK];   /* to be stored */
+	struct capped_run parts[CAPPED_CHUNK]; /* to be punched: in the order of buf */
+	size_t nr_runs, nr_parts;
+	struct spill_job job; /* valid if `writing` */
+	bool writing;
 };
 
-static void save_page(struct save *s, uint64_t page, char *at)
-{
-	struct spill_run *last = s->nr ? &s->runs[s->nr - 1] : NULL;
+#define NR_CHUNKS (CAPPED_BATCH / CAPPED_CHUNK)
 
-	s->resident++;
+struct saving {
+	struct capped *c;
+	struct capped_batch *b;
+	struct chunk *chunks; /* NR_CHUNKS, filled in turn */
+	size_t at;
+	int fd; /* the file in the store */
+	off_t size;
+	uint64_t *left; /* out: pages that went */
+};
+
+static void save_page(struct chunk *k, uint64_t page, char *at)
+{
+	struct spill_run *last = k->nr_runs ? &k->runs[k->nr_runs - 1] : NULL;
+
+	k->resident++;
 	if (spill_is_zero(at, WPFS_PAGE_SIZE)) {
-		s->zeros++;
+		k->zeros++;
 		return;
 	}
 	if (last && last->first + last->nr == page &&
 	    (char *)last->buf + (last->nr << WPFS_PAGE_SHIFT) == at)
 		last->nr++;
 	else
-		s->runs[s->nr++] = (struct spill_run){page, 1, at};
-}
-
-/* Reads pages to `to`; what is behind the end of the file is zeros. 0 or -errno. */
-static int read_pages(int fd, uint64_t first, uint64_t nr, char *to)
-{
-	return fdio_pread_zeros(fd, to, nr << WPFS_PAGE_SHIFT, first << WPFS_PAGE_SHIFT);
+		k->runs[k->nr_runs++] = (struct spill_run){page, 1, at};
 }
 
 /* Reads what is resident of [first, first + nr) to `to`. 0 or -errno. */
-static int save_range(struct save *s, int fd, uint64_t first, uint64_t nr, char *to)
+static int save_range(struct chunk *k, int fd, uint64_t first, uint64_t nr, char *to)
 {
 	uint64_t there = capped_in_memory(fd, first, nr);
 	int r;
@@ -67,22 +84,22 @@ static int save_range(struct save *s, int fd, uint64_t first, uint64_t nr, char 
 		return 0;
 	/* Some: halves, down to what is all or nothing. */
 	if (there < nr) {
-		r = save_range(s, fd, first, nr / 2, to);
+		r = save_range(k, fd, first, nr / 2, to);
 		return r < 0 ? r
-			     : save_range(s, fd, first + nr / 2, nr - nr / 2,
+			     : save_range(k, fd, first + nr / 2, nr - nr / 2,
 					  to + ((nr / 2) << WPFS_PAGE_SHIFT));
 	}
-	r = read_pages(fd, first, nr, to);
+	/* What is behind the end of the file is zeros. */
+	r = fdio_pread_zeros(fd, to, nr << WPFS_PAGE_SHIFT, first << WPFS_PAGE_SHIFT);
 	for (uint64_t i = 0; r == 0 && i < nr; i++)
-		save_page(s, first + i, to + (i << WPFS_PAGE_SHIFT));
+		save_page(k, first + i, to + (i << WPFS_PAGE_SHIFT));
 	return r;
 }
 
-/* Calls fn for the pages of the batch that go, as runs, with their place in the buffer. */
+/* Calls fn for the pages of the batch that go, as runs. */
 static int for_leaving(const struct capped_batch *b,
-		       int (*fn)(void *arg, uint64_t first, uint64_t nr, uint64_t at), void *arg)
+		       int (*fn)(struct saving *sv, uint64_t first, uint64_t nr), struct saving *sv)
 {
-	uint64_t at = 0;
 	int r = 0;
 
 	for (size_t i = 0; r == 0 && i < b->nr_runs; i++) {
@@ -96,27 +113,11 @@ static int for_leaving(const struct capped_batch *b,
 			while (page + n < end && !mm_set_contains(&b->used, page + n))
 				n++;
 			if (n)
-				r = fn(arg, page, n, at);
-			at += n ? n : 1;
+				r = fn(sv, page, n);
 			page += n ? n : 1;
 		}
 	}
 	return r;
-}
-
-struct saving {
-	struct capped *c;
-	struct capped_batch *b;
-	struct save *s;
-	off_t size;
-	uint64_t stay;
-};
-
-static int save_leaving(void *arg, uint64_t first, uint64_t nr, uint64_t at)
-{
-	struct saving *sv = arg;
-
-	return save_range(sv->s, sv->b->file->fd, first, nr, sv->s->buf + (at << WPFS_PAGE_SHIFT));
 }
 
 /* A page that did not go although it was punched may be zeros now. */
@@ -132,75 +133,145 @@ static int put_back(struct saving *sv, uint64_t page, const char *from)
 	return r;
 }
 
-static int punch_leaving(void *arg, uint64_t first, uint64_t nr, uint64_t at)
+static int punch_part(struct saving *sv, struct chunk *k, const struct capped_run *part,
+		      const char *from)
 {
-	struct saving *sv = arg;
-	int fd = sv->b->file->fd, r = 0;
+	int fd = sv->b->file->fd, r = capped_test_fail("punch");
 
-	r = capped_test_fail("punch");
-	if (r == 0 &&
-	    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		      (off_t)(first << WPFS_PAGE_SHIFT), (off_t)(nr << WPFS_PAGE_SHIFT)) < 0)
+	if (r == 0 && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				(off_t)(part->first << WPFS_PAGE_SHIFT),
+				(off_t)(part->nr << WPFS_PAGE_SHIFT)) < 0)
 		r = -errno;
-	if (capped_in_memory(fd, first, nr) == 0)
+	if (capped_in_memory(fd, part->first, part->nr) == 0)
 		return r;
-	for (uint64_t i = 0; i < nr; i++) {
+	for (uint64_t i = 0; i < part->nr; i++) {
 		int err;
 
-		if (capped_in_memory(fd, first + i, 1) == 0)
+		if (capped_in_memory(fd, part->first + i, 1) == 0)
 			continue;
-		err = put_back(sv, first + i, sv->s->buf + ((at + i) << WPFS_PAGE_SHIFT));
+		err = put_back(sv, part->first + i, from + (i << WPFS_PAGE_SHIFT));
 		r = r < 0 ? r : err;
-		sv->stay++;
+		k->stay++;
 	}
 	return r;
 }
 
-static int save_and_punch(struct saving *sv, uint64_t *pages)
+/* What is in the store now may leave memory. */
+static int chunk_punch(struct saving *sv, struct chunk *k)
 {
 	struct capped *c = sv->c;
 	struct capped_file *f = sv->b->file;
-	struct save *s = sv->s;
-	struct stat st;
-	int r = capped_test_fail("lower-read"), fd;
+	const char *from = k->buf;
+	int r = 0;
 
+	pthread_mutex_lock(&c->lock);
+	for (size_t i = 0; i < k->nr_runs; i++) {
+		uint64_t before = f->bits.count;
+
+		for (uint64_t p = 0; p < k->runs[i].nr; p++)
+			spill_bits_set(&f->bits, k->runs[i].first + p);
+		c->counts.spilled += f->bits.count - before;
+	}
+	capped_test_point("spilled"); /* with the lock held: nobody is served */
+	for (size_t i = 0; r == 0 && i < k->nr_parts; i++) {
+		r = punch_part(sv, k, &k->parts[i], from);
+		from += k->parts[i].nr << WPFS_PAGE_SHIFT;
+	}
+	*sv->left += k->resident - k->stay;
+	c->counts.evictions += k->resident - k->stay;
+	c->counts.zeros += k->zeros;
+	capped_limit_set(c, true);
+	pthread_mutex_unlock(&c->lock);
+	return r;
+}
+
+/* Waits for its pages to be in the store, punches them, and empties it. */
+static int chunk_end(struct saving *sv, struct chunk *k)
+{
+	struct capped *c = sv->c;
+	int r;
+
+	if (!k->writing)
+		return 0;
+	r = spill_store_write_end(c->evict_io, &k->job, k->runs, k->nr_runs);
 	if (r == 0)
-		r = for_leaving(sv->b, save_leaving, sv);
+		r = capped_test_fail("spill-write");
+	if (r == 0) {
+		capped_test_point("saved");
+		r = chunk_punch(sv, k);
+		capped_test_point("punched");
+	} else {
+		/* A full store must not stay so for pages that are not in it. */
+		spill_store_discard(sv->fd, k->runs, k->nr_runs);
+	}
+	*k = (struct chunk){.buf = k->buf};
+	return r;
+}
+
+/* Begins to write the one that was filled, and makes the next one empty. */
+static int chunk_write(struct saving *sv)
+{
+	struct chunk *k = &sv->chunks[sv->at];
+	int r;
+
+	if (k->nr_parts == 0)
+		return 0;
+	r = spill_store_write_begin(sv->c->evict_io, &k->job, sv->fd, k->runs, k->nr_runs);
+	if (r < 0)
+		return r;
+	k->writing = true;
+	sv->at = (sv->at + 1) % NR_CHUNKS;
+	return chunk_end(sv, &sv->chunks[sv->at]);
+}
+
+static int save_leaving(struct saving *sv, uint64_t first, uint64_t nr)
+{
+	int r = 0;
+
+	while (r == 0 && nr) {
+		struct chunk *k = &sv->chunks[sv->at];
+		uint64_t n = nr < CAPPED_CHUNK - k->pages ? nr : CAPPED_CHUNK - k->pages;
+
+		r = save_range(k, sv->b->file->fd, first, n,
+			       k->buf + (k->pages << WPFS_PAGE_SHIFT));
+		k->parts[k->nr_parts++] = (struct capped_run){first, n};
+		k->pages += n;
+		first += n;
+		nr -= n;
+		if (r == 0 && k->pages == CAPPED_CHUNK)
+			r = chunk_write(sv);
+	}
+	return r;
+}
+
+static int save_and_punch(struct saving *sv)
+{
+	struct capped *c = sv->c;
+	struct capped_file *f = sv->b->file;
+	struct stat st;
+	int r = capped_test_fail("lower-read");
 
 	if (r == 0 && fstat(f->fd, &st) < 0)
 		r = -errno;
 	pthread_mutex_lock(&c->lock);
-	fd = capped_spill_fd(c, f, true);
+	sv->fd = capped_spill_fd(c, f, true);
 	pthread_mutex_unlock(&c->lock);
 	if (r == 0)
-		r = fd < 0 ? fd : capped_test_fail("spill-write");
-	if (r == 0)
-		r = spill_store_write(c->evict_io, fd, s->runs, s->nr);
-	if (r < 0) {
-		/* A full store must not stay so for pages that are not in it. */
-		if (fd >= 0)
-			spill_store_discard(fd, s->runs, s->nr);
+		r = sv->fd < 0 ? sv->fd : 0;
+	if (r < 0)
 		return r;
-	}
 	sv->size = st.st_size;
-	capped_test_point("saved");
-	pthread_mutex_lock(&c->lock);
-	for (size_t i = 0; i < s->nr; i++) {
-		uint64_t before = f->bits.count;
+	spill_store_reserve(sv->fd, ((uint64_t)st.st_size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT);
+	r = for_leaving(sv->b, save_leaving, sv);
+	if (r == 0)
+		r = chunk_write(sv);
+	/* The oldest first. What was written by then goes, whatever became of the others. */
+	for (size_t i = 0; i < NR_CHUNKS; i++) {
+		int err = chunk_end(sv, &sv->chunks[(sv->at + i) % NR_CHUNKS]);
 
-		for (uint64_t p = 0; p < s->runs[i].nr; p++)
-			spill_bits_set(&f->bits, s->runs[i].first + p);
-		c->counts.spilled += f->bits.count - before;
+		r = r < 0 ? r : err;
 	}
-	capped_test_point("spilled"); /* with the lock held: nobody is served */
-	r = for_leaving(sv->b, punch_leaving, sv);
-	*pages += s->resident - sv->stay;
-	c->counts.evictions += s->resident - sv->stay;
-	c->counts.zeros += s->zeros;
-	capped_limit_set(c, true);
-	pthread_mutex_unlock(&c->lock);
 	futimens(f->fd, (struct timespec[2]){st.st_atim, st.st_mtim});
-	capped_test_point("punched");
 	return r;
 }
 
@@ -239,8 +310,7 @@ static int batch_run(struct capped *c, struct capped_batch *b, const struct capp
 		     size_t nr, bool settle, struct mm_set *used, uint64_t *pages, char *why,
 		     size_t why_size)
 {
-	struct save s = {.buf = spill_io_buf(c->evict_io)};
-	struct saving sv = {.c = c, .b = b, .s = &s};
+	struct saving sv = {.c = c, .b = b, .left = pages};
 	int r = capped_batch_begin(c, b, maps, nr, why, why_size);
 
 	if (r < 0)
@@ -260,9 +330,12 @@ static int batch_run(struct capped *c, struct capped_batch *b, const struct capp
 		return r;
 	}
 	capped_test_point("leased");
-	s.runs = calloc(b->pages, sizeof(*s.runs));
-	r = s.runs ? save_and_punch(&sv, pages) : -ENOMEM;
-	free(s.runs);
+	sv.chunks = calloc(NR_CHUNKS, sizeof(*sv.chunks));
+	for (size_t i = 0; sv.chunks && i < NR_CHUNKS; i++)
+		sv.chunks[i].buf =
+			(char *)spill_io_buf(c->evict_io) + (i * CAPPED_CHUNK << WPFS_PAGE_SHIFT);
+	r = sv.chunks ? save_and_punch(&sv) : -ENOMEM;
+	free(sv.chunks);
 	fcntl(b->file->fd, F_SETLEASE, F_UNLCK);
 	if (r < 0)
 		snprintf(why, why_size, "its pages cannot be moved to the store: %s",
@@ -295,7 +368,7 @@ static size_t next_runs(const struct capped_file *f, uint64_t *page, uint64_t en
 
 	/* All of it, as a rule; and lseek would look at all that follows. */
 	if (*page < end) {
-		uint64_t most = end - *page < CAPPED_BATCH ? end - *page : CAPPED_BATCH;
+		uint64_t most = end - *page < PASS_PAGES ? end - *page : PASS_PAGES;
 
 		if (capped_in_memory(f->fd, *page, most) == most) {
 			runs[0] = (struct capped_run){*page, most};
@@ -303,7 +376,7 @@ static size_t next_runs(const struct capped_file *f, uint64_t *page, uint64_t en
 			return 1;
 		}
 	}
-	while (pages < CAPPED_BATCH && *page < end) {
+	while (pages < PASS_PAGES && nr < CAPPED_BATCH && *page < end) {
 		off_t data = lseek(f->fd, (off_t)(*page << WPFS_PAGE_SHIFT), SEEK_DATA), hole;
 		uint64_t first, last;
 
@@ -321,8 +394,8 @@ static size_t next_runs(const struct capped_file *f, uint64_t *page, uint64_t en
 			*page = end;
 			break;
 		}
-		if (last - first > CAPPED_BATCH - pages)
-			last = first + CAPPED_BATCH - pages;
+		if (last - first > PASS_PAGES - pages)
+			last = first + PASS_PAGES - pages;
 		runs[nr++] = (struct capped_run){first, last - first};
 		pages += last - first;
 		*page = last;
