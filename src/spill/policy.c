@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/cleanup.h"
 
@@ -27,15 +28,38 @@ enum where { NOWHERE, SMALL, MAIN, GHOST };
 #define STATE_AGED  0x80 /* probed: in the small queue it is in the ring of those */
 
 struct entry {
-	uint64_t page : 28, slot : 17, gen : 3, tick : 16;
+	uint64_t page;
+	uint32_t slot;
+	uint16_t tick;
+	uint8_t gen;
 };
 
-_Static_assert(sizeof(struct entry) == 8, "eight bytes per queued page");
+/*
+ * A ring is of words: most are a page and the generation of its stay; its file and its tick are
+ * those of the last word before it that says one. Neighbours are nearly always alike in both.
+ */
+#define WORD_GEN_SHIFT 28
+#define WORD_PAGE      0x0fffffffu
+#define WORD_SLOT      0x80000000u /* bit 31: no page, but a slot, */
+#define WORD_TICK      0xc0000000u /* or with bit 30 a tick */
+#define WORD_VALUE     0x0003ffffu
+#define WORDS_MOST     3 /* that one entry can take */
+#define RING_LEAST     1024u
+
+_Static_assert(POLICY_MAX_PAGES == WORD_PAGE + 1ull, "a page fits beside its generation");
+_Static_assert(POLICY_MAX_FILES <= WORD_VALUE + 1ull, "a slot fits in a word");
+
+/* What the words so far say. */
+struct context {
+	uint32_t slot;
+	uint16_t tick;
+};
 
 struct ring {
-	struct entry *entries;
-	uint64_t head, nr, room; /* room is a power of two */
-	uint64_t live;		 /* entries that are not void */
+	uint32_t *words;
+	uint64_t head, nr, room;
+	uint64_t live;		/* entries that are not void */
+	struct context out, in; /* at the head, behind the end */
 };
 
 struct file {
@@ -53,27 +77,86 @@ struct policy {
 
 /* ---- rings ---- */
 
-static bool ring_grow(struct ring *r)
+static uint32_t *ring_at(const struct ring *r, uint64_t i)
 {
-	uint64_t room = r->room ? r->room * 2 : 1024;
-	struct entry *bigger = calloc(room, sizeof(*bigger));
+	uint64_t at = r->head + i;
 
-	if (!bigger)
+	return &r->words[at < r->room ? at : at - r->room];
+}
+
+/* Not from the heap, which would keep the holes of rings that grew. */
+static bool ring_move(struct ring *r, uint64_t room)
+{
+	uint32_t *words = mmap(NULL, room * sizeof(*words), PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (words == MAP_FAILED)
 		return false;
 	for (uint64_t i = 0; i < r->nr; i++)
-		bigger[i] = r->entries[(r->head + i) & (r->room - 1)];
-	free(r->entries);
-	*r = (struct ring){.entries = bigger, .nr = r->nr, .room = room, .live = r->live};
+		words[i] = *ring_at(r, i);
+	if (r->words)
+		munmap(r->words, r->room * sizeof(*r->words));
+	r->words = words;
+	r->head = 0;
+	r->room = room;
 	return true;
 }
 
-static struct entry ring_shift(struct ring *r)
+static void ring_free(struct ring *r)
 {
-	struct entry e = r->entries[r->head & (r->room - 1)];
+	if (r->words)
+		munmap(r->words, r->room * sizeof(*r->words));
+	*r = (struct ring){.words = NULL};
+}
 
-	r->head++;
+/* There is room for the words. */
+static void ring_append(struct ring *r, const struct entry *e)
+{
+	if (r->in.slot != e->slot)
+		*ring_at(r, r->nr++) = WORD_SLOT | e->slot;
+	if (r->in.tick != e->tick)
+		*ring_at(r, r->nr++) = WORD_TICK | e->tick;
+	r->in = (struct context){e->slot, e->tick};
+	*ring_at(r, r->nr++) = (uint32_t)(e->gen & 7) << WORD_GEN_SHIFT | (uint32_t)e->page;
+}
+
+/* Word i in its context, which it may change. False: it is no entry. */
+static bool ring_parse(const struct ring *r, uint64_t i, struct context *context, struct entry *e)
+{
+	uint32_t word = *ring_at(r, i);
+
+	if (word >= WORD_TICK) {
+		context->tick = (uint16_t)(word & WORD_VALUE);
+		return false;
+	}
+	if (word >= WORD_SLOT) {
+		context->slot = word & WORD_VALUE;
+		return false;
+	}
+	*e = (struct entry){.page = word & WORD_PAGE,
+			    .slot = context->slot,
+			    .tick = context->tick,
+			    .gen = (uint8_t)(word >> WORD_GEN_SHIFT)};
+	return true;
+}
+
+/* The first entry, which stays. False: there is none. */
+static bool ring_peek(struct ring *r, struct entry *e)
+{
+	while (r->nr) {
+		if (ring_parse(r, 0, &r->out, e))
+			return true;
+		r->head = r->head + 1 == r->room ? 0 : r->head + 1;
+		r->nr--;
+	}
+	return false;
+}
+
+/* After ring_peek: takes it away. */
+static void ring_shift(struct ring *r)
+{
+	r->head = r->head + 1 == r->room ? 0 : r->head + 1;
 	r->nr--;
-	return e;
 }
 
 /* ---- states ---- */
@@ -114,43 +197,54 @@ static enum where where(uint8_t state)
 }
 
 /* The state of an entry's page, if it still is about that stay in a queue `w`. */
-static uint8_t *state_of(const struct policy *p, struct entry e, enum where w)
+static uint8_t *state_of(const struct policy *p, const struct entry *e, enum where w)
 {
-	uint8_t *state = p->files[e.slot].owner ? state_find(p, e.slot, e.page) : NULL;
+	uint8_t *state = p->files[e->slot].owner ? state_find(p, e->slot, e->page) : NULL;
 
-	if (!state || where(*state) != w || (*state & STATE_GEN) >> GEN_SHIFT != e.gen)
+	if (!state || where(*state) != w || (*state & STATE_GEN) >> GEN_SHIFT != e->gen)
 		return NULL;
 	return state;
 }
 
-static bool entry_is_void(const struct policy *p, const struct ring *r, struct entry e)
+static bool entry_is_void(const struct policy *p, const struct ring *r, const struct entry *e)
 {
 	if (r == &p->ghost)
 		return !state_of(p, e, GHOST);
 	return !state_of(p, e, r == &p->main ? MAIN : SMALL);
 }
 
+/* In place: what is kept takes no more words than it took. */
 static void ring_compact(const struct policy *p, struct ring *r)
 {
-	uint64_t nr = r->nr, kept = 0;
+	uint64_t nr = r->nr;
+	struct context context = r->out;
 
+	r->in = r->out;
+	r->nr = 0;
 	for (uint64_t i = 0; i < nr; i++) {
-		struct entry e = r->entries[(r->head + i) & (r->room - 1)];
+		struct entry e;
 
-		if (!entry_is_void(p, r, e))
-			r->entries[(r->head + kept++) & (r->room - 1)] = e;
+		if (ring_parse(r, i, &context, &e) && !entry_is_void(p, r, &e))
+			ring_append(r, &e);
 	}
-	r->nr = kept;
 }
 
-/* Files that are truncated and filled again and again leave void entries only. */
-static bool ring_push(struct policy *p, struct ring *r, struct entry e)
+/*
+ * Void entries go when there is no room; what is free then is a quarter at least, so that this is
+ * not done for each entry, and a half at most.
+ */
+static bool ring_push(struct policy *p, struct ring *r, const struct entry *e)
 {
-	if (r->nr == r->room && r->nr / 2 > r->live)
+	if (r->nr + WORDS_MOST > r->room) {
+		uint64_t room;
+
 		ring_compact(p, r);
-	if (r->nr == r->room && !ring_grow(r))
-		return false;
-	r->entries[(r->head + r->nr++) & (r->room - 1)] = e;
+		room = r->nr + r->nr / 3 + RING_LEAST;
+		if ((r->nr + r->nr / 4 + WORDS_MOST > r->room || room < r->room / 2) &&
+		    !ring_move(r, room) && r->nr + WORDS_MOST > r->room)
+			return false;
+	}
+	ring_append(r, e);
 	r->live++;
 	return true;
 }
@@ -161,7 +255,7 @@ static struct entry stay_begin(uint8_t *state, uint32_t slot, uint64_t page, enu
 	uint8_t gen = (uint8_t)(((*state & STATE_GEN) >> GEN_SHIFT) + 1) & 7;
 
 	*state = (uint8_t)(gen << GEN_SHIFT | w);
-	return (struct entry){.page = page & 0xfffffff, .slot = slot & 0x1ffff, .gen = gen & 7};
+	return (struct entry){.page = page, .slot = slot, .gen = gen};
 }
 
 /* ---- life ---- */
@@ -192,10 +286,10 @@ void policy_free(struct policy *p)
 	for (uint32_t i = 0; i < p->nr_files; i++)
 		file_clear(&p->files[i]);
 	free(p->files);
-	free(p->fresh.entries);
-	free(p->aged.entries);
-	free(p->main.entries);
-	free(p->ghost.entries);
+	ring_free(&p->fresh);
+	ring_free(&p->aged);
+	ring_free(&p->main);
+	ring_free(&p->ghost);
 	free(p);
 }
 
@@ -256,6 +350,7 @@ void policy_touch(struct policy *p, uint32_t slot, uint64_t page)
 void policy_insert(struct policy *p, uint32_t slot, uint64_t page)
 {
 	uint8_t *state = state_make(p, slot, page);
+	struct entry e;
 	bool again;
 
 	if (!state)
@@ -267,8 +362,8 @@ void policy_insert(struct policy *p, uint32_t slot, uint64_t page)
 	again = where(*state) == GHOST;
 	if (again)
 		p->ghost.live--;
-	if (!ring_push(p, again ? &p->main : &p->fresh,
-		       stay_begin(state, slot, page, again ? MAIN : SMALL)))
+	e = stay_begin(state, slot, page, again ? MAIN : SMALL);
+	if (!ring_push(p, again ? &p->main : &p->fresh, &e))
 		*state &= (uint8_t)~STATE_WHERE;
 }
 
@@ -313,9 +408,9 @@ void policy_drop(struct policy *p, uint32_t slot, uint64_t first, uint64_t nr)
 static bool ring_take(struct policy *p, struct ring *r, enum where w, struct entry *e,
 		      uint8_t **state)
 {
-	while (r->nr) {
-		*e = ring_shift(r);
-		*state = state_of(p, *e, w);
+	while (ring_peek(r, e)) {
+		ring_shift(r);
+		*state = state_of(p, e, w);
 		if (*state) {
 			r->live--;
 			return true;
@@ -328,9 +423,14 @@ static bool ring_take(struct policy *p, struct ring *r, enum where w, struct ent
 /* Has the first of the ring been there for long enough? */
 static bool ring_is_ripe(struct policy *p, struct ring *r, uint16_t now, uint16_t min_age)
 {
-	while (r->nr && entry_is_void(p, r, r->entries[r->head & (r->room - 1)]))
+	struct entry e;
+
+	while (ring_peek(r, &e)) {
+		if (!entry_is_void(p, r, &e))
+			return (uint16_t)(now - e.tick) >= min_age;
 		ring_shift(r);
-	return r->nr && (uint16_t)(now - r->entries[r->head & (r->room - 1)].tick) >= min_age;
+	}
+	return false;
 }
 
 /*
@@ -383,18 +483,19 @@ static void ghost_push(struct policy *p, uint8_t *state, const struct policy_pag
 
 	while (p->ghost.live >= p->capacity && ring_take(p, &p->ghost, GHOST, &e, &old))
 		*old &= (uint8_t)~STATE_WHERE;
-	if (!ring_push(p, &p->ghost, stay_begin(state, page->slot, page->page, GHOST)))
+	e = stay_begin(state, page->slot, page->page, GHOST);
+	if (!ring_push(p, &p->ghost, &e))
 		*state &= (uint8_t)~STATE_WHERE;
 }
 
 void policy_put(struct policy *p, const struct policy_page *page, enum policy_verdict verdict,
 		uint16_t now)
 {
-	struct entry e = {.page = page->page & 0xfffffff,
-			  .slot = page->slot & 0x1ffff,
-			  .gen = page->gen & 7,
+	struct entry e = {.page = page->page,
+			  .slot = page->slot,
+			  .gen = page->gen,
 			  .tick = verdict == POLICY_WAIT ? page->tick : now};
-	uint8_t *state = state_of(p, e, NOWHERE);
+	uint8_t *state = state_of(p, &e, NOWHERE);
 	bool to_main = page->main || verdict == POLICY_USED;
 
 	/* It came anew meanwhile, which began another stay; or there is nothing to keep. */
@@ -409,6 +510,6 @@ void policy_put(struct policy *p, const struct policy_page *page, enum policy_ve
 	if (verdict == POLICY_USED && *state & STATE_FREQ)
 		*state = (uint8_t)(*state - FREQ_ONE);
 	*state |= to_main ? MAIN : SMALL;
-	if (!ring_push(p, ring_of(p, *state), e))
+	if (!ring_push(p, ring_of(p, *state), &e))
 		*state &= (uint8_t)~STATE_WHERE;
 }

@@ -9,7 +9,7 @@
  * whether it was used since. Pages that are used once, as a scan does, leave by way of the small
  * queue and never push out what the main queue holds.
  *
- * One byte per page of a file that was ever resident, eight per queued page.
+ * One byte per page of a file that was ever resident, four to six per queued page.
  */
 #ifndef WPFS_SPILL_POLICY_H
 #define WPFS_SPILL_POLICY_H

@@ -277,12 +277,104 @@ static void test_hit_rate(void **state)
 	}
 }
 
+/* ---- the rings against a plain model ---- */
+
+#define RING_FILES 3u
+#define RING_PAGES 5000u
+#define RING_STEPS 400000u
+
+/* A queue as an array; what was dropped stays in it and is passed over. */
+struct plain_entry {
+	uint32_t file, page, stay;
+	uint16_t tick;
+};
+
+struct plain {
+	struct plain_entry *of;
+	size_t head, nr;
+};
+
+static uint32_t stays[RING_FILES][RING_PAGES]; /* 0: not there; else which stay it is */
+
+static struct plain_entry plain_next(struct plain *q)
+{
+	while (q->head < q->nr &&
+	       q->of[q->head].stay != stays[q->of[q->head].file][q->of[q->head].page])
+		q->head++;
+	assert_true(q->head < q->nr);
+	return q->of[q->head++];
+}
+
+/*
+ * Pages of several files come, are probed at various ticks, leave, and are dropped by the thousand:
+ * each comes in its turn, with its file and its tick.
+ */
+static void test_rings(void **state)
+{
+	struct plain queues[2] = {{0}}; /* fresh, aged */
+	struct policy *p = NULL;
+	uint32_t slots[RING_FILES], stay = 0;
+	uint64_t count = 0;
+
+	(void)state;
+	srandom(5);
+	assert_int_equal(policy_new(1 << 20, &p), 0);
+	for (size_t i = 0; i < RING_FILES; i++)
+		assert_int_equal(policy_file_add(p, &owner, &slots[i]), 0);
+	for (size_t i = 0; i < 2; i++)
+		queues[i].of = calloc(RING_STEPS + 1, sizeof(*queues[i].of));
+	for (uint32_t step = 0; step < RING_STEPS; step++) {
+		/* Mostly neighbours of a file, and several steps to a tick; but not always. */
+		uint32_t any = (uint32_t)random();
+		uint32_t file = any % 8 ? step / 500 % RING_FILES : any / 8 % RING_FILES;
+		uint32_t page = any % 4 ? step % RING_PAGES : any / 64 % RING_PAGES;
+		uint16_t tick = (uint16_t)(step / (1 + step / 1000 % 50));
+		struct policy_page got;
+		struct plain_entry want;
+
+		if (random() % 5000 == 0) {
+			policy_drop(p, slots[file], page, 3000);
+			for (uint32_t i = page; i < page + 3000 && i < RING_PAGES; i++) {
+				count -= stays[file][i] != 0;
+				stays[file][i] = 0;
+			}
+		} else if (random() % 3) {
+			if (stays[file][page])
+				continue; /* that would be a touch */
+			stays[file][page] = ++stay;
+			queues[0].of[queues[0].nr++] = (struct plain_entry){file, page, stay, 0};
+			policy_insert(p, slots[file], page);
+			count++;
+		} else if (count) {
+			assert_true(policy_pop(p, tick, 0, &got));
+			want = plain_next(&queues[got.probed]);
+			assert_int_equal(got.page, want.page);
+			assert_int_equal(got.slot, slots[want.file]);
+			if (got.probed) {
+				assert_int_equal(got.tick, want.tick);
+				policy_put(p, &got, POLICY_GONE, tick);
+				stays[want.file][want.page] = 0;
+				count--;
+			} else {
+				want.tick = tick;
+				queues[1].of[queues[1].nr++] = want;
+				policy_put(p, &got, POLICY_PROBED, tick);
+			}
+		}
+		assert_int_equal(policy_count(p), count);
+	}
+	assert_true(queues[1].head > RING_STEPS / 20);
+	for (size_t i = 0; i < 2; i++)
+		free(queues[i].of);
+	policy_free(p);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_order),	 cmocka_unit_test(test_ghost),
-		cmocka_unit_test(test_drop),	 cmocka_unit_test(test_age),
-		cmocka_unit_test(test_hit_rate),
+		cmocka_unit_test(test_order), cmocka_unit_test(test_ghost),
+		cmocka_unit_test(test_drop),  cmocka_unit_test(test_age),
+		cmocka_unit_test(test_rings), cmocka_unit_test(test_hit_rate),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
