@@ -441,6 +441,28 @@ def test_own_userfaultfd(wpfs, tmp_path):
     assert done.stdout == expected.stdout
 
 
+def test_own_userfaultfd_pins(wpfs):
+    """What a program watches itself comes back into memory and stays until it does not any more."""
+    content = os.urandom(64 * PAGE)
+    (wpfs.mnt / "f").write_bytes(content)
+    program = wpfs.spawn(harness.program("uffdorders"), name="t")
+    program.order(f"map {wpfs.mnt}/f 64")
+    assert evict(wpfs) == 64 and spilled(wpfs) == 64
+    program.order("uffd")
+    program.order("register 0 64")
+    assert spilled(wpfs) == 0
+    assert "userfaultfd of its own" in refused(wpfs)
+    program.order("protect 0 64")
+    assert program.order("store 3") == 1, "its own message"
+    assert "userfaultfd of its own" in refused(wpfs)
+    program.order("unregister 0 64")
+    program.order("close")
+    assert evict(wpfs) == 64
+    with direct_file(wpfs.mnt / "f") as fd:
+        assert os.pread(fd, 3 * PAGE, 0) == content[:3 * PAGE]
+        assert os.pread(fd, 60 * PAGE, 4 * PAGE) == content[4 * PAGE:]
+
+
 def test_daemon_killed_with_a_fault_waiting(wpfs):
     """A thread that needs a page waits while there is no daemon, and goes on with the next one."""
     program = refault(wpfs, pages=1024)

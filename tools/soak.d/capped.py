@@ -16,6 +16,7 @@ import report
 
 PAGE = 4096
 MIB = 1 << 20
+LONG = 900  # seconds, for one thing to happen on a busy disk
 
 
 class Watch:
@@ -40,6 +41,7 @@ class Watch:
 
 class World:
     def __init__(self, seed, size, resident, verbose):
+        harness.SECONDS = LONG
         self.rng, self.seed, self.pages = random.Random(seed), seed, size // PAGE
         self.resident, self.verbose, self.begin = resident, verbose, time.monotonic()
         self.dirty, self.armed = set(), set()
@@ -97,13 +99,28 @@ class World:
     def check_marks(self):
         assert report.marked(self.wpfs, "t") == self.armed - self.dirty, "other pages are marked"
 
+    def mount_again(self):
+        """Unmounts with all of the contents and mounts; how long either takes."""
+        self.program.wait()
+        begin = time.monotonic()
+        done = self.wpfs.command(harness.UMOUNT_HELPER, self.wpfs.mnt, timeout=LONG)
+        assert done.returncode == 0, done.stderr
+        assert self.wpfs.daemon.wait(LONG) == 0, self.wpfs.read_log()
+        unmounted = time.monotonic()
+        os.close(self.wpfs.pidfd)
+        self.wpfs.daemon = None
+        self.wpfs.restart()
+        mounted = time.monotonic()
+        self.program = self.run()
+        return unmounted - begin, mounted - unmounted
+
     def close(self):
         for program in self.wpfs.programs:
             program.close()
         for name in os.listdir(self.wpfs.mnt):
             os.unlink(self.wpfs.mnt / name)
-        self.wpfs.command(harness.UMOUNT_HELPER, self.wpfs.mnt, timeout=600)
-        self.wpfs.daemon.wait(600)  # a disk may take its time to give a store's room back
+        self.wpfs.command(harness.UMOUNT_HELPER, self.wpfs.mnt, timeout=LONG)
+        self.wpfs.daemon.wait(LONG)  # a disk may take its time to give a store's room back
         shutil.rmtree(self.wpfs.dir)
         os.unlink(self.copy)
 
@@ -135,11 +152,18 @@ def soak(args):
                 rounds += 1
                 world.say(f"round {rounds} is right; at most {watch.most / MIB:.1f} MiB so far")
             world.read()
+        umount, mount = world.mount_again()
+        with Watch(world.wpfs) as after:
+            world.check()
+            world.check_marks()
+            world.read()
+        watch.most = max(watch.most, after.most)
         assert watch.most <= resident + 64 * MIB, f"{watch.most / MIB:.1f} MiB were resident"
         now = world.wpfs.wpctl_json("status")
     finally:
         world.close()
     print(f"{rounds} rounds are right: contents, marks and dirty pages. At most "
           f"{watch.most / MIB:.1f} of {resident / MIB:.0f} MiB were resident; "
-          f"{now['evictions']} pages left, {now['refaults']} came back.")
+          f"{now['evictions']} pages left, {now['refaults']} came back. With all of "
+          f"it an unmount took {umount:.1f} s, a mount {mount:.1f} s.")
     return 0
