@@ -24,6 +24,7 @@ FILES = """
     share/man/man8/wpfs.8 share/man/man8/mount.fuse.wpfs.8 share/man/man8/umount.fuse.wpfs.8
     share/bash-completion/completions/wpctl share/zsh/site-functions/_wpctl
     share/fish/vendor_completions.d/wpctl.fish
+    lib/systemd/system/wpfs@.service
     share/doc/wpfs/README.md share/doc/wpfs/examples/*
     share/man/man3/wpfs_*.3
 """.split()
@@ -80,7 +81,7 @@ def test_every_function_of_the_header_has_its_page(installed):
 
 
 def test_names_of_the_libraries(installed):
-    lib = next((installed / PREFIX).glob("lib/*"))
+    lib = next((installed / PREFIX).glob("lib/*/libwpfs.so")).parent
     dynamic = said("readelf", "-d", lib / "libwpfs.so")
     assert "soname: [libwpfs.so.0]" in dynamic
     for path in [lib / "libwpfs.so", lib / "libwpfs_preload.so", lib / "wpfs/wpfs_sqlite.so",
