@@ -23,6 +23,7 @@
 
 /* A file whose contents were written, and are durable with all the others. */
 struct flushed {
+	struct fs_handle handle;
 	uint64_t ino, size;
 	uint64_t times; /* its size had been set when they were written */
 	struct store_unsynced unsynced;
@@ -32,6 +33,7 @@ struct flushed {
 struct flush {
 	struct fs_store *store;
 	bool final;
+	bool whole;		/* the sizes are in the picture */
 	bool changed;		/* data files are not durable */
 	uint64_t looked, total; /* final: bytes */
 	struct flushed *done;
@@ -117,7 +119,7 @@ static int flush_contents(struct flush *flush, uint64_t ino, const struct fs_han
 	pthread_mutex_t *lock = &store->data[ino % FS_SHARDS];
 	struct store_data_written written = {.step = flush->total ? flush_step : NULL,
 					     .ctx = flush};
-	struct flushed flushed = {.ino = ino};
+	struct flushed flushed = {.ino = ino, .handle = *handle};
 	_cleanup_close_ int fd = store_open_lower(store->fs, ino, handle);
 	struct stat st;
 	uint64_t ignored;
@@ -172,6 +174,9 @@ static int flush_durable(struct flush *flush)
 			store_size_set(store, f->ino, f->size);
 		store_unsynced_done(store, f->ino, f->unsynced.times);
 		pthread_mutex_unlock(lock);
+		/* Not before: a commit that an fsync of another file makes would take it along. */
+		if (!flush->whole)
+			fs_change_handle(store->fs, f->ino, &f->handle);
 		store_succeeded(store, f->ino);
 		fs_hook_contents_durable(store->fs, f->ino);
 	}
@@ -216,7 +221,8 @@ static int flush_touched(struct flush *flush)
 		} else if (r) {
 			store_failed(flush->store, entry->ino, r);
 		}
-		fs_change_handle(fs, entry->ino, &entry->handle);
+		if (r)
+			fs_change_handle(fs, entry->ino, &entry->handle);
 	}
 	fs_change_set_free(&touched);
 	return flush_durable(flush);
@@ -282,7 +288,7 @@ static int flush_picture(struct flush *flush, struct snap *snap)
 
 int store_flush_whole(struct fs_store *store, bool final)
 {
-	struct flush flush = {.store = store, .final = final};
+	struct flush flush = {.store = store, .final = final, .whole = true};
 	struct fs *fs = store->fs;
 	struct fs_changes changes;
 	struct fs_change *touched;

@@ -9,6 +9,8 @@ import os
 import random
 import sqlite3
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,42 @@ def test_a_large_file_synced_again_and_again(kept):
     kept.lose_power()
     kept.restart()
     assert path.read_bytes() == want
+
+
+def sizes(store):
+    """Of the names at the top, as the rows tell."""
+    with contextlib.closing(sqlite3.connect(f"{store}/wpfs.db")) as db:
+        rows = db.execute("SELECT d.name, i.size FROM dirent AS d JOIN inode AS i ON i.id = d.id WHERE d.parent = 1")
+        return {name.decode(): size for name, size in rows}
+
+
+def test_sizes_while_other_files_are_synced(make_wpfs):
+    """A commit that an fsync makes in the middle of a flush takes nothing of it along."""
+    wpfs = make_wpfs(store=True, options=["flush=1"])
+    over = threading.Event()
+
+    def others():
+        fd = os.open(wpfs.mnt / "other", os.O_RDWR | os.O_CREAT)
+        while not over.is_set():
+            os.pwrite(fd, b"o", 0)
+            os.fsync(fd)
+        os.close(fd)
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    rng, end = random.Random(3), time.monotonic() + 6
+    while time.monotonic() < end:
+        for number in range(30):
+            with open(wpfs.mnt / f"f{number}", "ab") as file:
+                file.write(bytes(rng.randrange(100000)) + b"x")
+    over.set()
+    thread.join()
+    before = {path.name: path.stat().st_size for path in wpfs.mnt.iterdir()}
+    # Nobody has them open: the flush after the next has nothing to do any more.
+    harness.proc.wait_for(lambda: sizes(wpfs.store) == before, harness.SECONDS, "all sizes are stored")
+    wpfs.umount()
+    wpfs.restart()
+    assert {path.name: path.stat().st_size for path in wpfs.mnt.iterdir()} == before
 
 
 def test_in_use_until_the_mapping_goes(make_wpfs):
