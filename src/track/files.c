@@ -177,6 +177,15 @@ void files_learn_mapped(struct track *t, uint64_t ino)
 		files_learn_by_mapping(t, file);
 }
 
+/* Is there a link or a mapping of it left? When the mount is gone nobody's mapping counts. */
+static bool files_is_gone(struct track *t, const struct track_file *file)
+{
+	struct fs_file found;
+	int r = fs_file_by_handle(t->config.fs, &file->handle, &found);
+
+	return r == -ESTALE || (r == 0 && t->unmounted && found.nlink == 0);
+}
+
 /*
  * A file is gone from an mm. One that has ended is known to have had mappings of it: their marks go
  * by address in the database, not with the file.
@@ -201,24 +210,22 @@ static int files_refresh_job(struct db_tx *tx, void *arg)
 	int r = 0;
 
 	HASH_ITER (hh, t->files, file, next) {
-		struct fs_file found;
-
 		if (r < 0)
 			break;
 		if (!files_learn(t, file))
 			files_learn_by_mapping(t, file);
-		if (t->db_error || !file->handle.len ||
-		    fs_file_by_handle(t->config.fs, &file->handle, &found) != -ESTALE ||
+		if (t->db_error || !file->handle.len || !files_is_gone(t, file) ||
 		    files_is_mapped(t, file->ino)) {
 			r = files_put(t, tx, file->ino);
 			continue;
 		}
 		/* The last link and the last mapping are gone: so are its marks. */
-		r = db_file_delete(tx, file->ino);
 		DL_FOREACH (t->tmms, tm) {
 			if (r == 0)
 				r = files_leave(t, tx, tm, file->ino);
 		}
+		if (r == 0)
+			r = db_file_delete(tx, file->ino);
 		files_drop(t, file);
 	}
 	return r;

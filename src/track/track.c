@@ -427,6 +427,7 @@ static int track_stop_fn(struct track *t, void *arg)
 
 	life_sweep(t);
 	life_end_all(t);
+	t->unmounted = true;
 	r = aside_retry(t);
 	if (r == 0)
 		r = files_refresh(t); /* what nobody has mapped any more may be gone */

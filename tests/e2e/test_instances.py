@@ -324,16 +324,20 @@ def test_another_file_of_a_program_that_ended_goes(make_wpfs, options):
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_files_that_are_gone_leave_nothing_in_the_store(make_wpfs, asked):
-    wpfs = make_wpfs("store")
+@pytest.mark.parametrize("options", [[], ["resident=64M"]])
+def test_files_that_are_gone_leave_nothing_in_the_store(make_wpfs, options, asked):
+    wpfs = make_wpfs("store", options)
     program = mapped(wpfs, "a")
     program.order(f"open 1 {wpfs.mnt}/g")
     program.order(f"size 1 {8 * PAGE}")
     program.order(f"map 1 1 0 {8 * PAGE}")
     program.order("store 1 2 1")
     program.kill9()
+    other = mapped(wpfs, "b", path="h", pages=8)
+    other.kill9()
     assert report.dirty(wpfs, "a", "/g") == {2}
     os.unlink(wpfs.mnt / "g")
+    os.unlink(wpfs.mnt / "h")
     if asked:
         wpfs.wpctl("dirty", wpfs.mnt)
     wpfs.umount()
