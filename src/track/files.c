@@ -187,17 +187,17 @@ static bool files_is_gone(struct track *t, const struct track_file *file)
 }
 
 /*
- * A file is gone from an mm. One that has ended is known to have had mappings of it: their marks go
- * by address in the database, not with the file.
+ * A file is gone from an mm. Of one that has ended the database may know mappings of it still;
+ * their marks go by address, not with the file.
  */
 static int files_leave(struct track *t, struct db_tx *tx, struct tmm *tm, uint64_t ino)
 {
 	struct mm_file *f = mm_file_find(&tm->mm, ino);
-	const size_t mappings = tm->mm.nr_vmas;
 
-	if (f)
-		mm_file_remove(&tm->mm, f);
-	if (tm->mm.nr_vmas == mappings || tm->unsaved || tm->doomed)
+	if (!f)
+		return 0;
+	mm_file_remove(&tm->mm, f);
+	if (tm->state != TMM_DETACHED || tm->unsaved)
 		return 0;
 	return persist_mm_in(t, tx, tm);
 }

@@ -336,6 +336,8 @@ def test_files_that_are_gone_leave_nothing_in_the_store(make_wpfs, options, aske
     other = mapped(wpfs, "b", path="h", pages=8)
     other.kill9()
     assert report.dirty(wpfs, "a", "/g") == {2}
+    if asked:
+        wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
     os.unlink(wpfs.mnt / "g")
     os.unlink(wpfs.mnt / "h")
     if asked:
