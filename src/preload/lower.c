@@ -143,7 +143,11 @@ long lower_map(struct mapping *r)
 	fd = exchange_ticket(r);
 	if (fd < 0)
 		return r->require ? -ECONNREFUSED : -ENODEV;
+	/* A harvest between the call and its report would find it, and nobody watching. */
+	mapping_announce(r);
 	ret = map_place(r, fd);
+	if (raw_failed(ret))
+		mapping_call_off(r);
 	raw(close, fd);
 	return ret;
 }

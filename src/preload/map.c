@@ -125,16 +125,6 @@ static long reserve_place(const struct mapping *r)
 	return raw_failed(at) ? at : 0;
 }
 
-/* What was announced does not come: a mapping that looks like it is none that will be told of. */
-static void call_off(const struct mapping *r)
-{
-	struct mapping nothing = *r;
-	uint64_t armed;
-
-	nothing.len = 0;
-	mapping_tell(&nothing, 0, 0, true, &armed);
-}
-
 /* It would be armed: made elsewhere, armed, moved. */
 static long fixed_armed(const struct mapping *r)
 {
@@ -148,7 +138,7 @@ static long fixed_armed(const struct mapping *r)
 	if (!err && no_replace)
 		err = reserve_place(r);
 	if (err) {
-		call_off(r);
+		mapping_call_off(r);
 		return err;
 	}
 	/* Before there is anything of what comes: the harvest would find it, and nobody watching
@@ -203,7 +193,7 @@ static long map_fixed(const struct mapping *r)
 		return fixed_armed(r);
 	at = fixed_plain(r);
 	if (raw_failed(at))
-		call_off(r);
+		mapping_call_off(r);
 	return mapped(r, at);
 }
 
@@ -229,7 +219,7 @@ static long map_tracked(struct mapping *r)
 	mapping_announce(r);
 	at = plain_map(r);
 	if (raw_failed(at))
-		call_off(r);
+		mapping_call_off(r);
 	return mapped(r, at);
 }
 

@@ -73,6 +73,15 @@ int mapping_tell(const struct mapping *r, uint64_t at, uint64_t final, bool quer
 	return 0;
 }
 
+void mapping_call_off(const struct mapping *r)
+{
+	struct mapping nothing = *r;
+	uint64_t armed;
+
+	nothing.len = 0;
+	mapping_tell(&nothing, 0, 0, true, &armed);
+}
+
 static void remember(const struct mapping *r, uint64_t at, bool untold)
 {
 	struct range range = {

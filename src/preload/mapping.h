@@ -39,6 +39,9 @@ void mapping_of_range(const struct range *range, struct mapping *r);
  */
 void mapping_announce(const struct mapping *r);
 
+/* It does not come: a mapping that looks like it is none that will be told of. */
+void mapping_call_off(const struct mapping *r);
+
 /*
  * Tells the daemon of a mapping at `at` that will be at `final`; it is armed when this returns, and
  * *armed says how many pages of it. query: nothing is mapped, only how many would be. 0, or -errno:

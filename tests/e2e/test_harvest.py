@@ -5,6 +5,8 @@ import contextlib
 import random
 import threading
 
+import pytest
+
 import harness
 import report
 from harness import PAGE
@@ -38,7 +40,9 @@ def looked_at(wpfs):
     assert sum(looks) > 10, "nobody looked"
 
 
-def test_maps_and_unmaps(wpfs):
+@pytest.mark.parametrize("kind", ["native", "capped"])
+def test_maps_and_unmaps(make_wpfs, kind):
+    wpfs = make_wpfs("store", ["resident=64M"] if kind == "capped" else [])
     mapped(wpfs).kill9()
     program = wpfs.spawn(harness.program("mapper"), name="t")
     program.order(f"open 0 {wpfs.mnt}/f")
