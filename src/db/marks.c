@@ -211,3 +211,8 @@ int db_file_delete(struct db_tx *tx, uint64_t id)
 {
 	return sql_exec(tx, "DELETE FROM file WHERE id = ?1", "i", (int64_t)id);
 }
+
+int db_file_delete_gone(struct db_tx *tx)
+{
+	return sql_exec(tx, "DELETE FROM file WHERE id NOT IN (SELECT id FROM inode)", "");
+}

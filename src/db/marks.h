@@ -110,6 +110,10 @@ int db_file_put(struct db_tx *tx, uint64_t id, const void *handle, size_t handle
 /* The file is gone for good: all that refers to it goes, in every mm. */
 int db_file_delete(struct db_tx *tx, uint64_t id);
 
+/* The same of all files that the tree does not have. Only when that is stored, and nothing is
+ * mapped. */
+int db_file_delete_gone(struct db_tx *tx);
+
 /* ---- epochs, per mm and file --------------------------------------------------------------- */
 
 #define DB_EPOCHS_KEPT 64 /* closed ones per mm and file; older ones are dropped */

@@ -15,6 +15,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "db/marks.h"
 #include "fs/store_data.h"
 #include "fs/store_priv.h"
 
@@ -324,6 +325,9 @@ static int end_job(struct db_tx *tx, void *arg)
 	const struct end *end = arg;
 	int r = db_tx_meta_set_u64(tx, DB_META_CLEAN, 1);
 
+	/* Of a file without a name that no report has asked for the marks are there still. */
+	if (!r)
+		r = db_file_delete_gone(tx);
 	return r || !end->id_base ? r : db_tx_meta_set_u64(tx, DB_META_ID_BASE, end->id_base);
 }
 

@@ -346,3 +346,23 @@ def test_files_that_are_gone_leave_nothing_in_the_store(make_wpfs, options, aske
     wpfs.wpctl("check", wpfs.store)
     assert report.marked(wpfs, "a", target=wpfs.store) == ALL
     wpfs.restart()
+
+
+def test_a_file_that_nobody_asked_for_leaves_nothing(make_wpfs):
+    """Its handle was never learned: there was no daemon when the program ended."""
+    wpfs = make_wpfs("store")
+    (wpfs.mnt / "g").write_bytes(bytes(8 * PAGE))
+    wpfs.kill9()
+    wpfs.restart()
+    program = wpfs.spawn(harness.program("mapper"), name="a")
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"map 1 1 0 {8 * PAGE}")
+    wpfs.kill9()
+    program.kill9()
+    wpfs.restart()
+    wpfs.spawn(harness.program("mapper"), name="a").order(f"open 1 {wpfs.mnt}/g")
+    os.unlink(wpfs.mnt / "g")
+    wpfs.programs[-1].kill9()
+    wpfs.umount()
+    wpfs.wpctl("check", wpfs.store)
+    wpfs.restart()
