@@ -310,10 +310,14 @@ def test_names_are_a_prefix(make_wpfs, seed):
 # ---- contents come when they are asked for
 
 
-def stored(make_wpfs, count=40, options=()):
-    """A mount with `count` files of different contents, unmounted; the contents by name."""
+def stored(make_wpfs, count=40, options=(), small=None):
+    """
+    A mount with `count` files of different contents, unmounted; the contents by name. With `small` all
+    but the file of that number have 20000 bytes and more.
+    """
+    least = 0 if small is None else 20000
     wpfs = make_wpfs(store=True, options=["flush=0", *options])
-    contents = {f"f{n}": os.urandom(n * 1000) for n in range(count)}
+    contents = {f"f{n}": os.urandom(n * 1000 + (least if n != small else 0)) for n in range(count)}
     for name, data in contents.items():
         (wpfs.mnt / name).write_bytes(data)
     wpfs.umount()
@@ -391,8 +395,8 @@ def test_times_are_those_of_before(make_wpfs):
 
 
 def test_the_daemon_dies_before_they_came(make_wpfs):
-    wpfs, contents = stored(make_wpfs, options=["size=2M"])
-    wpfs.options.append("size=16K")  # so that they do not
+    wpfs, contents = stored(make_wpfs, options=["size=2M"], small=2)
+    wpfs.options.append("size=16K")  # so that no other does
     wpfs.restart()
     (wpfs.mnt / "f2").write_bytes(b"new")
     wpfs.kill9()
