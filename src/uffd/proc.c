@@ -170,11 +170,26 @@ bool proc_is_dead(int pidfd)
 	return poll(&pfd, 1, 0) == 1 && (pfd.revents & (POLLIN | POLLHUP));
 }
 
+/* A kernel thread has no mm, nor has a process that is ending. */
+static bool proc_has_mm(pid_t pid)
+{
+	_cleanup_free_ char *text = NULL;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/statm", pid);
+	return fdio_read_file(AT_FDCWD, path, &text, NULL) == 0 && strtoull(text, NULL, 10) > 0;
+}
+
 static int proc_compare_mm(pid_t a, pid_t b)
 {
 	long r = syscall(SYS_kcmp, a, b, KCMP_VM, 0, 0);
 
-	return r < 0 ? -errno : r == 0;
+	if (r < 0)
+		return -errno;
+	/* Two that have none are the same to kcmp. Who has one now had it when it was asked. */
+	if (r == 0 && !proc_has_mm(a))
+		return -ESRCH;
+	return r == 0;
 }
 
 int proc_same_mm(pid_t a, pid_t b)

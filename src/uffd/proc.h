@@ -45,8 +45,8 @@ pid_t proc_of_pidfd(int pidfd);
 bool proc_is_dead(int pidfd);
 
 /*
- * Do two processes share one mm (kcmp(2), KCMP_VM)? 1, 0 or -errno; -ESRCH: one of them is gone. Of
- * `a` any thread will do, as its first one may have ended.
+ * Do two processes share one mm (kcmp(2), KCMP_VM)? 1, 0 or -errno; -ESRCH: one of them is gone,
+ * or neither has one. Of `a` any thread will do, as its first one may have ended.
  */
 int proc_same_mm(pid_t a, pid_t b);
 

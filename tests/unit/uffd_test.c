@@ -309,6 +309,29 @@ static void test_one_mm_or_two(void **state)
 	assert_int_equal(proc_same_mm(c->pid, INT32_MAX), -ESRCH);
 }
 
+/* A child that has ended and is not reaped. */
+static pid_t ended_child(void)
+{
+	pid_t pid = fork();
+	siginfo_t info;
+
+	if (pid == 0)
+		_exit(0);
+	assert_true(pid > 0);
+	assert_int_equal(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
+	return pid;
+}
+
+static void test_none_is_not_one_mm(void **state)
+{
+	pid_t a = ended_child(), b = ended_child();
+
+	assert_int_equal(proc_same_mm(a, b), -ESRCH);
+	assert_int_equal(proc_same_mm(a, getpid()), 0);
+	assert_int_equal(waitpid(a, NULL, 0), a);
+	assert_int_equal(waitpid(b, NULL, 0), b);
+}
+
 static void test_borrowed_descriptors(void **state)
 {
 	struct child *c = tracked(state);
@@ -421,6 +444,7 @@ int main(void)
 		T(test_strange_names),
 		T(test_uid),
 		T(test_one_mm_or_two),
+		T(test_none_is_not_one_mm),
 		T(test_borrowed_descriptors),
 		T(test_boot_id),
 		T(test_maps_show_what_was_mapped),
