@@ -70,7 +70,7 @@ static int open_uffd(void)
 static void begin(void)
 {
 	static const char page[WPFS_PAGE_SIZE];
-	struct sigaction action = {.sa_handler = on_sigbus, .sa_flags = SA_NODEFER};
+	struct sigaction action = {.sa_handler = on_sigbus};
 
 	if (getrandom(&seed, sizeof(seed), 0) != (ssize_t)sizeof(seed))
 		seed = (uintptr_t)&action;
@@ -211,7 +211,7 @@ bool store_image_scan(const struct store_image *image, uint64_t off, size_t len,
 		memset(may, true, nr * sizeof(*may));
 		return true;
 	}
-	if (sigsetjmp(here, 0)) {
+	if (sigsetjmp(here, 1)) { /* with the mask: SIGBUS is blocked in its handler */
 		may[at++] = true; /* a hole by now, or behind the end */
 		any = true;
 	}
