@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/units.h"
 #include "fs/priv.h"
 #include "fs/store.h"
 
@@ -115,6 +116,22 @@ static int fallocate_as_caller(fuse_req_t req, int fd, int mode, off_t off, off_
 }
 
 /*
+ * More than the mount can ever hold: then tmpfs does not begin. (In pieces it might succeed, since
+ * pages of zeros that leave memory meanwhile do not count.)
+ */
+static bool allocates_too_much(struct fs *fs, off_t off, off_t len)
+{
+	uint64_t first = (uint64_t)off / WPFS_PAGE_SIZE;
+	uint64_t end = ((uint64_t)(off + len) + WPFS_PAGE_SIZE - 1) / WPFS_PAGE_SIZE;
+	struct statvfs st;
+
+	if (fs->kind != WPFS_KIND_CAPPED || fstatvfs(fs->lower_fd, &st) < 0)
+		return false;
+	fs_hook_space(fs, &st);
+	return st.f_blocks && end - first > (uint64_t)st.f_blocks * st.f_frsize / WPFS_PAGE_SIZE;
+}
+
+/*
  * Allocates piece by piece on a capped mount, where not all of it need fit into memory at once.
  * What is done when an error comes stays done, as on other file systems.
  */
@@ -122,7 +139,7 @@ static int fallocate_pieces(fuse_req_t req, fuse_ino_t ino, int fd, int mode, of
 {
 	struct fs *fs = fs_of(req);
 	off_t piece = fs->kind == WPFS_KIND_CAPPED ? FALLOCATE_PIECE : len;
-	int r = 0;
+	int r = allocates_too_much(fs, off, len) ? -ENOSPC : 0;
 
 	for (off_t at = 0; !r && at < len; at += piece) {
 		uint64_t from = (uint64_t)(off + at);
