@@ -354,6 +354,10 @@ int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 		else if ((uint64_t)st.st_size != size) {
 			written->changed = true;
 			r = ftruncate(wr.fd, (off_t)size) < 0 ? -errno : 0;
+			/* Behind a cut in a page are zeros; it may have been whole when it was
+			 * scanned. */
+			if (image && (uint64_t)st.st_size > size && size % WPFS_PAGE_SIZE)
+				store_image_doubt(image);
 		}
 	}
 	if (!r && image) {

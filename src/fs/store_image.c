@@ -110,6 +110,11 @@ void store_image_set_known(struct store_image *image)
 		image->nr = 0;
 }
 
+void store_image_doubt(struct store_image *image)
+{
+	image->broken = true;
+}
+
 static bool image_grow(struct store_image *image, uint64_t nr)
 {
 	if (nr > image->room) {

@@ -27,6 +27,9 @@ void store_image_free(struct store_image *image);
 bool store_image_known(const struct store_image *image);
 void store_image_set_known(struct store_image *image);
 
+/* The next set_known does not succeed: all is to be compared by reading once. */
+void store_image_doubt(struct store_image *image);
+
 /* Page number `page` is now `data`, a whole page. Without memory set_known will not succeed. */
 void store_image_put(struct store_image *image, uint64_t page, const char *data);
 bool store_image_same(const struct store_image *image, uint64_t page, const char *data);
