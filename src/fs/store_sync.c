@@ -174,6 +174,15 @@ static uint64_t next_through(void *ctx, uint64_t ino, uint64_t off)
 /* From this size on a file is compared by what is known of its data file. */
 #define KNOWN_SIZE (1 << 20)
 
+/*
+ * Is it worth a hash for each page and addresses for all of them? Not of a file that is mostly
+ * holes: its size costs nobody anything, and would cost us memory.
+ */
+static bool sync_is_dense(const struct stat *st)
+{
+	return st->st_size >= KNOWN_SIZE && st->st_size / 4 <= (off_t)st->st_blocks * 512;
+}
+
 int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool again, bool final,
 			     struct store_data_written *written)
 {
@@ -186,7 +195,9 @@ int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool 
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	image = store_known_get(store, ino, again && native && st.st_size >= KNOWN_SIZE);
+	if (!sync_is_dense(&st) && st.st_size >= KNOWN_SIZE)
+		store_known_forget(store, ino);
+	image = store_known_get(store, ino, again && native && sync_is_dense(&st));
 	if (image && again && store_image_known(image))
 		store_image_map(image, fd, (uint64_t)st.st_size);
 	r = store_data_write(store->data_fd, ino, fd, (uint64_t)st.st_size,
