@@ -260,17 +260,25 @@ static int flush_whole_file(struct flush *flush, struct snap *snap, struct snap_
 	return 0;
 }
 
+struct keep {
+	struct fs *fs;
+	const struct snap *snap;
+};
+
+/* Also what was made since the picture was taken: an fsync of it may be under way, or done. */
 static bool keep_file(const void *ctx, uint64_t ino)
 {
-	const struct snap_file *file = snap_file_find(ctx, ino);
+	const struct keep *keep = ctx;
+	const struct snap_file *file = snap_file_find(keep->snap, ino);
 
-	return file && !file->gone;
+	return file ? !file->gone : fs_is_touched(keep->fs, ino);
 }
 
 static int flush_picture(struct flush *flush, struct snap *snap)
 {
 	struct fs_store *store = flush->store;
 	const bool told = flush->final && store->progress && snap->nr_files <= WEIGHED_MAX;
+	const struct keep keep = {store->fs, snap};
 	int r = 0;
 
 	for (size_t i = 0; told && i < snap->nr_files; i++)
@@ -282,7 +290,7 @@ static int flush_picture(struct flush *flush, struct snap *snap)
 	if (!r)
 		r = db_tree_replace(store->db, snap_produce, snap);
 	if (!r)
-		r = store_data_prune(store->data_fd, keep_file, snap);
+		r = store_data_prune(store->data_fd, keep_file, &keep);
 	store_known_forget_all(store);
 	return r;
 }
