@@ -233,12 +233,6 @@ static int store_id(struct daemon *d)
 	return db_meta_set(d->db, DB_META_UUID, d->id);
 }
 
-/* From the database's text to a path component. */
-static bool id_is_valid(const char *id)
-{
-	return id[0] && strspn(id, "0123456789abcdef-") == strlen(id);
-}
-
 static int open_run(struct daemon *d)
 {
 	struct lockfile_holder holder;
@@ -260,7 +254,7 @@ static int open_store(struct daemon *d)
 	if (r)
 		return r;
 	r = store_id(d);
-	if (!r && !id_is_valid(d->id))
+	if (!r && !rundir_id_is_valid(d->id))
 		r = -EUCLEAN;
 	if (r)
 		log_err("cannot read the id of the store %s: %s", d->store.path, log_errstr(r));

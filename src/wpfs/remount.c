@@ -44,6 +44,10 @@ static int find_lower(const char *mountpoint, char path[PATH_MAX], bool *capped)
 		return r;
 	}
 	info.id[sizeof(info.id) - 1] = '\0';
+	if (!rundir_id_is_valid(info.id)) {
+		log_err("cannot remount %s: it is none of ours", mountpoint);
+		return -EINVAL;
+	}
 	*capped = info.kind == WPFS_KIND_CAPPED;
 	snprintf(path, PATH_MAX, "%s/%s/private/lower", WPFS_RUN_DIR, info.id);
 	return 0;

@@ -52,6 +52,11 @@ static int open_dirs(struct rundir *rd)
 	return rd->private_fd < 0 ? -errno : 0;
 }
 
+bool rundir_id_is_valid(const char *id)
+{
+	return id[0] && strspn(id, "0123456789abcdef-") == strlen(id);
+}
+
 int rundir_open(const char *id, const char *mountpoint, struct rundir *rd,
 		struct lockfile_holder *holder)
 {

@@ -36,6 +36,9 @@ struct rundir {
 		.private_fd = -1, .lock_fd = -1, .lower_fd = -1                                    \
 	}
 
+/* Can this be the name of one? It comes from a database, or from who answers on a mountpoint. */
+bool rundir_id_is_valid(const char *id);
+
 /* Makes and locks it. -EBUSY with *holder, as lockfile_take; other errors are logged. */
 int rundir_open(const char *id, const char *mountpoint, struct rundir *rd,
 		struct lockfile_holder *holder);
