@@ -96,6 +96,18 @@ static bool unseen_is_ours(struct track *t, pid_t pid)
 	return false;
 }
 
+/* Has it attached and never told of a mapping? What it maps it maps behind the shim's back. */
+static bool unseen_is_silent(const struct track *t, pid_t pid)
+{
+	const struct client *c;
+
+	DL_FOREACH (t->clients, c) {
+		if (c->attached && c->id.pid == pid)
+			return c->tmm && c->tmm->state == TMM_NEW;
+	}
+	return false;
+}
+
 static bool unseen_is_of(const struct track *t, uint64_t dev, uint64_t ino, uint64_t file)
 {
 	if (t->config.capped && dev == capped_lower_dev(t->config.capped))
@@ -181,7 +193,8 @@ bool unseen_holders(struct track *t, uint64_t ino, const char *path, char *line,
 		bool opens = pid > 0 && unseen_has_open(t, pid, ino, &stores);
 		char comm[16] = "?";
 
-		if ((!maps && !opens) || unseen_is_ours(t, pid))
+		if ((!maps && !opens) ||
+		    (unseen_is_ours(t, pid) && !(maps && unseen_is_silent(t, pid))))
 			continue;
 		any |= stores;
 		if (used + 64 > room) {

@@ -318,3 +318,18 @@ def test_who_outlives_the_program_on_a_capped_mount(make_wpfs, lost):
     survivor.end()
     assert report.names(wpfs) == {"t": "detached"}
     wpfs.wpctl("evict", wpfs.mnt, "/f")
+
+
+def test_who_maps_by_raw_system_calls_only_is_named(wpfs):
+    """A protect finds none of its mappings; also where an earlier run of the name has a row."""
+    mapper.mapped(wpfs, "b").kill9()
+    program = wpfs.spawn(harness.program("mapper"), name="b")
+    program.order(f"open 0 {wpfs.mnt}/f")
+    program.order(f"map 3 0 {2 * harness.PAGE} {3 * harness.PAGE} raw")
+    for verb in "protect", "dirty":
+        said = wpfs.wpctl_json(verb, "--file", "/f")
+        assert any(f"pid {program.pid}, maps it" in note for note in said["notes"]), said
+    for args in (), ("--name", "b"):
+        said = wpfs.wpctl_json("dirty", *args)
+        assert any(f"pid {program.pid})" in note and "raw system calls" in note
+                   for note in said["notes"]), said
