@@ -89,6 +89,8 @@ class Control:
                 del self.mms[mm.name]
                 continue
             mm.turned = True
+            if runner and not runner.known:
+                runner = None  # wpfs(7), WHAT MARKS CANNOT SEE
             if runner:
                 self.notes_clear(runner)
                 runner.told(runner.keys() if key is None else {key}, span)
@@ -145,8 +147,7 @@ class Control:
                 mm.turned = True
                 if self.live(mm):
                     self.notes_clear(self.live(mm))
-                for file in list(mm.files):
-                    mm.unprotect(file)
+                mm.unprotected()
 
     def forget(self):
         name = self.rng.choice(NAMES)

@@ -33,7 +33,12 @@ class Mappings:
                 return
         addr = self.order(runner, f"map {slot} {key} {first * PAGE} {count * PAGE}{kind}{at}")
         if addr is None:
+            if at and kind == " raw":  # mmap(2): what was there may be gone all the same
+                first = runner.slots[slot][0] // PAGE
+                self.clear(runner, first * PAGE, count)
+                runner.held -= set(range(first, first + count))
             return
+        runner.known |= kind in ("", " ro")
         self.placed(runner, slot, addr, count)
         self.clear(runner, addr, count)
         runner.held |= set(range(addr // PAGE, addr // PAGE + count))

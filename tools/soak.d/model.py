@@ -59,6 +59,13 @@ class Mm:
     def end(self):
         self.final = {key: set(file.must) for key, file in self.files.items()}
 
+    def unprotected(self):
+        """Nobody has to have what it ended with any more."""
+        if self.final is not None:
+            self.final = {}
+        for file in list(self.files):
+            self.unprotect(file)
+
     def dropped(self, key, first, end):
         """
         What a child was dropped of after it ended is no reason to keep it: `wrote` and `final` stay.

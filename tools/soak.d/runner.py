@@ -28,6 +28,7 @@ class Runner:
         self.slots = {}  # number: [address, pages]
         self.pages = {}  # page of the address space: Page
         self.held = set()  # all pages of the address space that it has mapped itself
+        self.known = False  # has told the daemon of a mapping; a protect does not find it before
         self.uffds = []
         self.thread = None  # that stores all the while; see writers.py
         self.threaded = False  # it has one, or had
@@ -35,6 +36,7 @@ class Runner:
     def fork(self, child, mm):
         other = Runner(child, mm)
         other.files = set(self.files)
+        other.known = self.known
         other.threaded = self.threaded  # the notes are its parent's
         other.held = set(self.held)
         other.slots = {slot: list(where) for slot, where in self.slots.items()}
