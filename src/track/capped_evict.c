@@ -292,9 +292,13 @@ static int wait_settled(struct capped *c, struct capped_batch *b, bool settle, s
 {
 	const struct timespec time = {.tv_sec = c->config.settle_ms / 1000,
 				      .tv_nsec = c->config.settle_ms % 1000 * 1000000L};
+	bool mapped;
 	int r;
 
-	if (b->nr_pieces == 0)
+	pthread_mutex_lock(&c->lock);
+	mapped = b->nr_pieces > 0; /* a fork may add some at any time */
+	pthread_mutex_unlock(&c->lock);
+	if (!mapped)
 		return 0;
 	if (settle) {
 		nanosleep(&time, NULL);

@@ -52,6 +52,7 @@ class Writers:
 
     def thread_placed(self, runner, thread, addr):
         thread.at = addr // PAGE
+        runner.known = True
         for n in range(thread.count):
             runner.pages[thread.at + n] = Page(thread.key, thread.first + n, "rw")
 
