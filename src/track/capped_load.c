@@ -93,7 +93,7 @@ static int fill(struct spill_io *io, int spill_fd, int lower_fd, uint64_t first,
 	const struct spill_run run = {first, nr, spill_io_buf(io)};
 	uint64_t off = first << WPFS_PAGE_SHIFT, len = nr << WPFS_PAGE_SHIFT;
 	struct stat st;
-	int r = capped_test_fail("spill-read");
+	int cut, r = capped_test_fail("spill-read");
 
 	capped_test_point("asked");
 	if (r == 0)
@@ -108,10 +108,39 @@ static int fill(struct spill_io *io, int spill_fd, int lower_fd, uint64_t first,
 	/* The file never grows by this; what lay behind its end is nobody's. */
 	if (off + len > (uint64_t)st.st_size)
 		len = off < (uint64_t)st.st_size ? (uint64_t)st.st_size - off : 0;
-	r = fdio_pwrite_full(lower_fd, run.buf, len, (off_t)off);
+	cut = capped_test_fail("lower-short");
+	if (cut < 0)
+		len = len / 2 & ~(WPFS_PAGE_SIZE - 1);
+	r = fdio_pwrite_full(lower_fd, run.buf, len, (off_t)off) ?: cut;
 	futimens(lower_fd, (struct timespec[2]){st.st_atim, st.st_mtim});
 	capped_test_point("filled");
 	return r;
+}
+
+/* Pages are in the lower file. Lock held. */
+static void load_done(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr)
+{
+	/* After, never before: a daemon killed in between leaves both, and the lower file wins. */
+	capped_forget(c, f, first, nr);
+	c->counts.refaults += nr;
+	for (uint64_t page = first; capped_is_chosen(f) && page < first + nr; page++)
+		policy_insert(c->policy, f->slot, page);
+	capped_added(c, nr);
+}
+
+/*
+ * The pages of a load that failed which are there all the same, whole: where the room ended in the
+ * middle. Programs may have stored to them since, so they are never filled again. Lock held.
+ */
+static uint64_t load_arrived(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr)
+{
+	uint64_t there = 0;
+
+	while (there < nr && capped_in_memory(f->fd, first + there, 1) > 0)
+		there++;
+	if (there)
+		load_done(c, f, first, there);
+	return there;
 }
 
 /* Loads pages that are all spilled and that nobody is at. Lock held, let go meanwhile. */
@@ -121,6 +150,7 @@ static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uin
 		.ino = f->ino, .first = first, .end = first + nr, .kind = CAPPED_USE_LOAD};
 	int fd = capped_spill_fd(c, f, false), r = fd < 0 ? fd : 0;
 	struct spill_io *io;
+	uint64_t there = 0;
 
 	capped_use_begin(c, &use);
 	c->loading += nr;
@@ -134,29 +164,30 @@ static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uin
 	for (int tries = 0; r == -ENOSPC && tries < LIMIT_TRIES; tries++) {
 		/* Somebody else has taken the room: then there is more for a while. */
 		pthread_mutex_lock(&c->lock);
+		there += load_arrived(c, f, first + there, nr - there);
 		tries = c->size ? tries : LIMIT_TRIES;
 		capped_limit_set(c, true);
 		pthread_mutex_unlock(&c->lock);
-		if (tries < LIMIT_TRIES)
-			r = fill(io, fd, f->fd, first, nr);
+		if (there == nr)
+			r = 0;
+		else if (tries < LIMIT_TRIES)
+			r = fill(io, fd, f->fd, first + there, nr - there);
 	}
 	if (io)
 		capped_engine_give(c, io);
 	pthread_mutex_lock(&c->lock);
 	capped_use_end(c, &use);
 	c->loading -= nr;
+	if (r < 0)
+		load_arrived(c, f, first + there, nr - there);
+	else
+		load_done(c, f, first + there, nr - there);
+	capped_tidy(c, f);
+	capped_limit_set(c, false);
 	if (r < 0) {
-		capped_limit_set(c, false);
 		c->counts.errors++;
 		return r == -ENODATA || r == -ENOENT ? -EIO : r;
 	}
-	/* After, never before: a daemon killed in between leaves both, and the lower file wins. */
-	capped_forget(c, f, first, nr);
-	capped_limit_set(c, false);
-	c->counts.refaults += nr;
-	for (uint64_t page = first; capped_is_chosen(f) && page < first + nr; page++)
-		policy_insert(c->policy, f->slot, page);
-	capped_added(c, nr);
 	return 0;
 }
 
@@ -344,6 +375,9 @@ int capped_zero_fault(struct capped *c, struct capped_file *f, uint64_t page)
 	off_t off = (off_t)(page << WPFS_PAGE_SHIFT);
 	struct stat st;
 
+	/* What room there is in the lower tmpfs then is that of pages which are being loaded. */
+	if (capped_is_exhausted(c))
+		return -ENOSPC;
 	if (fstat(f->fd, &st) < 0)
 		return -errno;
 	end = ((uint64_t)st.st_size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;

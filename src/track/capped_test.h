@@ -12,7 +12,8 @@
  * (written), spilled (said so in the bits, and the lock is held), punched, unfenced; again (a page
  * table cannot be changed before an event is read). Of a refault: asked (nothing read), read,
  * filled (in the lower file, its bit still set). Of a fault thread: message (before one is read).
- * Steps that can fail: lower-read, spill-open, spill-write, punch; spill-read, lower-write; and
+ * Steps that can fail: lower-read, spill-open, spill-write, punch; spill-read, lower-write,
+ * lower-short (half of the pages are in the lower file then); and
  * each piece of I/O to the store: io-write, io-read.
  */
 #ifndef WPFS_TRACK_CAPPED_TEST_H

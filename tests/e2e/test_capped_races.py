@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Interleavings of evictions and refaults that are made to happen, one by one."""
 
+import errno
 import os
 import subprocess
 import threading
@@ -120,6 +121,28 @@ def test_two_refault_one_page(wpfs, step):
     assert one.read() == "ok 4" and two.read() == "ok 4"
     assert wpfs.wpctl_json("status")["refaults"] == before + 1
     assert report.marked(wpfs, "one") == ALL
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_store_to_what_a_failed_load_has_brought(make_wpfs, again):
+    """There is room for a part of it only, and then for all (again) or not: what came is not filled twice."""
+    wpfs = make_wpfs("store", ["resident=256M", "settle=0", "flush=0"] + ["size=64M"] * again, start=False)
+    wpfs.seam = Seam(wpfs)
+    wpfs.start()
+    program = mapped(wpfs, protect=False)
+    fill(program)
+    assert evict(wpfs) == 64
+    wpfs.seam.pause("filled")
+    wpfs.seam.fail_once("lower-short", errno.ENOSPC, 0)
+    loading = subprocess.Popen([harness.WPCTL, "load", wpfs.mnt, "/f"], env=wpfs.env(None),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wpfs.seam.wait_at("filled")
+    program.order("store 0 3 99")  # it is there: nobody is asked
+    wpfs.seam.go("filled")
+    ended(loading, 0 if again else 1)
+    assert program.order("load 0 3") == 99
+    wpfs.wpctl("load", wpfs.mnt, "/f")
+    assert loaded(program) == as_filled(p3=99)
 
 
 @pytest.mark.parametrize("step", LOAD_STEPS)
