@@ -124,7 +124,7 @@ static int for_leaving(const struct capped_batch *b,
 static int put_back(struct saving *sv, uint64_t page, const char *from)
 {
 	off_t off = (off_t)(page << WPFS_PAGE_SHIFT);
-	off_t left = sv->size - off;
+	off_t left = sv->size > off ? sv->size - off : 0;
 	size_t len = (size_t)(left < (off_t)WPFS_PAGE_SIZE ? left : (off_t)WPFS_PAGE_SIZE);
 	int r = fdio_pwrite_full(sv->b->file->fd, from, len, off);
 
@@ -162,6 +162,7 @@ static int chunk_punch(struct saving *sv, struct chunk *k)
 	struct capped *c = sv->c;
 	struct capped_file *f = sv->b->file;
 	const char *from = k->buf;
+	struct stat st;
 	int r = 0;
 
 	pthread_mutex_lock(&c->lock);
@@ -173,10 +174,18 @@ static int chunk_punch(struct saving *sv, struct chunk *k)
 		c->counts.spilled += f->bits.count - before;
 	}
 	capped_test_point("spilled"); /* with the lock held: nobody is served */
-	for (size_t i = 0; r == 0 && i < k->nr_parts; i++) {
-		r = punch_part(sv, k, &k->parts[i], from);
+	/* Nobody has changed the file; who sets its times just now must win, so it is quick. */
+	if (fstat(f->fd, &st) < 0)
+		st.st_mtim.tv_nsec = UTIME_OMIT;
+	/* All of them, whatever fails: a page that stays is not spilled, though the bits say so
+	 * now. */
+	for (size_t i = 0; i < k->nr_parts; i++) {
+		int err = punch_part(sv, k, &k->parts[i], from);
+
+		r = r < 0 ? r : err;
 		from += k->parts[i].nr << WPFS_PAGE_SHIFT;
 	}
+	futimens(f->fd, (struct timespec[2]){{.tv_nsec = UTIME_OMIT}, st.st_mtim});
 	*sv->left += k->resident - k->stay;
 	c->counts.evictions += k->resident - k->stay;
 	c->counts.zeros += k->zeros;
@@ -271,7 +280,7 @@ static int save_and_punch(struct saving *sv)
 
 		r = r < 0 ? r : err;
 	}
-	futimens(f->fd, (struct timespec[2]){st.st_atim, st.st_mtim});
+	futimens(f->fd, (struct timespec[2]){st.st_atim, {.tv_nsec = UTIME_OMIT}});
 	return r;
 }
 
