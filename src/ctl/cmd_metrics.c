@@ -94,7 +94,8 @@ static void put_info(const struct metrics *m)
 {
 	const struct wpfs_status *s = &m->status;
 
-	fputs("# TYPE wpfs_mount info\n# HELP wpfs_mount What the mount is.\n", m->f);
+	/* No `info`: the node exporter reads the older text format, which has no such type. */
+	fputs("# TYPE wpfs_mount_info gauge\n# HELP wpfs_mount_info What the mount is.\n", m->f);
 	fputs("wpfs_mount_info{mount=", m->f);
 	put_label(m->f, m->mount);
 	fputs(",store=", m->f);

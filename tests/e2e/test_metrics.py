@@ -17,6 +17,7 @@ def parsed(text):
     samples, mounts = {}, set()
     for family in text_string_to_metric_families(text):
         assert family.name.startswith("wpfs_") and family.documentation.endswith(".")
+        assert family.type in ("gauge", "counter"), "the node exporter's text format has no other"
         if "bytes" in family.name or "seconds" in family.name:
             assert family.unit and family.name.endswith(family.unit), family.name
         for sample in family.samples:
