@@ -533,6 +533,7 @@ static int report_mm(struct db_tx *tx, struct report *rp, uint64_t id)
 static int report_nothing(struct db_tx *tx, struct report *rp)
 {
 	const struct db_report_query *q = rp->q;
+	const char *yours = q->all_uids ? "" : " of yours"; /* those of others are not denied */
 	int64_t known;
 	int r;
 
@@ -545,9 +546,9 @@ static int report_nothing(struct db_tx *tx, struct report *rp)
 		if (known == 0)
 			return report_fail(
 				rp, -ENOENT,
-				"no program named '%.80s' has mapped a file of this mount shared "
+				"no program%s named '%.80s' has mapped a file of this mount shared "
 				"(MAP_PRIVATE mappings and write(2) are not tracked)",
-				q->name);
+				yours, q->name);
 	}
 	if (q->epoch && q->kind == WPFS_REPORT_DIRTY && !rp->epoch_seen)
 		return report_fail(rp, -ENOENT, "no epoch %llu is kept",
@@ -555,9 +556,11 @@ static int report_nothing(struct db_tx *tx, struct report *rp)
 	if (rp->epoch_seen)
 		return note(rp, "nothing was written in epoch %llu", (unsigned long long)q->epoch);
 	if (rp->file)
-		return note(rp, "no tracked program has mapped this file shared");
-	return note(rp, "no program that is attached has mapped a file of this mount shared: start "
-			"it with `wpctl run`");
+		return note(rp, "no tracked program%s has mapped this file shared", yours);
+	return note(rp,
+		    "no program%s that is attached has mapped a file of this mount shared: start "
+		    "it with `wpctl run`",
+		    yours);
 }
 
 /*

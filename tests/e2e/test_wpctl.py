@@ -323,6 +323,7 @@ def test_other_users_see_nothing_of_root(wpfs):
     nobody = {"user": 65534, "group": 65534, "extra_groups": []}
     seen = wpfs.command(copy, "ps", "--json", wpfs.mnt, **nobody)
     assert seen.returncode == 0 and json.loads(seen.stdout)["mms"] == [], seen.stderr
+    assert "no program of yours" in json.loads(seen.stdout)["notes"][0]
     for command in ("protect", "forget"):
         done = wpfs.command(copy, command, wpfs.mnt, "--name", "t", **nobody)
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
