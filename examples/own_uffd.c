@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A program with a userfaultfd of its own, as any is: it knows nothing of wpfs. It protects a
- *file's pages the first time only; run again under wpfs, it finds them protected, but for those
- *written.
+ * A program with a userfaultfd of its own, as any is: it knows nothing of wpfs. It protects the
+ * pages of a file the first time only; run again under wpfs, it finds them protected, but for
+ * those written.
+ *
+ * It protects all pages and stores to page 3; then it stores to 3, which is free, and to 4, of
+ * which it is told:
  *
  *	cc own_uffd.c -o own_uffd
- *	wpctl run --name own MNT -- ./own_uffd MNT/file protect 3	protects all, stores to page
- *3 wpctl run --name own MNT -- ./own_uffd MNT/file again 3 4	stores: 3 is free, 4 is told of
+ *	wpctl run --name own MNT -- ./own_uffd MNT/file protect 3
+ *	wpctl run --name own MNT -- ./own_uffd MNT/file again 3 4
  */
 #include <errno.h>
 #include <fcntl.h>
