@@ -160,10 +160,9 @@ struct track {
 	pthread_mutex_t queue_lock; /* innermost: nothing is called under it */
 	struct track_call *queue;   /* guarded by queue_lock */
 	atomic_flag settling;	    /* any thread: one is in track_settle */
-	_Atomic unsigned nr_programs; /* WATCH_PROGRAM watches: read by any thread */
-	bool written_unsaved;	      /* some struct mm_file.written is not in the database */
-	bool stop, stopping;	      /* track thread only; set by calls */
-	bool unmounted;		      /* track thread only */
+	bool written_unsaved;	    /* some struct mm_file.written is not in the database */
+	bool stop, stopping;	    /* track thread only; set by calls */
+	bool unmounted;		    /* track thread only */
 	pthread_mutex_t durable_lock; /* innermost */
 	pthread_cond_t durable_done;
 	unsigned nr_durable; /* durable_lock: requests that wait for a disk */

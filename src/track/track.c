@@ -79,21 +79,14 @@ int track_watch_add(struct track *t, struct watch *watch, uint32_t events)
 {
 	struct epoll_event ev = {.events = events, .data.ptr = watch};
 
-	if (epoll_ctl(track_epoll_of(t, watch), EPOLL_CTL_ADD, watch->fd, &ev) < 0)
-		return -errno;
-	if (watch->kind == WATCH_PROGRAM)
-		atomic_fetch_add(&t->nr_programs, 1);
-	return 0;
+	return epoll_ctl(track_epoll_of(t, watch), EPOLL_CTL_ADD, watch->fd, &ev) < 0 ? -errno : 0;
 }
 
 void track_watch_remove(struct track *t, struct watch *watch)
 {
 	if (watch->fd < 0)
 		return;
-	/* One that was never added is no error, and was not counted. */
-	if (epoll_ctl(track_epoll_of(t, watch), EPOLL_CTL_DEL, watch->fd, NULL) == 0 &&
-	    watch->kind == WATCH_PROGRAM)
-		atomic_fetch_sub(&t->nr_programs, 1);
+	epoll_ctl(track_epoll_of(t, watch), EPOLL_CTL_DEL, watch->fd, NULL);
 	close_fd(&watch->fd);
 }
 
@@ -302,13 +295,10 @@ static int track_settle_fn(struct track *t, void *arg)
 /*
  * One at a time; who comes meanwhile does not wait. statfs(2) asks for this, and so does every
  * program that attaches: hundreds at once would hold all FUSE threads, while the track thread waits
- * for the watcher, which waits for one of them. Without a program there is nothing to settle (on a
- * capped mount there may be: the mountpoint is kept busy for a program that has just ended).
+ * for the watcher, which waits for one of them.
  */
 void track_settle(struct track *track)
 {
-	if (atomic_load(&track->nr_programs) == 0 && !track->config.capped)
-		return;
 	if (atomic_flag_test_and_set(&track->settling))
 		return;
 	track_call(track, track_settle_fn, NULL);

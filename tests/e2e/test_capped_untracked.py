@@ -228,7 +228,8 @@ def test_open_during_an_eviction(wpfs):
         other = wpfs.spawn_bare("/usr/bin/python3", "-c", HOLDER, wpfs.mnt / "f")
         proc.wait_for(lambda: waits_for_fuse(other.pid), harness.SECONDS, "the open to wait")
         wpfs.seam.go(step)
-        assert evicting.wait(harness.SECONDS) == 0, evicting.stderr.read()
+        # It looks once more when a batch has gone; by then the file may be back, and pinned.
+        assert evicting.wait(harness.SECONDS) == 0 or "has it open" in evicting.stderr.read()
         assert other.read() == "open"
         other.send("")
         assert other.read() == str(sum(range(1, 65)))
