@@ -570,6 +570,11 @@ void evict_round(struct track *t)
 		if (n == -ENODATA && vain)
 			break;
 	}
+	/* What is known may all be pinned, and what could leave not be known. */
+	if (!done && vain && evict_find(c)) {
+		evict_again(t, 0);
+		return;
+	}
 	if (done || capped_resident(c) <= capped_low(c)) {
 		t->evict_since_ms = t->evict_pause_ms = 0;
 		capped_set_stuck(c, false);
