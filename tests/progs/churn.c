@@ -10,8 +10,6 @@
  * one line each for an answer: go, count (-> "WRITES MOVES FORKS"), stop (-> "WRITES MOVES FORKS
  * GAP" with GAP in ms), exec (it is the same program anew, in the midst of its work).
  */
-#include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -23,6 +21,8 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "progs.h"
 
 #define PAGE	    4096ul
 #define MOVE_EVERY  50
@@ -37,40 +37,12 @@ static size_t pages;
 static _Atomic bool stop;
 static _Atomic uint64_t writes, moves, forks, gap_ns;
 
-static void die(const char *what)
-{
-	fprintf(stderr, "churn: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
 static uint64_t now_ns(void)
 {
 	struct timespec ts;
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
-static uint64_t next_random(uint64_t *state)
-{
-	*state ^= *state << 13;
-	*state ^= *state >> 7;
-	*state ^= *state << 17;
-	return *state;
-}
-
-static void *map_path(const char *file, size_t len)
-{
-	int fd = open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	void *p;
-
-	if (fd < 0 || ftruncate(fd, (off_t)len) < 0)
-		die(file);
-	p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (p == MAP_FAILED)
-		die("mmap");
-	close(fd);
-	return p;
 }
 
 static void move(void)

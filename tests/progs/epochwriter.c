@@ -7,42 +7,18 @@
  *
  * Says "ok" when all threads store, and ends when NOTES says stop.
  */
-#include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "epochs.h"
+#include "progs.h"
 
 #define PAGE 4096ul
 
 static struct epochs_shared *shared;
 static char *map;
 static _Atomic uint32_t started;
-
-static void die(const char *what)
-{
-	fprintf(stderr, "epochwriter: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static void *map_path(const char *file, size_t len)
-{
-	int fd = open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	void *p;
-
-	if (fd < 0 || ftruncate(fd, (off_t)len) < 0)
-		die(file);
-	p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (p == MAP_FAILED)
-		die("mmap");
-	close(fd);
-	return p;
-}
 
 static void store(uint32_t page)
 {

@@ -8,7 +8,6 @@
  *
  * Says "ok" when it is set up; at any line it does it and says "ok" again; ends with its input.
  */
-#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -20,18 +19,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "progs.h"
+
 #define PAGE 4096ul
 
 static volatile char *range;
 static size_t pages;
 static _Atomic size_t progress;
 static _Atomic bool mapped;
-
-static void die(const char *what)
-{
-	fprintf(stderr, "fixed: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
 
 /* A store may meet the moment in which the range is not writable: it is made again. */
 static void again(int sig)

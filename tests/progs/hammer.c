@@ -10,8 +10,6 @@
  * pages), flood TARGETS (writes for ever; answers when some are done), unmap, map, exec (becomes a
  * program that only waits), exit.
  */
-#include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -20,6 +18,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include "progs.h"
 
 #define PAGE 4096ul
 
@@ -37,34 +37,6 @@ struct worker {
 	uint64_t random; /* xorshift64 state */
 	uint64_t writes;
 };
-
-static void die(const char *what)
-{
-	fprintf(stderr, "hammer: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static uint64_t next_random(uint64_t *state)
-{
-	*state ^= *state << 13;
-	*state ^= *state >> 7;
-	*state ^= *state << 17;
-	return *state;
-}
-
-static void *map_path(const char *file, size_t len)
-{
-	int fd = open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	void *p;
-
-	if (fd < 0 || ftruncate(fd, (off_t)len) < 0)
-		die(file);
-	p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (p == MAP_FAILED)
-		die("mmap");
-	close(fd);
-	return p;
-}
 
 static void *work(void *arg)
 {
