@@ -88,24 +88,36 @@ int maps_open_fd(pid_t pid)
 	return fd;
 }
 
-/* Without PROCMAP_QUERY. */
-static int maps_at_by_reading(int maps_fd, uint64_t addr, struct maps_vma *vma)
+/*
+ * Without PROCMAP_QUERY. Of the descriptor itself: opened anew it would show what the process that
+ * it names has now, which may have ended or executed another program. Its file offset is not used:
+ * two threads may ask at once.
+ */
+int maps_at_by_reading(int maps_fd, uint64_t addr, struct maps_vma *vma)
 {
-	_cleanup_fclose_ FILE *f = NULL;
-	_cleanup_free_ char *line = NULL;
-	char path[64];
-	size_t room = 0;
+	char buf[8192];
+	size_t have = 0;
+	off_t off = 0;
 
-	/* Its own file offset: two threads may ask at once. */
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", maps_fd);
-	f = fopen(path, "re");
-	if (!f)
-		return -errno;
-	while (getline(&line, &room, f) > 0) {
-		if (maps_parse_line(line, vma) && vma->start <= addr && addr < vma->end)
-			return 0;
+	for (;;) {
+		ssize_t n = pread(maps_fd, buf + have, sizeof(buf) - 1 - have, off);
+		char *line = buf, *end;
+
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			return -ENOENT;
+		off += n;
+		have += (size_t)n;
+		buf[have] = '\0';
+		for (; (end = strchr(line, '\n')); line = end + 1) {
+			if (maps_parse_line(line, vma) && vma->start <= addr && addr < vma->end)
+				return 0;
+		}
+		/* A line is shorter than the buffer: a path has 4096 bytes at most. */
+		have -= (size_t)(line - buf);
+		memmove(buf, line, have);
 	}
-	return ferror(f) ? -EIO : -ENOENT;
 }
 
 int maps_at(int maps_fd, uint64_t addr, struct maps_vma *vma)

@@ -50,6 +50,8 @@ int maps_open_fd(pid_t pid);
  * Any thread. 0 or -errno: -ENOENT: nothing is mapped there; -ESRCH: the mm is gone.
  */
 int maps_at(int maps_fd, uint64_t addr, struct maps_vma *vma);
+/* The same as an older kernel has it done. */
+int maps_at_by_reading(int maps_fd, uint64_t addr, struct maps_vma *vma);
 
 /*
  * Is each entry of `list` registered write-protect with some uffd ("uw" in VmFlags)? Fills wp[nr].

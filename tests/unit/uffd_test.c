@@ -396,6 +396,57 @@ static void test_maps_show_what_was_mapped(void **state)
 	maps_free(&again);
 }
 
+/* An address of a process: where its first mapping begins. */
+static uint64_t first_address(pid_t pid)
+{
+	_cleanup_close_ int fd = maps_open_fd(pid);
+	char text[32] = "";
+
+	assert_true(fd >= 0);
+	assert_true(read(fd, text, sizeof(text) - 1) > 0);
+	return strtoull(text, NULL, 16);
+}
+
+/* A descriptor of maps stays that of one mm, on kernels that have to be read line by line too. */
+static void test_one_mapping(void **state)
+{
+	struct child *c = tracked(state);
+	_cleanup_close_ int fd = maps_open_fd(c->pid), old = -1;
+	struct maps_vma asked, found;
+	int out[2], done[2];
+	uint64_t at;
+	pid_t pid;
+	char byte;
+
+	for (uint64_t addr = (uint64_t)c->at - LEN(1); addr < (uint64_t)AT(c, 3); addr += 2048) {
+		int r = maps_at(fd, addr, &asked);
+
+		assert_int_equal(maps_at_by_reading(fd, addr, &found), r);
+		if (r == 0)
+			assert_memory_equal(&asked, &found, sizeof(found));
+	}
+	assert_int_equal(pipe2(out, O_CLOEXEC), 0);
+	assert_int_equal(pipe2(done, O_CLOEXEC), 0);
+	pid = fork();
+	if (pid == 0) {
+		dup2(out[0], 0);
+		(void)!read(0, &byte, 1);
+		execlp("cat", "cat", (char *)NULL);
+		_exit(1);
+	}
+	old = maps_open_fd(pid);
+	assert_true(old >= 0);
+	assert_int_equal(write(out[1], "x", 1), 1);
+	close(out[0]);
+	close(done[1]);
+	assert_int_equal(read(done[0], &byte, 1), 0); /* it has executed cat */
+	at = first_address(pid);
+	assert_true(maps_at_by_reading(old, at, &found) < 0);
+	close(out[1]);
+	close(done[0]);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+}
+
 /* Processes that end while they are looked at are gone, never an input error. */
 static void test_ending_processes_are_gone(void **state)
 {
@@ -448,6 +499,7 @@ int main(void)
 		T(test_borrowed_descriptors),
 		T(test_boot_id),
 		T(test_maps_show_what_was_mapped),
+		T(test_one_mapping),
 		T(test_ending_processes_are_gone),
 	};
 
