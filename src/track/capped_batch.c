@@ -523,7 +523,7 @@ int capped_batch_begin(struct capped *c, struct capped_batch *b, const struct ca
 		snprintf(why, why_size,
 			 r == -EBUSY ? "a process that maps it was forked just now: try again"
 				     : CAPPED_WHY_PINNED);
-		return -EBUSY;
+		return r;
 	}
 	r = batch_check(c, b, maps, nr);
 	if (r == 0)

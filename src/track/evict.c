@@ -317,7 +317,7 @@ static int evict_look(struct evict *e)
 
 /*
  * Makes a file ready for eviction; `patient`: waits a moment if somebody who is not tracked has it.
- * 0 or -errno with a reason in (*out)->why; *out may be NULL then.
+ * 0 or -errno (-ETXTBSY: it is pinned) with a reason in (*out)->why; *out may be NULL then.
  */
 static int evict_ready(struct track *t, const struct fs_file *file, bool patient,
 		       struct evict **out)
@@ -350,7 +350,7 @@ static int evict_ready(struct track *t, const struct fs_file *file, bool patient
 		return r;
 	if (capped_wait_unpinned(t->config.capped, e->file, patient)) {
 		snprintf(e->why, sizeof(e->why), "%s", CAPPED_WHY_PINNED);
-		return -EBUSY;
+		return -ETXTBSY;
 	}
 	if (e->seen && evict_is_current(e)) {
 		r = evict_check(e);
@@ -380,6 +380,7 @@ int evict_file(struct track *t, const struct fs_file *file, uint64_t *pages,
 	       char why[EVICT_WHY_SIZE])
 {
 	struct evict *e = NULL;
+	bool begun = false;
 	int r = -EAGAIN;
 
 	if (evict_makes_huge()) {
@@ -390,6 +391,7 @@ int evict_file(struct track *t, const struct fs_file *file, uint64_t *pages,
 	/* What gives up because a mapping was moved or unmapped under it is begun again. */
 	for (int tries = 0; r == -EAGAIN && tries < EVICT_TRIES; tries++) {
 		r = evict_ready(t, file, true, &e);
+		begun |= r == 0;
 		if (r == 0)
 			r = capped_evict(t->config.capped, e->file, e->maps, e->nr, pages, why,
 					 EVICT_WHY_SIZE);
@@ -398,7 +400,10 @@ int evict_file(struct track *t, const struct fs_file *file, uint64_t *pages,
 		if (r < 0 && e)
 			seen_free(e);
 	}
-	return r;
+	if (r != -ETXTBSY)
+		return r;
+	/* Somebody opened it meanwhile: it is back, and stays, as if it had been opened after. */
+	return begun ? 0 : -EBUSY;
 }
 
 /* ---- pressure ---- */

@@ -176,3 +176,9 @@ def wait_for(condition, seconds, what):
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
         time.sleep(pause)
         pause = min(pause * 2, 0.1)
+
+
+def waits_for_fuse(pid, where="fuse_"):
+    """Does it wait for an answer of a FUSE daemon, in this function of the kernel's?"""
+    with open(f"/proc/{pid}/stack", encoding="ascii") as stack:
+        return where in stack.read()
