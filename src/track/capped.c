@@ -508,6 +508,7 @@ void capped_free(struct capped *c, bool flushed)
 	struct capped_file *f, *next;
 
 	capped_threads_stop(c);
+	capped_find_free(c);
 	while (c->mms)
 		capped_mm_remove(c, c->mms);
 	HASH_ITER (hh, c->files, f, next)

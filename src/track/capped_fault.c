@@ -138,8 +138,17 @@ void capped_mm_remove(struct capped *c, struct capped_mm *mm)
 
 void capped_mm_moved(struct capped *c, struct capped_mm *mm, pid_t pid)
 {
+	_cleanup_close_ int maps_fd = maps_open_fd(pid);
+
 	pthread_mutex_lock(&c->lock);
 	mm->pid = pid;
+	/* One of a task that is gone cannot be read; PROCMAP_QUERY does not mind. */
+	if (maps_fd >= 0 && mm->maps_fd >= 0) {
+		int old = mm->maps_fd;
+
+		mm->maps_fd = maps_fd;
+		maps_fd = old;
+	}
 	pthread_mutex_unlock(&c->lock);
 }
 
@@ -275,8 +284,12 @@ static int fault_unprotect(const struct capped_mm *mm, uint64_t addr)
 	return r == 0 ? 0 : uffd_wake(mm->uffd, addr, addr + WPFS_PAGE_SIZE);
 }
 
-/* 0: served, or nobody waits any more; else -errno: to be tried again. */
-static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t addr)
+/*
+ * 0: served, or nobody waits any more; else -errno: to be tried again. *full is set if that is
+ * since there is no room for a page more: only for one of zeros, which nobody has written yet. One
+ * that exists has its room, and waits for it.
+ */
+static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t addr, bool *full)
 {
 	enum fault_residency residency = FAULT_RESIDENT;
 	struct capped_file *f = NULL;
@@ -285,6 +298,7 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t
 	bool held = false;
 	int r;
 
+	*full = false;
 	/*
 	 * With no batch under way nothing is held. Should the page have left since the thread
 	 * asked, its mark goes a little before its store: nobody can tell.
@@ -316,6 +330,7 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t
 		r = fault_fill(c, &mm, f, page, action);
 		if (!mm)
 			return 0;
+		*full = r == -ENOSPC && action == FAULT_ZERO && capped_is_exhausted(c);
 		break;
 	case FAULT_WAKE:
 		r = 0;
@@ -333,16 +348,16 @@ static uint64_t now_ms(void)
 }
 
 /*
- * onerror=sigbus, or size= is exhausted, which is SIGBUS on tmpfs too: the thread that asked gets
- * the signal; what is in its entry stays.
+ * onerror=sigbus and a store that fails, or a new page and no room for it, which is SIGBUS on tmpfs
+ * too: the thread that asked gets the signal; what is in its entry stays.
  */
 static bool fault_refuse(struct capped *c, const struct capped_mm *mm, struct capped_wait *w)
 {
 	pid_t tid = (pid_t)w->ptid;
 
 	/* Its number in a pid namespace of its own says nothing here: such a thread waits. */
-	if (!(c->config.sigbus || w->full) || w->err == -EAGAIN || w->err == -ENOMEM || tid <= 0 ||
-	    proc_same_mm(tid, mm->pid) != 1)
+	if (!(w->full || (c->config.sigbus && w->err != -ENOSPC)) || w->err == -EAGAIN ||
+	    w->err == -ENOMEM || tid <= 0 || proc_same_mm(tid, mm->pid) != 1)
 		return false;
 	return syscall(SYS_tkill, tid, SIGBUS) == 0;
 }
@@ -350,7 +365,6 @@ static bool fault_refuse(struct capped *c, const struct capped_mm *mm, struct ca
 /* Keeps a fault that ended with w->err for later. Takes w over. */
 static void fault_keep(struct capped *c, struct capped_mm *mm, struct capped_wait *w)
 {
-	w->full = w->err == -ENOSPC && capped_is_exhausted(c);
 	if (w->err != -EAGAIN && !w->said && !w->full) {
 		log_err("a page that pid %d waits for cannot be had: %s: it is tried again",
 			mm->pid, log_errstr(w->err));
@@ -371,10 +385,10 @@ static void fault_keep(struct capped *c, struct capped_mm *mm, struct capped_wai
 	DL_APPEND(c->waits, w);
 }
 
-static void fault_later(struct capped *c, uint64_t id, bool wp, uint64_t addr, uint32_t ptid,
-			int err)
+/* Keeps a new one, if its mm is there still. */
+static void fault_later(struct capped *c, const struct capped_wait *fault)
 {
-	struct capped_mm *mm = capped_mm_find(c, id);
+	struct capped_mm *mm = capped_mm_find(c, fault->mm);
 	struct capped_wait *w;
 
 	if (!mm)
@@ -384,7 +398,7 @@ static void fault_later(struct capped *c, uint64_t id, bool wp, uint64_t addr, u
 		log_err("out of memory"); /* a thread would wait for ever */
 		abort();
 	}
-	*w = (struct capped_wait){.mm = id, .addr = addr, .wp = wp, .ptid = ptid, .err = err};
+	*w = *fault;
 	fault_keep(c, mm, w);
 }
 
@@ -420,17 +434,19 @@ static void on_fork(struct capped *c, struct capped_mm *parent, int uffd)
 
 static void on_message(struct capped *c, struct capped_mm *mm, const struct uffd_msg *msg)
 {
-	uint64_t addr = msg->arg.pagefault.address & ~(WPFS_PAGE_SIZE - 1);
-	bool wp = msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP;
-	uint64_t id = mm->id;
-	int r;
+	struct capped_wait fault = {
+		.mm = mm->id,
+		.addr = msg->arg.pagefault.address & ~(WPFS_PAGE_SIZE - 1),
+		.wp = msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP,
+		.ptid = msg->arg.pagefault.feat.ptid,
+	};
 
 	switch (msg->event) {
 	case UFFD_EVENT_PAGEFAULT:
 		c->counts.faults++;
-		r = fault_serve(c, mm, wp, addr);
-		if (r < 0)
-			fault_later(c, id, wp, addr, msg->arg.pagefault.feat.ptid, r);
+		fault.err = fault_serve(c, mm, fault.wp, fault.addr, &fault.full);
+		if (fault.err < 0)
+			fault_later(c, &fault);
 		break;
 	case UFFD_EVENT_FORK:
 		on_fork(c, mm, (int)msg->arg.fork.ufd);
@@ -452,7 +468,7 @@ bool capped_fault_read(struct capped *c, uint64_t id)
 {
 	struct capped_mm *mm;
 	struct uffd_msg msg;
-	bool any = false;
+	bool any = false, retry;
 
 	capped_test_point("message");
 	pthread_mutex_lock(&c->lock);
@@ -461,7 +477,11 @@ bool capped_fault_read(struct capped *c, uint64_t id)
 		any = true;
 		on_message(c, mm, &msg);
 	}
+	/* Messages without end must not keep those waiting that were before them. */
+	retry = any && c->waits && now_ms() >= c->retry_ms;
 	pthread_mutex_unlock(&c->lock);
+	if (retry)
+		capped_fault_retry(c);
 	return any;
 }
 
@@ -476,6 +496,7 @@ void capped_fault_retry(struct capped *c)
 	size_t nr = 0;
 
 	pthread_mutex_lock(&c->lock);
+	c->retry_ms = now + RETRY_MS;
 	DL_FOREACH (c->waits, w)
 		nr++;
 	for (; nr && c->waits; nr--) {
@@ -488,7 +509,7 @@ void capped_fault_retry(struct capped *c)
 			continue;
 		}
 		mm = capped_mm_find(c, w->mm);
-		w->err = mm ? fault_serve(c, mm, w->wp, w->addr) : 0;
+		w->err = mm ? fault_serve(c, mm, w->wp, w->addr, &w->full) : 0;
 		mm = capped_mm_find(c, w->mm);
 		if (w->err < 0 && mm) {
 			fault_keep(c, mm, w);

@@ -18,17 +18,27 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "track/capped_internal.h"
+#include "track/capped_test.h"
 
-#define AGAIN_S 2 /* after a look that found nothing */
+#define AGAIN_S	   2   /* after a look at all of it that found nothing */
+#define TURN_NAMES 512 /* looked at at once: the track thread has other work */
 
-struct find {
-	struct capped *c;
-	uint64_t pages, want;	/* found; as many are enough */
+/* A look that goes on from turn to turn. Track thread. */
+struct capped_find {
 	struct fs_handle *dirs; /* still to be read */
 	size_t nr_dirs, room;
+	DIR *dir;	/* that is being read; NULL: none */
+	uint64_t found; /* pages */
 };
 
-static int push_dir(struct find *find, int fd)
+/* One turn. */
+struct turn {
+	struct capped *c;
+	struct capped_find *find;
+	uint64_t pages, names;
+};
+
+static int push_dir(struct capped_find *find, int fd)
 {
 	if (find->nr_dirs == find->room) {
 		size_t room = find->room ? find->room * 2 : 64;
@@ -43,9 +53,9 @@ static int push_dir(struct find *find, int fd)
 }
 
 /* A regular file with pages, which nothing is known of. */
-static void found_file(struct find *find, uint64_t ino, int fd, const struct stat *st)
+static void found_file(struct turn *turn, uint64_t ino, int fd, const struct stat *st)
 {
-	struct capped *c = find->c;
+	struct capped *c = turn->c;
 	struct fs_handle handle;
 	struct capped_file *f;
 
@@ -54,7 +64,7 @@ static void found_file(struct find *find, uint64_t ino, int fd, const struct sta
 	pthread_mutex_lock(&c->lock);
 	if (!capped_file_find(c, ino) && capped_file_get(c, &handle, ino, &f) == 0) {
 		capped_know(c, f, 0, UINT64_MAX);
-		find->pages += (uint64_t)st->st_blocks / (WPFS_PAGE_SIZE / 512);
+		turn->pages += (uint64_t)st->st_blocks / (WPFS_PAGE_SIZE / 512);
 	}
 	pthread_mutex_unlock(&c->lock);
 }
@@ -69,40 +79,66 @@ static bool is_known(struct capped *c, uint64_t ino)
 	return known;
 }
 
-static int found_name(struct find *find, int dir_fd, const struct dirent *de)
+static int found_name(struct turn *turn, int dir_fd, const struct dirent *de)
 {
-	uint64_t ino = fs_ino_of_lower(find->c->config.fs, de->d_ino);
+	uint64_t ino = fs_ino_of_lower(turn->c->config.fs, de->d_ino);
 	_cleanup_close_ int fd = -1;
 	struct stat st;
 
 	if (de->d_name[0] == '.' && (!de->d_name[1] || strcmp(de->d_name, "..") == 0))
 		return 0;
-	if (de->d_type != DT_DIR && (de->d_type != DT_REG || is_known(find->c, ino)))
+	if (de->d_type != DT_DIR && (de->d_type != DT_REG || is_known(turn->c, ino)))
 		return 0;
 	fd = openat(dir_fd, de->d_name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 	if (fd < 0 || fstat(fd, &st) < 0)
 		return 0; /* gone meanwhile */
 	if (S_ISDIR(st.st_mode))
-		return push_dir(find, fd);
+		return push_dir(turn->find, fd);
 	if (S_ISREG(st.st_mode) && st.st_blocks)
-		found_file(find, ino, fd, &st);
+		found_file(turn, ino, fd, &st);
 	return 0;
 }
 
-/* Takes fd over. */
-static int find_in(struct find *find, int fd)
+/* The next directory; one that was removed meanwhile is none. False: there are no more. */
+static bool next_dir(struct capped *c, struct capped_find *find)
 {
-	_cleanup_dir_ DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-	const struct dirent *de;
+	int fd;
+
+	if (find->nr_dirs == 0)
+		return false;
+	fd = fs_handle_open(c->config.fs, &find->dirs[--find->nr_dirs],
+			    O_RDONLY | O_DIRECTORY | O_NOATIME);
+	find->dir = fd < 0 ? NULL : fdopendir(fd);
+	if (!find->dir)
+		close_fd(&fd);
+	return true;
+}
+
+/* 1: there is more to look at. 0: it has all been seen. -errno. */
+static int look_on(struct turn *turn, uint64_t want)
+{
+	struct capped_find *find = turn->find;
 	int r = 0;
 
-	if (!dir) {
-		close_fd(&fd);
-		return 0; /* removed meanwhile */
+	while (r == 0 && turn->pages < want && turn->names < TURN_NAMES) {
+		const struct dirent *de;
+
+		if (!find->dir) {
+			if (!next_dir(turn->c, find))
+				return 0;
+			turn->names++;
+			continue;
+		}
+		de = readdir(find->dir);
+		if (de) {
+			r = found_name(turn, dirfd(find->dir), de);
+			turn->names++;
+		} else {
+			closedir(find->dir);
+			find->dir = NULL;
+		}
 	}
-	while (r == 0 && find->pages < find->want && (de = readdir(dir)))
-		r = found_name(find, dirfd(dir), de);
-	return r;
+	return r < 0 ? r : 1;
 }
 
 static int64_t now_s(void)
@@ -113,23 +149,43 @@ static int64_t now_s(void)
 	return ts.tv_sec;
 }
 
-uint64_t capped_find(struct capped *c, uint64_t want)
+void capped_find_free(struct capped *c)
 {
-	struct find find = {.c = c, .want = want};
-	int r;
+	if (!c->find)
+		return;
+	if (c->find->dir)
+		closedir(c->find->dir);
+	free(c->find->dirs);
+	free(c->find);
+	c->find = NULL;
+}
+
+bool capped_find(struct capped *c, uint64_t want)
+{
+	struct turn turn = {.c = c};
+	bool any;
+	int r = 0;
 
 	if (c->found_nothing && now_s() < c->found_nothing + AGAIN_S)
-		return 0;
-	r = find_in(&find, openat(c->config.lower_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-	while (r == 0 && find.nr_dirs && find.pages < want) {
-		struct fs_handle handle = find.dirs[--find.nr_dirs];
-
-		r = find_in(&find, fs_handle_open(c->config.fs, &handle,
-						  O_RDONLY | O_DIRECTORY | O_NOATIME));
+		return false;
+	if (!c->find) {
+		c->find = calloc(1, sizeof(*c->find));
+		if (!c->find)
+			return false;
+		r = push_dir(c->find, c->config.lower_fd);
 	}
-	free(find.dirs);
+	turn.find = c->find;
+	if (r == 0)
+		r = look_on(&turn, want);
+	c->find->found += turn.pages;
+	if (r == 1) {
+		capped_test_point("looking");
+		return true;
+	}
 	if (r < 0)
 		log_err("cannot look for what is in memory: %s", log_errstr(r));
-	c->found_nothing = find.pages ? 0 : now_s();
-	return find.pages;
+	any = c->find->found > 0;
+	c->found_nothing = any ? 0 : now_s();
+	capped_find_free(c);
+	return any;
 }

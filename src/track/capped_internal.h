@@ -169,6 +169,7 @@ struct capped {
 	struct capped_mm *mms;
 	uint64_t next_mm;
 	struct capped_wait *waits;
+	uint64_t retry_ms; /* by then they are looked at again, whatever else comes */
 	struct capped_ahead *aheads;
 	struct capped_use *uses;
 	struct capped_batch *batch; /* set and cleared by the track thread */
@@ -191,6 +192,7 @@ struct capped {
 	struct capped_record left; /* of the killed daemon; nr 0: none. Track thread only */
 	struct spill_io *evict_io; /* track thread only */
 	int64_t found_nothing;	   /* when capped_find did; seconds; track thread only */
+	struct capped_find *find;  /* a look that is under way; track thread only */
 	struct capped_counts counts;
 	void (*progress)(void *ctx); /* capped_set_progress; track thread, as ctx */
 	void *progress_ctx;
@@ -331,6 +333,12 @@ uint64_t capped_size(struct capped *c);
 /* Is there no room for a page more? */
 bool capped_is_exhausted(struct capped *c);
 
+/*
+ * A write to pages [first, first + nr) must not take the room of those that are coming back: waits,
+ * with the lock let go, until none are, if it could.
+ */
+void capped_wait_loads(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr);
+
 /* ---- for the track room, track thread, lock not held ---- */
 
 /* Brings the whole file back. 0 or -errno. */
@@ -447,7 +455,7 @@ bool capped_batch_has(const struct capped *c, const struct capped_file *f, uint6
 
 /*
  * Begins a batch: waits for who is at its pages, and write-protects them in every mapping. 0 or
- * -errno with `why`; capped_batch_end follows either way.
+ * -errno (-ETXTBSY: it is pinned) with `why`; capped_batch_end follows either way.
  */
 int capped_batch_begin(struct capped *c, struct capped_batch *b, const struct capped_mapping *maps,
 		       size_t nr, char *why, size_t why_size);
@@ -468,8 +476,8 @@ void capped_batch_gone(struct capped *c, struct capped_mm *mm);
 
 /*
  * Evicts all resident pages of a file whose every mapping is in `maps`, registered for missing
- * faults. Counts pages that left. 0 or -errno with a reason in `why`: what was evicted by then
- * stays so, everything else is as it was.
+ * faults. Counts pages that left. 0 or -errno with a reason in `why` (-ETXTBSY: it was pinned
+ * meanwhile): what was evicted by then stays so, everything else is as it was.
  */
 int capped_evict(struct capped *c, struct capped_file *f, const struct capped_mapping *maps,
 		 size_t nr, uint64_t *pages, char *why, size_t why_size);
@@ -506,10 +514,12 @@ int capped_turn_run(struct capped *c, struct capped_turn *turn, const struct cap
 		    size_t nr, uint64_t *pages, char *why, size_t why_size);
 
 /*
- * Looks for files of which nothing is known until it knows of as many pages more. How many it
- * found.
+ * Looks for files of which nothing is known: at some names of the lower tree, the next ones in the
+ * next turn, until it knows of as many pages more. False: all was looked at, and nothing found.
+ * Track thread.
  */
-uint64_t capped_find(struct capped *c, uint64_t want);
+bool capped_find(struct capped *c, uint64_t want);
+void capped_find_free(struct capped *c);
 
 /* What a killed daemon was evicting; nr 0: nothing. Track thread. */
 const struct capped_record *capped_record_left(const struct capped *c);

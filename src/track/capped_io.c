@@ -99,6 +99,8 @@ int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, 
 	pthread_mutex_lock(&c->lock);
 	if (io != CAPPED_DROP)
 		capped_wait_room(c);
+	if (io == CAPPED_WRITE && use->end != UINT64_MAX)
+		capped_wait_loads(c, ino, use->first, use->end - use->first);
 	r = use_enter(c, use, off, len);
 	if (r == 0)
 		capped_use_begin(c, use);

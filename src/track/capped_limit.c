@@ -5,7 +5,8 @@
  * is in the store changes. Making it so costs a call that is not free, so as long as there is much
  * room it is done for some MiB at a time.
  *
- * A page that comes back is counted twice for a moment, and has room for that.
+ * A page that comes back is counted twice for a moment, and has room for that. It is nobody else's:
+ * what a write(2) would add when all else is used waits until no page is coming back.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +27,7 @@
 #define NEAR	    ((uint64_t)64 << 20) /* with less room than this each page counts */
 #define STALE	    ((uint64_t)16 << 20)
 #define LIMIT_TRIES 16
+#define WAIT_TRIES  256 /* loads that end; there may always be one under way */
 
 /* The size of the lower tmpfs, as it is; 0: none. */
 static uint64_t lower_size(const struct capped *c, uint64_t *used)
@@ -154,14 +156,45 @@ bool capped_is_exhausted(struct capped *c)
 	return c->size && capped_resident(c) + (c->counts.spilled << WPFS_PAGE_SHIFT) >= c->size;
 }
 
+static bool is_short(const struct capped *c, uint64_t len)
+{
+	return c->size &&
+	       capped_resident(c) + (c->counts.spilled << WPFS_PAGE_SHIFT) + len > c->size;
+}
+
 bool capped_is_short(struct capped *c, uint64_t len)
 {
 	bool is;
 
 	pthread_mutex_lock(&c->lock);
-	is = c->size && capped_resident(c) + (c->counts.spilled << WPFS_PAGE_SHIFT) + len > c->size;
+	is = is_short(c, len);
 	pthread_mutex_unlock(&c->lock);
 	return is;
+}
+
+/* Pages of [first, first + nr) that are neither in memory nor in the store. */
+static uint64_t nr_absent(const struct capped_file *f, uint64_t first, uint64_t nr)
+{
+	uint64_t there = f ? capped_in_memory(f->fd, first, nr) : 0;
+	uint64_t page = f ? spill_bits_next(&f->bits, first) : UINT64_MAX;
+
+	for (; page < first + nr; page = spill_bits_next(&f->bits, page + 1))
+		there++;
+	return there < nr ? nr - there : 0;
+}
+
+void capped_wait_loads(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr)
+{
+	for (int tries = 0; c->loading && tries < WAIT_TRIES; tries++) {
+		uint64_t absent;
+
+		if (!is_short(c, nr << WPFS_PAGE_SHIFT))
+			return;
+		absent = nr_absent(capped_file_find(c, ino), first, nr);
+		if (absent == 0 || !is_short(c, absent << WPFS_PAGE_SHIFT))
+			return;
+		pthread_cond_wait(&c->cond, &c->lock);
+	}
 }
 
 bool capped_has_removed(struct capped *c)

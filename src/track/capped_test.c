@@ -57,11 +57,14 @@ int capped_test_fail(const char *step)
 
 void capped_test_point(const char *step)
 {
-	char pause[512], at[512];
+	char pause[512], at[512], slow[512];
 	int fd;
 
 	if (!dir)
 		return;
+	snprintf(slow, sizeof(slow), "%s/slow-%s", dir, step);
+	if (access(slow, F_OK) == 0)
+		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
 	snprintf(pause, sizeof(pause), "%s/pause-%s", dir, step);
 	snprintf(at, sizeof(at), "%s/at-%s", dir, step);
 	if (access(pause, F_OK) < 0)

@@ -443,9 +443,28 @@ void residency_status(struct track *t, struct wpfs_status *status)
 	status->evictions = counts.evictions;
 }
 
+/* Is some program about to map it? */
+static bool residency_is_coming(struct track *t, uint64_t ino)
+{
+	_Alignas(8) char packet[sizeof(struct wpfs_hdr) + sizeof(struct wpfs_map)];
+	struct tmm *tm;
+
+	DL_FOREACH (t->tmms, tm) {
+		const struct wpfs_map *map = NULL;
+
+		if (tm->announced.coming_pages && tm->announced.coming_file == ino)
+			return true;
+		if (tm->client && !tm->client->closing)
+			map = client_peek_announce(tm->client, packet, sizeof(packet));
+		if (map && map->ino == ino)
+			return true;
+	}
+	return false;
+}
+
 static bool residency_is_mapped(void *ctx, uint64_t ino)
 {
-	return files_is_mapped(ctx, ino);
+	return files_is_mapped(ctx, ino) || residency_is_coming(ctx, ino);
 }
 
 void residency_let_go(struct track *t)

@@ -38,6 +38,9 @@ class Seam:
     def wait_at(self, step):
         proc.wait_for((self.dir / f"at-{step}").exists, harness.SECONDS, f"the step {step}")
 
+    def slow(self, step):
+        (self.dir / f"slow-{step}").touch()
+
     def go(self, step):
         (self.dir / f"pause-{step}").unlink()
 

@@ -13,6 +13,7 @@ import proc
 import report
 from harness import PAGE
 from mapper import ALL, mapped
+from seam import Seam
 
 CAP = 16 << 20
 SLACK = 64 << 20
@@ -113,6 +114,26 @@ def test_daemon_killed(wpfs):
     assert status(wpfs)["spilled"] >= 32 << 20
     for number in range(24):
         assert (wpfs.mnt / f"a/b/{number}").read_bytes() == bytes([number + 1]) * (2 << 20)
+
+
+def test_daemon_killed_with_many_files(make_wpfs):
+    """What it never saw is looked for piece by piece: whoever asks meanwhile is answered."""
+    wpfs = make_wpfs("store", ["resident=64M", "settle=0", "flush=0"], start=False)
+    seam = Seam(wpfs)
+    wpfs.start()
+    for top in ("a", "b", "c"):
+        os.mkdir(wpfs.mnt / top)
+        for number in range(600):
+            (wpfs.mnt / top / f"{number}").write_bytes(b"x" * (2 << 20) if number % 75 == 0 else b"")
+    wpfs.kill9()
+    wpfs.options[0] = "resident=8M"
+    seam.pause("looking")
+    wpfs.restart()
+    seam.wait_at("looking")
+    seam.go("looking")
+    proc.wait_for(lambda: status(wpfs)["resident"] <= 8 << 20, harness.SECONDS, "room")
+    for top in ("a", "b", "c"):
+        assert (wpfs.mnt / top / "0").read_bytes() == b"x" * (2 << 20)
 
 
 def test_restored_and_not_used(wpfs):

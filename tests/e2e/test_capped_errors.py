@@ -174,6 +174,63 @@ def test_sigbus(make_wpfs):
     check(wpfs, again)
 
 
+@pytest.mark.parametrize("onerror", ["wait", "sigbus"])
+def test_no_room_for_a_page_that_exists(make_wpfs, onerror):
+    """size= is used up, and a page that comes back finds no room again and again: it is waited for.
+    SIGBUS is for pages that nobody has written yet, and for a store that fails."""
+    wpfs = seamed(make_wpfs, "resident=256M", "size=2M", f"onerror={onerror}")
+    program = filled(wpfs)
+    with open(wpfs.mnt / "g", "wb", buffering=0) as file, pytest.raises(OSError):
+        while True:
+            file.write(os.urandom(harness.PAGE))
+    wpfs.wpctl("evict", wpfs.mnt, "/g")
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    assert status(wpfs)["spilled"] == 2 << 20
+    wpfs.seam.fail("lower-write", errno.ENOSPC)
+    wpfs.allow_log("cannot be had")
+    program.send("load 0 5")
+    wait_waiting(program.pid)
+    before = status(wpfs)["store_errors"]
+    proc.wait_for(lambda: status(wpfs)["store_errors"] >= before + 3, harness.SECONDS, "more tries")
+    assert program.popen.poll() is None and status(wpfs)["failing"] == 1
+    wpfs.seam.works("lower-write")
+    assert program.read() == "ok 6"
+    check(wpfs, program)
+    program.order(f"size 0 {65 * harness.PAGE}")
+    program.order(f"map 1 0 0 {65 * harness.PAGE}")
+    program.send("store 1 64 1")  # a new one
+    assert program.popen.wait(harness.SECONDS) == -signal.SIGBUS
+
+
+def test_tries_go_on_in_a_burst(make_wpfs):
+    """A fault that failed is tried again while others come without end."""
+    wpfs = seamed(make_wpfs, "resident=256M")
+    program = wpfs.spawn(harness.program("refault"), wpfs.mnt / "f", 4096, name="t")
+    assert program.read() == "ok ready"
+    program.order("fill 1")
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 4096
+    program.order("read 0 512")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    wpfs.allow_log("cannot be had")
+    # One thread reads the message of a page that cannot be read, and stops before the next one.
+    wpfs.seam.fail_once("spill-read", errno.EIO, 0)
+    wpfs.seam.pause("asked")
+    program.order("later 4000")
+    wpfs.seam.wait_at("asked")
+    wpfs.seam.pause("message")
+    wpfs.seam.go("asked")
+    wpfs.seam.wait_at("message")
+    assert status(wpfs)["failing"] == 1
+    before = status(wpfs)["faults"]
+    # Then there are always more.
+    program.order("range 0 512")
+    program.order("hammer 8")
+    wpfs.seam.slow("message")
+    wpfs.seam.go("message")
+    assert program.read().startswith("read ") and status(wpfs)["faults"] - before < 256
+    assert program.order("stop") > 0 and program.order("verify 2") == 0
+
+
 def test_store_full_under_pressure(make_wpfs):
     """Nothing can leave: a program goes on above the cap, and nothing is lost."""
     wpfs = seamed(make_wpfs, "resident=8M")

@@ -11,6 +11,7 @@ import pytest
 import harness
 import proc
 from harness import PAGE
+from seam import Seam
 
 SIZE = 32 << 20
 OPTIONS = ["resident=8M", "size=32M", "settle=0", "flush=0"]
@@ -140,6 +141,48 @@ def test_refaults_when_full(wpfs):
     # Zeros are pages as long as they are in memory.
     assert status(wpfs)["spilled"] > SIZE // 2
     program.wait()
+
+
+WRITER = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+print("open", flush=True)
+input()
+try:
+    print(os.pwrite(fd, b"x" * 4096, 0), flush=True)
+except OSError as error:
+    print(os.strerror(error.errno), flush=True)
+"""
+
+
+def test_write_while_pages_come_back(make_wpfs):
+    """Those have room to be counted twice for a moment; nobody else gets it."""
+    wpfs = make_wpfs("store", OPTIONS, start=False)
+    seam = Seam(wpfs)
+    wpfs.start()
+    writer = wpfs.spawn_bare("/usr/bin/python3", "-c", WRITER, wpfs.mnt / "g")
+    assert writer.read() == "open"
+    assert full(wpfs.mnt / "f") == SIZE
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    seam.pause("asked")
+    reader = wpfs.spawn_bare("/usr/bin/dd", f"if={wpfs.mnt / 'f'}", "of=/dev/null", "bs=64K",
+                             "count=1", "iflag=direct", "status=none")
+    seam.wait_at("asked")
+    writer.send("")
+    proc.wait_for(lambda: proc.waits_for_fuse(writer.pid), harness.SECONDS, "the write")
+    seam.go("asked")
+    assert writer.read() == os.strerror(errno.ENOSPC)
+    assert reader.popen.wait(harness.SECONDS) == 0
+    assert status(wpfs)["used"] == SIZE
+    # What it has can be written while others come back.
+    seam.pause("asked")
+    reader = wpfs.spawn_bare("/usr/bin/dd", f"if={wpfs.mnt / 'f'}", "of=/dev/null", "bs=64K",
+                             "skip=100", "count=1", "iflag=direct", "status=none")
+    seam.wait_at("asked")
+    with open(wpfs.mnt / "f", "r+b", buffering=0) as file:
+        assert os.pwrite(file.fileno(), b"y" * PAGE, 0) == PAGE
+    seam.go("asked")
+    assert reader.popen.wait(harness.SECONDS) == 0
 
 
 def remount(wpfs, size, status=0):

@@ -8,6 +8,9 @@
  *   expect SEED        what "fill SEED" wrote should be there
  *   verify THREADS     all threads compare all pages in the same order -> pages that differ
  *   write SEED N THREADS   N writes of 8 bytes at random places
+ *   read PAGE N        reads a byte of each of N pages
+ *   later PAGE         a thread reads a byte of it, and says "read VALUE" then
+ *   range PAGE N       writes go to these pages only
  *   hammer THREADS     writes go on until "stop"
  *   stop               -> number of writes
  *   written PATH       one byte per page: written since the last "clear"?
@@ -44,6 +47,7 @@
 static uint64_t *file, *copy; /* both nr_pages long */
 static _Atomic uint8_t *written;
 static size_t nr_pages;
+static size_t range_first, range_nr; /* 0: all */
 static size_t prog_index, nr_progs = 1;
 
 struct job {
@@ -77,7 +81,7 @@ static void fill(uint64_t seed, int store)
 /* A word belongs to one thread of one program, so that the copy needs no lock. */
 static void write_one(struct job *job)
 {
-	size_t page = next_random(&job->seed) % nr_pages;
+	size_t page = range_first + next_random(&job->seed) % (range_nr ? range_nr : nr_pages);
 	/* However many threads another program writes with, its words are not ours. */
 	size_t share = nr_progs > 1 ? THREADS_SHARED : job->nr, writers = share * nr_progs;
 	size_t word = next_random(&job->seed) % (WORDS / writers) * writers + job->nr * prog_index +
@@ -120,6 +124,12 @@ static void *verify_main(void *arg)
 				fprintf(stderr, "page %zu differs\n", page);
 		}
 	}
+	return NULL;
+}
+
+static void *later_main(void *arg)
+{
+	printf("read %u\n", *(volatile uint8_t *)arg);
 	return NULL;
 }
 
@@ -227,6 +237,18 @@ static const char *obey(char *line, unsigned *hammers)
 	} else if (strcmp(verb, "write") == 0) {
 		start(threads(c), write_main, a, b / threads(c));
 		finish(threads(c));
+	} else if (strcmp(verb, "read") == 0 && a + b <= nr_pages) {
+		for (size_t page = a; page < a + b; page++)
+			value += *(volatile uint8_t *)(file + page * WORDS);
+	} else if (strcmp(verb, "later") == 0 && a < nr_pages) {
+		pthread_t thread;
+
+		if (pthread_create(&thread, NULL, later_main, file + a * WORDS) != 0)
+			return "no thread";
+		pthread_detach(thread);
+	} else if (strcmp(verb, "range") == 0 && a + b <= nr_pages) {
+		range_first = a;
+		range_nr = b;
 	} else if (strcmp(verb, "hammer") == 0) {
 		hammering = true;
 		*hammers = threads(a);
