@@ -3,11 +3,17 @@
 
 #include <errno.h>
 #include <liburing.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 #include <utlist.h>
+
+#define SPIN_NS	    150000 /* a disk without moving parts has answered by then */
+#define SPIN_CREDIT 16
+#define SPIN_EVERY  64 /* without credit it is tried every so often */
 
 struct spill_io {
 	enum spill_path path;
@@ -18,6 +24,8 @@ struct spill_io {
 	struct spill_job *jobs;
 	size_t in_flight; /* pieces of all of them */
 	struct spill_stats *stats;
+	bool hurry;
+	unsigned spin_credit, spin_skipped; /* how often it was of use lately; tries left out */
 };
 
 /* What the kernel gives back when it is done. */
@@ -57,6 +65,7 @@ int spill_io_new(enum spill_path want, size_t buf_size, struct spill_stats *stat
 	if (!io)
 		return -ENOMEM;
 	io->stats = stats;
+	io->spin_credit = SPIN_CREDIT;
 	if (want == SPILL_PATH_URING)
 		r = io_uring_queue_init(SPILL_IO_DEPTH, &io->ring, 0);
 	io->path = r < 0 ? SPILL_PATH_SYNC : SPILL_PATH_URING;
@@ -92,6 +101,11 @@ void *spill_io_buf(const struct spill_io *io)
 enum spill_path spill_io_path(const struct spill_io *io)
 {
 	return io->path;
+}
+
+void spill_io_hurry(struct spill_io *io, bool hurry)
+{
+	io->hurry = hurry;
 }
 
 static void stats_begin(struct spill_stats *stats)
@@ -195,6 +209,36 @@ static void uring_submit(struct spill_io *io, unsigned wait)
 		abort(); /* the kernel may still write into buffers: nobody may go on */
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+/* Looks whether anything is done, for a while. On a disk that takes longer it is rarely tried. */
+static bool uring_spin(struct spill_io *io)
+{
+	uint64_t end;
+	bool done = false;
+
+	if (!io->hurry || (!io->spin_credit && ++io->spin_skipped % SPIN_EVERY))
+		return false;
+	uring_submit(io, 0);
+	end = now_ns() + SPIN_NS;
+	do {
+		done = io_uring_cq_ready(&io->ring) > 0;
+		if (!done)
+			sched_yield();
+	} while (!done && now_ns() < end);
+	if (done && io->spin_credit < SPIN_CREDIT)
+		io->spin_credit++;
+	else if (!done && io->spin_credit)
+		io->spin_credit--;
+	return done;
+}
+
 static void uring_reap(struct spill_io *io)
 {
 	struct io_uring_cqe *cqe;
@@ -261,7 +305,8 @@ int spill_io_end(struct spill_io *io, struct spill_job *job)
 	while (job->in_flight ||
 	       (io->path == SPILL_PATH_URING && job->next < job->nr && job->result == 0)) {
 		uring_fill(io);
-		uring_submit(io, 1);
+		if (!uring_spin(io))
+			uring_submit(io, 1);
 		uring_reap(io);
 	}
 	DL_DELETE2(io->jobs, job, prev, next_job);

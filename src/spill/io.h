@@ -47,6 +47,13 @@ void *spill_io_buf(const struct spill_io *io);
 enum spill_path spill_io_path(const struct spill_io *io);
 
 /*
+ * Somebody waits for what is read next: the thread looks for the end of it a while before it
+ * sleeps, since to be woken takes half as long as a disk does. For a thread that has a processor to
+ * itself. False again: no more.
+ */
+void spill_io_hurry(struct spill_io *io, bool hurry);
+
+/*
  * Reads or writes all pieces and waits. Any thread, but one at a time per engine. 0, or the
  * -errno of the first piece that failed, and then nothing is known about the others. A read that
  * meets the end of the file is -ENODATA, a write that the device takes nothing of is -ENOSPC.

@@ -149,6 +149,9 @@ static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uin
 	struct capped_use use = {
 		.ino = f->ino, .first = first, .end = first + nr, .kind = CAPPED_USE_LOAD};
 	int fd = capped_spill_fd(c, f, false), r = fd < 0 ? fd : 0;
+	/* Somebody waits for it, and nobody for anything else. */
+	bool hurry = c->spins && nr == 1 && !c->aheads &&
+		     !capped_used(c, f->ino, 0, UINT64_MAX, 1 << CAPPED_USE_LOAD);
 	struct spill_io *io;
 	uint64_t there = 0;
 
@@ -159,6 +162,8 @@ static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uin
 	io = r < 0 ? NULL : capped_engine_take(c);
 	if (r == 0 && !io)
 		r = -ENOMEM;
+	if (io)
+		spill_io_hurry(io, hurry);
 	if (r == 0)
 		r = fill(io, fd, f->fd, first, nr);
 	for (int tries = 0; r == -ENOSPC && tries < LIMIT_TRIES; tries++) {
