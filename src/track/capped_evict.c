@@ -29,6 +29,7 @@
 #include "track/capped_test.h"
 
 #define PASS_PAGES  4096u /* of a batch that somebody asked for: 16 MiB */
+#define PUNCH_PARTS 16	  /* parts punched without anybody being served in between */
 #define LEASE_TRIES 200	  /* naps: as long as an open of a moment may take */
 
 /*
@@ -42,6 +43,7 @@ struct chunk {
 	struct spill_run runs[CAPPED_CHUNK];   /* to be stored */
 	struct capped_run parts[CAPPED_CHUNK]; /* to be punched: in the order of buf */
 	size_t nr_runs, nr_parts;
+	size_t said;	      /* runs of which the bits say that they are stored */
 	struct spill_job job; /* valid if `writing` */
 	bool writing;
 };
@@ -53,6 +55,7 @@ struct saving {
 	struct capped_batch *b;
 	struct chunk *chunks; /* NR_CHUNKS, filled in turn */
 	size_t at;
+	uint64_t chunk_pages;
 	int fd; /* the file in the store */
 	off_t size;
 	uint64_t *left; /* out: pages that went */
@@ -156,7 +159,23 @@ static int punch_part(struct saving *sv, struct chunk *k, const struct capped_ru
 	return r;
 }
 
-/* What is in the store now may leave memory. */
+/* Says of the pages before `end` that they are in the store. Lock held. */
+static void chunk_say(struct saving *sv, struct chunk *k, uint64_t end)
+{
+	struct spill_bits *bits = &sv->b->file->bits;
+	uint64_t before = bits->count;
+
+	for (; k->said < k->nr_runs && k->runs[k->said].first < end; k->said++) {
+		for (uint64_t p = 0; p < k->runs[k->said].nr; p++)
+			spill_bits_set(bits, k->runs[k->said].first + p);
+	}
+	sv->c->counts.spilled += bits->count - before;
+}
+
+/*
+ * What is in the store now may leave memory. Some parts at a time, with the lock held: what is
+ * counted twice meanwhile must not be seen, and faults wait no longer than for a few.
+ */
 static int chunk_punch(struct saving *sv, struct chunk *k)
 {
 	struct capped *c = sv->c;
@@ -165,27 +184,27 @@ static int chunk_punch(struct saving *sv, struct chunk *k)
 	struct stat st;
 	int r = 0;
 
-	pthread_mutex_lock(&c->lock);
-	for (size_t i = 0; i < k->nr_runs; i++) {
-		uint64_t before = f->bits.count;
-
-		for (uint64_t p = 0; p < k->runs[i].nr; p++)
-			spill_bits_set(&f->bits, k->runs[i].first + p);
-		c->counts.spilled += f->bits.count - before;
-	}
-	capped_test_point("spilled"); /* with the lock held: nobody is served */
 	/* Nobody has changed the file; who sets its times just now must win, so it is quick. */
 	if (fstat(f->fd, &st) < 0)
 		st.st_mtim.tv_nsec = UTIME_OMIT;
 	/* All of them, whatever fails: a page that stays is not spilled, though the bits say so
-	 * now. */
-	for (size_t i = 0; i < k->nr_parts; i++) {
-		int err = punch_part(sv, k, &k->parts[i], from);
+	 * then. */
+	for (size_t i = 0; i < k->nr_parts;) {
+		size_t end = k->nr_parts - i < PUNCH_PARTS ? k->nr_parts : i + PUNCH_PARTS;
 
-		r = r < 0 ? r : err;
-		from += k->parts[i].nr << WPFS_PAGE_SHIFT;
+		pthread_mutex_lock(&c->lock);
+		chunk_say(sv, k, k->parts[end - 1].first + k->parts[end - 1].nr);
+		capped_test_point("spilled"); /* nobody is served */
+		for (; i < end; i++) {
+			int err = punch_part(sv, k, &k->parts[i], from);
+
+			r = r < 0 ? r : err;
+			from += k->parts[i].nr << WPFS_PAGE_SHIFT;
+		}
+		pthread_mutex_unlock(&c->lock);
 	}
 	futimens(f->fd, (struct timespec[2]){{.tv_nsec = UTIME_OMIT}, st.st_mtim});
+	pthread_mutex_lock(&c->lock);
 	*sv->left += k->resident - k->stay;
 	c->counts.evictions += k->resident - k->stay;
 	c->counts.zeros += k->zeros;
@@ -239,7 +258,7 @@ static int save_leaving(struct saving *sv, uint64_t first, uint64_t nr)
 
 	while (r == 0 && nr) {
 		struct chunk *k = &sv->chunks[sv->at];
-		uint64_t n = nr < CAPPED_CHUNK - k->pages ? nr : CAPPED_CHUNK - k->pages;
+		uint64_t n = nr < sv->chunk_pages - k->pages ? nr : sv->chunk_pages - k->pages;
 
 		r = save_range(k, sv->b->file->fd, first, n,
 			       k->buf + (k->pages << WPFS_PAGE_SHIFT));
@@ -247,7 +266,7 @@ static int save_leaving(struct saving *sv, uint64_t first, uint64_t nr)
 		k->pages += n;
 		first += n;
 		nr -= n;
-		if (r == 0 && k->pages == CAPPED_CHUNK)
+		if (r == 0 && k->pages == sv->chunk_pages)
 			r = chunk_write(sv);
 	}
 	return r;
@@ -323,7 +342,13 @@ static int batch_run(struct capped *c, struct capped_batch *b, const struct capp
 		     size_t nr, bool settle, struct mm_set *used, uint64_t *pages, char *why,
 		     size_t why_size)
 {
-	struct saving sv = {.c = c, .b = b, .left = pages};
+	/* A small batch too is written while it is read. */
+	struct saving sv = {
+		.c = c,
+		.b = b,
+		.left = pages,
+		.chunk_pages = b->pages < CAPPED_BATCH ? CAPPED_CHUNK / 4 : CAPPED_CHUNK,
+	};
 	int r = capped_batch_begin(c, b, maps, nr, why, why_size);
 
 	if (r < 0)
@@ -416,26 +441,27 @@ static size_t next_runs(const struct capped_file *f, uint64_t *page, uint64_t en
 	return nr;
 }
 
-/* One pass over the file. `used` gets pages that were in use, unless their settling is waited for.
+/*
+ * One pass over the file. `unmapper`: pages have been out of the page tables for the settle time
+ * when they go; those that are in use again stay, and are added to `used`. Without it the settle
+ * time is waited for under each fence.
  */
 static int evict_pass(struct capped *c, struct capped_file *f, const struct capped_mapping *maps,
-		      size_t nr, bool settle, struct mm_set *used, uint64_t *pages, char *why,
-		      size_t why_size)
+		      size_t nr, struct capped_unmapper *unmapper, struct mm_set *used,
+		      uint64_t end, uint64_t *pages, char *why, size_t why_size)
 {
 	struct capped_run *runs = calloc(CAPPED_BATCH, sizeof(*runs));
-	uint64_t end = f->bits.pages, page = 0;
-	struct stat st;
+	uint64_t page = 0;
 	int r = runs ? 0 : -ENOMEM;
 
-	if (fstat(f->fd, &st) == 0 &&
-	    ((uint64_t)st.st_size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT < end)
-		end = ((uint64_t)st.st_size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
 	while (r == 0) {
 		size_t nr_runs = next_runs(f, &page, end, runs);
 
 		if (nr_runs == 0)
 			break;
-		r = capped_evict_runs(c, f, maps, nr, runs, nr_runs, settle, used, pages, why,
+		if (unmapper)
+			capped_unmap_wait(unmapper, page, c->config.settle_ms);
+		r = capped_evict_runs(c, f, maps, nr, runs, nr_runs, !unmapper, used, pages, why,
 				      why_size);
 		pthread_mutex_lock(&c->lock);
 		for (size_t i = 0; r == 0 && capped_is_chosen(f) && i < nr_runs; i++)
@@ -448,21 +474,32 @@ static int evict_pass(struct capped *c, struct capped_file *f, const struct capp
 	return r;
 }
 
+/* Pages up to here can be in the store. */
+static uint64_t evict_end(const struct capped_file *f)
+{
+	struct stat st;
+	uint64_t end = f->bits.pages;
+
+	if (fstat(f->fd, &st) == 0 &&
+	    ((uint64_t)st.st_size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT < end)
+		end = ((uint64_t)st.st_size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
+	return end;
+}
+
 int capped_evict(struct capped *c, struct capped_file *f, const struct capped_mapping *maps,
 		 size_t nr, uint64_t *pages, char *why, size_t why_size)
 {
-	const struct timespec time = {.tv_sec = c->config.settle_ms / 1000,
-				      .tv_nsec = c->config.settle_ms % 1000 * 1000000L};
 	_cleanup_set_ struct mm_set used = {0};
+	uint64_t end = evict_end(f);
+	struct capped_unmapper *unmapper = capped_unmap_begin(maps, nr, end);
 	int r;
 
-	/* Unmapped at once, the settle time is waited for once; what is in use has it for itself.
-	 */
-	if (nr && capped_unmap(maps, nr)) {
-		nanosleep(&time, NULL);
-		r = evict_pass(c, f, maps, nr, false, &used, pages, why, why_size);
+	/* What is in use while it goes has the settle time for itself. */
+	if (unmapper) {
+		r = evict_pass(c, f, maps, nr, unmapper, &used, end, pages, why, why_size);
+		capped_unmap_end(unmapper);
 		if (r < 0 || mm_set_is_empty(&used))
 			return r;
 	}
-	return evict_pass(c, f, maps, nr, true, NULL, pages, why, why_size);
+	return evict_pass(c, f, maps, nr, NULL, NULL, end, pages, why, why_size);
 }

@@ -10,6 +10,7 @@
 #define WPFS_TRACK_CAPPED_INTERNAL_H
 
 #include <pthread.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <uthash.h>
 
@@ -23,6 +24,7 @@
 
 #define CAPPED_BATCH	1024 /* runs of pages evicted at once; pages in its buffer: 4 MiB */
 #define CAPPED_CHUNK	256  /* of them, on their way to the store together */
+#define CAPPED_TURN	512  /* pages whose turn it is; fewer stand under a fence for less long */
 #define CAPPED_CLUSTER	64u  /* pages read from the store at once: 256 KiB */
 #define CAPPED_ENGINES	16   /* reads from the store at once */
 #define CAPPED_WORKERS	4    /* threads that serve faults */
@@ -191,6 +193,7 @@ struct capped {
 	struct capped_ticket tickets[CAPPED_TICKETS];
 	struct capped_record left; /* of the killed daemon; nr 0: none. Track thread only */
 	struct spill_io *evict_io; /* track thread only */
+	unsigned vain_turns;	   /* one after the other; track thread only */
 	int64_t found_nothing;	   /* when capped_find did; seconds; track thread only */
 	struct capped_find *find;  /* a look that is under way; track thread only */
 	struct capped_counts counts;
@@ -491,20 +494,37 @@ int capped_evict_runs(struct capped *c, struct capped_file *f, const struct capp
 		      size_t nr, const struct capped_run *runs, size_t nr_runs, bool settle,
 		      struct mm_set *used, uint64_t *pages, char *why, size_t why_size);
 
+/* ---- capped_unmap.c: out of the page tables, and still in memory; no lock ---- */
+
+/* False: it would cost more than it tells. */
+bool capped_can_unmap(void);
+
+/* Unmaps ranges of a process, if they are there, with its marks kept. */
+void capped_unmap(int pidfd, const struct iovec *iov, size_t nr);
+
+/*
+ * Unmaps pages [0, pages) of a file in the background, in its order, in all its mappings, which are
+ * borrowed until capped_unmap_end. NULL: it cannot be done, or there are none.
+ */
+struct capped_unmapper;
+struct capped_unmapper *capped_unmap_begin(const struct capped_mapping *maps, size_t nr,
+					   uint64_t pages);
+/* Waits until `settle_ms` have gone by since what is before page `end` was unmapped. */
+void capped_unmap_wait(struct capped_unmapper *u, uint64_t end, unsigned settle_ms);
+/* Stops it. May be NULL. */
+void capped_unmap_end(struct capped_unmapper *u);
+
 /* ---- capped_turn.c: whose turn it is ---- */
 
 /* Pages of one file, in the order of the file. */
 struct capped_turn {
 	struct capped_file *file;
-	struct policy_page pages[CAPPED_BATCH];
+	struct policy_page pages[CAPPED_TURN];
 	size_t nr;
 };
 
 /* Takes up to `max` pages whose turn has come, all of one file. nr 0: there are none. */
 void capped_turn_take(struct capped *c, struct capped_turn *turn);
-
-/* Unmaps whole mappings. False: it would cost more than it tells. */
-bool capped_unmap(const struct capped_mapping *maps, size_t nr);
 
 /* Nothing can be done about them now: they have another turn. */
 void capped_turn_back(struct capped *c, struct capped_turn *turn);

@@ -3,29 +3,23 @@
  * Pages whose turn has come (spill/policy.h): what is new is unmapped and kept, what was mapped
  * again since is used and kept, what was not goes.
  *
- * A page is unmapped with MADV_PAGEOUT, which takes it out of the page table, leaves a marker where
- * it was marked, and then finds no swap to put it to. With swap it would be written there, so there
- * all that is known of a page is what the daemon itself saw. A page that stays mapped for whatever
- * reason (two mms map it) is not asked about for ever: the second time it goes, with the settle
- * time waited for.
+ * With swap no page can be unmapped (capped_unmap.c), so there all that is known of one is what the
+ * daemon itself saw. A page that stays mapped for whatever reason (two mms map it) is not asked
+ * about for ever: the second time it goes, with the settle time waited for.
  */
-#include <fcntl.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "base/cleanup.h"
-#include "base/fdio.h"
 #include "base/units.h"
 #include "track/capped_internal.h"
 #include "uffd/pagemap.h"
 
-#define TICK_MS	  8
-#define IOV_BATCH 512
+#define TICK_MS	    8
+#define IOV_BATCH   512
+#define PROBE_TRIES 3
+#define VAIN_TURNS  8
 
 static uint16_t tick_now(void)
 {
@@ -54,14 +48,13 @@ static int by_page(const void *a, const void *b)
 void capped_turn_take(struct capped *c, struct capped_turn *turn)
 {
 	struct policy_page others[64];
-	const size_t max = sizeof(turn->pages) / sizeof(turn->pages[0]);
 	uint16_t now = tick_now(), age = settle_ticks(c);
 	size_t nr_others = 0;
 
 	turn->nr = 0;
 	turn->file = NULL;
 	pthread_mutex_lock(&c->lock);
-	while (turn->nr < max && nr_others < 64) {
+	while (turn->nr < CAPPED_TURN && nr_others < 64) {
 		struct policy_page *page = &turn->pages[turn->nr];
 
 		if (!policy_pop(c->policy, now, age, page))
@@ -91,38 +84,38 @@ void capped_turn_back(struct capped *c, struct capped_turn *turn)
 
 /* ---- probes ---- */
 
-static bool can_probe(void)
+/* The first page of the turn from `i` on that is in the set (NULL: any). */
+static size_t turn_next(const struct capped_turn *turn, size_t i, const struct mm_set *only)
 {
-	_cleanup_free_ char *text = NULL;
-	const char *line;
-
-	if (fdio_read_file(AT_FDCWD, "/proc/swaps", &text, NULL) < 0)
-		return true; /* a kernel without swap */
-	line = strchr(text, '\n');
-	return !line || line[1] == '\0';
+	while (only && i < turn->nr && !mm_set_contains(only, turn->pages[i].page))
+		i++;
+	return i;
 }
 
-/* What of the pages is mapped somewhere, by offset in the file. 0 or -errno. */
+/*
+ * What of the pages, or of those in `only`, is mapped somewhere, by offset in the file; pages in
+ * between may be among it. 0 or -errno.
+ */
 static int turn_mapped(const struct capped_turn *turn, const struct capped_mapping *maps, size_t nr,
-		       struct mm_set *mapped)
+		       const struct mm_set *only, struct mm_set *mapped)
 {
 	for (size_t m = 0; m < nr; m++) {
 		uint64_t pgoff = maps[m].pgoff;
 		uint64_t pages = (maps[m].end - maps[m].start) >> WPFS_PAGE_SHIFT;
 
-		for (size_t i = 0; i < turn->nr;) {
+		for (size_t i = turn_next(turn, 0, only); i < turn->nr;) {
 			_cleanup_set_ struct mm_set set = {0}, moved = {0};
 			uint64_t first = turn->pages[i].page, end;
 			int r;
 
-			if (first < pgoff || first - pgoff >= pages) {
-				i++;
+			i = turn_next(turn, i + 1, only);
+			if (first < pgoff || first - pgoff >= pages)
 				continue;
-			}
-			for (end = first + 1; ++i < turn->nr; end = turn->pages[i].page + 1) {
+			for (end = first + 1; i < turn->nr; i = turn_next(turn, i + 1, only)) {
 				if (turn->pages[i].page - end > 64 ||
 				    turn->pages[i].page - pgoff >= pages)
 					break;
+				end = turn->pages[i].page + 1;
 			}
 			r = pagemap_present(maps[m].mm->pagemap_fd,
 					    maps[m].start + ((first - pgoff) << WPFS_PAGE_SHIFT),
@@ -138,27 +131,6 @@ static int turn_mapped(const struct capped_turn *turn, const struct capped_mappi
 		}
 	}
 	return 0;
-}
-
-static void unmap(int pidfd, struct iovec *iov, size_t *nr)
-{
-	/* What is not there any more, or not ours any more, is none the worse for it. */
-	if (*nr)
-		syscall(SYS_process_madvise, pidfd, iov, *nr, MADV_PAGEOUT, 0);
-	*nr = 0;
-}
-
-bool capped_unmap(const struct capped_mapping *maps, size_t nr)
-{
-	if (!can_probe())
-		return false;
-	for (size_t m = 0; m < nr; m++) {
-		struct iovec iov = {(void *)maps[m].start, maps[m].end - maps[m].start};
-		size_t n = 1;
-
-		unmap(maps[m].pidfd, &iov, &n);
-	}
-	return true;
 }
 
 /* Unmaps those of the pages that are mapped. */
@@ -182,52 +154,103 @@ static void turn_unmap(const struct capped_turn *turn, const struct capped_mappi
 				iov[n - 1].iov_len += WPFS_PAGE_SIZE;
 				continue;
 			}
-			if (n == IOV_BATCH)
-				unmap(maps[m].pidfd, iov, &n);
+			if (n == IOV_BATCH) {
+				capped_unmap(maps[m].pidfd, iov, n);
+				n = 0;
+			}
 			iov[n++] = (struct iovec){addr, WPFS_PAGE_SIZE};
 		}
-		unmap(maps[m].pidfd, iov, &n);
+		capped_unmap(maps[m].pidfd, iov, n);
 	}
+}
+
+/*
+ * Unmaps what is mapped. `stay` is what is mapped all the same: to try again at once tells a page
+ * in much use, which is mapped again within moments, from one that cannot be unmapped.
+ */
+static int turn_probe(const struct capped_turn *turn, const struct capped_mapping *maps, size_t nr,
+		      const struct mm_set *mapped, struct mm_set *stay)
+{
+	int r = 0;
+
+	for (size_t i = turn_next(turn, 0, mapped); r == 0 && i < turn->nr;
+	     i = turn_next(turn, i + 1, mapped))
+		r = mm_set_add_range(stay, turn->pages[i].page, 1);
+	for (int tries = 0; r == 0 && tries < PROBE_TRIES && !mm_set_is_empty(stay); tries++) {
+		_cleanup_set_ struct mm_set now = {0};
+
+		turn_unmap(turn, maps, nr, stay);
+		r = turn_mapped(turn, maps, nr, stay, &now);
+		for (size_t i = turn_next(turn, 0, stay); r == 0 && i < turn->nr;
+		     i = turn_next(turn, i + 1, stay)) {
+			if (!mm_set_contains(&now, turn->pages[i].page))
+				r = mm_set_remove_range(stay, turn->pages[i].page, 1);
+		}
+	}
+	return r;
 }
 
 /* ---- a turn ---- */
 
 /* What is done with each page; by its index in the turn. */
 struct verdicts {
-	uint8_t of[sizeof(((struct capped_turn *)NULL)->pages) / sizeof(struct policy_page)];
-	bool settle; /* some that go may be mapped until now */
+	uint8_t of[CAPPED_TURN];
+	/* It would go, and is mapped still or was until not long ago. */
+	bool settles[CAPPED_TURN];
+	bool is_mapped[CAPPED_TURN];
+	uint64_t probes;
+	bool settle; /* some that go are in `settles` */
 };
+
+/*
+ * The settle time is waited for if that is so of most of the turn, or if nothing else has gone for
+ * some turns. Else what may be mapped is in much use, and the others are not to wait for it.
+ */
+static void turn_part(struct capped *c, const struct capped_turn *turn, struct verdicts *v)
+{
+	size_t go = 0, settles = 0;
+
+	for (size_t i = 0; i < turn->nr; i++) {
+		go += v->of[i] == POLICY_EVICTED;
+		settles += v->settles[i];
+	}
+	v->settle = settles && (settles * 2 >= turn->nr || c->vain_turns >= VAIN_TURNS);
+	c->vain_turns = v->settle || go > settles ? 0 : c->vain_turns + 1;
+	for (size_t i = 0; !v->settle && i < turn->nr; i++) {
+		if (v->settles[i])
+			v->of[i] = v->is_mapped[i] ? POLICY_USED : POLICY_WAIT;
+	}
+}
 
 /* Unmaps what is mapped and says what becomes of each page. */
 static int turn_judge(struct capped *c, struct capped_turn *turn, const struct capped_mapping *maps,
 		      size_t nr, struct verdicts *v)
 {
 	_cleanup_set_ struct mm_set mapped = {0}, stay = {0};
-	bool probe = nr && can_probe();
+	bool probe = nr && capped_can_unmap();
 	uint16_t now = tick_now(), age = settle_ticks(c);
-	int r = nr ? turn_mapped(turn, maps, nr, &mapped) : 0;
+	int r = nr ? turn_mapped(turn, maps, nr, NULL, &mapped) : 0;
 
-	if (r == 0 && probe && !mm_set_is_empty(&mapped)) {
-		turn_unmap(turn, maps, nr, &mapped);
-		c->counts.probes += mm_set_count(&mapped);
-		r = turn_mapped(turn, maps, nr, &stay);
-	} else if (r == 0) {
-		r = mm_set_or(&stay, &mapped);
-	}
+	if (r == 0)
+		r = probe ? turn_probe(turn, maps, nr, &mapped, &stay) : mm_set_or(&stay, &mapped);
 	for (size_t i = 0; r == 0 && i < turn->nr; i++) {
 		const struct policy_page *page = &turn->pages[i];
+		bool was = mm_set_contains(&mapped, page->page);
+		bool is = mm_set_contains(&stay, page->page);
 
+		v->probes += probe && was;
 		if (!page->probed && nr)
 			v->of[i] = POLICY_PROBED;
-		else if (page->touched || (mm_set_contains(&mapped, page->page) &&
-					   !mm_set_contains(&stay, page->page)))
+		else if (page->touched || (was && !is))
 			v->of[i] = POLICY_USED;
 		else
 			v->of[i] = POLICY_EVICTED;
-		if (v->of[i] == POLICY_EVICTED && nr &&
-		    (mm_set_contains(&stay, page->page) || (uint16_t)(now - page->tick) < age))
-			v->settle = true;
+		v->is_mapped[i] = is;
+		v->settles[i] = v->of[i] == POLICY_EVICTED && nr &&
+				(is || (uint16_t)(now - page->tick) < age);
 	}
+	if (r == 0)
+		turn_part(c, turn, v);
 	return r;
 }
 
@@ -262,7 +285,7 @@ static size_t turn_runs(struct capped *c, const struct capped_turn *turn, struct
 int capped_turn_run(struct capped *c, struct capped_turn *turn, const struct capped_mapping *maps,
 		    size_t nr, uint64_t *pages, char *why, size_t why_size)
 {
-	struct capped_run runs[sizeof(turn->pages) / sizeof(turn->pages[0])];
+	struct capped_run runs[CAPPED_TURN];
 	_cleanup_set_ struct mm_set used = {0};
 	struct verdicts v = {.settle = false};
 	size_t nr_runs = 0;
@@ -270,6 +293,7 @@ int capped_turn_run(struct capped *c, struct capped_turn *turn, const struct cap
 
 	if (r == 0) {
 		pthread_mutex_lock(&c->lock);
+		c->counts.probes += v.probes;
 		nr_runs = turn_runs(c, turn, &v, runs);
 		pthread_mutex_unlock(&c->lock);
 		r = capped_evict_runs(c, turn->file, maps, nr, runs, nr_runs, v.settle, &used,
