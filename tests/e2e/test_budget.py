@@ -212,6 +212,39 @@ def test_allocate_and_seek(wpfs):
         assert status(wpfs)["refaults"] == before, "lseek brought pages back"
 
 
+def test_reading_ahead(make_wpfs):
+    """Who reads on is asked for, nobody else; what is ahead is in memory only, in no page table."""
+    wpfs = make_wpfs("store", ["resident=64M", "settle=0", "flush=0"])
+    program = refault(wpfs, pages=8192)
+    program.order("fill 1")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 8192
+    before = status(wpfs)
+    for page in range(0, 8192, 1000):
+        program.order(f"read {page} 1")
+    now = status(wpfs)
+    assert now["read_ahead"] == before["read_ahead"], "these were not one after the other"
+    program.order("read 0 4096")
+    now = status(wpfs)
+    assert now["read_ahead"] - before["read_ahead"] > 3000 and now["faults"] - before["faults"] < 600
+    assert now["io_depth_max"] > 1
+    assert report.marked(wpfs, "t") == set(range(8192)) and report.dirty(wpfs, "t") == set()
+    assert program.order("verify 1") == 0
+
+
+def test_a_writer_rarely_waits(wpfs):
+    """Pages leave before there is no room: who adds them is seldom stopped."""
+    program = refault(wpfs)
+    program.order("fill 1")
+    program.order("clear")
+    for seed in range(4):
+        program.order(f"write {seed} 500 1")
+    now = status(wpfs)
+    assert now["evictions"] > BIG // 2 and now["fences"] > 0 and now["fence_ns"] > 0
+    assert now["throttled"] * 50 < now["faults"], "every fiftieth fault had to wait"
+    assert program.order("verify 2") == 0
+
+
 def test_zero_pages(wpfs):
     """Pages of zeros leave and come back without I/O, keep their marks, and are never on disk."""
     program = mapped(wpfs, protect=False)

@@ -123,6 +123,31 @@ def test_two_refault_one_page(wpfs, step):
     assert report.marked(wpfs, "one") == ALL
 
 
+@pytest.mark.parametrize("how", ["load", "read", "write"])
+@pytest.mark.parametrize("there", [True, False], ids=["in the store", "zeros"])
+def test_a_page_that_came_before_its_fault(wpfs, there, how):
+    """The message of a missing page is not read yet, and somebody else brings the page in, or writes
+    it: that is what the program gets (EEXIST, were it put into the page table)."""
+    program = filled(wpfs) if there else mapped(wpfs)
+    assert evict(wpfs) == (64 if there else 0)
+    with direct_file(wpfs.mnt / "f") as fd:
+        wpfs.seam.pause("message")
+        program.send("load 0 3")
+        wpfs.seam.wait_at("message")
+        if how == "load":
+            wpfs.wpctl("load", wpfs.mnt, "/f")
+        elif how == "read":
+            assert os.pread(fd, 1, 3 * PAGE) == (b"\4" if there else b"\0")
+        else:
+            os.pwrite(fd, b"\x63", 3 * PAGE)
+        wpfs.seam.go("message")
+        value = 0x63 if how == "write" else 4 if there else 0
+        assert program.read() == f"ok {value}" and os.pread(fd, 1, 3 * PAGE) == bytes([value])
+    assert report.marked(wpfs, "t") == ALL and report.dirty(wpfs, "t") == set()
+    program.order("store 0 3 5")
+    assert report.dirty(wpfs, "t") == {3}
+
+
 @pytest.mark.parametrize("again", [True, False])
 def test_a_store_to_what_a_failed_load_has_brought(make_wpfs, again):
     """There is room for a part of it only, and then for all (again) or not: what came is not filled twice."""

@@ -30,4 +30,4 @@ def test_capped():
                           env={**harness.os.environ, "WPFS_BUILD": str(harness.BUILD)}, timeout=110,
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 rounds are right" in done.stdout, done.stdout
+    assert "2 rounds are right" in done.stdout, done.stdout
