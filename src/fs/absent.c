@@ -273,6 +273,11 @@ void fs_absent_release(struct fs_absent *absent, uint64_t ino)
 	absent_end(absent, absent_find(absent, ino), ABSENT_STORED);
 }
 
+void fs_absent_release_empty(struct fs_absent *absent, uint64_t ino)
+{
+	absent_end(absent, absent_find(absent, ino), ABSENT_PRESENT);
+}
+
 /* It has the room that it is going to take: so du(1) tells the same before and after. */
 static void absent_blocks(struct fs_absent *a, const struct absent_entry *e, struct stat *st)
 {

@@ -53,6 +53,9 @@ int fs_absent_bring(struct fs_absent *absent, uint64_t ino);
 bool fs_absent_hold(struct fs_absent *absent, uint64_t ino);
 void fs_absent_release(struct fs_absent *absent, uint64_t ino);
 
+/* The same for one that was cut to nothing meanwhile: it is not absent any more. */
+void fs_absent_release_empty(struct fs_absent *absent, uint64_t ino);
+
 /*
  * fstat(2), with the times and blocks that the file will have when contents that are still in the
  * store are there. 0 or -errno.

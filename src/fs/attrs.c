@@ -87,14 +87,18 @@ static int set_owner(fuse_req_t req, int fd, const struct stat *attr, int to_set
 }
 
 /* By descriptor, as ftruncate(2), times move though the size does not. */
-static int truncate_lower(struct fs *fs, uint64_t ino, int fd, off_t size, bool by_fd)
+static int truncate_lower(struct fs *fs, uint64_t ino, int fd, const struct stat *st, off_t size,
+			  bool by_fd)
 {
+	const bool empty = size == 0 && st->st_size > 0 && fs_absent_is(fs->absent, ino);
 	_cleanup_ref_ struct fs_ref file = FS_REF_INIT;
 	int r;
 
-	if (!by_fd)
+	if (!by_fd && !empty)
 		return truncate(fs_proc_path(fd).s, size) < 0 ? -errno : 0;
 	r = fs_inode_ref_contents(fs, ino, O_RDWR, &file);
+	if (!r && empty)
+		return fs_backing_empty(fs, ino, file.fd);
 	if (!r && ftruncate(file.fd, size) < 0)
 		r = -errno;
 	return r;
@@ -115,7 +119,7 @@ static int set_size(fuse_req_t req, uint64_t ino, int fd, off_t size, bool by_fd
 	fs_touch(fs, ino);
 	r = creds_become_writer(&caller, &st);
 	if (!r)
-		r = truncate_lower(fs, ino, fd, size, by_fd);
+		r = truncate_lower(fs, ino, fd, &st, size, by_fd);
 	creds_restore();
 	fs_touch(fs, ino); /* again: a flush that has read it in between must not be the last */
 	fs_hook_io_end(fs, ino, (uint64_t)size, 0, FS_IO_DROP, !r);
@@ -184,7 +188,10 @@ static int set_all(fuse_req_t req, uint64_t ino, int fd, const struct stat *attr
 	return r;
 }
 
-/* Contents that are still in the store come before the size changes, and never meanwhile. */
+/*
+ * Contents that are still in the store come before the size changes, and never meanwhile. Those of
+ * a file that is to be empty need not come.
+ */
 static int set_with_contents(fuse_req_t req, uint64_t ino, int fd, const struct stat *attr,
 			     int to_set, bool by_fd)
 {
@@ -193,7 +200,7 @@ static int set_with_contents(fuse_req_t req, uint64_t ino, int fd, const struct 
 	int r = 0;
 
 	if (to_set & FUSE_SET_ATTR_SIZE)
-		r = fs_absent_bring(fs->absent, ino);
+		r = attr->st_size ? fs_absent_bring(fs->absent, ino) : 0;
 	else
 		held = fs_absent_hold(fs->absent, ino);
 	if (!r)

@@ -300,7 +300,8 @@ int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, pid_t opener,
 	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
 	bool stale = false, maps = false, holes = false;
 	uint64_t direct_ms = 0;
-	int r = fd < 0 ? fs_absent_bring(fs->absent, inode->ino) : 0;
+	bool contents = fd < 0 && !(fi->flags & O_TRUNC);
+	int r = contents ? fs_absent_bring(fs->absent, inode->ino) : 0;
 
 	if (!r)
 		r = open_lock(fs, inode, opener, fi, &maps);
@@ -385,6 +386,19 @@ void fs_backing_release(struct fs *fs, const struct fuse_file_info *fi)
 		fs_hook_released(fs, ino);
 	if (idle)
 		idle_trim(fs);
+}
+
+int fs_backing_empty(struct fs *fs, uint64_t ino, int fd)
+{
+	bool held = fs_absent_hold(fs->absent, ino);
+	int r = ftruncate(fd, 0) < 0 ? -errno : 0;
+
+	/* In this order: a daemon that takes over must not find zeros in it. */
+	if (held && r)
+		fs_absent_release(fs->absent, ino);
+	else if (held)
+		fs_absent_release_empty(fs->absent, ino);
+	return r;
 }
 
 int fs_backing_hold(struct fs *fs, struct fs_inode *inode)

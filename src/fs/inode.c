@@ -14,6 +14,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "fs/priv.h"
+#include "fs/store.h"
 
 struct fs_proc_path fs_proc_path(int fd)
 {
@@ -137,6 +138,7 @@ static void inode_free(struct fs *fs, struct fs_inode *inode)
 	if (inode->nameless_fd >= 0) {
 		close(inode->nameless_fd);
 		nameless_count(fs, -1);
+		fs_store_gone(fs, inode->ino);
 	}
 	free(inode);
 }

@@ -30,8 +30,8 @@ static int open_truncate(fuse_req_t req, fuse_ino_t ino)
 		return r;
 	fs_touch(fs, ino); /* an open for reading, it may be */
 	r = creds_become_writer(&caller, &st);
-	if (!r && ftruncate(ref.fd, 0) < 0)
-		r = -errno;
+	if (!r)
+		r = fs_backing_empty(fs, ino, ref.fd);
 	creds_restore();
 	fs_touch(fs, ino);
 	fs_hook_io_end(fs, ino, 0, 0, FS_IO_DROP, !r);
@@ -40,7 +40,7 @@ static int open_truncate(fuse_req_t req, fuse_ino_t ino)
 	return r;
 }
 
-static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+static void open_file(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct fs *fs = fs_of(req);
 	struct fs_inode *inode = fs_inode_find(fs, ino);
@@ -55,6 +55,14 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fuse_reply_err(req, -r);
 	else if (fuse_reply_open(req, fi) < 0)
 		fs_backing_release(fs, fi);
+}
+
+static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	if (fs_absent_is(fs_of(req)->absent, ino))
+		fs_wait_in(req, ino, fi, open_file); /* its contents come first */
+	else
+		open_file(req, ino, fi);
 }
 
 /* Enters a file just made into the table and answers with it. Takes fd over. */

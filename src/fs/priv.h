@@ -114,6 +114,18 @@ struct fs_shard {
 	pthread_mutex_t backing; /* backing files and who uses them */
 };
 
+struct fs_wait_request;
+
+/* Requests that wait for a disk (waits.c). All: lock. */
+struct fs_waits {
+	pthread_mutex_t lock;
+	pthread_cond_t more, fewer;    /* requests; threads */
+	struct fs_wait_request *queue; /* not begun */
+	unsigned here;		       /* FUSE threads that may wait */
+	unsigned threads, idle, queued;
+	bool over;
+};
+
 struct fs {
 	/* constant after fs_new */
 	int lower_fd;
@@ -162,6 +174,8 @@ struct fs {
 	pthread_cond_t nameless_fewer;
 	unsigned nr_nameless, nr_waiting;
 	unsigned max_nameless; /* constant */
+
+	struct fs_waits waits;
 
 	pthread_mutex_t dirs_lock;
 	struct fs_dir *dirs; /* open directories (dirs.c); dirs_lock */
@@ -283,17 +297,38 @@ int fs_handle_of_at(int fd, const char *name, struct fs_handle *handle);
 /* Opens a file of that lower by handle, O_CLOEXEC added. -ESTALE: gone. */
 int fs_handle_open_at(int lower_fd, const struct fs_handle *handle, int flags);
 
+/* ---- waits.c ---------------------------------------------------------------------------- */
+
+typedef void (*fs_wait_fn)(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+
+/*
+ * Calls `fn`, which answers the request and may wait for a disk: in this thread, or later in
+ * another one, if too many wait already.
+ */
+void fs_wait_in(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, fs_wait_fn fn);
+
+void fs_waits_init(struct fs *fs);
+void fs_waits_end(struct fs *fs); /* no request comes any more: returns when all are answered */
+void fs_waits_free(struct fs *fs);
+
 /* ---- backing.c -------------------------------------------------------------------------- */
 
 /*
  * One more open of a regular file, with what it answers in `fi`: that reads, writes and mappings
  * go to the backing file, or what of these comes to us. `fd`, when not -1, is an
- * open descriptor of the file that may become the backing file (taken over). 0 or -errno; after
+ * open descriptor of the file that may become the backing file (taken over). Contents that are only
+ * in the store come first, but not for an O_TRUNC, which the caller sees to. 0 or -errno; after
  * success fs_backing_release follows once.
  */
 int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, pid_t opener,
 		    struct fuse_file_info *fi);
 void fs_backing_release(struct fs *fs, const struct fuse_file_info *fi);
+
+/*
+ * Makes a file empty by a descriptor that is open for writing, as whoever this thread is. What the
+ * store has of it need not come any more. 0 or -errno.
+ */
+int fs_backing_empty(struct fs *fs, uint64_t ino, int fd);
 
 /* Capped mounts: the one struct file of a regular file, made if need be. Borrowed, or -errno. */
 int fs_backing_hold(struct fs *fs, struct fs_inode *inode);

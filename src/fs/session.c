@@ -149,6 +149,7 @@ int fs_new(const struct fs_config *config, struct fs **out)
 	pthread_mutex_init(&fs->idle_lock, NULL);
 	pthread_mutex_init(&fs->nameless_lock, NULL);
 	pthread_cond_init(&fs->nameless_fewer, NULL);
+	fs_waits_init(fs);
 	fs_parents_init(fs);
 	backing_limits(fs);
 	signal(SIGIO, SIG_IGN); /* leases that are only asked for */
@@ -245,6 +246,7 @@ int fs_wait(struct fs *fs)
 	if (fs->thread_started)
 		pthread_join(fs->thread, NULL);
 	fs->thread_started = false;
+	fs_waits_end(fs);
 	return fs->session_error;
 }
 
@@ -263,6 +265,7 @@ void fs_free(struct fs *fs)
 		close(fs->changes_fd);
 	fs_changes_free(&fs->changes);
 	fs_change_set_free(&fs->touched);
+	fs_waits_free(fs);
 	pthread_rwlock_destroy(&fs->names_lock);
 	pthread_mutex_destroy(&fs->changes_lock);
 	pthread_mutex_destroy(&fs->dirs_lock);

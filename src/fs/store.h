@@ -68,6 +68,13 @@ void fs_store_progress(struct fs *fs, fs_progress_fn fn, void *ctx);
  */
 int fs_store_sync_file(struct fs *fs, uint64_t ino);
 
+/*
+ * Nobody has the file open or mapped any more, and it has no name: the store lets go of its memory,
+ * unless it is being stored just now; then the next commit does. Any thread. Without a store
+ * nothing.
+ */
+void fs_store_gone(struct fs *fs, uint64_t ino);
+
 /* Readable (an eventfd) when so much has changed that names should be stored early. */
 int fs_store_wake_fd(const struct fs *fs);
 

@@ -245,7 +245,7 @@ static int compare_known(const struct writing *wr, int lower_fd, const struct wi
 	bool any = false;
 	int r;
 
-	if (!store_image_scan(wr->image, w->off, w->len, w->differs))
+	if (!store_image_scan(wr->image, lower_fd, w->off, w->len, w->differs))
 		return 0;
 	r = read_window(wr, lower_fd, w, now);
 	for (size_t at = 0; !r && at < w->len; at += WPFS_PAGE_SIZE) {

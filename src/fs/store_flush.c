@@ -19,9 +19,6 @@
 #include "fs/store_data.h"
 #include "fs/store_priv.h"
 
-#define WEIGHED_MAX                                                                                \
-	65536 /* files, of which it is asked how large they are before they are flushed */
-
 /* A file whose contents were written, and are durable with all the others. */
 struct flushed {
 	struct fs_handle handle;
@@ -122,6 +119,7 @@ static int flush_contents(struct flush *flush, uint64_t ino, const struct fs_han
 					     .ctx = flush};
 	struct flushed flushed = {.ino = ino, .handle = *handle};
 	_cleanup_close_ int fd = store_open_lower(store->fs, ino, handle);
+	struct store_image *image;
 	struct stat st;
 	uint64_t ignored;
 	int64_t size;
@@ -142,6 +140,9 @@ static int flush_contents(struct flush *flush, uint64_t ino, const struct fs_han
 	fs_hook_contents_begin(store->fs, ino);
 	pthread_mutex_lock(lock);
 	size = store_write_contents(store, ino, fd, flushed.in_use, flush->final, &written);
+	image = store_known_get(store, ino, false);
+	if (image)
+		store_image_rest(image);
 	store_size_get(store, ino, &ignored, &flushed.times);
 	flush->changed |= store_unsynced_get(store, ino, &flushed.unsynced);
 	pthread_mutex_unlock(lock);
@@ -159,8 +160,7 @@ static int flush_durable(struct flush *flush)
 	if (flush->changed && syncfs(store->data_fd) < 0) {
 		int r = -errno;
 
-		for (size_t i = 0; i < flush->nr_done; i++)
-			store_data_doubt(store->data_fd, flush->done[i].ino);
+		store_unsynced_doubt(store);
 		store_known_forget_all(store);
 		return r;
 	}
@@ -194,11 +194,12 @@ static void flush_untouch(struct flush *flush)
 
 		if (!f->in_use)
 			fs_untouch(store->fs, f->ino);
-		if (fs_is_touched(store->fs, f->ino))
-			continue;
-		store_size_forget(store, f->ino);
+		/* It was touched before an fsync could note its size: with this lock held. */
 		pthread_mutex_lock(&store->data[f->ino % FS_SHARDS]);
-		store_known_forget(store, f->ino);
+		if (!fs_is_touched(store->fs, f->ino)) {
+			store_size_forget(store, f->ino);
+			store_known_forget(store, f->ino);
+		}
 		pthread_mutex_unlock(&store->data[f->ino % FS_SHARDS]);
 	}
 }
@@ -208,8 +209,7 @@ static int flush_touched(struct flush *flush)
 	struct fs *fs = flush->store->fs;
 	struct fs_change *touched = fs_touched_copy(fs);
 	const struct fs_change *entry;
-	const bool told =
-		flush->final && flush->store->progress && HASH_COUNT(touched) <= WEIGHED_MAX;
+	const bool told = flush->final && flush->store->progress;
 
 	for (entry = told ? touched : NULL; entry; entry = entry->hh.next)
 		flush->total += flush_weight(flush->store, entry->ino, &entry->handle);
@@ -277,7 +277,7 @@ static bool keep_file(const void *ctx, uint64_t ino)
 static int flush_picture(struct flush *flush, struct snap *snap)
 {
 	struct fs_store *store = flush->store;
-	const bool told = flush->final && store->progress && snap->nr_files <= WEIGHED_MAX;
+	const bool told = flush->final && store->progress;
 	const struct keep keep = {store->fs, snap};
 	int r = 0;
 

@@ -204,31 +204,70 @@ void store_image_unmap(struct store_image *image)
 	image->map_len = 0;
 }
 
-bool store_image_scan(const struct store_image *image, uint64_t off, size_t len, bool *may)
+void store_image_rest(struct store_image *image)
 {
-	size_t nr = (len + WPFS_PAGE_SIZE - 1) / WPFS_PAGE_SIZE;
-	uint64_t first = off / WPFS_PAGE_SIZE;
+	if (image->map)
+		madvise(image->map, image->map_len, MADV_DONTNEED);
+}
+
+/* Pages [at, end) of `may`, of which the first is page number `first` of the file. */
+static bool scan_run(const struct store_image *image, uint64_t first, size_t begin, size_t end,
+		     bool *may)
+{
 	volatile bool any = false;
-	volatile size_t at = 0;
+	volatile size_t at = begin;
 	sigjmp_buf here;
 
-	if (!image->map || off + len > image->map_len) {
-		memset(may, true, nr * sizeof(*may));
-		return true;
-	}
 	if (sigsetjmp(here, 1)) { /* with the mask: SIGBUS is blocked in its handler */
 		may[at++] = true; /* a hole by now, or behind the end */
 		any = true;
 	}
 	landing = &here;
-	while (at < nr) {
+	while (at < end) {
 		size_t n = at;
 
-		may[n] = !store_image_same(image, first + n, image->map + off + n * WPFS_PAGE_SIZE);
+		may[n] = !store_image_same(image, first + n,
+					   image->map + (first + n) * WPFS_PAGE_SIZE);
 		if (may[n])
 			any = true;
 		at = n + 1;
 	}
 	landing = NULL;
+	return any;
+}
+
+/* Where the run of `whence` that begins at or after page `at` of `first` does, at most `nr`. */
+static size_t seek_page(int fd, uint64_t first, size_t at, size_t nr, int whence)
+{
+	off_t found = lseek(fd, (off_t)((first + at) * WPFS_PAGE_SIZE), whence);
+	uint64_t page = ((uint64_t)found + WPFS_PAGE_SIZE - 1) / WPFS_PAGE_SIZE;
+
+	return found < 0 || page - first > nr ? nr : (size_t)(page - first);
+}
+
+bool store_image_scan(const struct store_image *image, int lower_fd, uint64_t off, size_t len,
+		      bool *may)
+{
+	size_t nr = (len + WPFS_PAGE_SIZE - 1) / WPFS_PAGE_SIZE;
+	uint64_t first = off / WPFS_PAGE_SIZE;
+	bool any = false;
+
+	if (!image->map || off + len > image->map_len) {
+		memset(may, true, nr * sizeof(*may));
+		return true;
+	}
+	/* A load would make data of a page that is only allocated: only data is loaded. */
+	for (size_t at = 0; at < nr;) {
+		size_t data = seek_page(lower_fd, first, at, nr, SEEK_DATA), end;
+
+		for (; at < data; at++) {
+			may[at] = first + at < image->nr &&
+				  !XXH128_isEqual(image->pages[first + at], zeros);
+			any |= may[at];
+		}
+		end = at < nr ? seek_page(lower_fd, first, at, nr, SEEK_HOLE) : nr;
+		any |= scan_run(image, first, at, end, may);
+		at = end;
+	}
 	return any;
 }

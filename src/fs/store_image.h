@@ -49,9 +49,17 @@ void store_image_map(struct store_image *image, int lower_fd, uint64_t size);
 void store_image_unmap(struct store_image *image);
 
 /*
- * Which pages of [off, off + len) of the mapped file may differ from what is known: `may` gets one
- * for each page. Allocates nothing in the file. False: none does.
+ * It is not going to be scanned for a while: its pages do not count as memory of this process
+ * meanwhile, for which who looks for memory (the kernel, to kill somebody) would blame us.
  */
-bool store_image_scan(const struct store_image *image, uint64_t off, size_t len, bool *may);
+void store_image_rest(struct store_image *image);
+
+/*
+ * Which pages of [off, off + len) of the mapped file may differ from what is known: `may` gets one
+ * for each page; `off` is that of a page. lower_fd: of the file. Allocates nothing in it, and what
+ * is allocated without being data stays so. False: none does.
+ */
+bool store_image_scan(const struct store_image *image, int lower_fd, uint64_t off, size_t len,
+		      bool *may);
 
 #endif

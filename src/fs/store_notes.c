@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "base/cleanup.h"
 #include "base/log.h"
 #include "fs/store_priv.h"
 
@@ -112,6 +113,26 @@ void store_unsynced_forget(struct fs_store *store, uint64_t ino)
 		store_unsynced_done(store, ino, entry.times);
 }
 
+void store_unsynced_doubt(struct fs_store *store)
+{
+	_cleanup_free_ uint64_t *inos = NULL;
+	struct store_unsynced *entry;
+	size_t nr = 0;
+
+	/* The lock is not held over what may wait for a disk. */
+	pthread_mutex_lock(&store->lock);
+	inos = calloc(HASH_COUNT(store->unsynced) + 1, sizeof(*inos));
+	for (entry = store->unsynced; entry && inos; entry = entry->hh.next)
+		inos[nr++] = entry->ino;
+	pthread_mutex_unlock(&store->lock);
+	if (!inos) {
+		log_err("out of memory");
+		abort(); /* what a disk has lost would count as stored */
+	}
+	for (size_t i = 0; i < nr; i++)
+		store_data_doubt(store->data_fd, inos[i]);
+}
+
 /* ---- files that could not be written ---- */
 
 void store_failed(struct fs_store *store, uint64_t ino, int error)
@@ -202,6 +223,23 @@ void store_known_forget(struct fs_store *store, uint64_t ino)
 	if (entry)
 		store_image_free(entry->image);
 	free(entry);
+}
+
+void fs_store_gone(struct fs *fs, uint64_t ino)
+{
+	struct fs_store *store = fs->store;
+	struct store_known *entry;
+
+	if (!store)
+		return;
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->known, &ino, sizeof(ino), entry);
+	pthread_mutex_unlock(&store->lock);
+	/* Not waiting: who has the lock may wait for a thread that asks for this. */
+	if (!entry || pthread_mutex_trylock(&store->data[ino % FS_SHARDS]) != 0)
+		return;
+	store_known_forget(store, ino);
+	pthread_mutex_unlock(&store->data[ino % FS_SHARDS]);
 }
 
 void store_known_forget_all(struct fs_store *store)

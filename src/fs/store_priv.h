@@ -128,6 +128,9 @@ bool store_unsynced_get(struct fs_store *store, uint64_t ino, struct store_unsyn
 void store_unsynced_done(struct fs_store *store, uint64_t ino, uint64_t times);
 void store_unsynced_forget(struct fs_store *store, uint64_t ino);
 
+/* A sync of all of them failed, whoever wrote them: each is doubted (store_data_doubt). */
+void store_unsynced_doubt(struct fs_store *store);
+
 /*
  * Contents that could not be written, which is logged when it is news, and that were, or need not
  * be any more. How many files are waiting now, and why one of them is (0: none).

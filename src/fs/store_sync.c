@@ -66,12 +66,29 @@ int fs_store_error(const struct fs *fs, size_t *failing)
 
 /* ---- names ---- */
 
-static int remove_data(void *ctx, uint64_t ino)
+/* It had none when the picture was taken, but one made with O_TMPFILE may have got it since. */
+static bool has_name(struct fs *fs, uint64_t ino)
 {
-	struct fs_store *store = ctx;
-	struct fs_inode *inode;
-	int r;
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	struct stat st;
+	bool has;
 
+	if (!fs_inode_get(fs, ino))
+		return false; /* and nobody can give it one */
+	has = fs_inode_ref(fs, ino, &ref) == 0 && fstat(ref.fd, &st) == 0 && st.st_nlink > 0;
+	fs_ref_put(&ref);
+	ref = (struct fs_ref)FS_REF_INIT;
+	fs_inode_forget(fs, ino, 1);
+	return has;
+}
+
+/* With the lock of the file's shard of `data` held: an fsync may be about to write it. */
+static int remove_locked(struct fs_store *store, uint64_t ino)
+{
+	struct fs_inode *inode;
+
+	if (has_name(store->fs, ino))
+		return 0;
 	store_size_forget(store, ino);
 	inode = fs_absent_is(store->fs->absent, ino) ? fs_inode_get(store->fs, ino) : NULL;
 	if (inode) {
@@ -80,9 +97,17 @@ static int remove_data(void *ctx, uint64_t ino)
 	}
 	store_unsynced_forget(store, ino);
 	store_succeeded(store, ino);
-	pthread_mutex_lock(&store->data[ino % FS_SHARDS]);
 	store_known_forget(store, ino);
-	r = store_data_remove(store->data_fd, ino);
+	return store_data_remove(store->data_fd, ino);
+}
+
+static int remove_data(void *ctx, uint64_t ino)
+{
+	struct fs_store *store = ctx;
+	int r;
+
+	pthread_mutex_lock(&store->data[ino % FS_SHARDS]);
+	r = remove_locked(store, ino);
 	pthread_mutex_unlock(&store->data[ino % FS_SHARDS]);
 	if (r)
 		log_warn("cannot remove the contents of file %" PRIu64 " from the store: %s", ino,

@@ -20,6 +20,36 @@ static bool is_inside(const char *path, const char *dir)
 	       (path[len] == '\0' || path[len] == '/' || strcmp(dir, "/") == 0);
 }
 
+/* Also when it cannot be read. */
+static bool is_empty(int fd)
+{
+	_cleanup_dir_ DIR *dir = NULL;
+	struct dirent *de;
+	int own = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	dir = own < 0 ? NULL : fdopendir(own);
+	if (!dir) {
+		close_fd(&own);
+		return true;
+	}
+	while ((de = readdir(dir))) {
+		if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0)
+			return false;
+	}
+	return true;
+}
+
+/* A directory that a first mount makes before there is a database: it may have ended just then. */
+static bool is_begun(int fd, const char *name)
+{
+	_cleanup_close_ int dir = -1;
+
+	if (strcmp(name, "data") != 0 && strcmp(name, "spill") != 0)
+		return false;
+	dir = openat(fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	return dir >= 0 && is_empty(dir);
+}
+
 /* A store, or an empty directory that may become one. 0 or -errno, logged. */
 static int check_contents(int fd, const char *path)
 {
@@ -37,7 +67,8 @@ static int check_contents(int fd, const char *path)
 		if (strcmp(de->d_name, "wpfs.db") == 0)
 			database = true;
 		else if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0 &&
-			 strcmp(de->d_name, "lost+found") != 0 && strcmp(de->d_name, "lock") != 0)
+			 strcmp(de->d_name, "lost+found") != 0 && strcmp(de->d_name, "lock") != 0 &&
+			 !is_begun(fd, de->d_name))
 			foreign = true;
 	}
 	if (!foreign || database)
@@ -132,20 +163,7 @@ int storedir_open(const char *path, const char *mountpoint, struct storedir *sto
 
 bool storedir_has_contents(const struct storedir *store)
 {
-	_cleanup_dir_ DIR *dir = NULL;
-	struct dirent *de;
-	int copy = openat(store->data_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-	dir = copy < 0 ? NULL : fdopendir(copy);
-	if (!dir) {
-		close_fd(&copy);
-		return false;
-	}
-	while ((de = readdir(dir))) {
-		if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0)
-			return true;
-	}
-	return false;
+	return !is_empty(store->data_fd);
 }
 
 void storedir_close(struct storedir *store)

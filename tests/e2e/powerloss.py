@@ -14,7 +14,7 @@ from pathlib import Path
 import harness
 
 RECORD = struct.Struct("<IIQQ")
-CONTROL = struct.Struct("<8I")
+CONTROL = struct.Struct("<14I")
 BLOCK = 4096
 WRITE, SYNC, DB = 1, 2, 4
 
@@ -45,9 +45,26 @@ class Control:
         self.put(6, int(database))
         self.put(7, nth)
 
-    def fail(self, what, error=0):
+    def fail(self, what, error=0, spare=0):
+        """All calls of this kind, but for the first `spare`."""
         self.put(3, error)
+        self.put(8, spare)
         self.put(2, what)
+
+    def lose(self):
+        """What was written and not synced is lost when a sync fails, though who reads sees it still."""
+        self.put(9, 1)
+
+    paused = property(lambda self: self.get(13))
+
+    def pause_before(self, op, database, nth=1):
+        """The nth call of this kind from now on waits, and so do those after it, for go()."""
+        self.put(10, ord(op))
+        self.put(11, int(database))
+        self.put(12, nth)
+
+    def go(self):
+        self.put(10, 0)
 
 
 def watch(wpfs):
@@ -137,6 +154,10 @@ class Disk:
             else:
                 self.names[path] = new
             self.pending.setdefault(os.path.dirname(path), []).append((path, new))
+        elif op == "L":
+            for name, one in self.names.items():
+                if one and path in ("", name) and not name.startswith("wpfs.db"):
+                    one.pending = []
         elif op == "Y":
             for one in self.names.values():
                 if one:
@@ -179,13 +200,13 @@ class Disk:
                 to.write_bytes(one.lost(keep))
 
 
-def cuts(wpfs, base, seed, number):
+def cuts(wpfs, base, seed, number, within=None):
     """
-    `number` power losses at random calls: (directory, bytes of the log that were written until then).
+    `number` power losses at random calls, all or the first `within`: (directory, bytes of the log that were written until then).
     Everything that was not synced is lost in some, nothing in others, any part of it in most.
     """
     choice = random.Random(seed)
-    log = list(records(wpfs))
+    log = list(records(wpfs))[:within]
     ends = sorted(choice.choices(range(1, len(log) + 1), k=number))
     disk, done = Disk(base), 0
     for turn, end in enumerate(ends):

@@ -5,6 +5,7 @@ calls with any part of what was not synced, and the store's disk is full or fail
 """
 
 import errno
+import itertools
 import os
 import shutil
 import sqlite3
@@ -192,15 +193,17 @@ def test_killed_at_a_point(make_wpfs, op, database):
     no_findings(wpfs, wpfs.store)
 
 
-def test_contents_are_never_newer_than_their_marks(make_wpfs):
+def check_marks(make_wpfs, options):
     """A page that the store calls not written has the contents it was armed with."""
-    wpfs, base, _ = begun(make_wpfs, "harvest=1")
+    wpfs, base, _ = begun(make_wpfs, "harvest=1", *options)
     path = wpfs.mnt / "f"
     path.write_bytes(b"0" * 16 * PAGE)
     program = mapped(wpfs, "t", pages=16)
     armed = {1: path.read_bytes()}
     for turn in range(24):
         program.order(f"store 0 {turn * 7 % 16} 1")
+        if options and turn % 4 == 3:
+            wpfs.wpctl("evict", wpfs.mnt, "/f", status=None)
         if turn % 3 == 1:
             sync(path)
         if turn % 8 == 7:
@@ -226,6 +229,82 @@ def test_contents_are_never_newer_than_their_marks(make_wpfs):
                 f"page {page} of epoch {epoch} is stored newer than its mark"
             clean += 1
     assert clean, "no page was ever proven clean: this test saw nothing"
+
+
+def test_contents_are_never_newer_than_their_marks(make_wpfs):
+    check_marks(make_wpfs, [])
+
+
+@pytest.mark.parametrize("options", [[], ["resident=64M"]])
+def test_what_msync_has_promised(make_wpfs, options):
+    """Contents and marks of the file, as they were when it returned, whatever else is lost."""
+    wpfs, base, _ = begun(make_wpfs, *options)
+    path = wpfs.mnt / "f"
+    program = mapped(wpfs, "t", pages=16)
+    versions, stored, promised = [bytes(16 * PAGE)], set(), []
+    for turn in range(24):
+        page = turn * 7 % 16
+        program.order(f"store 0 {page} {turn + 1}")
+        stored.add(page)
+        versions.append(path.read_bytes())
+        if turn % 3 == 2:
+            program.order("msync 0")
+            promised.append((powerloss.log_size(wpfs), set(stored), len(versions) - 1))
+        if options and turn % 5 == 4:
+            wpfs.wpctl("evict", wpfs.mnt, "/f", status=None)
+    ino = path.stat().st_ino
+    program.kill9()
+    wpfs.umount()
+    seen = 0
+    for place, log in powerloss.cuts(wpfs, base, 6, 16):
+        no_findings(wpfs, place)
+        last = [promise for promise in promised if promise[0] <= log]
+        if not last:
+            continue
+        _, pages, version = last[-1]
+        data, dirty = contents(place, ino, 16 * PAGE), report.dirty(wpfs, "t", target=place)
+        assert pages <= dirty, "a store that msync knew of, and the page is called clean"
+        for page in range(16):
+            may = {one[page * PAGE:(page + 1) * PAGE] for one in versions[version:]}
+            assert data[page * PAGE:(page + 1) * PAGE] in may, f"page {page} is older than what msync has stored"
+        seen += 1
+    assert seen, "every cut was too early"
+
+
+def test_marks_of_a_capped_mount_are_not_newer_than_contents(make_wpfs):
+    """As above, and pages are in the spill file when they are marked, and when they are stored."""
+    check_marks(make_wpfs, ["resident=64M"])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_power_is_lost_on_a_new_store(make_wpfs, seed):
+    """At any call since the first one of its first mount: it can be mounted, and is what it was."""
+    wpfs = make_wpfs(store=True, options=["flush=1"], start=False)
+    base = wpfs.dir / "base"
+    shutil.copytree(wpfs.store, base)
+    powerloss.watch(wpfs)
+    wpfs.start()
+    (wpfs.mnt / "n").mkdir()
+    work = Work(wpfs, seed)
+    work.run(20)
+    wpfs.umount()
+    wpfs.daemon_env = {}
+    begins = len(list(powerloss.records(wpfs)))
+    empty = 0
+    for place, log in itertools.chain(powerloss.cuts(wpfs, base, seed, 4, within=5),
+                                      powerloss.cuts(wpfs, base, seed, 6, within=60),
+                                      powerloss.cuts(wpfs, base, seed, 6)):
+        wpfs.store = str(place)
+        wpfs.restart()
+        found = tree(wpfs.mnt)
+        wpfs.umount()
+        if "n" in found:
+            work.hold(found, log)
+        else:
+            assert not found and not [promise for promise in work.promised if promise[0] <= log]
+            empty += 1
+        no_findings(wpfs, place)
+    assert begins > 60 and empty, "no cut was early enough"
 
 
 # ---- a disk that fails, a disk that is full
@@ -328,6 +407,162 @@ def test_synced_while_a_flush_is_under_way(make_wpfs):
             disk.do(op, name, off, size, data)
     disk.leave(wpfs.dir / "cut", lambda: False)
     assert stored_tree(wpfs.dir / "cut")["f"][2] == b"f" * 3 * PAGE
+
+
+def at_the_end(wpfs, base, keep=lambda: False):
+    """The tree that a power loss now leaves, with nothing of what was not synced."""
+    disk = powerloss.Disk(base)
+    for op, name, off, size, data, _ in powerloss.records(wpfs):
+        disk.do(op, name, off, size, data)
+    disk.leave(wpfs.dir / "cut", keep)
+    found = stored_tree(wpfs.dir / "cut")
+    shutil.rmtree(wpfs.dir / "cut")
+    return found
+
+
+def test_what_a_failed_sync_has_lost_is_written_again(make_wpfs):
+    """Also of a file that could not be written to its end: the sync was to make its first part durable."""
+    wpfs, base, control = begun(make_wpfs)
+    wpfs.allow_log(SAID)
+    path = wpfs.mnt / "f"
+    path.write_bytes(b"x")
+    sync(path)
+    control.lose()
+    control.fail(powerloss.WRITE | powerloss.SYNC, errno.EIO, spare=1)  # the first MiB can be written
+    path.write_bytes(b"f" * (2 << 20))
+    harness.proc.wait_for(lambda: wpfs.wpctl_json("status")["store_error"], harness.SECONDS, "a flush that fails")
+    harness.proc.wait_for(lambda: control.failed >= 2, harness.SECONDS, "a sync that fails")
+    control.fail(0)
+    sync(path)
+    assert at_the_end(wpfs, base)["f"][2] == b"f" * (2 << 20)
+
+
+def do(*argv):
+    done = subprocess.run(list(map(str, argv)), timeout=harness.SECONDS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+class LoopDisk:
+    """An ext4 on an image on a tmpfs: what the tmpfs has no room for the disk cannot write."""
+
+    def __init__(self, place, size):
+        self.below, self.disk = place / "below", place / "disk"
+        for point in (self.below, self.disk):
+            point.mkdir()
+        do("mount", "-t", "tmpfs", "-o", "size=1G", "none", self.below)
+        self.image = self.below / "image"
+        do("fallocate", "-l", size, self.image)
+        do("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", self.image)
+        do("fallocate", "-l", size, self.image)  # the journal is not to be what cannot be written
+        do("mount", "-o", "loop", self.image, self.disk)
+
+    def close(self):
+        do("umount", "-l", self.disk)
+        do("umount", "-l", self.below)
+
+    def breaks(self):
+        """From now on no block that is free can be written: EIO, when the kernel tries to."""
+        do("sync", "-f", self.disk)
+        do("fstrim", self.disk)
+        used = os.statvfs(self.below)
+        do("mount", "-o", f"remount,size={(used.f_blocks - used.f_bfree) * used.f_frsize}", self.below)
+
+    def mends(self):
+        do("mount", "-o", "remount,size=1G", self.below)
+
+
+@pytest.fixture
+def loop_disk(tmp_path):
+    made = []
+
+    def make(size):
+        made.append(LoopDisk(tmp_path, size))
+        return made[0]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def on_disk(make_wpfs, loop_disk, size):
+    disk = loop_disk(size)
+    wpfs = make_wpfs(store=True, options=["flush=1"], start=False)
+    wpfs.allow_log(SAID)
+    wpfs.store = str(disk.disk / "store")
+    wpfs.start()
+    return wpfs, disk
+
+
+def good_again(wpfs, want):
+    """Stored, there after a power loss and after an unmount, and the store is whole."""
+    for name in want:
+        harness.proc.wait_for(lambda name=name: sync_works(wpfs.mnt / name), harness.SECONDS, "fsync works again")
+    harness.proc.wait_for(lambda: wpfs.wpctl_json("status")["store_error"] is None, harness.SECONDS, "all is stored")
+    wpfs.lose_power()
+    subprocess.run(["sync", "-f", Path(wpfs.store).parent], stderr=subprocess.DEVNULL, timeout=harness.SECONDS,
+                   check=False)  # it tells of the errors that were
+    for path in Path(wpfs.store, "data").rglob("*/*"):  # what is read now is what the disk has
+        fd = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+    found = stored_tree(wpfs.store)
+    assert {name: found[name][2] for name in want} == want
+    wpfs.restart()
+    assert {name: (wpfs.mnt / name).read_bytes() for name in want} == want
+    wpfs.umount()
+    no_findings(wpfs, wpfs.store)
+
+
+def sync_works(path):
+    try:
+        sync(path)
+    except OSError:
+        return False
+    return True
+
+
+def test_a_small_disk_is_full(make_wpfs, loop_disk):
+    wpfs, disk = on_disk(make_wpfs, loop_disk, "24M")
+    try:
+        ballast = disk.disk / "ballast"
+        (wpfs.mnt / "safe").write_bytes(b"s" * (1 << 20))
+        sync(wpfs.mnt / "safe")
+        room = os.statvfs(disk.disk)
+        do("fallocate", "-l", room.f_bavail * room.f_frsize - (1 << 20), ballast)
+        (wpfs.mnt / "large").write_bytes(b"l" * (4 << 20))
+        refused(wpfs, wpfs.mnt / "large", errno.ENOSPC)
+        (wpfs.mnt / "large").write_bytes(b"L" * (4 << 20))
+        (wpfs.mnt / "dir").mkdir()
+        assert (wpfs.mnt / "safe").read_bytes() == b"s" * (1 << 20)
+        ballast.unlink()
+        good_again(wpfs, {"safe": b"s" * (1 << 20), "large": b"L" * (4 << 20)})
+    finally:
+        if wpfs.daemon:
+            wpfs.lose_power()
+
+
+def test_a_disk_cannot_write_some_blocks(make_wpfs, loop_disk):
+    """What the kernel could not write is lost from its cache, and told of once. It is written again."""
+    wpfs, disk = on_disk(make_wpfs, loop_disk, "64M")
+    try:
+        want = {f"f{number}": bytes([number + 1]) * (700000 * number + PAGE) for number in range(6)}
+        for name, data in want.items():
+            (wpfs.mnt / name).write_bytes(data)
+            sync(wpfs.mnt / name)
+        disk.breaks()
+        for name, data in want.items():
+            want[name] = data + b"more" * 1000000
+            (wpfs.mnt / name).write_bytes(want[name])
+        failed = [name for name in want if not sync_works(wpfs.mnt / name)]
+        assert len(failed) > 1, "the disk could write nearly everything"
+        assert wpfs.wpctl_json("status")["store_error"]
+        assert {name: (wpfs.mnt / name).read_bytes() for name in want} == want
+        disk.mends()
+        good_again(wpfs, want)
+    finally:
+        if wpfs.daemon:
+            wpfs.lose_power()
 
 
 def test_the_disk_is_full(make_wpfs, tmp_path):

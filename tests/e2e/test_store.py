@@ -185,6 +185,78 @@ def test_in_use_until_the_mapping_goes(make_wpfs):
     assert path.read_bytes() == data.read_bytes()
 
 
+def data_ranges(fd):
+    """[first, end) of what SEEK_DATA and SEEK_HOLE call data."""
+    found, at, size = [], 0, os.fstat(fd).st_size
+    while at < size:
+        try:
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as problem:
+            assert problem.errno == errno.ENXIO
+            break
+        at = os.lseek(fd, begin, os.SEEK_HOLE)
+        found.append((begin, at))
+    return found
+
+
+def test_what_is_looked_at_is_no_memory_of_the_daemon(make_wpfs):
+    """Else the kernel would kill it first when memory is short."""
+    wpfs = make_wpfs(store=True, options=["flush=1"])
+    path, size = wpfs.mnt / "f", 64 << 20
+    with open(path, "w+b") as file:
+        file.write(b"a" * size)
+        file.flush()
+        os.fsync(file.fileno())
+        os.fsync(file.fileno())
+
+        def resident():
+            with open(f"/proc/{wpfs.pid}/status", encoding="ascii") as lines:
+                return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssShmem:"))
+
+        os.fsync(file.fileno())
+        assert resident() < 2 * size
+        harness.proc.wait_for(lambda: resident() < size // 4, harness.SECONDS, "a flush lets go of it")
+        file.write(b"b")
+        file.flush()
+        os.fsync(file.fileno())
+    wpfs.lose_power()
+    wpfs.restart()
+    assert path.read_bytes() == b"a" * size + b"b"
+
+
+def test_what_is_only_allocated_is_not_data(kept):
+    """However often the daemon has looked at it."""
+    path, size = kept.mnt / "f", 4 << 20
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.posix_fallocate(fd, 0, size)
+    os.pwrite(fd, b"x" * (2 << 20), 512 * PAGE)
+    os.pwrite(fd, b"y", 5 * PAGE)
+    want = [(5 * PAGE, 6 * PAGE), (512 * PAGE, size)]
+    assert data_ranges(fd) == want
+    for turn in range(5):
+        os.pwrite(fd, bytes([turn]), 5 * PAGE)
+        os.fsync(fd)
+        assert data_ranges(fd) == want, f"after fsync {turn}"
+    os.close(fd)
+    kept.lose_power()
+    kept.restart()
+    assert path.read_bytes() == bytes(5 * PAGE) + bytes([4]) + bytes(507 * PAGE - 1) + b"x" * (2 << 20)
+
+
+def test_memory_of_a_removed_file_is_free(kept):
+    """At once, though the daemon has looked at its pages again and again."""
+    path, size = kept.mnt / "f", 16 << 20
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.pwrite(fd, b"a" * size, 0)
+    for _ in range(3):
+        os.fsync(fd)
+    free = os.statvfs(kept.mnt).f_bfree
+    os.unlink(path)
+    os.close(fd)
+    harness.proc.wait_for(lambda: os.statvfs(kept.mnt).f_bfree >= free + size // PAGE, harness.SECONDS,
+                          "its pages are gone")
+
+
 def test_a_file_replaced_is_the_old_or_the_new_one(kept):
     path, new = kept.mnt / "f", kept.mnt / "f.new"
     path.write_bytes(b"old" * 2000)
@@ -307,6 +379,28 @@ def test_names_are_a_prefix(make_wpfs, seed):
     assert tree(wpfs.mnt) == now
 
 
+def test_a_copy_of_a_system_s_files(make_wpfs):
+    """A slice of /usr/share, copied, and compared after an unmount and a mount."""
+    names, room = [], 40 << 20
+    for entry in sorted(os.scandir("/usr/share"), key=lambda entry: entry.name):
+        size = int(subprocess.run(["du", "-sb", entry.path], check=True, stdout=subprocess.PIPE).stdout.split()[0])
+        if size <= min(room, 8 << 20):
+            names.append(entry.path)
+            room -= size
+    assert len(names) > 20
+    wpfs = make_wpfs(store=True)
+    subprocess.run(["cp", "-a", *names, wpfs.mnt], check=True, timeout=harness.SECONDS)
+    wpfs.umount()
+    wpfs.restart()
+    for path in names:
+        done = subprocess.run(["diff", "-r", "--no-dereference", path, wpfs.mnt / os.path.basename(path)],
+                              capture_output=True, text=True, timeout=harness.SECONDS, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    wpfs.umount()
+    assert wpfs.wpctl_json("check", target=wpfs.store)["findings"] == []
+    wpfs.restart()
+
+
 # ---- contents come when they are asked for
 
 
@@ -350,6 +444,36 @@ def test_a_mount_reads_no_contents(make_wpfs):
     wpfs.options.append("size=2M")
     wpfs.restart()
     assert tree(wpfs.mnt) == {name: ("file", 1, data) for name, data in contents.items() if name != "f38"}
+
+
+@pytest.mark.parametrize("how", ["open", "truncate", "read-only open"])
+def test_what_is_emptied_need_not_come(make_wpfs, how):
+    """Contents that are to be dropped are neither waited for nor in need of room."""
+    wpfs, contents = stored(make_wpfs, options=["size=2M"], small=39)
+    wpfs.options.append("size=16K")  # so that no other comes in the background
+    wpfs.restart()
+    path = wpfs.mnt / "f39"
+    if how == "open":
+        os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+    elif how == "truncate":
+        os.truncate(path, 0)
+    else:
+        wpfs.allow_log("no space")
+        with pytest.raises(OSError):
+            os.open(path, os.O_RDWR)  # for who does not say that it is going to be empty they come
+        os.close(os.open(path, os.O_RDONLY | os.O_TRUNC))
+    assert path.stat().st_size == 0 and path.stat().st_blocks == 0
+    path.write_bytes(b"new" * 100)
+    os.truncate(path, 40000)
+    contents["f39"] = (b"new" * 100).ljust(40000, b"\0")
+    assert path.read_bytes() == contents["f39"], "nothing of what was there comes back"
+    wpfs.kill9()
+    wpfs.options.append("size=2M")
+    wpfs.restart()
+    assert path.read_bytes() == contents["f39"]
+    wpfs.umount()
+    wpfs.restart()
+    assert tree(wpfs.mnt) == {name: ("file", 1, data) for name, data in contents.items()}
 
 
 def test_room_is_that_of_before(make_wpfs):

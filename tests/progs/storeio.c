@@ -13,6 +13,7 @@
  */
 /* Both names of a call that has two: with and without 64. */
 #undef _FILE_OFFSET_BITS
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -42,6 +43,13 @@ struct control {
 	uint32_t kill_op;    /* the letter of a record: killed before the nth of these */
 	uint32_t kill_db;    /* 1: on files of the database, 0: on others */
 	uint32_t kill_nth;   /* 0: never */
+	uint32_t spare;	     /* so many of the calls that would fail are done all the same */
+	uint32_t lose;	     /* a sync that fails loses what was written, as a kernel does: below */
+	uint32_t pause_op; /* as kill_*: it waits before that call and those after it, until this is
+			      0 */
+	uint32_t pause_db;
+	uint32_t pause_nth;
+	uint32_t paused; /* so many threads wait */
 };
 
 /* As powerloss.py reads it; then the path and its data. */
@@ -101,6 +109,112 @@ static bool inside(int fd, const char *name, char path[PATH_MAX])
 	return len < 4 || strcmp(path + len - 4, "-shm") != 0;
 }
 
+/* ---- what a sync that fails has lost: in memory there is more than on disk ---- */
+
+/*
+ * Beside the log, for a data file: NAME.safe, what the disk has while more was written; NAME.lost,
+ * the same when the kernel has given up on writing it. Then the pages in memory count as clean, and
+ * who reads gets them until they leave the cache.
+ */
+static void kept_path(char kept[PATH_MAX], const char *path, const char *kind)
+{
+	int n = snprintf(kept, PATH_MAX, "%s.", getenv("STOREIO_LOG"));
+
+	for (; *path && n < PATH_MAX - 8; path++)
+		kept[n++] = *path == '/' ? '_' : *path;
+	snprintf(kept + n, PATH_MAX - (size_t)n, ".%s", kind);
+}
+
+static void copy_file(int from, int to)
+{
+	char buf[1 << 16];
+	struct stat st;
+	ssize_t n;
+
+	if (fstat(from, &st) < 0 || REAL(ftruncate)(to, st.st_size) < 0)
+		abort();
+	for (off_t off = 0; (n = pread(from, buf, sizeof(buf), off)) > 0; off += n) {
+		if (REAL(pwrite)(to, buf, (size_t)n, off) != n)
+			abort();
+	}
+}
+
+static void keep_safe(int fd, const char *path)
+{
+	char safe[PATH_MAX], lost[PATH_MAX];
+	int to;
+
+	if (!control->lose || strncmp(path, "data/", 5) != 0)
+		return;
+	kept_path(safe, path, "safe");
+	kept_path(lost, path, "lost");
+	if (access(lost, F_OK) == 0)
+		return;
+	to = REAL(open)(safe, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (to >= 0) {
+		copy_file(fd, to);
+		REAL(close)(to);
+	}
+}
+
+static void each_kept(const char *path, void (*fn)(const char *safe))
+{
+	char dir[PATH_MAX], safe[PATH_MAX + 256];
+	const char *log = getenv("STOREIO_LOG");
+	struct dirent *de;
+	DIR *d;
+
+	if (path) {
+		kept_path(safe, path, "safe");
+		fn(safe);
+		return;
+	}
+	snprintf(dir, sizeof(dir), "%s", log);
+	*strrchr(dir, '/') = '\0';
+	d = opendir(dir);
+	while (d && (de = readdir(d))) {
+		size_t len = strlen(de->d_name);
+
+		snprintf(safe, sizeof(safe), "%s/%s", dir, de->d_name);
+		if (len > 5 && strcmp(de->d_name + len - 5, ".safe") == 0)
+			fn(safe);
+	}
+	if (d)
+		closedir(d);
+}
+
+static void is_safe(const char *safe)
+{
+	REAL(unlink)(safe);
+}
+
+static void is_lost(const char *safe)
+{
+	char lost[PATH_MAX + 256];
+
+	snprintf(lost, sizeof(lost), "%.*s.lost", (int)strlen(safe) - 5, safe);
+	rename(safe, lost);
+}
+
+/* With the lock held. */
+static void waits(const char *path, char op)
+{
+	bool db = strncmp(path, "wpfs.db", 7) == 0;
+
+	if (!control->pause_nth || control->pause_op != (uint32_t)op || control->pause_db != db)
+		return;
+	if (control->pause_nth > 1) {
+		control->pause_nth--;
+		return;
+	}
+	__atomic_add_fetch(&control->paused, 1, __ATOMIC_SEQ_CST);
+	pthread_mutex_unlock(&lock);
+	while (__atomic_load_n(&control->pause_op, __ATOMIC_SEQ_CST))
+		usleep(1000);
+	pthread_mutex_lock(&lock);
+	__atomic_sub_fetch(&control->paused, 1, __ATOMIC_SEQ_CST);
+}
+
 /* With the lock held: is this the last call, or one that fails? */
 static bool fails(const char *path, bool sync, char op)
 {
@@ -113,6 +227,10 @@ static bool fails(const char *path, bool sync, char op)
 		kill(getpid(), SIGKILL);
 	if (!(fail & (db ? FAIL_DB : sync ? FAIL_SYNC : FAIL_WRITE)))
 		return false;
+	if (control->spare) {
+		control->spare--;
+		return false;
+	}
 	control->failed++;
 	errno = (int)control->fail_errno;
 	return true;
@@ -130,6 +248,25 @@ static void note(char op, const char *path, uint64_t off, uint64_t len, const vo
 	errno = err;
 }
 
+static void before(int fd, const char *path, char op)
+{
+	if (op == 'W' || op == 'T' || op == 'P')
+		keep_safe(fd, path);
+}
+
+/* A sync of data files that failed is noted too: nothing of what was pending will come. */
+static void after(const char *path, char op, bool ok)
+{
+	int err = errno;
+
+	if (!control->lose || (op != 'S' && op != 'Y') || strncmp(path, "wpfs.db", 7) == 0)
+		return;
+	each_kept(op == 'Y' ? NULL : path, ok ? is_safe : is_lost);
+	if (!ok)
+		note('L', op == 'Y' ? "" : path, 0, 0, NULL);
+	errno = err;
+}
+
 /* A call: `real` as it would be done, noted if it succeeded. */
 #define CALL(type, fd, name, sync, real, ok, op, ...)                                              \
 	char path[PATH_MAX];                                                                       \
@@ -138,7 +275,10 @@ static void note(char op, const char *path, uint64_t off, uint64_t len, const vo
 	if (!inside(fd, name, path))                                                               \
 		return real;                                                                       \
 	pthread_mutex_lock(&lock);                                                                 \
+	waits(path, op);                                                                           \
+	before(fd, path, op);                                                                      \
 	r = fails(path, sync, op) ? -1 : real;                                                     \
+	after(path, op, r >= 0);                                                                   \
 	if (ok)                                                                                    \
 		note(op, __VA_ARGS__);                                                             \
 	pthread_mutex_unlock(&lock);                                                               \
@@ -205,6 +345,35 @@ int fdatasync(int fd)
 int syncfs(int fd)
 {
 	CALL(int, fd, NULL, true, REAL(syncfs)(fd), r == 0, 'Y', path, 0, 0, NULL);
+}
+
+/* Pages leave the cache: what was lost is not to be read any more. */
+int posix_fadvise(int fd, off_t off, off_t len, int advice)
+{
+	char path[PATH_MAX], lost[PATH_MAX], link[40];
+	int from, to;
+
+	if (advice == POSIX_FADV_DONTNEED && inside(fd, NULL, path) && control->lose) {
+		kept_path(lost, path, "lost");
+		snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+		pthread_mutex_lock(&lock);
+		from = REAL(open)(lost, O_RDONLY | O_CLOEXEC);
+		to = from < 0 ? -1 : REAL(open)(link, O_WRONLY | O_CLOEXEC);
+		if (to >= 0) {
+			copy_file(from, to);
+			REAL(unlink)(lost);
+			REAL(close)(to);
+		}
+		if (from >= 0)
+			REAL(close)(from);
+		pthread_mutex_unlock(&lock);
+	}
+	return REAL(posix_fadvise)(fd, off, len, advice);
+}
+
+int posix_fadvise64(int fd, off64_t off, off64_t len, int advice)
+{
+	return posix_fadvise(fd, off, len, advice);
 }
 
 int unlink(const char *name)
