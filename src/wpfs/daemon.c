@@ -194,6 +194,20 @@ static void raise_limits(void)
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+/*
+ * To kill the daemon frees no memory, for files are not its own, and takes the mount away. Unless
+ * somebody has said what it is worth.
+ */
+static void keep_from_oom_killer(void)
+{
+	_cleanup_close_ int fd = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+	char now[16] = "";
+
+	if (fd >= 0 && read(fd, now, sizeof(now) - 1) > 0 && strcmp(now, "0\n") == 0 &&
+	    write(fd, "-900", 4) < 0)
+		log_debug("cannot set oom_score_adj: %s", log_errstr(errno));
+}
+
 static int ignore_mm(void *ctx, const struct db_mm *row, struct mm *model)
 {
 	return 0;
@@ -659,6 +673,7 @@ int daemon_run(const struct options *options, void (*ready)(void *ctx), void *ct
 
 	umask(0);
 	raise_limits();
+	keep_from_oom_killer();
 	notify_open();
 	r = signal_fd < 0 ? signal_fd : start(&d);
 	if (!r) {
@@ -676,6 +691,8 @@ int daemon_run(const struct options *options, void (*ready)(void *ctx), void *ct
 		notify_send("STOPPING=1\nSTATUS=Writing the store");
 	}
 	notify_unwatch();
+	if (!r)
+		notify_ending();
 	flushed = stop(&d, r == 0);
 	/* A lower that was taken over from a killed daemon holds data that nothing else has. */
 	if (flushed)

@@ -11,9 +11,8 @@
 #include "base/units.h"
 #include "wpfs/notify.h"
 
-#define NOTE_MS	   100
-#define TELL_MS	   2000
-#define PATIENCE_S 60 /* how long until the next line has to come */
+#define NOTE_MS 100
+#define TELL_MS 2000
 
 static uint64_t now_ms(void)
 {
@@ -27,7 +26,6 @@ void ending_begin(struct ending *ending, const char *path, bool terminal)
 {
 	*ending = (struct ending){.terminal = terminal};
 	ending->fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	notify_send("EXTEND_TIMEOUT_USEC=%u", PATIENCE_S * 1000000u);
 }
 
 /* One write of always the same length: a reader sees the old numbers or the new ones. */
@@ -46,6 +44,7 @@ void ending_progress(void *ctx, uint64_t done, uint64_t total)
 	const uint64_t now = now_ms();
 	char a[16], b[16];
 
+	notify_alive();
 	if (ending->terminal) {
 		if (ending->line.total != total)
 			progress_begin(&ending->line, "flush", PROGRESS_BYTES, total);
@@ -57,8 +56,8 @@ void ending_progress(void *ctx, uint64_t done, uint64_t total)
 	}
 	if (now - ending->told_ms >= TELL_MS) {
 		ending->told_ms = now;
-		notify_send("EXTEND_TIMEOUT_USEC=%u\nSTATUS=Writing the store: %s of %s",
-			    PATIENCE_S * 1000000u, units_format_size(done, a, sizeof(a)),
+		notify_send("STATUS=Writing the store: %s of %s",
+			    units_format_size(done, a, sizeof(a)),
 			    units_format_size(total, b, sizeof(b)));
 	}
 }

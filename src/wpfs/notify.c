@@ -2,7 +2,7 @@
 /*
  * The watchdog has a thread of its own: the main thread is away for as long as a flush takes, and
  * that is no hang. A thread that waits for an answer that never comes says nothing, and that is all
- * it has to do then.
+ * it has to do then. At the end there is nothing to ask any more: then the thread asks for time.
  */
 #include "wpfs/notify.h"
 
@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -27,6 +28,10 @@
 #include "base/log.h"
 #include "track/track.h"
 
+#define TICK_S	   2
+#define EXTEND_S   60
+#define PATIENCE_S 1800
+
 static struct {
 	int fd;		      /* -1: nobody is told; constant after notify_open, as the next */
 	uint64_t watchdog_us; /* 0: none */
@@ -35,8 +40,9 @@ static struct {
 	const char *mountpoint; /* constant while the thread runs, as the next */
 	uint64_t dev;
 	struct track *track;
-	pthread_t thread;
-	bool running; /* main thread */
+	pthread_t thread; /* the watchdog, or at the end the one that asks for time */
+	bool running;	  /* main thread */
+	_Atomic uint64_t alive_s;
 	pthread_mutex_t lock;
 	pthread_cond_t wake; /* on CLOCK_MONOTONIC */
 	bool over;	     /* lock */
@@ -94,11 +100,6 @@ void notify_open(void)
 	unsetenv("NOTIFY_SOCKET");
 	unsetenv("WATCHDOG_USEC");
 	unsetenv("WATCHDOG_PID");
-}
-
-void notify_close(void)
-{
-	close_fd(&notify.fd);
 }
 
 void notify_send(const char *fmt, ...)
@@ -177,25 +178,33 @@ static void *watchdog_thread(void *arg)
 	return NULL;
 }
 
-int notify_watch(const char *mountpoint, uint64_t dev, struct track *track)
+static int start_thread(void *(*main)(void *), const char *name)
 {
 	pthread_condattr_t attr;
 	int r;
 
-	if (notify.fd < 0 || !notify.watchdog_us)
-		return 0;
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&notify.wake, &attr);
 	pthread_condattr_destroy(&attr);
+	notify.over = false;
+	r = -pthread_create(&notify.thread, NULL, main, NULL);
+	notify.running = r == 0;
+	if (r == 0)
+		pthread_setname_np(notify.thread, name);
+	else
+		pthread_cond_destroy(&notify.wake);
+	return r;
+}
+
+int notify_watch(const char *mountpoint, uint64_t dev, struct track *track)
+{
+	if (notify.fd < 0 || !notify.watchdog_us)
+		return 0;
 	notify.mountpoint = mountpoint;
 	notify.dev = dev;
 	notify.track = track;
-	r = -pthread_create(&notify.thread, NULL, watchdog_thread, NULL);
-	notify.running = r == 0;
-	if (r == 0)
-		pthread_setname_np(notify.thread, "wpfs-watchdog");
-	return r;
+	return start_thread(watchdog_thread, "wpfs-watchdog");
 }
 
 void notify_unwatch(void)
@@ -209,4 +218,46 @@ void notify_unwatch(void)
 	pthread_join(notify.thread, NULL);
 	pthread_cond_destroy(&notify.wake);
 	notify.running = false;
+}
+
+/* ---- the end ---- */
+
+static uint64_t now_s(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec;
+}
+
+void notify_alive(void)
+{
+	atomic_store(&notify.alive_s, now_s());
+}
+
+static void *ending_thread(void *arg)
+{
+	do {
+		notify_send("EXTEND_TIMEOUT_USEC=%u", EXTEND_S * 1000000u);
+	} while (!wait_us(TICK_S * 1000000) && now_s() - atomic_load(&notify.alive_s) < PATIENCE_S);
+	return NULL;
+}
+
+void notify_ending(void)
+{
+	int r;
+
+	if (notify.fd < 0 || notify.running)
+		return;
+	notify_alive();
+	r = start_thread(ending_thread, "wpfs-ending");
+	if (r)
+		log_warn("the service manager is not asked for time to write the store: %s",
+			 log_errstr(r));
+}
+
+void notify_close(void)
+{
+	notify_unwatch();
+	close_fd(&notify.fd);
 }

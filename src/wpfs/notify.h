@@ -16,6 +16,8 @@ struct track;
  * thread; a variable that makes no sense is said and ignored.
  */
 void notify_open(void);
+
+/* Ends the thread of notify_ending. */
 void notify_close(void);
 
 /* One message of "NAME=value" lines. Any thread. Never waits; one that does not arrive is lost. */
@@ -29,7 +31,17 @@ void notify_send(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
  */
 int notify_watch(const char *mountpoint, uint64_t dev, struct track *track);
 
-/* Ends that thread. After the mount has ended, before the track thread does. */
+/*
+ * From now on until notify_close: a thread that asks the manager for more time, again and again,
+ * for what is written at the end takes as long as the disk does. Not for ever: only for half an
+ * hour after the last notify_alive. Nothing here fails.
+ */
+void notify_ending(void);
+
+/* The ending gets on. Any thread. */
+void notify_alive(void);
+
+/* Ends the watchdog. After the mount has ended, before the track thread does. */
 void notify_unwatch(void);
 
 #endif

@@ -4,6 +4,8 @@
 import os
 import subprocess
 
+import pytest
+
 import harness
 import proc
 
@@ -98,3 +100,16 @@ def test_background_daemon_is_ready_when_the_command_returns(make_wpfs):
     assert proc.is_over(pidfd, harness.SECONDS)
     os.close(pidfd)
     assert not (harness.RUN_DIR / wpfs.id).exists()
+
+
+@pytest.mark.parametrize("said", [None, 100])
+def test_the_kernel_kills_others_first(make_wpfs, said):
+    """When memory is short: the daemon's death frees none. Who started it may have said otherwise."""
+    wpfs = make_wpfs(start=False)
+    calls = wpfs.dir / "calls"
+    wpfs.daemon_env["ASAN_OPTIONS"] = f"log_path={wpfs.dir}/san:detect_leaks=0"  # it does not work under strace
+    wpfs.under = ["choom", "-n", str(said), "--"] if said else []
+    wpfs.under += ["strace", "-f", "-e", "trace=write", "-e", "signal=none", "-o", calls]
+    wpfs.start()
+    assert ('"-900"' in calls.read_text()) == (said is None)
+    wpfs.umount()

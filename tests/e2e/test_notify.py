@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """wpfs under a service manager: what it tells it and when, its watchdog, and levels for the journal."""
 
+import concurrent.futures
 import ctypes
 import os
 import socket
@@ -10,6 +11,7 @@ import time
 import pytest
 
 import harness
+import powerloss
 import proc
 from mapper import mapped
 
@@ -99,6 +101,29 @@ def test_life(make_wpfs, abstract):
     assert not [m for m in manager.drain() if "READY" in m or "WATCHDOG" in m]
 
 
+@pytest.mark.parametrize("op", ["Y", "W"])
+def test_time_is_asked_for_as_long_as_the_store_is_written(make_wpfs, op):
+    """Also while nothing is to be counted: one system call takes as long as the disk does."""
+    wpfs = make_wpfs(store=True, options=["flush=0"], start=False)
+    control = powerloss.watch(wpfs)
+    manager = Manager(wpfs)
+    wpfs.start()
+    (wpfs.mnt / "f").write_bytes(b"x" * 10000)
+    control.pause_before(op, database=False)
+    subprocess.run(["umount", wpfs.mnt], check=True, timeout=harness.SECONDS)
+    manager.until("STOPPING")
+    proc.wait_for(lambda: control.paused, harness.SECONDS, "a disk that takes long")
+    manager.drain()
+    for _ in range(2):
+        assert int(manager.until("EXTEND_TIMEOUT_USEC")["EXTEND_TIMEOUT_USEC"]) >= 30000000
+    control.go()
+    assert proc.is_over(wpfs.pidfd, harness.SECONDS)
+    assert wpfs._reaped() == 0
+    wpfs.daemon_env = {}
+    wpfs.restart()
+    assert (wpfs.mnt / "f").read_bytes() == b"x" * 10000
+
+
 def test_signal_that_cannot_end_it(wpfs_with_manager):
     wpfs, manager = wpfs_with_manager
     one = mapped(wpfs)
@@ -177,6 +202,36 @@ def test_watchdog_tells_a_hang(make_wpfs, names):
     assert late <= 1, "signs of life of one that hangs"
     manager.sock.settimeout(harness.SECONDS)
     manager.until("WATCHDOG")
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_many_wait_for_the_disk(make_wpfs, what):
+    """That is no hang: everybody else goes on, and so does the watchdog."""
+    wpfs = make_wpfs(store=True, options=["flush=0"], start=False)
+    control, manager = powerloss.watch(wpfs), Manager(wpfs)
+    wpfs.daemon_env["WATCHDOG_USEC"] = "600000"
+    wpfs.start()
+    manager.until("READY")
+    paths = [wpfs.mnt / f"f{number}" for number in range(60)]
+    for path in paths:
+        path.write_bytes(b"x") if what == "file" else path.mkdir()
+    control.pause_before("S", database=what == "directory")
+    fds = [os.open(path, os.O_RDONLY) for path in paths]
+    with concurrent.futures.ThreadPoolExecutor(len(fds)) as pool:
+        waiting = [pool.submit(os.fsync, fd) for fd in fds]
+        try:
+            proc.wait_for(lambda: control.paused >= (32 if what == "file" else 1), harness.SECONDS, "they wait")
+            subprocess.run(["stat", "-f", wpfs.mnt], check=True, stdout=subprocess.DEVNULL, timeout=10)
+            manager.drain()
+            for _ in range(3):
+                manager.until("WATCHDOG")
+            assert not any(one.done() for one in waiting)
+        finally:
+            control.go()
+        for one in waiting:
+            one.result(harness.SECONDS)
+    for fd in fds:
+        os.close(fd)
 
 
 def test_watchdog_of_another_process(make_wpfs):
