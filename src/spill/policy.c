@@ -21,7 +21,7 @@
 /* A page's state: where it is, and what is known of it. */
 enum where { NOWHERE, SMALL, MAIN, GHOST };
 #define STATE_WHERE 0x03
-#define STATE_FREQ  0x0c /* touches, at most 3 */
+#define STATE_FREQ  0x0c /* uses to its credit, at most 3 */
 #define FREQ_ONE    0x04
 #define STATE_GEN   0x70 /* of its stay; entries of an earlier one are void */
 #define GEN_SHIFT   4
@@ -496,7 +496,8 @@ void policy_put(struct policy *p, const struct policy_page *page, enum policy_ve
 			  .gen = page->gen,
 			  .tick = verdict == POLICY_WAIT ? page->tick : now};
 	uint8_t *state = state_of(p, &e, NOWHERE);
-	bool to_main = page->main || verdict == POLICY_USED;
+	bool used = verdict == POLICY_USED || verdict == POLICY_SPARED;
+	bool to_main = page->main || used;
 
 	/* It came anew meanwhile, which began another stay; or there is nothing to keep. */
 	if (!state || verdict == POLICY_GONE)
@@ -507,8 +508,11 @@ void policy_put(struct policy *p, const struct policy_page *page, enum policy_ve
 	}
 	if (verdict != POLICY_WAIT)
 		*state |= STATE_AGED;
-	if (verdict == POLICY_USED && *state & STATE_FREQ)
+	if (verdict == POLICY_SPARED && *state & STATE_FREQ)
 		*state = (uint8_t)(*state - FREQ_ONE);
+	/* From the small queue to the main one is enough for a first use. */
+	if (verdict == POLICY_USED && page->main && (*state & STATE_FREQ) != STATE_FREQ)
+		*state = (uint8_t)(*state + FREQ_ONE);
 	*state |= to_main ? MAIN : SMALL;
 	if (!ring_push(p, ring_of(p, *state), &e))
 		*state &= (uint8_t)~STATE_WHERE;

@@ -6,7 +6,8 @@
  * memory; if it is mapped again when its turn comes, it was used since. Pure: no I/O, no locks.
  *
  * A page is looked at twice: the first turn says PROBE (unmap it and put it back), a later one asks
- * whether it was used since. Pages that are used once, as a scan does, leave by way of the small
+ * whether it was used since, which counts up to three times in the main queue. Pages that are used
+ * once, as a scan does, leave by way of the small
  * queue and never push out what the main queue holds.
  *
  * One byte per page of a file that was ever resident, four to six per queued page.
@@ -49,7 +50,7 @@ struct policy_page {
 	uint16_t tick; /* of its probe */
 	uint8_t gen;
 	bool probed;  /* unmapped at `tick`; else it has to be now */
-	bool touched; /* used since, as far as the daemon saw */
+	bool touched; /* it has uses to its credit: seen by the daemon, or found by probes */
 	bool main;
 };
 
@@ -62,12 +63,13 @@ bool policy_pop(struct policy *policy, uint16_t now, uint16_t min_age, struct po
 enum policy_verdict {
 	POLICY_PROBED,	/* not evicted: unmapped from now on */
 	POLICY_USED,	/* it was used since its probe; unmapped again */
+	POLICY_SPARED,	/* it was not, but was before: `touched`; one use less to its credit */
 	POLICY_WAIT,	/* not now: as it was */
 	POLICY_EVICTED, /* it left */
 	POLICY_GONE,	/* it is not resident any more, or is not to be chosen again */
 };
 
-/* `now` is the tick of the new probe, for PROBED and USED. */
+/* `now` is the tick of the new probe, for PROBED, USED and SPARED. */
 void policy_put(struct policy *policy, const struct policy_page *page, enum policy_verdict verdict,
 		uint16_t now);
 

@@ -241,8 +241,10 @@ static int turn_judge(struct capped *c, struct capped_turn *turn, const struct c
 		v->probes += probe && was;
 		if (!page->probed && nr)
 			v->of[i] = POLICY_PROBED;
-		else if (page->touched || (was && !is))
+		else if (was && !is)
 			v->of[i] = POLICY_USED;
+		else if (page->touched)
+			v->of[i] = POLICY_SPARED;
 		else
 			v->of[i] = POLICY_EVICTED;
 		v->is_mapped[i] = is;

@@ -216,7 +216,11 @@ static void sim_evict(struct sim *s)
 		assert_true(policy_pop(s->policy, 0, 0, &page));
 		if (page.probed && !page.touched && !s->mapped[page.page])
 			break;
-		policy_put(s->policy, &page, page.probed ? POLICY_USED : POLICY_PROBED, 0);
+		policy_put(s->policy, &page,
+			   !page.probed		  ? POLICY_PROBED
+			   : s->mapped[page.page] ? POLICY_USED
+						  : POLICY_SPARED,
+			   0);
 		s->mapped[page.page] = 0;
 	}
 	s->in[page.page] = 0;
@@ -270,6 +274,8 @@ static void test_hit_rate(void **state)
 		print_message("zipf 0.99, 1/%u resident: %.1f %%, at random %.1f %%\n", part, ours,
 			      chance);
 		assert_true(ours >= chance + (part < 16 ? 20 / part : 10));
+		/* 85.9 is what could be had at all; uses that are not counted give 81.6. */
+		assert_true(part != 4 || ours >= 82.5);
 		ours = sim_run(1 << 14, (1 << 14) / part, false, true);
 		chance = sim_run(1 << 14, (1 << 14) / part, true, true);
 		print_message("  with a cyclic scan: %.1f %%, at random %.1f %%\n", ours, chance);
