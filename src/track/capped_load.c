@@ -295,6 +295,7 @@ static void ahead_add(struct capped *c, const struct capped_file *f, uint64_t fi
 {
 	struct capped_ahead *a;
 
+	/* `first` may be behind the end. */
 	for (; first < end; first += AHEAD_CHUNK) {
 		a = calloc(1, sizeof(*a));
 		if (!a)
@@ -359,8 +360,17 @@ int capped_load_fault(struct capped *c, struct capped_file *f, uint64_t page)
 
 	if (run == 0)
 		return -EAGAIN;
+	/*
+	 * One page is left out: the fault there tells that the reader is half way through, and the
+	 * disk goes on meanwhile.
+	 */
 	if (s->window > AHEAD_CHUNK && ahead > s->ahead) {
-		ahead_add(c, f, s->ahead > page + run ? s->ahead : page + run, ahead);
+		uint64_t first = page + run, out = page + s->window / 2;
+
+		if (s->ahead > first)
+			first = out = s->ahead;
+		ahead_add(c, f, first, out);
+		ahead_add(c, f, out + 1, ahead);
 		s->ahead = ahead;
 	} else if (s->ahead < page + run) {
 		s->ahead = page + run;
