@@ -12,7 +12,8 @@ import proc
 from harness import PAGE
 from mapper import mapped
 
-# Attaches by hand; orders: "ticket FILE MODE" -> token, "redeem TOKEN" -> access mode and first byte.
+# Attaches by hand; orders: "ticket FILE MODE" -> token, "redeem TOKEN" -> access mode and first byte,
+# "announce INO": that 64 pages of it are about to be mapped.
 CLIENT = """
 import fcntl, os, socket, struct, sys
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -24,23 +25,28 @@ def ask(op, body, fds=()):
     return struct.unpack_from("=i", got, 12)[0], fds
 status, (dev, life) = ask(1, bytes(80))
 uffd = fcntl.ioctl(dev, 0xaa00, os.O_CLOEXEC | os.O_NONBLOCK)
+kept = []
 status, _ = ask(16, struct.pack("=IiiIQ", 1, -1, -1, 0, 0), [uffd])
 print("attached", status, flush=True)
 for line in sys.stdin:
     what, value, *mode = line.split()
     if what == "ticket":
-        fd = os.open(value, getattr(os, mode[0]))
+        fd = os.open(value, getattr(os, mode[0]) | os.O_DIRECT)
         try:
             print(fcntl.ioctl(fd, 0x80105771, bytes(16)).hex(), flush=True)
         except OSError as error:
             print(error.errno, flush=True)
         os.close(fd)
+    elif what == "announce":
+        body = struct.pack("=6Q4I", 0, 64 * 4096, 0, 0, 0, int(value), 3, 1, 0, 0)
+        sock.send(struct.pack("=IHHIi", 16 + len(body), int(sys.argv[2]), 27, 5, 0) + body)
+        print("said", flush=True)
     else:
         status, fds = ask(26, bytes.fromhex(value))
         if fds:
             mode = fcntl.fcntl(fds[0], fcntl.F_GETFL) & os.O_ACCMODE
             print(["O_RDONLY", "O_WRONLY", "O_RDWR"][mode], os.pread(fds[0], 1, 0)[0], flush=True)
-            os.close(fds[0])
+            kept.append(fds[0])
         else:
             print(status, flush=True)
 """
@@ -75,6 +81,23 @@ def test_tickets(wpfs):
     assert program.ask(f"redeem {writer}") == str(-errno.ESTALE), "it is good once"
     assert program.ask(f"redeem {reader}") == f"O_RDONLY {ord('f')}"
     assert program.ask(f"redeem {reader}") == str(-errno.ESTALE)
+
+
+def test_a_file_that_is_about_to_be_mapped_stays(wpfs):
+    """Between its descriptor and its mapping a removed file's pages are not let go of."""
+    (wpfs.mnt / "f").write_bytes(b"f" * (64 * PAGE))
+    ino = os.stat(wpfs.mnt / "f").st_ino
+    program = client(wpfs)
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
+    token = program.ask(f"ticket {wpfs.mnt}/f O_RDWR")
+    assert program.ask(f"redeem {token}") == "O_RDWR 0", "it is in the store"
+    assert program.ask(f"announce {ino}") == "said"
+    os.unlink(wpfs.mnt / "f")
+    os.statvfs(wpfs.mnt)  # which has what nobody needs let go of
+    assert wpfs.wpctl_json("status")["spilled"] == 64 * PAGE
+    assert program.ask("redeem " + bytes(16).hex()) == str(-errno.ESTALE)  # it does something else
+    os.statvfs(wpfs.mnt)
+    assert wpfs.wpctl_json("status")["spilled"] == 0
 
 
 def registered(pid, path):
