@@ -10,7 +10,8 @@
 #include "base/cleanup.h"
 #include "fs/priv.h"
 
-static void reply_attr(fuse_req_t req, uint64_t ino, int fd)
+/* `changed`: by this request. */
+static void reply_attr(fuse_req_t req, uint64_t ino, int fd, bool changed)
 {
 	struct fs *fs = fs_of(req);
 	struct fs_inode *inode = fs_inode_find(fs, ino);
@@ -22,6 +23,8 @@ static void reply_attr(fuse_req_t req, uint64_t ino, int fd)
 		fuse_reply_err(req, -r);
 		return;
 	}
+	if (changed)
+		fs_symlink_changed(fs, &st);
 	fs_stat_show(fs, &st);
 	fuse_reply_attr(req, &st, timeout);
 }
@@ -34,7 +37,7 @@ static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 	if (r)
 		fuse_reply_err(req, -r);
 	else
-		reply_attr(req, ino, ref.fd);
+		reply_attr(req, ino, ref.fd, false);
 }
 
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
@@ -128,6 +131,16 @@ static int set_size(fuse_req_t req, uint64_t ino, int fd, off_t size, bool by_fd
 	return r;
 }
 
+/* A descriptor that is not O_PATH is that of a regular file or a directory, and needs no path. */
+static int set_mode(int fd, mode_t mode)
+{
+	if (fchmod(fd, mode) == 0)
+		return 0;
+	if (errno != EBADF)
+		return -errno;
+	return chmod(fs_proc_path(fd).s, mode) < 0 ? -errno : 0;
+}
+
 static struct timespec set_time(int to_set, int set, int now, struct timespec value)
 {
 	if (to_set & now)
@@ -178,9 +191,8 @@ static int set_all(fuse_req_t req, uint64_t ino, int fd, const struct stat *attr
 		return set_nothing(fd);
 	if (to_set & owner)
 		r = set_owner(req, fd, attr, to_set);
-	if (!r && (to_set & FUSE_SET_ATTR_MODE) &&
-	    chmod(fs_proc_path(fd).s, attr->st_mode & 07777) < 0)
-		r = -errno;
+	if (!r && (to_set & FUSE_SET_ATTR_MODE))
+		r = set_mode(fd, attr->st_mode & 07777);
 	if (!r && (to_set & FUSE_SET_ATTR_SIZE))
 		r = set_size(req, ino, fd, attr->st_size, by_fd);
 	if (!r && (to_set & times))
@@ -219,13 +231,14 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
 
 	if (!r) {
 		r = set_with_contents(req, ino, ref.fd, attr, to_set, fi != NULL);
-		fs_symlink_touched(fs, ref.fd, "");
+		if (r) /* part of it may have been done */
+			fs_symlink_touched(fs, ref.fd, "");
 		fs_change_inode(fs, ino);
 	}
 	if (r)
 		fuse_reply_err(req, -r);
 	else
-		reply_attr(req, ino, ref.fd);
+		reply_attr(req, ino, ref.fd, true);
 }
 
 /* umount(8) asks for the file system's type first: whatever would keep it busy goes now. */

@@ -68,14 +68,20 @@ int fs_entry_lookup(struct fs *fs, int dir_fd, const char *name, struct fuse_ent
 	return fd < 0 ? -errno : fs_entry_of_fd(fs, fd, entry);
 }
 
+void fs_symlink_changed(struct fs *fs, const struct stat *st)
+{
+	if (!(fs->mount_flags & MS_NOATIME) && S_ISLNK(st->st_mode))
+		fuse_lowlevel_notify_inval_inode(fs->session, fs_ids_get(fs->ids, st->st_ino), 0,
+						 0);
+}
+
 void fs_symlink_touched(struct fs *fs, int fd, const char *name)
 {
 	int flags = name[0] ? AT_SYMLINK_NOFOLLOW : AT_EMPTY_PATH;
 	struct stat st;
 
-	if (!(fs->mount_flags & MS_NOATIME) && fstatat(fd, name, &st, flags) == 0 &&
-	    S_ISLNK(st.st_mode))
-		fuse_lowlevel_notify_inval_inode(fs->session, fs_ids_get(fs->ids, st.st_ino), 0, 0);
+	if (!(fs->mount_flags & MS_NOATIME) && fstatat(fd, name, &st, flags) == 0)
+		fs_symlink_changed(fs, &st);
 }
 
 void fs_reply_entry(fuse_req_t req, int r, const struct fuse_entry_param *entry)

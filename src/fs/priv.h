@@ -491,6 +491,9 @@ int fs_entry_of_fd(struct fs *fs, int fd, struct fuse_entry_param *entry);
  */
 void fs_symlink_touched(struct fs *fs, int fd, const char *name);
 
+/* The same by its lower stat: nothing if it is no symbolic link. */
+void fs_symlink_changed(struct fs *fs, const struct stat *st);
+
 /* Answers with an entry or an error; a lookup whose answer did not arrive is given back. */
 void fs_reply_entry(fuse_req_t req, int r, const struct fuse_entry_param *entry);
 
