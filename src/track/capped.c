@@ -298,19 +298,39 @@ uint64_t capped_lower_dev(const struct capped *c)
 
 /* ---- start and end ---- */
 
-/* Pages of which a killed daemon left both: the one in the lower file is the newer. */
+/* True: a page of zeros in memory was given back. */
+static bool drop_zeros(const struct capped_file *f, uint64_t page)
+{
+	const off_t off = (off_t)(page << WPFS_PAGE_SHIFT);
+	char buf[WPFS_PAGE_SIZE];
+
+	return fdio_pread_zeros(f->fd, buf, sizeof(buf), (uint64_t)off) == 0 &&
+	       spill_is_zero(buf, sizeof(buf)) &&
+	       fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off,
+			 (off_t)sizeof(buf)) == 0;
+}
+
+/*
+ * Pages of which a killed daemon left both: the one in the lower file is the newer, or the same.
+ * But not zeros, which are never stored: they came when somebody touched a hole whose userfaultfd
+ * had gone too, with daemon and witness.
+ */
 static void resident_wins(struct capped *c, struct capped_file *f)
 {
 	off_t at = lseek(f->fd, 0, SEEK_DATA);
 
 	while (at >= 0) {
+		uint64_t first = (uint64_t)at >> WPFS_PAGE_SHIFT, end, page;
 		off_t hole = lseek(f->fd, at, SEEK_HOLE);
 
 		if (hole < 0)
 			return;
-		capped_forget(c, f, (uint64_t)at >> WPFS_PAGE_SHIFT,
-			      ((uint64_t)hole + WPFS_PAGE_SIZE - 1 - (uint64_t)at) >>
-				      WPFS_PAGE_SHIFT);
+		end = ((uint64_t)hole + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
+		while ((page = spill_bits_next(&f->bits, first)) < end) {
+			if (!drop_zeros(f, page))
+				capped_forget(c, f, page, 1);
+			first = page + 1;
+		}
 		at = lseek(f->fd, hole, SEEK_DATA);
 	}
 }

@@ -345,6 +345,7 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 	if (r < 0)
 		return r;
 	if ((tm->program_watch.fd < 0 || life_has_ended(tm)) && !shared_go_on(t, tm)) {
+		residency_abandon(t, tm);
 		life_end_mm(t, tm, true);
 		return 0;
 	}
@@ -352,6 +353,7 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 	if (r < 0) {
 		log_err("track: the faults of pid %d cannot be served any more: %s",
 			tm->program.pid, log_errstr(r));
+		residency_abandon(t, tm);
 		life_end_mm(t, tm, false);
 		return 0;
 	}

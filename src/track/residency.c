@@ -27,6 +27,7 @@
 #include "track/evict.h"
 #include "track/keep.h"
 #include "track/residency.h"
+#include "uffd/maps.h"
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
 
@@ -129,6 +130,30 @@ int residency_resume(struct track *t, struct tmm *tm)
 		return uffd;
 	r = capped_mm_add(t->config.capped, tmm_pid(tm), uffd, &tm->capped);
 	return r < 0 ? r : residency_unfence(t, tm, uffd);
+}
+
+void residency_abandon(struct track *t, const struct tmm *tm)
+{
+	struct capped *c = t->config.capped;
+	const uint64_t dev = c ? capped_lower_dev(c) : 0;
+	struct maps_list maps = {0};
+	uint64_t loaded = 0;
+
+	if (!c || tm->program_watch.fd < 0 || maps_read(tm->program.pid, &dev, 1, &maps) < 0)
+		maps.nr = 0;
+	for (size_t i = 0; i < maps.nr; i++) {
+		uint64_t file = fs_ino_of_lower(t->config.fs, maps.vmas[i].ino);
+		int r = maps.vmas[i].shared ? capped_load_file(c, file, &loaded) : 0;
+
+		if (r < 0)
+			log_err("cannot bring file %" PRIu64 " back from the store: %s", file,
+				log_errstr(r));
+	}
+	maps_free(&maps);
+	if (loaded)
+		log_err("pid %d (%s) had no daemon, no witness and no userfaultfd while pages that "
+			"it maps were in the store: it has read zeros if it touched any",
+			tm->program.pid, tm->comm);
 }
 
 void residency_resumed(struct track *t)

@@ -35,6 +35,12 @@ int residency_resume_doubt(struct track *t, struct tmm *tm);
 int residency_resume(struct track *t, struct tmm *tm);
 void residency_resumed(struct track *t);
 
+/*
+ * A new daemon cannot serve a live program's faults, since nobody has its userfaultfd any more: all
+ * that it maps is brought into memory, and stays as the program is not tracked. Native: nothing.
+ */
+void residency_abandon(struct track *t, const struct tmm *tm);
+
 /* From what a harvest saw to what the model knows. Native: as it is. */
 void residency_translate(struct track *t, struct mm_vma *vmas, size_t nr);
 

@@ -3,6 +3,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import threading
 
@@ -450,3 +451,27 @@ def test_killed_in_a_refault(wpfs, step, victims):
         program = map_file(wpfs.spawn(harness.program("mapper"), name="t"), wpfs.mnt / "f")
     assert loaded(program) == as_filled(p7=70)
     assert report.dirty(wpfs, "t") == {7} and report.marked(wpfs, "t") == ALL - {7}
+
+
+def test_everything_that_holds_a_userfaultfd_is_gone(wpfs):
+    """Daemon and witness are killed, and the program has closed descriptors that it never opened:
+    what it reads until the next daemon is zeros, but nothing of the file is lost."""
+    wpfs.allow_log("has read zeros|cannot be served any more")
+    program = filled(wpfs)
+    assert evict(wpfs) == 64
+    program.order("rawclosefrom 10")
+    (witness,) = proc.children(program.pid)
+    pidfd = os.pidfd_open(witness)
+    os.kill(witness, signal.SIGKILL)
+    assert proc.is_over(pidfd, harness.SECONDS)
+    os.close(pidfd)
+    wpfs.kill9()
+    assert [program.order(f"load 0 {page}") for page in (3, 4)] == [0, 0]
+    program.order("store 0 5 99")
+    wpfs.restart()
+    assert loaded(program) == as_filled(p5=99)
+    assert report.dirty(wpfs, "t") == ALL
+    assert "userfaultfd" in wpfs.read_log()
+    with direct_file(wpfs.mnt / "f") as fd:
+        assert [os.pread(fd, 1, page * PAGE)[0] for page in range(64)] == as_filled(p5=99)
+    assert "not tracked" in wpfs.wpctl("evict", wpfs.mnt, "/f", status=1).stderr
