@@ -47,16 +47,6 @@ static void gap(struct changed *changed, const char *fmt, ...)
 	va_end(ap);
 }
 
-/* Is it the mm of that name or an instance of it: NAME/2, NAME/PID? */
-static bool is_selected(const struct wpfs_select *select, const char *name)
-{
-	const size_t len = strlen(select->name);
-
-	if (!(select->set & WPFS_SELECT_NAME))
-		return true;
-	return !strncmp(name, select->name, len) && (name[len] == '\0' || name[len] == '/');
-}
-
 static const char *mm_name(const struct walk *walk)
 {
 	return walk->mm.name[0] ? walk->mm.name : "a program without a name";
@@ -110,7 +100,7 @@ static int take_record(void *arg, enum wpfs_rec_type type, const void *body)
 	switch (type) {
 	case WPFS_REC_MM:
 		walk->mm = *(const struct wpfs_rec_mm *)body;
-		walk->selected = is_selected(walk->select, walk->mm.name);
+		walk->selected = target_selects(walk->select, walk->mm.name);
 		walk->known |= walk->selected;
 		if (walk->now && walk->selected && walk->mm.epoch > walk->open)
 			walk->open = walk->mm.epoch;

@@ -37,7 +37,7 @@ static int move(const struct ctl_args *args, enum wpfs_op op)
 	r = ipc_client_call(target.client, op, &args->select, &reply, on_record, &line);
 	progress_end(&line); /* before anything is said */
 	if (r < 0)
-		return target_fail(&target, r);
+		return target_fail_call(&target, r);
 	if (args->json) {
 		struct json json;
 

@@ -32,22 +32,14 @@ static int64_t now_ms(void)
 	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* What went wrong with the connection, said. */
-static int fail(const struct target *target, int err)
-{
-	return err == -EPIPE || err == -ECONNRESET ? target_say_lost(target)
-						   : target_fail(target, err);
-}
-
 /* One look, waited for. */
 static int look(struct target *target, struct top *top)
 {
-	int r = ipc_client_call(target->client, WPFS_OP_TOP, NULL, top_begin(top), top_record, top);
+	int r = target_call(target, WPFS_OP_TOP, NULL, top_begin(top), top_record, top);
 
-	if (r < 0)
-		return fail(target, r);
-	top_done(top);
-	return 0;
+	if (r == 0)
+		top_done(top);
+	return r;
 }
 
 /* ---- a table ---- */
@@ -110,8 +102,7 @@ static int show_table(const struct top *top)
 		return CTL_FAILED;
 	}
 	if (!top->nr)
-		printf("no program is tracked: start one with wpctl run, and it has to map a file "
-		       "of the mount shared\n");
+		printf("%s: %s\n", top_nothing(), top_nothing_do);
 	printf("marks committed %s\n", top_age(&top->status, age));
 	return ctl_finish();
 }
@@ -281,7 +272,7 @@ static int run_live(struct target *target, const struct ctl_args *args)
 	top_screen_close();
 	top_free(&l.top);
 	close_fd(&l.signal_fd);
-	return r < 0 ? fail(target, r) : CTL_DONE;
+	return r < 0 ? target_fail_call(target, r) : CTL_DONE;
 }
 
 int cmd_top(const struct ctl_args *args)

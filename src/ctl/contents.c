@@ -40,7 +40,7 @@ static int open_root(struct target *target)
 	}
 	fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
-		fail(target, path, log_errstr(errno));
+		fail(target, path, target_errstr(-errno));
 	return fd;
 }
 
@@ -58,10 +58,10 @@ static int open_mounted(struct contents *contents, struct target *target, const 
 		return CTL_FAILED;
 	contents->fd = (int)syscall(SYS_openat2, root, path + 1, &how, sizeof(how));
 	if (contents->fd < 0)
-		return fail(target, path, log_errstr(errno));
+		return fail(target, path, target_errstr(-errno));
 	if (statx(contents->fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC,
 		  STATX_TYPE | STATX_SIZE | STATX_INO, &stx))
-		return fail(target, path, log_errstr(errno));
+		return fail(target, path, target_errstr(-errno));
 	if (!S_ISREG(stx.stx_mode))
 		return fail(target, path, "not a regular file");
 	contents->id = stx.stx_ino;

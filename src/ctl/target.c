@@ -58,20 +58,19 @@ static int fail_with(const struct target *target, const char *words)
 	return CTL_FAILED;
 }
 
+const char *target_errstr(int err)
+{
+	if (err == -ENOTCONN || err == -ECONNABORTED) /* it went while it was asked */
+		return "its daemon is gone: start it again with wpfs STORE MNT, or unmount it with "
+		       "umount -l";
+	return log_errstr(err);
+}
+
 static int fail_open(const struct target *target, int err)
 {
-	switch (err) {
-	case -ENOTCONN:
-		return fail_with(target,
-				 "its daemon is gone: start it again with wpfs STORE MNT, or "
-				 "unmount it with umount -l");
-	case -ENOTDIR:
-		return fail_with(target,
-				 "not a directory: give the mountpoint, and a file of it with "
-				 "--file");
-	default:
-		return fail_with(target, log_errstr(err));
-	}
+	return fail_with(target, err == -ENOTDIR ? "not a directory: give the mountpoint, and a "
+						   "file of it with --file"
+						 : target_errstr(err));
 }
 
 static int connect_daemon(struct target *target)
@@ -88,7 +87,7 @@ static int connect_daemon(struct target *target)
 	case -EPERM:
 		return fail_with(target, "its socket is not root's: not asked");
 	default:
-		return target_fail(target, r);
+		return target_fail_call(target, r);
 	}
 }
 
@@ -206,6 +205,12 @@ int target_say_lost(const struct target *target)
 	}
 }
 
+int target_fail_call(const struct target *target, int err)
+{
+	return err == -EPIPE || err == -ECONNRESET ? target_say_lost(target)
+						   : target_fail(target, err);
+}
+
 void target_closep(struct target *target)
 {
 	ipc_client_close(target->client);
@@ -213,12 +218,21 @@ void target_closep(struct target *target)
 	close_fd(&target->store_fd);
 }
 
+bool target_selects(const struct wpfs_select *select, const char *name)
+{
+	const size_t len = strlen(select->name);
+
+	if (!(select->set & WPFS_SELECT_NAME))
+		return true;
+	return !strncmp(name, select->name, len) && (name[len] == '\0' || name[len] == '/');
+}
+
 int target_call(struct target *target, enum wpfs_op op, const struct wpfs_select *select,
 		void *reply, ipc_record_fn fn, void *arg)
 {
 	int r = ipc_client_call(target->client, op, select, reply, fn, arg);
 
-	return r < 0 ? target_fail(target, r) : 0;
+	return r < 0 ? target_fail_call(target, r) : 0;
 }
 
 int target_report(struct target *target, const struct wpfs_select *select, ipc_record_fn fn,

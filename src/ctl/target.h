@@ -41,6 +41,12 @@ int target_open(struct target *target, const char *command, const char *arg, uns
  */
 int target_fail(const struct target *target, int err);
 
+/* The same of a call on its connection, which may have broken: then what became of the mount. */
+int target_fail_call(const struct target *target, int err);
+
+/* What a negative errno of a call of the file system means. */
+const char *target_errstr(int err);
+
 /* What became of the mount of a target whose connection broke. */
 enum target_fate {
 	TARGET_ENDED,	/* it was unmounted */
@@ -54,6 +60,9 @@ enum target_fate target_lost(const struct target *target);
 int target_say_lost(const struct target *target);
 
 void target_closep(struct target *target);
+
+/* Is it the program of the --name that is asked for, or an instance of it: NAME/2, NAME/PID? */
+bool target_selects(const struct wpfs_select *select, const char *name);
 
 /*
  * ipc_client_call on a mounted target. 0, or a ctl_status after having said what went wrong:

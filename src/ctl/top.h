@@ -56,6 +56,10 @@ double top_rate(const struct top *top, uint64_t now, uint64_t before);
 /* "12.3/s", "1.2k/s", "-" for less than nothing: returns buf, of 16 bytes. */
 const char *top_per_second(double rate, char buf[16]);
 
+/* Why no row is there, as two lines, each for a terminal of 80 columns. */
+extern const char top_nothing_do[];
+const char *top_nothing(void);
+
 /* How long ago marks were committed: "3 s", "4 min", "never": returns buf, of 24 bytes. */
 const char *top_age(const struct wpfs_status *status, char buf[24]);
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "ctl/top.h"
 
@@ -156,6 +157,15 @@ const char *top_per_second(double rate_, char buf[16])
 	else
 		snprintf(buf, 16, "%.*f%c/s", rate_ < 9.95 ? 1 : 0, rate_, unit[i]);
 	return buf;
+}
+
+const char top_nothing_do[] = "start one with wpctl run; it has to map a file of the mount shared";
+
+const char *top_nothing(void)
+{
+	return geteuid() == 0
+		       ? "no program is tracked"
+		       : "no program of yours is tracked; only root sees those of other users";
 }
 
 const char *top_age(const struct wpfs_status *status, char buf[24])

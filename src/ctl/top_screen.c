@@ -262,10 +262,10 @@ void top_screen_draw(const struct top *top, struct top_view *view)
 			view->first = top->nr > fit ? top->nr - fit : 0;
 		for (size_t i = view->first; i < top->nr && i < view->first + fit; i++)
 			draw_row(y++, &top->rows[i]);
-		if (!top->nr)
-			put_line(y, A_NORMAL,
-				 "no program is tracked: start one with wpctl run, and it has to "
-				 "map a file of the mount shared");
+		if (!top->nr) {
+			put_line(y, A_NORMAL, top_nothing());
+			put_line(y + 1, A_NORMAL, top_nothing_do);
+		}
 	}
 	snprintf(text, sizeof(text),
 		 "q quit  h help  sort: d dirty  r rate  m mapped  k marked  f faults  n name  p "

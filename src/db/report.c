@@ -533,7 +533,9 @@ static int report_mm(struct db_tx *tx, struct report *rp, uint64_t id)
 static int report_nothing(struct db_tx *tx, struct report *rp)
 {
 	const struct db_report_query *q = rp->q;
-	const char *yours = q->all_uids ? "" : " of yours"; /* those of others are not denied */
+	/* That others have some is neither said nor denied. */
+	const char *yours = q->all_uids ? "" : " of yours";
+	const char *others = q->all_uids ? "" : "; only root sees the programs of other users";
 	int64_t known;
 	int r;
 
@@ -547,8 +549,8 @@ static int report_nothing(struct db_tx *tx, struct report *rp)
 			return report_fail(
 				rp, -ENOENT,
 				"no program%s named '%.80s' has mapped a file of this mount shared "
-				"(MAP_PRIVATE mappings and write(2) are not tracked)",
-				yours, q->name);
+				"(MAP_PRIVATE mappings and write(2) are not tracked%s)",
+				yours, q->name, others);
 	}
 	if (q->epoch && q->kind == WPFS_REPORT_DIRTY && !rp->epoch_seen)
 		return report_fail(rp, -ENOENT, "no epoch %llu is kept",
@@ -556,11 +558,12 @@ static int report_nothing(struct db_tx *tx, struct report *rp)
 	if (rp->epoch_seen)
 		return note(rp, "nothing was written in epoch %llu", (unsigned long long)q->epoch);
 	if (rp->file)
-		return note(rp, "no tracked program%s has mapped this file shared", yours);
+		return note(rp, "no tracked program%s has mapped this file shared%s", yours,
+			    others);
 	return note(rp,
 		    "no program%s that is attached has mapped a file of this mount shared: start "
-		    "it with `wpctl run`",
-		    yours);
+		    "it with `wpctl run`%s",
+		    yours, others);
 }
 
 /*

@@ -35,8 +35,7 @@ void answer_sync(struct request *rq)
 	DL_FOREACH (rq->t->tmms, tm)
 		any |= tmm_selected(tm, rq->c->peer.uid, name);
 	if (name && !any)
-		request_error(rq, -ENOENT, "no program named '%s' has mapped a file of this mount",
-			      name);
+		request_none(rq, name);
 	else if (rq->t->db_error)
 		request_error(rq, r, "marks are kept in memory: the database cannot be written: %s",
 			      db_errstr(r));

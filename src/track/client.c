@@ -105,6 +105,24 @@ void request_error(struct request *rq, int status, const char *fmt, ...)
 		     ipc_reply_error(&rq->c->out, rq->c->watch.fd, rq->hdr, status, "%s", text));
 }
 
+void request_none(struct request *rq, const char *name)
+{
+	/* That others have some is neither said nor denied. */
+	const char *yours = rq->c->peer.uid ? " of yours" : "";
+	const char *others = rq->c->peer.uid ? "; only root sees the programs of other users" : "";
+
+	if (name)
+		request_error(rq, -ENOENT,
+			      "no program%s named '%s' has mapped a file of this mount%s", yours,
+			      name, others);
+	else
+		request_error(
+			rq, -ENOENT,
+			"no tracked program%s has mapped a file of this mount: start one with "
+			"wpctl run%s",
+			yours, others);
+}
+
 /* Who may ask: anybody, a program that said HELLO as itself, one that is attached, wpctl. */
 enum request_role { ROLE_ANY, ROLE_SHIM, ROLE_ATTACHED, ROLE_CTL };
 

@@ -224,6 +224,8 @@ void request_reply(struct request *rq, int status, const void *body, size_t len)
 void request_reply_fds(struct request *rq, const void *body, size_t len, const int *fds, size_t n);
 void request_error(struct request *rq, int status, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
+/* -ENOENT: no program is selected, by this name or (NULL) at all. */
+void request_none(struct request *rq, const char *name);
 
 typedef void (*request_fn)(struct request *rq);
 

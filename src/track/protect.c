@@ -68,17 +68,6 @@ static bool protect_select(struct request *rq, struct protect_selection *sel)
 	return true;
 }
 
-static void protect_none(struct request *rq, const struct protect_selection *sel)
-{
-	if (sel->name)
-		request_error(rq, -ENOENT, "no program named '%s' has mapped a file of this mount",
-			      sel->name);
-	else
-		request_error(rq, -ENOENT,
-			      "no tracked program has mapped a file of this mount: start one with "
-			      "wpctl run");
-}
-
 /* ---- protect ---- */
 
 /* One file of one mm on its way from one epoch to the next. */
@@ -614,7 +603,7 @@ static void protect_each(struct request *rq, protect_mm_fn fn)
 			 tm->program.pid);
 	}
 	if (!any)
-		protect_none(rq, &sel);
+		request_none(rq, sel.name);
 	else if (result < 0 && rq->t->db_error)
 		request_error(
 			rq, result,
