@@ -63,13 +63,20 @@ static const char bash_head[] =
 	"	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} "
 	"options= operands=\n"
 	"	COMPREPLY=()\n"
-	"	if ((COMP_CWORD == 1)); then\n"
-	"		_wpctl_reply <<<'";
+	"	local commands='";
 
-static const char bash_middle[] = "'\n"
-				  "		return\n"
-				  "	fi\n"
-				  "	case ${COMP_WORDS[1]} in\n";
+static const char bash_middle[] =
+	"'\n"
+	"	if ((COMP_CWORD == 1)); then\n"
+	"		_wpctl_reply <<<\"$commands\"$'help\\nversion\\n--help\\n--version'\n"
+	"		return\n"
+	"	fi\n"
+	"	case ${COMP_WORDS[1]} in\n"
+	"	help)\n"
+	"		((COMP_CWORD > 2)) || _wpctl_reply <<<\"$commands\"\n"
+	"		return\n"
+	"		;;\n"
+	"	version) return ;;\n";
 
 static const char bash_tail[] =
 	"	esac\n"
@@ -133,7 +140,6 @@ static void put_bash(FILE *f)
 	fputs(bash_head, f);
 	for (const struct ctl_command *c = ctl_commands; c->name; c++)
 		fprintf(f, "%s\n", c->name);
-	fprintf(f, "--help\n--version");
 	fputs(bash_middle, f);
 	for (const struct ctl_command *c = ctl_commands; c->name; c++) {
 		fprintf(f, "	%s) options='", c->name);
@@ -221,8 +227,9 @@ static void put_zsh(FILE *f)
 		fputs("'\n", f);
 	}
 	fputs("	)\n	if ((CURRENT == 2)); then\n		_describe command commands\n"
-	      "		compadd -- --help --version\n"
-	      "		return\n	fi\n	case $words[2] in\n",
+	      "		compadd -- help version --help --version\n"
+	      "		return\n	fi\n	case $words[2] in\n"
+	      "	help) ((CURRENT > 3)) || _describe command commands ;;\n",
 	      f);
 	for (const struct ctl_command *c = ctl_commands; c->name; c++) {
 		fprintf(f, "	%s)\n		_arguments", c->name);
@@ -281,9 +288,15 @@ static const char fish_head[] =
 	"	end\n"
 	"end\n"
 	"\n"
+	"function __wpctl_helps\n"
+	"	test (commandline -opc | string join ' ') = 'wpctl help'\n"
+	"end\n"
+	"\n"
 	"complete -c wpctl -f\n"
 	"complete -c wpctl -n __fish_use_subcommand -l help -d 'what there is'\n"
-	"complete -c wpctl -n __fish_use_subcommand -l version -d 'which version'\n";
+	"complete -c wpctl -n __fish_use_subcommand -l version -d 'which version'\n"
+	"complete -c wpctl -n __fish_use_subcommand -f -a help -d 'what there is'\n"
+	"complete -c wpctl -n __fish_use_subcommand -f -a version -d 'which version'\n";
 
 static void put_fish_operands(FILE *f, const struct ctl_command *c)
 {
@@ -305,6 +318,8 @@ static void put_fish(FILE *f)
 	fputs(fish_head, f);
 	for (const struct ctl_command *c = ctl_commands; c->name; c++) {
 		fprintf(f, "complete -c wpctl -n __fish_use_subcommand -f -a %s -d '", c->name);
+		put_quoted(f, c->summary);
+		fprintf(f, "'\ncomplete -c wpctl -n __wpctl_helps -f -a %s -d '", c->name);
 		put_quoted(f, c->summary);
 		fputs("'\n", f);
 		put_fish_operands(f, c);

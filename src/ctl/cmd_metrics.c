@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * metrics: what a monitoring system wants to know of a mount, in the OpenMetrics text format
- * (https://openmetrics.io): base units, names that end in their unit, counters in _total. Every
- * sample has the label mount, so that the files of several mounts can stand side by side.
+ * metrics: what a monitoring system wants to know of a mount: base units, names that end in their
+ * unit, counters in _total. Every sample has the label mount, so that the files of several mounts
+ * can stand side by side.
+ *
+ * In the text format of Prometheus, 0.0.4, which the node exporter's textfile directory wants, or
+ * in OpenMetrics text. They differ: of a counter the one describes the sample, with its _total, the
+ * other the family, without; a reader of the one takes the counters of the other for untyped.
  *
  * Not chosen: a listener of the daemon's own. A timer and the node exporter's textfile directory do
  * the same without another door into a daemon that runs as root.
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -25,7 +30,10 @@
 struct metrics {
 	FILE *f;
 	const char *mount;
+	bool openmetrics;
 	struct wpfs_status status;
+	uint64_t up; /* 0 or 1, as the next two */
+	uint64_t db_failing, store_failing;
 	uint64_t mapped, armed, marked, dirty; /* pages, over the live programs that we may see */
 };
 
@@ -51,51 +59,128 @@ static void put_label(FILE *f, const char *text)
 
 enum metric_type { GAUGE, COUNTER };
 
+static const char *suffix(enum metric_type type)
+{
+	return type == COUNTER ? "_total" : "";
+}
+
 /* unit: the name's last word, or NULL. */
 static void family(const struct metrics *m, enum metric_type type, const char *name,
 		   const char *unit, const char *help)
 {
-	fprintf(m->f, "# TYPE wpfs_%s %s\n", name, type == GAUGE ? "gauge" : "counter");
-	if (unit)
+	const char *end = m->openmetrics ? "" : suffix(type);
+
+	fprintf(m->f, "# TYPE wpfs_%s%s %s\n", name, end, type == GAUGE ? "gauge" : "counter");
+	if (unit && m->openmetrics)
 		fprintf(m->f, "# UNIT wpfs_%s %s\n", name, unit);
-	fprintf(m->f, "# HELP wpfs_%s %s\n", name, help);
+	fprintf(m->f, "# HELP wpfs_%s%s %s\n", name, end, help);
 }
 
 /* Up to the value; more: further labels, as they are written. */
-static void sample(const struct metrics *m, const char *name, const char *suffix, const char *more)
+static void sample(const struct metrics *m, enum metric_type type, const char *name,
+		   const char *more)
 {
-	fprintf(m->f, "wpfs_%s%s{mount=", name, suffix);
+	fprintf(m->f, "wpfs_%s%s{mount=", name, suffix(type));
 	put_label(m->f, m->mount);
 	fprintf(m->f, "%s} ", more);
 }
 
-static void gauge(const struct metrics *m, const char *name, const char *unit, uint64_t value,
-		  const char *help)
-{
-	family(m, GAUGE, name, unit, help);
-	sample(m, name, "", "");
-	fprintf(m->f, "%" PRIu64 "\n", value);
-}
+/* A family of one sample that is a number of struct metrics. */
+struct metric {
+	enum metric_type type;
+	const char *name, *unit; /* as of family() */
+	size_t at;		 /* an uint64_t of struct metrics */
+	bool pages;		 /* which are told in bytes */
+	const char *help;
+};
 
-static void counter(const struct metrics *m, const char *name, const char *unit, uint64_t value,
-		    const char *help)
-{
-	family(m, COUNTER, name, unit, help);
-	sample(m, name, "_total", "");
-	fprintf(m->f, "%" PRIu64 "\n", value);
-}
+/* Does not compile for a member of another type. */
+#define AT(member)                                                                                 \
+	(offsetof(struct metrics, member) +                                                        \
+	 0 * sizeof(char[_Generic(((struct metrics *)0)->member, uint64_t : 1, default             \
+				  : -1)]))
 
-static void put_up(const struct metrics *m, bool up)
+static const struct metric metrics_up[] = {
+	{GAUGE, "up", NULL, AT(up), false, "Whether the daemon of the mount answers."},
+	{0},
+};
+
+static const struct metric metrics_all[] = {
+	{GAUGE, "size_bytes", "bytes", AT(status.size), false,
+	 "How much the files of the mount may hold."},
+	{GAUGE, "used_bytes", "bytes", AT(status.used), false,
+	 "Memory that the files of the mount take."},
+	{GAUGE, "inodes", NULL, AT(status.inodes), false, "How many files there may be."},
+	{GAUGE, "inodes_used", NULL, AT(status.inodes_used), false, "How many files there are."},
+	{GAUGE, "mapped_bytes", "bytes", AT(mapped), true, "Shared mappings of live programs."},
+	{GAUGE, "armed_bytes", "bytes", AT(armed), true,
+	 "Pages of live programs that were protected in their open epochs."},
+	{GAUGE, "marked_bytes", "bytes", AT(marked), true,
+	 "Pages of live programs that are protected and not written since."},
+	{GAUGE, "dirty_bytes", "bytes", AT(dirty), true,
+	 "Armed pages of live programs that were written or dropped since."},
+	{COUNTER, "harvests", NULL, AT(status.harvests), false,
+	 "Times that a program's marks were read."},
+	{COUNTER, "doubted_pages", NULL, AT(status.conservative), false,
+	 "Pages that were called dirty for want of proof."},
+	{GAUGE, "unsaved_programs", NULL, AT(status.unsaved), false,
+	 "Tracked address spaces whose marks are in memory only."},
+	{GAUGE, "database_failing", NULL, AT(db_failing), false,
+	 "Whether the database cannot be written."},
+	{GAUGE, "store_failing", NULL, AT(store_failing), false,
+	 "Whether the last attempt to write contents or names to the store failed."},
+	{GAUGE, "store_failing_files", NULL, AT(status.store_files), false,
+	 "Files whose contents could not be written to the store."},
+	{0},
+};
+
+static const struct metric metrics_capped[] = {
+	{GAUGE, "resident_bytes", "bytes", AT(status.resident), false, "Contents in memory."},
+	{GAUGE, "resident_limit_bytes", "bytes", AT(status.cap), false, "How much of them may be."},
+	{GAUGE, "spilled_bytes", "bytes", AT(status.spilled), false, "Contents out of memory."},
+	{COUNTER, "faults", NULL, AT(status.faults), false, "Page faults served."},
+	{COUNTER, "faults_throttled", NULL, AT(status.throttled), false,
+	 "Page faults and requests that waited for room."},
+	{GAUGE, "faults_failing", NULL, AT(status.failing), false,
+	 "Page faults that wait for a store that fails."},
+	{COUNTER, "refaulted_bytes", "bytes", AT(status.refaults), true,
+	 "Contents brought back into memory."},
+	{COUNTER, "read_ahead_bytes", "bytes", AT(status.ahead), true,
+	 "Contents brought back before they were asked for."},
+	{COUNTER, "evicted_bytes", "bytes", AT(status.evictions), true,
+	 "Contents that left memory."},
+	{COUNTER, "evicted_zero_bytes", "bytes", AT(status.zeros), true,
+	 "Of these, pages of zeros, which cost no I/O."},
+	{COUNTER, "fences", NULL, AT(status.fences), false,
+	 "Batches of pages fenced off while they were written."},
+	{COUNTER, "store_errors", NULL, AT(status.store_errors), false,
+	 "Reads and writes of pages that failed."},
+	{0},
+};
+
+static const struct metric metrics_commit[] = {
+	{GAUGE, "last_commit_timestamp_seconds", "seconds", AT(status.last_commit), false,
+	 "When marks were last written to the database, since 1970."},
+	{0},
+};
+
+static void put_metrics(const struct metrics *m, const struct metric *metric)
 {
-	gauge(m, "up", NULL, up, "Whether the daemon of the mount answers.");
+	for (; metric->name; metric++) {
+		uint64_t value = *(const uint64_t *)((const char *)m + metric->at);
+
+		family(m, metric->type, metric->name, metric->unit, metric->help);
+		sample(m, metric->type, metric->name, "");
+		fprintf(m->f, "%" PRIu64 "\n", metric->pages ? value << WPFS_PAGE_SHIFT : value);
+	}
 }
 
 static void put_info(const struct metrics *m)
 {
 	const struct wpfs_status *s = &m->status;
 
-	/* No `info`: the node exporter reads the older text format, which has no such type. */
-	fputs("# TYPE wpfs_mount_info gauge\n# HELP wpfs_mount_info What the mount is.\n", m->f);
+	/* No `info`: the node exporter's text format has no such type. */
+	family(m, GAUGE, "mount_info", NULL, "What the mount is.");
 	fputs("wpfs_mount_info{mount=", m->f);
 	put_label(m->f, m->mount);
 	fputs(",store=", m->f);
@@ -105,86 +190,35 @@ static void put_info(const struct metrics *m)
 	fprintf(m->f, ",kind=\"%s\"} 1\n", s->kind == WPFS_KIND_CAPPED ? "capped" : "native");
 }
 
-static void put_space(const struct metrics *m)
+static void put_programs(const struct metrics *m)
 {
-	const struct wpfs_status *s = &m->status;
-
-	gauge(m, "size_bytes", "bytes", s->size, "How much the files of the mount may hold.");
-	gauge(m, "used_bytes", "bytes", s->used, "Memory that the files of the mount take.");
-	gauge(m, "inodes", NULL, s->inodes, "How many files there may be.");
-	gauge(m, "inodes_used", NULL, s->inodes_used, "How many files there are.");
-}
-
-static void put_marks(const struct metrics *m)
-{
-	const struct wpfs_status *s = &m->status;
-
 	family(m, GAUGE, "programs", NULL, "Tracked address spaces.");
-	sample(m, "programs", "", ",state=\"live\"");
-	fprintf(m->f, "%" PRIu64 "\n", s->mms_live);
-	sample(m, "programs", "", ",state=\"detached\"");
-	fprintf(m->f, "%" PRIu64 "\n", s->mms_detached);
-	gauge(m, "mapped_bytes", "bytes", m->mapped << WPFS_PAGE_SHIFT,
-	      "Shared mappings of live programs.");
-	gauge(m, "armed_bytes", "bytes", m->armed << WPFS_PAGE_SHIFT,
-	      "Pages of live programs that were protected in their open epochs.");
-	gauge(m, "marked_bytes", "bytes", m->marked << WPFS_PAGE_SHIFT,
-	      "Pages of live programs that are protected and not written since.");
-	gauge(m, "dirty_bytes", "bytes", m->dirty << WPFS_PAGE_SHIFT,
-	      "Armed pages of live programs that were written or dropped since.");
-	counter(m, "harvests", NULL, s->harvests, "Times that a program's marks were read.");
-	counter(m, "doubted_pages", NULL, s->conservative,
-		"Pages that were called dirty for want of proof.");
-	if (s->last_commit)
-		gauge(m, "last_commit_timestamp_seconds", "seconds", s->last_commit,
-		      "When marks were last written to the database, since 1970.");
-	gauge(m, "unsaved_programs", NULL, s->unsaved,
-	      "Tracked address spaces whose marks are in memory only.");
-	gauge(m, "database_failing", NULL, s->db_error != 0,
-	      "Whether the database cannot be written.");
-	gauge(m, "store_failing", NULL, s->store_error != 0,
-	      "Whether the last attempt to write contents or names to the store failed.");
-	gauge(m, "store_failing_files", NULL, s->store_files,
-	      "Files whose contents could not be written to the store.");
+	sample(m, GAUGE, "programs", ",state=\"live\"");
+	fprintf(m->f, "%" PRIu64 "\n", m->status.mms_live);
+	sample(m, GAUGE, "programs", ",state=\"detached\"");
+	fprintf(m->f, "%" PRIu64 "\n", m->status.mms_detached);
 }
 
-static void put_capped(const struct metrics *m)
+static void put_fences(const struct metrics *m)
 {
-	const struct wpfs_status *s = &m->status;
+	uint64_t ns = m->status.fence_ns;
 
-	gauge(m, "resident_bytes", "bytes", s->resident, "Contents in memory.");
-	gauge(m, "resident_limit_bytes", "bytes", s->cap, "How much of them may be.");
-	gauge(m, "spilled_bytes", "bytes", s->spilled, "Contents out of memory.");
-	counter(m, "faults", NULL, s->faults, "Page faults served.");
-	counter(m, "faults_throttled", NULL, s->throttled,
-		"Page faults and requests that waited for room.");
-	gauge(m, "faults_failing", NULL, s->failing,
-	      "Page faults that wait for a store that fails.");
-	counter(m, "refaulted_bytes", "bytes", s->refaults << WPFS_PAGE_SHIFT,
-		"Contents brought back into memory.");
-	counter(m, "read_ahead_bytes", "bytes", s->ahead << WPFS_PAGE_SHIFT,
-		"Contents brought back before they were asked for.");
-	counter(m, "evicted_bytes", "bytes", s->evictions << WPFS_PAGE_SHIFT,
-		"Contents that left memory.");
-	counter(m, "evicted_zero_bytes", "bytes", s->zeros << WPFS_PAGE_SHIFT,
-		"Of these, pages of zeros, which cost no I/O.");
-	counter(m, "fences", NULL, s->fences,
-		"Batches of pages fenced off while they were written.");
 	family(m, COUNTER, "fence_seconds", "seconds", "Time that these fences stood.");
-	sample(m, "fence_seconds", "_total", "");
-	fprintf(m->f, "%" PRIu64 ".%09" PRIu64 "\n", s->fence_ns / 1000000000u,
-		s->fence_ns % 1000000000u);
-	counter(m, "store_errors", NULL, s->store_errors, "Reads and writes of pages that failed.");
+	sample(m, COUNTER, "fence_seconds", "");
+	fprintf(m->f, "%" PRIu64 ".%09" PRIu64 "\n", ns / 1000000000u, ns % 1000000000u);
 }
 
 static void put_all(const struct metrics *m)
 {
-	put_up(m, true);
 	put_info(m);
-	put_space(m);
-	put_marks(m);
-	if (m->status.kind == WPFS_KIND_CAPPED)
-		put_capped(m);
+	put_programs(m);
+	put_metrics(m, metrics_all);
+	if (m->status.last_commit)
+		put_metrics(m, metrics_commit);
+	if (m->status.kind != WPFS_KIND_CAPPED)
+		return;
+	put_metrics(m, metrics_capped);
+	put_fences(m);
 }
 
 static int add_program(void *arg, enum wpfs_rec_type type, const void *body)
@@ -210,6 +244,9 @@ static int ask(struct metrics *m, const struct ctl_args *args)
 	r = r ?: target_call(&target, WPFS_OP_TOP, NULL, s, add_program, m);
 	s->store[sizeof(s->store) - 1] = s->mountpoint[sizeof(s->mountpoint) - 1] =
 		s->id[sizeof(s->id) - 1] = '\0';
+	m->up = r == 0;
+	m->db_failing = s->db_error != 0;
+	m->store_failing = s->store_error != 0;
 	return r;
 }
 
@@ -266,7 +303,7 @@ static void show_json(const struct ctl_args *args, const char *text)
 int cmd_metrics(const struct ctl_args *args)
 {
 	_cleanup_free_ char *text = NULL;
-	struct metrics m = {.mount = args->target};
+	struct metrics m = {.mount = args->target, .openmetrics = args->openmetrics};
 	int asked = ask(&m, args), r;
 	size_t len;
 
@@ -278,11 +315,11 @@ int cmd_metrics(const struct ctl_args *args)
 	if (!m.f)
 		return fail(args->target, -ENOMEM);
 	/* A file that stays as it was would go on telling that all is well. */
-	if (asked)
-		put_up(&m, false);
-	else
+	put_metrics(&m, metrics_up);
+	if (!asked)
 		put_all(&m);
-	fputs("# EOF\n", m.f);
+	if (m.openmetrics)
+		fputs("# EOF\n", m.f);
 	if (fclose(m.f))
 		return fail(args->target, -ENOMEM);
 	r = args->output ? put_file(args->output, text, len) : CTL_DONE;

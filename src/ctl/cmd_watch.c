@@ -27,7 +27,8 @@
 
 struct watching {
 	bool json;
-	bool ended; /* the mount has */
+	const struct wpfs_select *select; /* --name */
+	bool ended;			  /* the mount has */
 };
 
 static const char *event_name(uint32_t kind)
@@ -186,6 +187,22 @@ static void json_event(const struct wpfs_rec_event *e)
 
 /* ---- what comes ---- */
 
+/* With --name: what is of that program, or of the watching itself. */
+static bool watch_wants(const struct watching *w, const struct wpfs_rec_event *e)
+{
+	switch (e->kind) {
+	case WPFS_EVENT_ATTACH:
+	case WPFS_EVENT_DETACH:
+	case WPFS_EVENT_HARVEST:
+		return target_selects(w->select, e->name);
+	case WPFS_EVENT_COMMIT:
+	case WPFS_EVENT_EVICT:
+		return !(w->select->set & WPFS_SELECT_NAME);
+	default:
+		return true;
+	}
+}
+
 static int watch_record(void *arg, enum wpfs_rec_type type, const void *body)
 {
 	const struct wpfs_rec_event *e = body;
@@ -193,6 +210,8 @@ static int watch_record(void *arg, enum wpfs_rec_type type, const void *body)
 
 	if (type != WPFS_REC_EVENT || !event_name(e->kind))
 		return 0; /* of a newer daemon */
+	if (!watch_wants(w, e))
+		return 0;
 	if (w->json)
 		json_event(e);
 	else
@@ -266,7 +285,7 @@ static int watch_once(struct target *target, struct watching *w, int signal_fd, 
 int cmd_watch(const struct ctl_args *args)
 {
 	_cleanup_(target_closep) struct target target = TARGET_INIT;
-	struct watching w = {.json = args->json};
+	struct watching w = {.json = args->json, .select = &args->select};
 	_cleanup_close_ int signal_fd = -1;
 	int r = target_open(&target, args->command->name, args->target, 0);
 	sigset_t set;

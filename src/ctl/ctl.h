@@ -24,23 +24,24 @@ enum ctl_status {
 };
 
 /* Which options a command takes besides --json and --help. */
-#define CTL_OPT_NAME	(1u << 0)
-#define CTL_OPT_FILE	(1u << 1)
-#define CTL_OPT_RANGE	(1u << 2)
-#define CTL_OPT_EPOCH	(1u << 3)
-#define CTL_OPT_PROTECT (1u << 4)
+#define CTL_OPT_NAME	    (1u << 0)
+#define CTL_OPT_FILE	    (1u << 1)
+#define CTL_OPT_RANGE	    (1u << 2)
+#define CTL_OPT_EPOCH	    (1u << 3)
+#define CTL_OPT_PROTECT	    (1u << 4)
 /* --name, --file has to be given */
-#define CTL_NEED_NAME	(1u << 5)
-#define CTL_NEED_FILE	(1u << 6)
-#define CTL_OPT_FULL	(1u << 7)
-#define CTL_OPT_FORCE	(1u << 8)
-#define CTL_OPT_REPAIR	(1u << 9)
-#define CTL_OPT_OUTPUT	(1u << 10)
-#define CTL_OPT_DARK	(1u << 11)
-#define CTL_OPT_TO	(1u << 12) /* a file of any kind */
-#define CTL_OPT_ONCE	(1u << 13)
-#define CTL_OPT_EVERY	(1u << 14)
-#define CTL_OPT_SINCE	(1u << 15)
+#define CTL_NEED_NAME	    (1u << 5)
+#define CTL_NEED_FILE	    (1u << 6)
+#define CTL_OPT_FULL	    (1u << 7)
+#define CTL_OPT_FORCE	    (1u << 8)
+#define CTL_OPT_REPAIR	    (1u << 9)
+#define CTL_OPT_OUTPUT	    (1u << 10)
+#define CTL_OPT_DARK	    (1u << 11)
+#define CTL_OPT_TO	    (1u << 12) /* a file of any kind */
+#define CTL_OPT_ONCE	    (1u << 13)
+#define CTL_OPT_EVERY	    (1u << 14)
+#define CTL_OPT_SINCE	    (1u << 15)
+#define CTL_OPT_OPENMETRICS (1u << 16)
 
 /* Which operands it takes: all that are named are required. */
 enum ctl_operands {
@@ -66,6 +67,7 @@ struct ctl_args {
 	bool has_since;
 	uint64_t since; /* an epoch */
 	bool png, dark;
+	bool openmetrics;
 	const char *target;  /* CTL_SHELL: its name; MNT or STORE; CTL_DIR_FILE: the directory */
 	const char *operand; /* CTL_MNT_DIR, CTL_DIR_FILE: the second one */
 	char **argv;	     /* CTL_MNT_COMMAND: the command line, NULL-terminated */

@@ -61,14 +61,14 @@ const struct ctl_command ctl_commands[] = {
 	 "--interval says. Keys: d, r, m, k, f, n, p sort, R reverses, arrows scroll, q quits.\n"
 	 "--once prints one table; rates are in it if an --interval is given, which it waits.",
 	 CTL_OPT_ONCE | CTL_OPT_EVERY, CTL_MNT, cmd_top},
-	{"watch", "MNT", "print what happens, as it happens",
-	 "A line for each attach, detach, harvest and commit, and for each second of evictions.\n"
-	 "Ends with the mount.",
-	 0, CTL_MNT, cmd_watch},
-	{"metrics", "[-o FILE] MNT", "write metrics for monitoring",
-	 "In the OpenMetrics text format; with -o to FILE, at once and as a whole, for the node\n"
+	{"watch", "[--name N] MNT", "print what happens, as it happens",
+	 "A line for each attach, detach, harvest and commit, and for each second of evictions;\n"
+	 "with --name, what is of that program. Ends with the mount.",
+	 CTL_OPT_NAME, CTL_MNT, cmd_watch},
+	{"metrics", "[-o FILE] [--openmetrics] MNT", "write metrics for monitoring",
+	 "In the text format of Prometheus; with -o to FILE, at once and as a whole, for the node\n"
 	 "exporter's textfile directory. If the mount's daemon does not answer, FILE says so.",
-	 CTL_OPT_TO, CTL_MNT, cmd_metrics},
+	 CTL_OPT_TO | CTL_OPT_OPENMETRICS, CTL_MNT, cmd_metrics},
 	{"export", "--file P [--name N] [--epoch E | --since E | --full] [--force] MNT|STORE DIR",
 	 "copy the pages of a file that changed",
 	 "Writes the pages of P that are dirty, or that a closed epoch ended with, or all that\n"
@@ -131,6 +131,9 @@ const struct ctl_option ctl_options[] = {
 	{CTL_OPT_EVERY,
 	 {"interval", required_argument, NULL, 'i'},
 	 "--interval SECONDS how long from one look to the next, from 0.1"},
+	{CTL_OPT_OPENMETRICS,
+	 {"openmetrics", no_argument, NULL, 'O'},
+	 "--openmetrics      in the OpenMetrics text format"},
 	{CTL_OPT_DARK,
 	 {"dark", no_argument, NULL, 'd'},
 	 "--dark             with -o: for a dark page"},
@@ -159,7 +162,7 @@ static int show_overview(void)
 	for (const struct ctl_command *c = ctl_commands; c->name; c++)
 		printf("  %-10s %s\n", c->name, c->summary);
 	printf("\nMNT is the mountpoint; STORE the directory given to wpfs(8).\n"
-	       "wpctl COMMAND --help tells more; wpctl(1) tells all.\n");
+	       "wpctl help COMMAND, or wpctl COMMAND --help, tells more; wpctl(1) tells all.\n");
 	return ctl_finish();
 }
 
@@ -240,6 +243,9 @@ static int set_option(struct ctl_args *args, int option, const char *value)
 		return why ? bad_value(args->command, "picture", value, why) : 0;
 	case 'd':
 		args->dark = true;
+		return 0;
+	case 'O':
+		args->openmetrics = true;
 		return 0;
 	case '1':
 		args->once = true;
@@ -373,24 +379,50 @@ static const struct ctl_command *find_command(const char *name)
 	return NULL;
 }
 
+static void consider(const char *typed, const char *word, const char **nearest, unsigned *best)
+{
+	unsigned distance = parse_distance(typed, word);
+
+	if (distance < *best && distance < strlen(word)) {
+		*best = distance;
+		*nearest = word;
+	}
+}
+
 static int unknown_command(const char *name)
 {
 	unsigned best = 3; /* farther than two letters is no slip */
 	const char *nearest = NULL;
 
-	for (const struct ctl_command *c = ctl_commands; c->name; c++) {
-		unsigned distance = parse_distance(name, c->name);
-
-		if (distance < best && distance < strlen(c->name)) {
-			best = distance;
-			nearest = c->name;
-		}
-	}
+	for (const struct ctl_command *c = ctl_commands; c->name; c++)
+		consider(name, c->name, &nearest, &best);
+	consider(name, "help", &nearest, &best);
+	consider(name, "version", &nearest, &best);
 	if (nearest)
 		ctl_say("unknown command '%s': did you mean '%s'?", name, nearest);
 	else
 		ctl_say("unknown command '%s': wpctl --help lists them", name);
 	return CTL_USAGE;
+}
+
+/* What is the same word as its option. */
+static bool is_word(const char *arg, const char *word)
+{
+	return !strcmp(arg, word) || (!strncmp(arg, "--", 2) && !strcmp(arg + 2, word));
+}
+
+static int help(int argc, char **argv)
+{
+	const struct ctl_command *c;
+
+	if (argc == 0)
+		return show_overview();
+	if (argc > 1) {
+		ctl_say("help: one operand too many: '%s': usage: wpctl help [COMMAND]", argv[1]);
+		return CTL_USAGE;
+	}
+	c = find_command(argv[0]);
+	return c ? show_help(c) : unknown_command(argv[0]);
 }
 
 int main(int argc, char **argv)
@@ -402,9 +434,9 @@ int main(int argc, char **argv)
 		ctl_say("no command given: wpctl --help lists them");
 		return CTL_USAGE;
 	}
-	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))
-		return show_overview();
-	if (!strcmp(argv[1], "--version")) {
+	if (is_word(argv[1], "help") || !strcmp(argv[1], "-h"))
+		return help(argc - 2, argv + 2);
+	if (is_word(argv[1], "version")) {
 		printf("wpctl %s\n", WPFS_VERSION);
 		return ctl_finish();
 	}

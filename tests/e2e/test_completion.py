@@ -15,7 +15,7 @@ import pytest
 
 import harness
 from harness import WPCTL
-from test_wpctl import COMMANDS, fails, mapped, wpctl
+from test_wpctl import COMMANDS, WORDS, fails, mapped, wpctl
 
 SCRIPTS = harness.BUILD / "src/ctl/completion"
 PATH = f"{WPCTL.parent}:/usr/bin:/bin"
@@ -105,10 +105,12 @@ def asked(request):
 
 def test_commands_and_options(asked, wpfs):
     assert asked(wpfs, "wpctl un") == {"unprotect"}
-    assert set(COMMANDS) <= asked(wpfs, "wpctl ") <= {*COMMANDS, "--help", "--version"}
+    assert set(COMMANDS) <= asked(wpfs, "wpctl ") <= {*COMMANDS, *WORDS, "--help", "--version"}
     assert asked(wpfs, "wpctl --") == {"--help", "--version"}
     assert asked(wpfs, "wpctl dirty --") == {"--name", "--file", "--epoch", "--json", "--help"}
     assert asked(wpfs, "wpctl evict --") == {"--json", "--help"}
+    assert asked(wpfs, "wpctl hel") == {"help"} and asked(wpfs, "wpctl help unp") == {"unprotect"}
+    assert set(COMMANDS) == asked(wpfs, "wpctl help ")
     assert asked(wpfs, "wpctl completion ") == {"bash", "zsh", "fish"}
 
 

@@ -6,20 +6,56 @@ import subprocess
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.parser import text_string_to_metric_families as prometheus_families
 
 import harness
 from harness import PAGE, WPCTL
 from mapper import mapped
 
 
+def described(text):
+    """
+    {name: type} of a text in Prometheus' format, whose reader (of Go, stricter than Python's) takes a
+    description for the samples of exactly that name; each stands before its samples.
+    """
+    types, helped = {}, set()
+    for line in text.splitlines():
+        words = line.split(" ")
+        if words[:2] == ["#", "TYPE"]:
+            assert words[2] not in types, f"{words[2]} is described twice"
+            types[words[2]] = words[3]
+        elif words[:2] == ["#", "HELP"]:
+            helped.add(words[2])
+        else:
+            assert not line.startswith("#"), line
+            assert line.split("{")[0] in types, f"untyped: {line}"
+    assert helped == set(types) and text.endswith("\n")
+    return types
+
+
+def parsed_prometheus(text):
+    """The same of the format that the node exporter reads."""
+    types = described(text)
+    for name, kind in types.items():
+        assert kind == ("counter" if name.endswith("_total") else "gauge")
+    return values(prometheus_families(text))
+
+
 def parsed(text):
     """{sample name, or (name, state): value}; what is wrong with the format is a ValueError."""
-    samples, mounts = {}, set()
-    for family in text_string_to_metric_families(text):
-        assert family.name.startswith("wpfs_") and family.documentation.endswith(".")
-        assert family.type in ("gauge", "counter"), "the node exporter's text format has no other"
+    assert text.endswith("# EOF\n")
+    families = list(text_string_to_metric_families(text))
+    for family in families:
         if "bytes" in family.name or "seconds" in family.name:
             assert family.unit and family.name.endswith(family.unit), family.name
+    return values(families)
+
+
+def values(families):
+    samples, mounts = {}, set()
+    for family in families:
+        assert family.name.startswith("wpfs_") and family.documentation.endswith(".")
+        assert family.type in ("gauge", "counter"), "the node exporter's text format has no other"
         for sample in family.samples:
             mounts.add(sample.labels["mount"])
             state = sample.labels.get("state")
@@ -29,7 +65,7 @@ def parsed(text):
 
 
 def metrics(wpfs, *args):
-    return parsed(wpfs.wpctl("metrics", wpfs.mnt, *args).stdout)
+    return parsed(wpfs.wpctl("metrics", "--openmetrics", wpfs.mnt, *args).stdout)
 
 
 def test_native(make_wpfs):
@@ -52,7 +88,8 @@ def test_native(make_wpfs):
     two.kill9()
     _, after = metrics(wpfs)
     assert (after["wpfs_programs", "live"], after["wpfs_programs", "detached"]) == (1, 1)
-    assert wpfs.wpctl_json("metrics")["text"].endswith("# EOF\n")
+    assert wpfs.wpctl_json("metrics", "--openmetrics")["text"].endswith("# EOF\n")
+    assert parsed_prometheus(wpfs.wpctl_json("metrics")["text"])[1].keys() == after.keys()
 
 
 def test_capped(make_wpfs):
@@ -61,6 +98,9 @@ def test_capped(make_wpfs):
     assert capped["wpfs_resident_limit_bytes"] == 64 << 20
     for name in ("faults", "evicted_bytes", "refaulted_bytes", "fence_seconds", "store_errors"):
         assert capped[f"wpfs_{name}_total"] == 0
+    mount, samples = parsed_prometheus(wpfs.wpctl("metrics", wpfs.mnt).stdout)
+    assert mount == str(wpfs.mnt) and samples.keys() == capped.keys()
+    assert samples["wpfs_resident_limit_bytes"] == 64 << 20
 
 
 def test_file_is_replaced_as_a_whole(wpfs):
@@ -69,6 +109,8 @@ def test_file_is_replaced_as_a_whole(wpfs):
     before = target.stat().st_ino
     assert wpfs.wpctl("metrics", "-o", target, wpfs.mnt).stdout == ""
     assert target.stat().st_ino != before and target.stat().st_mode & 0o777 == 0o644
+    assert parsed_prometheus(target.read_text())[1]["wpfs_up"] == 1
+    wpfs.wpctl("metrics", "--openmetrics", "-o", target, wpfs.mnt)
     assert parsed(target.read_text())[1]["wpfs_up"] == 1
     assert [name for name in os.listdir(wpfs.dir) if name.startswith("wpfs.prom")] == ["wpfs.prom"]
     assert wpfs.wpctl_json("metrics", "-o", target) == {"output": str(target)}
@@ -83,7 +125,7 @@ def test_daemon_gone(wpfs):
     wpfs.kill9()
     done = wpfs.wpctl("metrics", "-o", target, wpfs.mnt, status=1)
     assert "daemon is gone" in done.stderr
-    assert parsed(target.read_text()) == (str(wpfs.mnt), {"wpfs_up": 0})
+    assert parsed_prometheus(target.read_text()) == (str(wpfs.mnt), {"wpfs_up": 0})
     done = wpfs.wpctl("metrics", wpfs.mnt, status=1)
     assert done.stdout == "" and "daemon is gone" in done.stderr
 
@@ -95,6 +137,7 @@ def test_mountpoints_of_any_letters(make_wpfs, name):
     wpfs.mnt.mkdir()
     wpfs.start()
     assert metrics(wpfs)[0] == str(wpfs.mnt)
+    assert parsed_prometheus(wpfs.wpctl("metrics", wpfs.mnt).stdout)[0] == str(wpfs.mnt)
 
 
 def test_no_mount(tmp_path):

@@ -96,6 +96,23 @@ def test_lines_for_people(make_wpfs):
         f"detach  t  pid {one.pid}  mapper  1 of 16 armed pages dirty (4.0K), kept"
 
 
+def test_one_name(wpfs):
+    """What is of that name and its instances, and nothing else but the end."""
+    watch = Watch(wpfs, "--json", "--name", "db")
+    for name in ("db", "db2", "db"):
+        mapped(wpfs, name, pages=4, path=name)
+    assert watch.event("attach")["name"] == "db" and watch.event("attach")["name"] == "db/2"
+    wpfs.wpctl("sync", wpfs.mnt)
+    for program in reversed(wpfs.programs):
+        program.kill9()
+    wpfs.umount()
+    status, out, err = watch.end()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert (status, err) == (0, "") and events[-1]["event"] == "end"
+    assert {event["name"] for event in events[:-1]} == {"db", "db/2"}
+    assert {event["event"] for event in events[:-1]} == {"harvest", "detach"}
+
+
 def test_children_and_many_in_one_commit(wpfs):
     programs = [mapped(wpfs, name, pages=4, path=name) for name in "abc"]
     watch = Watch(wpfs, "--json")

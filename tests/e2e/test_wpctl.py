@@ -16,6 +16,7 @@ from harness import PAGE, WPCTL
 
 COMMANDS = ["status", "run", "ps", "marks", "dirty", "protect", "unprotect", "sync", "forget",
             "evict", "load", "map", "top", "watch", "metrics", "export", "apply", "check", "completion"]
+WORDS = ["help", "version"]  # the same as --help, --version
 PAGES = 16
 
 
@@ -61,18 +62,21 @@ def test_help():
         assert one.returncode == 0 and one.stderr == ""
         assert one.stdout.startswith(f"usage: wpctl {command} ")
         assert "--json" in one.stdout
+        assert wpctl("help", command).stdout == one.stdout
+    assert wpctl("help").stdout == done.stdout
     assert wpctl("--version").stdout.startswith("wpctl ")
+    assert wpctl("version").stdout == wpctl("--version").stdout
 
 
 def test_manual_has_every_command():
     manual = (harness.SOURCE / "man/wpctl.1").read_text()
-    for command in COMMANDS:
+    for command in COMMANDS + WORDS:
         assert f"\n.Cm {command}\n" in manual and f"\n.It Cm {command}\n" in manual
 
 
 @pytest.mark.parametrize("typed, meant", [("mark", "marks"), ("ditry", "dirty"), ("pss", "ps"),
                                           ("statsu", "status"), ("protetc", "protect"), ("wacth", "watch"), ("tpo", "top"),
-                                          ("metric", "metrics")])
+                                          ("metric", "metrics"), ("hlep", "help"), ("versoin", "version")])
 def test_unknown_command_suggests(typed, meant):
     fails(wpctl(typed), 2, f"'{typed}'", f"did you mean '{meant}'?")
 
@@ -103,6 +107,8 @@ def test_unknown_command_suggests(typed, meant):
     (["top", "--interval", "1.5x", "/"], ["interval '1.5x'", "number of seconds"]),
     (["watch"], ["no mount given"]),
     (["metrics", "-o", "/tmp/x"], ["no mount given"]),
+    (["help", "ditry"], ["'ditry'", "did you mean 'dirty'?"]),
+    (["help", "ps", "marks"], ["one operand too many", "'marks'"]),
 ])
 def test_usage_errors(args, words):
     fails(wpctl(*args), 2, *words)
@@ -324,9 +330,17 @@ def test_other_users_see_nothing_of_root(wpfs):
     seen = wpfs.command(copy, "ps", "--json", wpfs.mnt, **nobody)
     assert seen.returncode == 0 and json.loads(seen.stdout)["mms"] == [], seen.stderr
     assert "no program of yours" in json.loads(seen.stdout)["notes"][0]
-    for command in ("protect", "forget"):
-        done = wpfs.command(copy, command, wpfs.mnt, "--name", "t", **nobody)
-        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    root = "only root sees the programs of other users"
+    for command, *args in (["ps"], ["map"], ["dirty", "--file", "/f"]):
+        said = wpfs.command(copy, command, *args, wpfs.mnt, **nobody).stdout
+        assert " of yours " in said and root in said, said
+        assert root not in wpfs.wpctl(command, *args, wpfs.mnt).stdout
+    assert "no program of yours is tracked; only root sees" in \
+        wpfs.command(copy, "top", "--once", wpfs.mnt, **nobody).stdout
+    for command, *args in (["ps", "--name", "t"], ["protect", "--name", "t"], ["protect"],
+                           ["sync", "--name", "t"]):
+        fails(wpfs.command(copy, command, *args, wpfs.mnt, **nobody), 1, " of yours ", root)
+    fails(wpfs.command(copy, "forget", "--name", "t", wpfs.mnt, **nobody), 1, "'t'")
     assert wpfs.wpctl_json("dirty")["mms"][0]["dirty"] == 3
 
 
