@@ -23,6 +23,7 @@ WPCTL = BUILD / "src/ctl/wpctl"
 SHIM = BUILD / "src/preload/libwpfs_preload.so"
 UMOUNT_HELPER = BUILD / "src/ctl/umount.fuse.wpfs"
 RUN_DIR = Path("/run/wpfs")
+SANITIZED = WPFS.exists() and re.search(rb"__(asan|tsan)_init", WPFS.read_bytes()) is not None
 
 PAGE = 4096
 SECONDS = 30  # for one thing to happen; generous, since nothing waits it out when all is well

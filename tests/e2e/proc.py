@@ -55,6 +55,17 @@ def state(pid):
         return None
 
 
+def cpu_ns(pid):
+    """Time that a process has run, in ns."""
+    with open(f"/proc/{pid}/schedstat", encoding="ascii") as schedstat:
+        main = int(schedstat.read().split()[0])
+    total = 0
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as schedstat:
+            total += int(schedstat.read().split()[0])
+    return max(main, total)
+
+
 def describe(pid):
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as text:
