@@ -269,6 +269,7 @@ static const struct need {
 
 int needs_print(void)
 {
+	const bool root = need_root() == 0;
 	int missing = 0;
 
 	for (size_t i = 0; i < NR_NEEDS; i++) {
@@ -279,6 +280,10 @@ int needs_print(void)
 			continue;
 		}
 		missing += !needs[i].optional;
+		if (!root && (r == -EPERM || r == -EACCES) && needs[i].check != need_root) {
+			printf("%-34s not known (%s): ask as root\n", needs[i].name, log_errstr(r));
+			continue;
+		}
 		printf("%-34s %s (%s): %s\n", needs[i].name,
 		       needs[i].optional ? "missing, optional" : "missing", log_errstr(r),
 		       needs[i].fix);

@@ -9,6 +9,7 @@ import mmap
 import os
 import re
 import select
+import shutil
 import signal
 import sqlite3
 import struct
@@ -412,6 +413,16 @@ def test_probe(make_wpfs):
     done = wpfs.command("setpriv", "--bounding-set=-sys_admin", harness.WPFS, "--probe")
     assert done.returncode == 1
     assert re.search(r"^root privilege .*missing .*: run wpfs as root", done.stdout, re.M)
+    # What only root can find out is not put down to the kernel.
+    copy = shutil.copy(harness.WPFS, wpfs.dir / "wpfs")
+    os.chmod(wpfs.dir, 0o755)
+    done = wpfs.command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", copy, "--probe")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert re.match(r"root privilege +missing .*: run wpfs as root", lines[0])
+    for line in lines[1:]:
+        assert re.fullmatch(r"\S.* (ok|not known \(.+\): ask as root)", line), line
+    assert any(line.startswith("FUSE passthrough ") and "not known" in line for line in lines)
 
 
 def test_mount_info_on_files_and_directories(wpfs):

@@ -25,7 +25,7 @@ FILES = """
     share/bash-completion/completions/wpctl share/zsh/site-functions/_wpctl
     share/fish/vendor_completions.d/wpctl.fish
     lib/systemd/system/wpfs@.service
-    share/doc/wpfs/README.md share/doc/wpfs/examples/*
+    share/doc/wpfs/README.md share/doc/wpfs/examples/* share/doc/wpfs/docs/img/*.svg
     share/man/man3/wpfs_*.3
 """.split()
 
@@ -57,6 +57,18 @@ def test_all_is_there_and_nothing_else(installed):
     outside = [path for path in installed.rglob("*")
                if path.is_file() and not path.is_relative_to(installed / PREFIX)]
     assert not outside
+
+
+def test_the_readme_leads_somewhere(installed):
+    """Its links and pictures are there: what is not installed is no link."""
+    directory = installed / PREFIX / "share/doc/wpfs"
+    readme = (directory / "README.md").read_text()
+    there = [name for name in re.findall(r"(?:\]\(|src=\"|srcset=\")([^)\"#]+)", readme) if "://" not in name]
+    assert "docs/img/map-dark.svg" in there and "examples" in there
+    for name in there:
+        assert (directory / name).exists(), f"{name} is not installed"
+    source = (harness.SOURCE / "README.md").read_text()
+    assert len(readme.split()) == len(source.split()) and "docs/BENCH.md" in readme
 
 
 def test_nothing_is_odd_about_the_files(installed):

@@ -80,7 +80,8 @@ systemctl daemon-reload
 unit=wpfs@srv-db.service
 
 echo "== start"
-systemctl start "$unit"
+systemctl enable --now wpfs@srv-db 2>/dev/null
+systemctl is-enabled "$unit"
 findmnt -rno SOURCE,FSTYPE /srv/db
 pid=$(property MainPID)
 [[ $(readlink /proc/$pid/ns/mnt) == "$(readlink /proc/1/ns/mnt)" ]]
@@ -174,6 +175,8 @@ tail -1 $WORK/daemon.log
 
 @pytest.mark.timeout(400)
 def test_life_of_a_unit(unit, tmp_path):
+    (shown,) = re.findall(r"^\.Dl (systemctl .*)$", (harness.SOURCE / "man/wpfs.8").read_text(), re.M)
+    assert shown in LIFE
     script = tmp_path / "life.sh"
     script.write_text(LIFE)
     env = {**os.environ, "WORK": str(tmp_path)}
@@ -187,6 +190,7 @@ def test_life_of_a_unit(unit, tmp_path):
     assert (tmp_path / "model.json").read_text() == (tmp_path / "wpfs.json").read_text()
     assert log.splitlines() == f"""\
 == start
+enabled-runtime
 /var/lib/wpfs/srv-db fuse.wpfs
 NoNewPrivs:1
 Seccomp:2

@@ -93,7 +93,6 @@ def tell(stage, pictures):
     print("       " + db.order("change 40"))
     compare(dirty(stage).pages, pages_that_differ(f"{stage.mnt}{FILE}", copy))
     stage.show(stage.ctl("ps"))
-    draw(stage, pictures, "map")
 
     title("4  kill -9 in mid-work")
     db.order("work")
@@ -101,7 +100,7 @@ def tell(stage, pictures):
     db.kill9()
     killed = dirty(stage).pages
     compare(killed, pages_that_differ(f"{stage.mnt}{FILE}", copy))
-    draw(stage, pictures, "killed")
+    draw(stage, pictures, "map")
 
     title("5  Unmount, mount again, run again")
     stage.umount()

@@ -12,7 +12,7 @@ In Markdown a block is fenced, and its language says what becomes of it:
     LANG FILE      is put into FILE
     anything else  needs one of the tags below
 
-In mdoc(7) a block is `.Bd -literal`: console if a line of it begins with "$ ", else sh.
+In mdoc(7) a block is `.Bd -literal`, or a line `.Dl`: console if a line of it begins with "$ ", else sh.
 
 A comment (`<!-- ... -->`, or `.\\" ...`) on the line before a block tags it:
 
@@ -109,6 +109,8 @@ def mdoc(text):
             blocks.append(Block(at + 2, "console" if re.search(r"^\$ ", shown, re.M) else "sh",
                                 shown, tag))
             at = end
+        elif lines[at].startswith(".Dl "):
+            blocks.append(Block(at + 1, "sh", lines[at][4:], tag))
         tag = tagged(blocks, lines[at], at)
         at += 1
     return blocks
