@@ -3,6 +3,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 
 import pytest
@@ -28,6 +29,8 @@ FS_ROWS = {
     "read", "write", "load", "store", "pread", "pwrite", "stat", "lookup", "negative", "statfs", "open",
     "create", "rename", "readdir", "unpack", "status", "remove", "flat_30", "flat_100", "mount",
 }
+
+URING = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
 
 
 def run(what, tmp_path):
@@ -65,13 +68,17 @@ def test_capped_gives_every_row(tmp_path):
     check(rows)
 
 
+@pytest.mark.alone  # it switches a parameter of the kernel
 @pytest.mark.timeout(90)
 def test_fs_gives_every_row(tmp_path):
+    before = URING.read_text(encoding="ascii")
     rows = run("fs", tmp_path)
+    assert URING.read_text(encoding="ascii") == before
     assert set(rows) == FS_ROWS
     for key, row in rows.items():
         assert row["ns"] and all(ns > 0 for ns in row["ns"].values()), key
         assert (row["goal"] is None) == (row["ok"] is None) == (key == "statfs"), key
         assert (row["trips"] is not None) == (key in ("open", "create", "rename", "readdir")), key
         assert (row["store"] is None) == (key.startswith("flat") or key == "mount"), key
+        assert (row["uring"] is None) == (row["store"] is None), key
     assert rows["open"]["trips"] == {"OPEN": 1}
