@@ -330,6 +330,9 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t
 		r = fault_fill(c, &mm, f, page, action);
 		if (!mm)
 			return 0;
+		/* A page that is coming back is counted twice until it has come. */
+		if (r == -ENOSPC && action == FAULT_ZERO && c->loading)
+			r = -EAGAIN;
 		*full = r == -ENOSPC && action == FAULT_ZERO && capped_is_exhausted(c);
 		break;
 	case FAULT_WAKE:

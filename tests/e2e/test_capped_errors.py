@@ -202,6 +202,35 @@ def test_no_room_for_a_page_that_exists(make_wpfs, onerror):
     assert program.popen.wait(harness.SECONDS) == -signal.SIGBUS
 
 
+def test_the_last_page_while_others_come_back(make_wpfs):
+    """Those are counted twice for a moment. A store to a new page has its room all the same."""
+    wpfs = seamed(make_wpfs, "resident=256M", "size=2M")
+    program = filled(wpfs)
+    with open(wpfs.mnt / "g", "wb", buffering=0) as file:
+        with pytest.raises(OSError):
+            while True:
+                file.write(os.urandom(harness.PAGE))
+        file.truncate(file.tell() - harness.PAGE)
+    wpfs.wpctl("evict", wpfs.mnt, "/g")
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    assert status(wpfs)["used"] == (2 << 20) - harness.PAGE
+    program.order(f"size 0 {65 * harness.PAGE}")
+    program.order(f"map 1 0 0 {65 * harness.PAGE}")
+    wpfs.seam.pause("filled")
+    reader = wpfs.spawn_bare("/usr/bin/dd", f"if={wpfs.mnt / 'g'}", "of=/dev/null", "bs=64K",
+                             "count=1", "iflag=direct", "status=none")
+    wpfs.seam.wait_at("filled")
+    before = status(wpfs)["faults"]
+    program.send("store 1 64 1")
+    proc.wait_for(lambda: status(wpfs)["faults"] > before or program.popen.poll() is not None,
+                  harness.SECONDS, "the fault")
+    wpfs.seam.go("filled")
+    assert program.read() == "ok 0" and reader.popen.wait(harness.SECONDS) == 0
+    assert status(wpfs)["used"] == 2 << 20
+    assert [program.order(f"load 1 {page}") for page in (8, 9, 10, 64)] == [9, 90, 11, 1]
+    assert report.dirty(wpfs, "t") == {9, 64}
+
+
 def test_tries_go_on_in_a_burst(make_wpfs):
     """A fault that failed is tried again while others come without end."""
     wpfs = seamed(make_wpfs, "resident=256M")
