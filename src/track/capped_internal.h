@@ -28,6 +28,7 @@
 #define CAPPED_CLUSTER	64u  /* pages read from the store at once: 256 KiB */
 #define CAPPED_ENGINES	16   /* reads from the store at once */
 #define CAPPED_WORKERS	4    /* threads that serve faults */
+#define CAPPED_AHEADS	3    /* of them read ahead at once, at most */
 #define CAPPED_STREAMS	4    /* sequential readers of a file that are followed */
 #define CAPPED_TICKETS	256
 #define CAPPED_TRIES	2000 /* naps until an unread event counts as a hang */

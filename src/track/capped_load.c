@@ -150,8 +150,7 @@ static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uin
 		.ino = f->ino, .first = first, .end = first + nr, .kind = CAPPED_USE_LOAD};
 	int fd = capped_spill_fd(c, f, false), r = fd < 0 ? fd : 0;
 	/* Somebody waits for it, and nobody for anything else. */
-	bool hurry = c->spins && nr == 1 && !c->aheads &&
-		     !capped_used(c, f->ino, 0, UINT64_MAX, 1 << CAPPED_USE_LOAD);
+	bool hurry = c->spins && nr == 1 && !c->aheads && !c->loading;
 	struct spill_io *io;
 	uint64_t there = 0;
 

@@ -158,21 +158,23 @@ static void serve(struct capped *c, uint64_t id)
 
 /*
  * Reads some pages ahead, several threads at once; one is left for faults, and whoever has read
- * some looks for faults before more.
+ * some looks for faults before more. True: there is more.
  */
-static void read_ahead(struct capped *c)
+static bool read_ahead(struct capped *c)
 {
+	bool more = false;
+
 	pthread_mutex_lock(&c->lock);
-	if (c->aheads && c->nr_reading_ahead < CAPPED_WORKERS - 1) {
+	if (c->aheads && c->nr_reading_ahead < CAPPED_AHEADS) {
 		c->nr_reading_ahead++;
 		if (c->aheads->next)
 			capped_retry(c);
 		capped_ahead_one(c);
 		c->nr_reading_ahead--;
-		if (c->aheads)
-			capped_retry(c);
+		more = c->aheads;
 	}
 	pthread_mutex_unlock(&c->lock);
+	return more;
 }
 
 static bool anything_waits(struct capped *c)
@@ -204,19 +206,25 @@ static void *thread_main(void *arg)
 {
 	struct capped *c = arg;
 	uint64_t count;
+	bool more = false;
 
 	pthread_mutex_lock(&c->lock);
 	me = ++c->next_worker;
 	pthread_mutex_unlock(&c->lock);
 	for (;;) {
 		struct epoll_event ev;
-		int n = epoll_wait(c->epoll_fd, &ev, 1, anything_waits(c) ? RETRY_MS : -1);
+		int n = epoll_wait(c->epoll_fd, &ev, 1,
+				   more		       ? 0
+				   : anything_waits(c) ? RETRY_MS
+						       : -1);
 
+		more = false;
 		if (n > 0 && ev.data.u64 == 0)
 			return NULL; /* stop_fd, which stays readable for the others */
 		if (n > 0 && ev.data.u64 == UINT64_MAX) {
-			if (read(c->retry_fd, &count, sizeof(count)) < 0)
-				continue; /* another thread has it */
+			/* Another thread may have it; there may be more than one can do. */
+			if (read(c->retry_fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
+				log_err("capped: eventfd: %s", log_errstr(errno));
 		} else if (n > 0 && ev.events & EPOLLIN) {
 			serve(c, ev.data.u64);
 		} else if (n > 0) {
@@ -224,7 +232,7 @@ static void *thread_main(void *arg)
 		}
 		if (anything_waits(c)) {
 			capped_fault_retry(c);
-			read_ahead(c);
+			more = read_ahead(c);
 		}
 	}
 }
