@@ -215,7 +215,10 @@ static void turn_part(struct capped *c, const struct capped_turn *turn, struct v
 		settles += v->settles[i];
 	}
 	v->settle = settles && (settles * 2 >= turn->nr || c->vain_turns >= VAIN_TURNS);
-	c->vain_turns = v->settle || go > settles ? 0 : c->vain_turns + 1;
+	if (v->settle || go > settles)
+		c->vain_turns = 0;
+	else
+		c->vain_turns += settles > 0;
 	for (size_t i = 0; !v->settle && i < turn->nr; i++) {
 		if (v->settles[i])
 			v->of[i] = v->is_mapped[i] ? POLICY_USED : POLICY_WAIT;
