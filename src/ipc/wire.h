@@ -13,6 +13,14 @@
  * -errno; with a negative status the body of a reply is absent or a struct wpfs_error with a text
  * for people.
  *
+ * There is one version, and no other is spoken: a mount's daemon and what talks to it are of one
+ * wpfs, but for a daemon that was not ended when another wpfs was installed, and a program that
+ * lives on from before. struct wpfs_hdr, REPLY and struct wpfs_error are the same in all versions,
+ * so that either end can tell that the other one is of another.
+ *
+ *   1  the first
+ *   2  ANNOUNCE, WATCH and TOP; reports of kind MAP; events
+ *
  * The server believes nothing: identity is SO_PEERCRED, a pidfd is compared with kcmp(2), a
  * descriptor is looked at before use, an address is only ever used on the peer's own mm.
  */
@@ -24,7 +32,7 @@
 #include "wpfs.h"
 
 #define WPFS_RUN_DIR	  "/run/wpfs"
-#define WPFS_WIRE_VERSION 1
+#define WPFS_WIRE_VERSION 2
 #define WPFS_WIRE_MAX	  65536 /* bytes of the longest packet */
 #define WPFS_PATH_MAX	  4096	/* a path inside the mount, with its NUL */
 

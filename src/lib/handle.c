@@ -45,6 +45,7 @@ static const char *meaning(int err)
 	case -ETIMEDOUT:
 		return "the mount's daemon does not answer";
 	case -EPROTO:
+	case -EPROTONOSUPPORT:
 		return "the mount's daemon is of another version than this library";
 	case -EPERM:
 		return "not allowed to this process (a vfork child, behind a seccomp filter, or no "

@@ -130,6 +130,9 @@ static const char *reason(int err)
 	case -EPROTO:
 		return ": its daemon does not answer: this program is not tracked any more, its "
 		       "marks may count as dirty";
+	case -EPROTONOSUPPORT:
+		return ": its daemon is of another version of wpfs: this program is not tracked; "
+		       "unmount and mount it again, or run the program with its own wpfs";
 	case -ESRCH:
 		return ": its daemon does not know this program: it is not tracked any more, its "
 		       "marks may count as dirty";
@@ -145,7 +148,8 @@ static void mount_failed(struct mount *mount, int err)
 
 	if (mount->state == MOUNT_UNTRACKED)
 		return;
-	if (err == -ETIMEDOUT || err == -EPROTO || !(unknown || passing(mount, err)))
+	if (err == -ETIMEDOUT || err == -EPROTO || err == -EPROTONOSUPPORT ||
+	    !(unknown || passing(mount, err)))
 		mount_give_up(mount, reason(err));
 	else
 		shim_say_mount(mount, reason(err));

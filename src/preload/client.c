@@ -167,8 +167,9 @@ static int call_receive(int sock, uint32_t seq, struct client_call *call)
 		return -EPIPE;
 	err = take_fds(&msg, call);
 	good = (size_t)n >= sizeof(packet.hdr) && packet.hdr.len == (size_t)n &&
-	       packet.hdr.version == WPFS_WIRE_VERSION && packet.hdr.op == WPFS_OP_REPLY &&
-	       packet.hdr.seq == seq;
+	       packet.hdr.op == WPFS_OP_REPLY && packet.hdr.seq == seq;
+	if (good && !err && packet.hdr.version != WPFS_WIRE_VERSION)
+		err = -EPROTONOSUPPORT;
 	if (good && packet.hdr.status >= 0)
 		good = (size_t)n == sizeof(packet.hdr) + call->reply_len;
 	if (err || !good) {

@@ -32,7 +32,8 @@ int client_connect(const char *id);
 
 /*
  * Sends the request and waits for its reply. 0 or -errno: -ETIMEDOUT = it hangs; -EPIPE = it is
- * gone; -EPROTO = it talks nonsense; -EMFILE = no numbers are free for the descriptors that came.
+ * gone; -EPROTO = it talks nonsense; -EPROTONOSUPPORT = it is of another version; -EMFILE = no
+ * numbers are free for the descriptors that came.
  * On an error fds are all -1; after all but -EMFILE close the socket.
  */
 int client_call(int sock, uint32_t seq, struct client_call *call);

@@ -25,7 +25,8 @@ struct core {
 	 * an index for the others. -EINVAL: no such id or name; -EEXIST: attached by another name,
 	 * or by another copy of this code; -ENOENT, -ECONNREFUSED: no daemon; -EPERM: also: no
 	 * userfaultfd for this user; -EACCES: given up before, for the life of this process;
-	 * -ENOSPC: too many mounts; -ETIMEDOUT, -EPROTO, -EMFILE, -ENFILE, -ENOMEM.
+	 * -ENOSPC: too many mounts; -ETIMEDOUT, -EPROTO, -EPROTONOSUPPORT, -EMFILE, -ENFILE,
+	 * -ENOMEM.
 	 */
 	int (*attach)(const char *id, const char *name);
 

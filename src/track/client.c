@@ -184,9 +184,13 @@ static void client_request(struct track *t, struct client *c, const void *packet
 	if (ipc_check_request(packet, len, fds) < 0 ||
 	    hdr->op >= sizeof(request_table) / sizeof(request_table[0]) ||
 	    !request_table[hdr->op].fn) {
-		if (len >= sizeof(*hdr))
-			request_error(&rq, -EPROTO, "not a message of protocol version %d",
-				      WPFS_WIRE_VERSION);
+		if (len >= sizeof(*hdr) && hdr->version != WPFS_WIRE_VERSION)
+			request_error(&rq, -EPROTO,
+				      "the daemon is of another version of wpfs (protocol %d, "
+				      "asked in %d)",
+				      WPFS_WIRE_VERSION, hdr->version);
+		else if (len >= sizeof(*hdr))
+			request_error(&rq, -EPROTO, "not a message of the protocol");
 		c->closing = true;
 		return;
 	}

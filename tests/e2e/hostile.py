@@ -15,6 +15,8 @@ import socket
 import struct
 import sys
 
+import wire
+
 PAGE = 4096
 SECONDS = 20
 HELLO, ATTACH, FORKED, MAP, UNMAP, REMOVE, MSYNC, PRE, POST, UNREG, CLOSE, TICKET = 1, *range(16, 27)
@@ -91,7 +93,8 @@ class Client:
         if self.random.randrange(20) == 0:
             body = body[:self.random.randrange(len(body) + 1)] or b"x"
         length = 16 + len(body) + (self.random.randrange(30) == 0)
-        packet = struct.pack("<IHHIi", length, 1 + (self.random.randrange(40) == 0), op, 5, 0) + body
+        version = wire.VERSION + (self.random.randrange(40) == 0)
+        packet = wire.packet(op, 5, body, length=length, version=version)
         try:
             socket.send_fds(self.sock, [packet], self.descriptors(op))
             while True:

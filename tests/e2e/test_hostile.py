@@ -11,6 +11,7 @@ import pytest
 
 import harness
 import report
+import wire
 from mapper import Child, killed, map_file, mapped
 
 HOSTILE = Path(__file__).with_name("hostile.py")
@@ -48,8 +49,8 @@ def test_anything_on_the_socket(make_wpfs, capped, uid, seed):
 
 # ---- clients that do not do their part
 
-HELLO_CTL = struct.pack("<IHHIi", 16 + 80, 1, 1, 1, 0) + struct.pack("<II", 2, 0) + bytes(72)
-STATUS = struct.pack("<IHHIi", 16, 1, 64, 2, 0)
+HELLO_CTL = wire.packet(1, 1, struct.pack("<II", 2, 0) + bytes(72))
+STATUS = wire.packet(64, 2)
 
 
 def connection(wpfs, hello=True):

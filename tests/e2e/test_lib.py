@@ -12,6 +12,7 @@ import pytest
 
 import harness
 import report
+import wire
 
 PAGE = harness.PAGE
 USER = harness.program("libuser")
@@ -402,7 +403,6 @@ def test_errors(wpfs, tmp_path):
 
 
 SELF_PROTECT, SELF_SYNC, SELF_RUNS = 96, 98, 99
-HEADER = "IHHIi"  # struct wpfs_hdr of src/ipc/wire.h
 
 
 def request(wpfs, op, body):
@@ -412,10 +412,9 @@ def request(wpfs, op, body):
         sock.connect(str(harness.RUN_DIR / wpfs.id / "sock"))
         hello = struct.pack("II72x", 2, 0)
         for seq, (number, payload) in enumerate([(1, hello), (op, body)]):
-            size = struct.calcsize(HEADER) + len(payload)
-            sock.send(struct.pack(HEADER, size, 1, number, seq, 0) + payload)
+            sock.send(wire.packet(number, seq, payload))
             reply = sock.recv(65536)
-    return struct.unpack_from(HEADER, reply)[4]
+    return wire.HDR.unpack_from(reply)[4]
 
 
 def self_body(runs=0, file=0, offset=0, length=0, since=0, until=0):

@@ -19,12 +19,13 @@ import pytest
 import harness
 import proc
 import report
+import wire
 from mapper import Child, map_file, mapped
+from wire import HDR
 
 PAGE = harness.PAGE
 TIMEOUT = 10  # seconds; CLIENT_TIMEOUT_S of the library
 PROMPT = 5  # seconds; anything that waited for a daemon would take longer than this
-HDR = struct.Struct("=IHHIi")
 HELLO_REPLY = struct.Struct("=QII")
 OP_HELLO, OP_REPLY = 1, 128
 
@@ -175,10 +176,11 @@ def test_a_program_of_an_ordinary_user(wpfs):
 class FakeDaemon:
     """Listens where a daemon of mount `id` would, and does with each connection what `serve` does."""
 
-    def __init__(self, serve):
-        self.id = str(uuid.uuid4())
+    def __init__(self, serve, instead_of=None):
+        self.id = instead_of.id if instead_of else str(uuid.uuid4())
         self.dir = harness.RUN_DIR / self.id
-        self.dir.mkdir(parents=True)
+        self.away = instead_of and (self.dir / "sock").rename(self.dir / "sock.away")
+        self.dir.mkdir(parents=True, exist_ok=True)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.listener.bind(str(self.dir / "sock"))
         self.listener.listen()
@@ -205,12 +207,14 @@ class FakeDaemon:
         self.thread.join(harness.SECONDS)
         self.listener.close()
         (self.dir / "sock").unlink()
-        self.dir.rmdir()
+        if self.away:
+            self.away.rename(self.dir / "sock")
+        else:
+            self.dir.rmdir()
 
 
-def reply(conn, seq, body=b"", status=0, op=OP_REPLY, version=1, length=None, fds=()):
-    size = HDR.size + len(body) if length is None else length
-    socket.send_fds(conn, [HDR.pack(size, version, op, seq, status) + body], list(fds))
+def reply(conn, seq, body=b"", op=OP_REPLY, fds=(), **header):
+    socket.send_fds(conn, [wire.packet(op, seq, body, **header)], list(fds))
 
 
 def null_fds(count):
@@ -258,6 +262,47 @@ def test_a_daemon_that_talks_nonsense(abuse):
     assert done.stdout == plain.stdout
     assert done.stderr == ""
     assert len(fake.requests[0]) == HDR.size + 80
+
+
+def refused_by_version_1(conn, hdr):
+    """As any version answers to what it does not speak."""
+    reply(conn, hdr[3], b"not a message of protocol version 1".ljust(512, b"\0"), status=-71, version=1)
+    return HANG_UP
+
+
+def test_a_daemon_of_another_version(wpfs):
+    """It was not ended when another wpfs was installed. Who asks is told so, once, and goes on untracked."""
+    prog = wpfs.spawn_bare(harness.program("mapper"), env=preload())
+    prog.order(f"open 0 {wpfs.mnt}/f")
+    prog.order(f"size 0 {4 * PAGE}")
+    fake = FakeDaemon(refused_by_version_1, instead_of=wpfs)
+    try:
+        prog.order(f"map 0 0 0 {4 * PAGE}")
+    finally:
+        fake.close()
+    prog.order(f"map 1 0 0 {4 * PAGE}")
+    prog.order("store 0 1 7")
+    (line,) = prog.stderr().splitlines()
+    assert "its daemon is of another version of wpfs: this program is not tracked" in line
+    fake = FakeDaemon(refused_by_version_1, instead_of=wpfs)
+    try:
+        done = wpfs.wpctl("ps", wpfs.mnt, status=1)
+    finally:
+        fake.close()
+    assert "its daemon is of another version: use the wpctl that came with it" in done.stderr
+
+
+def test_a_client_of_another_version(wpfs):
+    """The same the other way round: the answer says so in words, and the connection is closed."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(harness.SECONDS)
+        sock.connect(str(harness.RUN_DIR / wpfs.id / "sock"))
+        sock.send(wire.packet(OP_HELLO, 5, bytes(80), version=1))
+        answer = sock.recv(65536)
+        length, version, op, seq, status = HDR.unpack_from(answer)
+        assert (length, version, op, seq, status) == (len(answer), wire.VERSION, OP_REPLY, 5, -71)
+        assert b"another version of wpfs (protocol 2, asked in 1)" in answer
+        assert sock.recv(65536) == b""
 
 
 def test_a_daemon_that_hangs():

@@ -14,6 +14,7 @@ import pytest
 
 import harness
 import proc
+import wire
 from harness import PAGE, WPCTL
 from mapper import mapped
 
@@ -206,7 +207,7 @@ class Client:
 
     def ask(self, op, body=b""):
         self.seq += 1
-        self.sock.send(struct.pack("<IHHIi", 16 + len(body), 1, op, self.seq, 0) + body)
+        self.sock.send(wire.packet(op, self.seq, body))
 
     def answer(self):
         """Status and the records (type, body) of the answer."""
@@ -214,7 +215,7 @@ class Client:
         while True:
             packet = self.sock.recv(65536)
             assert packet, "the connection was closed"
-            _, _, op, seq, status = struct.unpack_from("<IHHIi", packet)
+            _, _, op, seq, status = wire.HDR.unpack_from(packet)
             assert seq == self.seq
             if op == REPLY:
                 return status, records
