@@ -75,12 +75,9 @@ int db_epoch_open(struct db_tx *tx, uint64_t mm, uint64_t file, uint64_t number,
 				"SELECT closed_ns IS NULL FROM epoch"
 				" WHERE mm = ?1 AND file = ?2 AND number = ?3",
 				"iii", (int64_t)mm, (int64_t)file, (int64_t)number);
-	if (r == 0 && open)
-		return 0; /* it goes on */
-	if (r == 0)	  /* unprotected, and armed again before another began */
-		r = sql_exec(tx, "DELETE FROM epoch WHERE mm = ?1 AND file = ?2 AND number = ?3",
-			     "iii", (int64_t)mm, (int64_t)file, (int64_t)number);
-	if (r == 0 || r == -ENODATA)
+	if (r == 0)
+		return open ? 0 : -EEXIST;
+	if (r == -ENODATA)
 		r = db_epoch_close(tx, mm, file, now_ns, last, written);
 	if (r == 0)
 		r = sql_exec(tx,

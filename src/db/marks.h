@@ -120,7 +120,7 @@ int db_file_delete_gone(struct db_tx *tx);
 
 /*
  * Epoch `number` of the file begins in that mm; numbers ascend. Nothing happens if just that one is
- * open; one of that number that was closed is forgotten. An epoch that was open is closed
+ * open; -EEXIST: it was closed, and what it ended with is kept. An epoch that was open is closed
  * with the dirty set `last` (may be NULL: empty) and `written`, kept for `wpctl dirty --epoch`.
  * What it had armed and dirty is left to db_set_put. Times in ns since 1970.
  */

@@ -436,18 +436,25 @@ static int protect_store_open(struct track *t, struct tmm *tm, const struct pers
 
 int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file)
 {
-	const struct persist_epoch epoch = {.file = file,
-					    .number = tm->mm.epoch ?: (protect_last_epoch(t) ?: 1),
-					    .written = MM_WRITTEN_UNKNOWN};
+	struct persist_epoch epoch = {.file = file,
+				      .number = tm->mm.epoch ?: (protect_last_epoch(t) ?: 1),
+				      .written = MM_WRITTEN_UNKNOWN};
 	struct mm_file *f = mm_file_find(&tm->mm, file);
 	int r;
 
 	if (f)
 		written_turn(t, f, true);
 	tm->mm.epoch = epoch.number;
-	r = protect_store_open(t, tm, &epoch, 1);
-	/* Open still, though nothing was armed in it any more. */
-	return r == -EEXIST ? persist_mm_lazy(t, tm) : r;
+	r = t->db_error ?: persist_mm_epochs_lazy(t, tm, &epoch, 1);
+	/*
+	 * An unprotect has closed the epoch that the mm is in, or may have: what it ended with is
+	 * kept, so this is another one.
+	 */
+	if (r == -EEXIST || aside_is_for(r)) {
+		tm->mm.epoch = epoch.number = protect_last_epoch(t) + 1;
+		r = protect_store_open(t, tm, &epoch, 1);
+	}
+	return r;
 }
 
 int protect_store_born(struct track *t, struct tmm *tm)

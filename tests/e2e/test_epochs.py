@@ -373,3 +373,29 @@ def test_a_daemon_killed_while_it_asks_for_a_watch(make_wpfs):
         wpfs.restart()
     assert all(program.order("store 0 1 1") == 0 for program in programs)
     assert [report.dirty(wpfs, f"t{n}", f"/f{n}") >= {1} for n in range(4)] == [True] * 4
+
+
+def test_armed_again_after_an_unprotect(any_wpfs):
+    """It is another epoch: what the one that the unprotect closed ended with is kept."""
+    wpfs = any_wpfs
+    program = mapped(wpfs)
+    program.order("store 0 3 1")
+    first = protect(wpfs)
+    program.order("store 0 5 1")
+    wpfs.wpctl("unprotect", wpfs.mnt, "--name", "t")
+    assert closed(wpfs, first) == {5}
+    program.order("unmap 0")
+    program.order(f"map 1 0 0 {8 * PAGE}")  # it has all protected that it maps
+    program.order("store 1 6 1")
+    assert report.dirty(wpfs, "t") == {6}
+    assert closed(wpfs, first) == {5}
+    second = report.ps(wpfs, "t")["epoch"]
+    assert second > first
+    third = protect(wpfs)
+    assert third > second
+    assert closed(wpfs, first) == {5}
+    assert closed(wpfs, second) == {6}
+    program.kill9()
+    wpfs.kill9()
+    wpfs.restart()
+    assert closed(wpfs, first) == {5} and closed(wpfs, third - 1) == closed(wpfs, second)

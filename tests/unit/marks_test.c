@@ -606,10 +606,11 @@ static void test_epochs(void **state)
 		assert_int_equal(got[0], 0);
 		assert_int_equal(got[1], DB_EPOCHS_KEPT);
 	}
-	struct epoch again = {12, NULL}; /* closed: begins anew; open: goes on */
+	struct epoch closed = {12, NULL}, next = {DB_EPOCHS_KEPT + 11, NULL};
 
-	for (int i = 0; i < 2; i++) {
-		assert_int_equal(db_call(db, epoch_job, &again), 0);
+	assert_int_equal(db_call(db, epoch_job, &closed), -EEXIST);
+	for (int i = 0; i < 2; i++) { /* one that is open goes on */
+		assert_int_equal(db_call(db, epoch_job, &next), 0);
 		assert_int_equal(db_read(db, epochs_kept_job, got), 0);
 		assert_int_equal(got[0], 1);
 	}
