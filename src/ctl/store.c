@@ -193,9 +193,13 @@ struct doomed {
 static int doomed_collect(void *ctx, const struct db_mm *row, struct mm *model)
 {
 	struct doomed *doomed = ctx;
+	size_t len = strlen(doomed->name);
 	uint64_t *more;
 
-	if (strcmp(row->name, doomed->name) != 0 || (doomed->uid != 0 && row->uid != doomed->uid))
+	/* With its instances NAME/2 and children NAME/PID, as a daemon does. */
+	if (strncmp(row->name, doomed->name, len) != 0 ||
+	    (row->name[len] != '\0' && row->name[len] != '/') ||
+	    (doomed->uid != 0 && row->uid != doomed->uid))
 		return 0;
 	more = realloc(doomed->ids, (doomed->nr + 1) * sizeof(*more));
 	if (!more)

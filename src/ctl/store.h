@@ -38,8 +38,9 @@ int store_report(const char *path, const struct wpfs_select *select, ipc_record_
 int store_stat(const char *path, const char *file, uint64_t *id, uint64_t *size, char *why);
 
 /*
- * Removes the mms of that name that are of this user (of every user, for root). 0, -EAGAIN when a
- * daemon holds the lock, -ENOENT when there is none, or another -errno with `why`.
+ * Removes the mms of that name, and of its instances and children, that are of this user (of every
+ * user, for root). 0, -EAGAIN when a daemon holds the lock, -ENOENT when there is none, or another
+ * -errno with `why`.
  */
 int store_forget(int dir_fd, const char *path, const char *name, char *why);
 

@@ -12,7 +12,9 @@ import subprocess
 import pytest
 
 import harness
+import report
 from harness import PAGE, WPCTL
+from mapper import Child
 
 COMMANDS = ["status", "run", "ps", "marks", "dirty", "protect", "unprotect", "sync", "forget",
             "evict", "load", "map", "top", "watch", "metrics", "export", "apply", "check", "completion"]
@@ -369,7 +371,18 @@ def test_store_mounted_and_not(make_wpfs):
     fails(wpctl("run", wpfs.store, "--", "true"), 1, wpfs.store, "not mounted")
 
     fails(wpctl("forget", wpfs.store, "--name", "nobody"), 1, "nobody")
-    wpfs.wpctl("forget", wpfs.store, "--name", "t")
+    wpfs.start()
+    second, other = mapped(wpfs, "t"), mapped(wpfs, "tt")
+    child = Child(wpfs, second)
+    child.order("store 0 1 1")
+    child.end()
+    second.kill9()
+    other.kill9()
+    assert set(report.names(wpfs)) == {"t", f"t/{child.pid}", "tt"}
+    wpfs.umount()
+    wpfs.wpctl("forget", wpfs.store, "--name", "t")  # as a daemon does: with its instances and children
+    assert [mm["name"] for mm in wpfs.wpctl_json("ps", target=wpfs.store)["mms"]] == ["tt"]
+    wpfs.wpctl("forget", wpfs.store, "--name", "tt")
     answer = wpfs.wpctl_json("ps", target=wpfs.store)
     assert answer["mms"] == [] and answer["notes"]
     wpfs.start()
