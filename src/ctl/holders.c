@@ -59,7 +59,8 @@ static bool has_mapped(pid_t pid, const struct holders_of *of)
 
 /*
  * A process that was killed is still there for a while, and `kill -9; umount` should not fail for
- * it: SIGKILL pending (SigPnd or ShdPnd), or a main thread that has ended before the others.
+ * it: SIGKILL pending (SigPnd or ShdPnd). That its first thread has ended tells nothing: one that
+ * is not about to end may go on without it.
  */
 static bool is_ending(int proc_fd)
 {
@@ -93,6 +94,19 @@ static bool is_exiting(int proc_fd)
 	return end && sscanf(end + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && (flags & 0x4);
 }
 
+/* /proc/PID, or that of a thread that is there still if the first one is not. */
+static int open_process(int proc, pid_t pid)
+{
+	const pid_t tid = proc_thread(pid);
+	char path[64];
+
+	if (tid > 0 && tid != pid)
+		snprintf(path, sizeof(path), "%d/task/%d", pid, tid);
+	else
+		snprintf(path, sizeof(path), "%d", pid);
+	return openat(proc, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
 static int holders_look(struct holder_list *list, int proc, const char *name,
 			const struct holders_of *of)
 {
@@ -101,7 +115,7 @@ static int holders_look(struct holder_list *list, int proc, const char *name,
 	struct holder holder = {.pid = (pid_t)atoi(name)};
 
 	pidfd = pidfd_open(holder.pid, 0);
-	proc_fd = openat(proc, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	proc_fd = open_process(proc, holder.pid);
 	if (pidfd < 0 || proc_fd < 0)
 		return 0; /* it has ended */
 	if (has_mapped(holder.pid, of))

@@ -95,10 +95,10 @@ static struct capped_mm *mm_new(struct capped *c, int uffd)
 	return mm;
 }
 
-int capped_mm_add(struct capped *c, pid_t pid, int uffd, struct capped_mm **out)
+int capped_mm_add(struct capped *c, pid_t pid, pid_t task, int uffd, struct capped_mm **out)
 {
-	_cleanup_close_ int maps_fd = maps_open_fd(pid);
-	_cleanup_close_ int pagemap_fd = pagemap_open(pid);
+	_cleanup_close_ int maps_fd = maps_open_fd(task);
+	_cleanup_close_ int pagemap_fd = pagemap_open(task);
 	struct capped_mm *mm = NULL, *old;
 	int own = fcntl(uffd, F_DUPFD_CLOEXEC, 0);
 
@@ -360,7 +360,7 @@ static bool fault_refuse(struct capped *c, const struct capped_mm *mm, struct ca
 
 	/* Its number in a pid namespace of its own says nothing here: such a thread waits. */
 	if (!(w->full || (c->config.sigbus && w->err != -ENOSPC)) || w->err == -EAGAIN ||
-	    w->err == -ENOMEM || tid <= 0 || proc_same_mm(tid, mm->pid) != 1)
+	    w->err == -ENOMEM || tid <= 0 || proc_same_mm(tid, proc_thread(mm->pid)) != 1)
 		return false;
 	return syscall(SYS_tkill, tid, SIGBUS) == 0;
 }

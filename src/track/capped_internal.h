@@ -417,8 +417,11 @@ bool capped_fault_read(struct capped *c, uint64_t id);
 /* Looks once at what waits and is due. Lock not held. */
 void capped_fault_retry(struct capped *c);
 
-/* Serves the faults of an mm; `uffd` is duplicated, `pid` is a task of the mm. 0 or -errno. */
-int capped_mm_add(struct capped *c, pid_t pid, int uffd, struct capped_mm **mm);
+/*
+ * Serves the faults of the mm of process `pid`; `uffd` is duplicated, `task` is one of the mm's
+ * that has not ended (the first thread of the process may have). 0 or -errno.
+ */
+int capped_mm_add(struct capped *c, pid_t pid, pid_t task, int uffd, struct capped_mm **mm);
 void capped_mm_remove(struct capped *c, struct capped_mm *mm);
 
 /* The mm is that of process `pid` now. */

@@ -37,7 +37,7 @@ int residency_attach(struct track *t, struct tmm *tm, int uffd)
 {
 	if (!t->config.capped || tm->capped)
 		return 0;
-	return capped_mm_add(t->config.capped, tm->program.pid, uffd, &tm->capped);
+	return capped_mm_add(t->config.capped, tm->program.pid, tmm_pid(tm), uffd, &tm->capped);
 }
 
 void residency_detach(struct track *t, struct tmm *tm)
@@ -128,7 +128,7 @@ int residency_resume(struct track *t, struct tmm *tm)
 	uffd = tmm_uffd(tm);
 	if (uffd < 0)
 		return uffd;
-	r = capped_mm_add(t->config.capped, tmm_pid(tm), uffd, &tm->capped);
+	r = capped_mm_add(t->config.capped, tm->program.pid, tmm_pid(tm), uffd, &tm->capped);
 	return r < 0 ? r : residency_unfence(t, tm, uffd);
 }
 

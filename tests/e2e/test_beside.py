@@ -333,3 +333,38 @@ def test_who_maps_by_raw_system_calls_only_is_named(wpfs):
         said = wpfs.wpctl_json("dirty", *args)
         assert any(f"pid {program.pid})" in note and "raw system calls" in note
                    for note in said["notes"]), said
+
+
+LATE = """
+import ctypes, mmap, os, sys, threading
+fd = os.open(sys.argv[1], os.O_RDWR)
+def second():
+    sys.stdin.readline()
+    view = mmap.mmap(fd, 64 * 4096)
+    print("mapped", flush=True)
+    for line in sys.stdin:
+        view[int(line) * 4096] = 1
+        print("stored", flush=True)
+    os._exit(0)
+threading.Thread(target=second).start()
+ctypes.CDLL(None).syscall(60, 0)  # exit, of this thread alone
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["resident=64M", "settle=0"]])
+def test_mapped_without_its_first_thread(make_wpfs, options):
+    """It is attached when its first thread has ended already: as any other program."""
+    wpfs = make_wpfs("store", options)
+    with open(wpfs.mnt / "f", "wb") as file:
+        file.write(b"\xab" * 64 * harness.PAGE)
+    program = wpfs.spawn("/usr/bin/python3", "-c", LATE, wpfs.mnt / "f", name="t", protect=True)
+    proc.wait_for(lambda: proc.state(program.pid) == "Z", harness.SECONDS, "its first thread ended")
+    program.send("")
+    assert program.read() == "mapped"
+    if options:
+        wpfs.wpctl("evict", wpfs.mnt, "/f")
+    program.send("7")
+    assert program.read() == "stored"
+    assert report.dirty(wpfs, "t") == STORED
+    program.kill9()
+    assert report.dirty(wpfs, "t") == STORED

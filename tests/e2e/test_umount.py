@@ -53,6 +53,28 @@ def test_busy_says_who(wpfs):
     wpfs.umount()
 
 
+ALONE = """
+import ctypes, mmap, os, sys, threading
+view = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 4096, mmap.MAP_SHARED, mmap.PROT_READ)
+def second():
+    sys.stdin.readline()
+    os._exit(0)
+threading.Thread(target=second).start()
+ctypes.CDLL(None).syscall(60, 0)  # exit, of this thread alone
+"""
+
+
+def test_busy_with_one_whose_first_thread_has_ended(wpfs):
+    """It stays as any other, and is not waited for as one that is about to go."""
+    (wpfs.mnt / "f").write_bytes(bytes(PAGE))
+    other = wpfs.spawn_bare("/usr/bin/python3", "-c", ALONE, wpfs.mnt / "f")
+    proc.wait_for(lambda: proc.state(other.pid) == "Z", harness.SECONDS, "its first thread ended")
+    refused(umount(wpfs.mnt), f"(pid {other.pid}) maps its files, has its files open:")
+    other.send("")
+    other.wait()
+    wpfs.umount()
+
+
 def test_killed_a_moment_ago(make_wpfs):
     """`kill -9 PID; umount MNT` with nothing between: the program need not even be dead yet."""
     for _ in range(10):
