@@ -19,7 +19,7 @@
  * so that either end can tell that the other one is of another.
  *
  *   1  the first
- *   2  ANNOUNCE, WATCH and TOP; reports of kind MAP; events
+ *   2  ANNOUNCE, WATCH and TOP; reports of kind MAP; events; a witness that is dead
  *
  * The server believes nothing: identity is SO_PEERCRED, a pidfd is compared with kcmp(2), a
  * descriptor is looked at before use, an address is only ever used on the peer's own mm.
@@ -119,6 +119,9 @@ struct wpfs_hello_reply {
  *
  * nr_fds 0, nothing with it: attached before, to a daemon that is gone; the witness and its numbers
  * are as they were. A negative status: this daemon knows of none; the client goes on untracked.
+ *
+ * nr_fds 2 from a process that is attached and whose witness is dead: this is another one. With a
+ * new uffd on a native mount; on a capped one it is the same as before, its API done.
  */
 struct wpfs_attach {
 	uint32_t nr_fds;
@@ -206,7 +209,7 @@ struct wpfs_map {
 	uint64_t dev, ino;    /* of fstat(2) */
 	uint32_t prot, flags; /* of mmap(2), as the program asked */
 	uint32_t query;	      /* 1: nothing is mapped yet, only say whether it would be armed */
-	uint32_t reserved;
+	uint32_t unwitnessed; /* 0: -EOWNERDEAD if the witness is dead, and nothing is done */
 };
 
 struct wpfs_map_reply {

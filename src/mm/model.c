@@ -172,6 +172,24 @@ int mm_lost(struct mm *mm)
 	return r;
 }
 
+int mm_lost_registration(struct mm *mm)
+{
+	struct mm_file *f, *next;
+	int r = 0;
+
+	for (size_t i = 0; i < mm->nr_vmas; i++) {
+		if (mm->vmas[i].owner != MM_WPFS)
+			continue;
+		mm_set_clear(&mm->vmas[i].marked);
+		mm->vmas[i].registered = mm->vmas[i].async = false;
+	}
+	HASH_ITER (hh, mm->files, f, next) {
+		if (r == 0)
+			r = mm_doubt(mm, f, 0, MM_PGOFF_MAX);
+	}
+	return r;
+}
+
 void mm_forget_vmas(struct mm *mm)
 {
 	mm_vmas_free(mm->vmas, mm->nr_vmas);

@@ -173,6 +173,12 @@ int mm_lost(struct mm *mm);
 /* The same of one file. */
 int mm_file_lost(struct mm *mm, struct mm_file *file);
 
+/*
+ * wpfs's registration has gone while the mm lives: what owner wpfs armed is dirty, and no mapping
+ * is registered with it any more. What the program registered itself is as it was.
+ */
+int mm_lost_registration(struct mm *mm);
+
 /* Forgets all mappings (the mm is gone and harvested; a next run will map anew). */
 void mm_forget_vmas(struct mm *mm);
 

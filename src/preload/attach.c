@@ -173,6 +173,30 @@ static int mount_connect(struct mount *mount)
 	return 0;
 }
 
+/* Of a capped mount this process keeps the uffd too; see struct mount. Takes *uffd over. */
+static void mount_keep(struct mount *mount, int *uffd)
+{
+	struct stat st;
+
+	if (mount->kind != WPFS_KIND_CAPPED || *uffd < 0 || raw(fstat, *uffd, &st) != 0)
+		return;
+	mount->keep_dev = st.st_dev;
+	mount->keep_ino = st.st_ino;
+	atomic_store(&mount->keep, client_move_high(*uffd));
+	*uffd = -1;
+	fds_changed();
+}
+
+static void mount_unkeep(struct mount *mount)
+{
+	int keep = atomic_load(&mount->keep);
+
+	if (client_keep_ours(mount, keep))
+		raw(close, keep);
+	atomic_store(&mount->keep, -1);
+	fds_changed();
+}
+
 static int mount_request(struct mount *mount, struct client_call *call)
 {
 	int sock = atomic_load(&mount->sock);
@@ -283,6 +307,8 @@ static int attach_with(struct mount *mount, struct attach_fds *fds, bool inherit
 		witness_end(pid);
 		mount->witness_pid = 0;
 	}
+	if (!err && pid > 0)
+		mount_keep(mount, &fds->uffd);
 	return err;
 }
 
@@ -392,6 +418,7 @@ static int attach_again(struct mount *mount, struct attach_fds *fds)
 	attach_close(fds);
 	*fds = (struct attach_fds)ATTACH_NO_FDS;
 	witness_end(mount->witness_pid);
+	mount_unkeep(mount);
 	mount->state = MOUNT_KNOWN;
 	return attach_new(mount, fds);
 }
@@ -487,9 +514,42 @@ void mount_tell(struct mount *mount, enum wpfs_op op, const void *body, size_t b
 		mount_failed(mount, err);
 }
 
+/*
+ * On a capped mount the uffd is there still, and with it the marks; on a native one it went with
+ * the witness, and this is a new one. Whatever fails: the program is what it was, without a
+ * witness.
+ */
+void mount_renew(struct mount *mount)
+{
+	struct attach_fds fds = ATTACH_NO_FDS;
+	int keep = atomic_load(&mount->keep), err;
+
+	if (mount->state != MOUNT_ATTACHED || raw(prctl, PR_GET_SECCOMP, 0, 0, 0, 0) != 0 ||
+	    (mount->kind == WPFS_KIND_CAPPED && !client_keep_ours(mount, keep)))
+		return;
+	mount_disconnect(mount);
+	witness_end(mount->witness_pid);
+	err = attach_connect(mount, &fds);
+	if (err)
+		return;
+	fds.uffd =
+		mount->kind == WPFS_KIND_CAPPED
+			? (int)raw(fcntl, keep, F_DUPFD_CLOEXEC, 0)
+			: (int)raw(ioctl, fds.devuffd, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	if (mount->kind == WPFS_KIND_CAPPED)
+		mount_unkeep(mount); /* it comes back as the one that is kept */
+	err = fds.uffd < 0 ? fds.uffd : attach_with(mount, &fds, mount->kind == WPFS_KIND_CAPPED);
+	if (err) {
+		mount_keep(mount, &fds.uffd);
+		mount_disconnect(mount);
+	}
+	attach_close(&fds);
+}
+
 void mount_forked(struct mount *mount, bool tracked)
 {
 	mount_disconnect(mount); /* the child's copy of the parent's socket */
+	mount_unkeep(mount);
 	mount->witness_pid = 0;
 	untold_reset(mount);
 	if (!tracked)

@@ -35,4 +35,10 @@ int mount_call(struct mount *mount, enum wpfs_op op, const void *body, size_t bo
 /* The same of an op that has no reply. Whether it arrived the next request tells. */
 void mount_tell(struct mount *mount, enum wpfs_op op, const void *body, size_t body_len);
 
+/*
+ * The daemon says that the witness is dead: makes another one, so that what is armed from now on is
+ * seen again. What was armed before is dirty already; on a capped mount it is not.
+ */
+void mount_renew(struct mount *mount);
+
 #endif

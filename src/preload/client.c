@@ -22,7 +22,7 @@ static int set_timeout(int sock, int which, unsigned seconds)
 }
 
 /* Moves a descriptor to SOCK_NUMBER or as high as the limit allows. Takes fd over. */
-static int move_high(int fd)
+int client_move_high(int fd)
 {
 	for (int want = SOCK_NUMBER; want > 8; want /= 2) {
 		long high = raw(fcntl, fd, F_DUPFD_CLOEXEC, want);
@@ -51,7 +51,7 @@ int client_connect(const char *id)
 	sock = (int)raw(socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (sock < 0)
 		return sock;
-	sock = move_high(sock);
+	sock = client_move_high(sock);
 	err = set_timeout(sock, SO_SNDTIMEO, CLIENT_TIMEOUT_S);
 	if (!err)
 		err = set_timeout(sock, SO_RCVTIMEO, CLIENT_TIMEOUT_S);
@@ -204,10 +204,19 @@ int client_tell(int sock, uint32_t seq, const struct client_call *call)
 	return call_send(sock, seq, call);
 }
 
-bool client_sock_ours(const struct mount *mount, int sock)
+static bool is_file(int fd, uint64_t dev, uint64_t ino)
 {
 	struct stat st;
 
-	return sock >= 0 && raw(fstat, sock, &st) == 0 && st.st_dev == mount->sock_dev &&
-	       st.st_ino == mount->sock_ino;
+	return fd >= 0 && raw(fstat, fd, &st) == 0 && st.st_dev == dev && st.st_ino == ino;
+}
+
+bool client_sock_ours(const struct mount *mount, int sock)
+{
+	return is_file(sock, mount->sock_dev, mount->sock_ino);
+}
+
+bool client_keep_ours(const struct mount *mount, int keep)
+{
+	return is_file(keep, mount->keep_dev, mount->keep_ino);
 }

@@ -44,4 +44,10 @@ int client_tell(int sock, uint32_t seq, const struct client_call *call);
 /* Is `sock` still the socket it was (a program may close any number and open it anew)? */
 bool client_sock_ours(const struct mount *mount, int sock);
 
+/* The same of mount->keep. */
+bool client_keep_ours(const struct mount *mount, int keep);
+
+/* Moves a descriptor to a high number, out of the way of programs. Takes fd over. */
+int client_move_high(int fd);
+
 #endif

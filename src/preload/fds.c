@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * A program that closes all descriptors but its own must not lose its daemon, and must see what it
- * would see without the shim: to it the socket's number is not open. When it puts something else on
- * that number, the socket moves out of its way.
+ * would see without the shim: to it the numbers of what is ours (the socket; on a capped mount a
+ * userfaultfd) are not open. When it puts something else on such a number, ours moves out of its
+ * way.
  */
 #include "preload/fds.h"
 
@@ -30,24 +31,31 @@ void fds_changed(void)
 	uint32_t nr = 0;
 
 	for (int i = 0; i < SHIM_MOUNTS; i++)
-		nr += atomic_load(&shim.mounts[i].sock) >= 0;
+		nr += (atomic_load(&shim.mounts[i].sock) >= 0) +
+		      (atomic_load(&shim.mounts[i].keep) >= 0);
 	for (uint32_t i = 0; i < atomic_load(&uffds_used); i++)
 		nr += atomic_load(&uffds[i].fd) >= 0;
 	atomic_store(&fds_watched, nr);
+}
+
+static bool is_within(int fd, unsigned first, unsigned last)
+{
+	return fd >= 0 && (unsigned)fd >= first && (unsigned)fd <= last;
 }
 
 bool fds_hit(unsigned first, unsigned last)
 {
 	for (int i = 0; i < SHIM_MOUNTS; i++) {
 		int sock = atomic_load_explicit(&shim.mounts[i].sock, memory_order_relaxed);
+		int keep = atomic_load_explicit(&shim.mounts[i].keep, memory_order_relaxed);
 
-		if (sock >= 0 && (unsigned)sock >= first && (unsigned)sock <= last)
+		if (is_within(sock, first, last) || is_within(keep, first, last))
 			return true;
 	}
 	for (uint32_t i = 0; i < atomic_load(&uffds_used); i++) {
 		int fd = atomic_load_explicit(&uffds[i].fd, memory_order_relaxed);
 
-		if (fd >= 0 && (unsigned)fd >= first && (unsigned)fd <= last)
+		if (is_within(fd, first, last))
 			return true;
 	}
 	return false;
@@ -101,14 +109,16 @@ static void uffds_close(unsigned first, unsigned last)
 	fds_changed();
 }
 
-/* The mount whose live socket has this number, or NULL. */
-static struct mount *socket_at(unsigned fd)
+/* Where the number of ours that is `fd` is noted, or NULL: it is the program's. */
+static _Atomic int *ours_at(unsigned fd)
 {
 	for (int i = 0; i < SHIM_MOUNTS; i++) {
 		struct mount *mount = &shim.mounts[i];
 
 		if (atomic_load(&mount->sock) == (int)fd && client_sock_ours(mount, (int)fd))
-			return mount;
+			return &mount->sock;
+		if (atomic_load(&mount->keep) == (int)fd && client_keep_ours(mount, (int)fd))
+			return &mount->keep;
 	}
 	return NULL;
 }
@@ -120,7 +130,7 @@ long fds_close(int fd)
 
 	if (fd < 0 || !fds_hit((unsigned)fd, (unsigned)fd) || !shim_lock(&guard))
 		return raw(close, fd);
-	if (!socket_at((unsigned)fd)) {
+	if (!ours_at((unsigned)fd)) {
 		uffds_close((unsigned)fd, (unsigned)fd);
 		ret = raw(close, fd);
 	}
@@ -155,7 +165,7 @@ static bool is_uffd(int fd, uint32_t *mount)
 long fds_dup3(int old, int fd, int flags, bool is_dup2)
 {
 	struct shim_guard guard;
-	struct mount *mount;
+	_Atomic int *ours;
 	uint32_t of_mount;
 	long ret;
 
@@ -163,13 +173,13 @@ long fds_dup3(int old, int fd, int flags, bool is_dup2)
 	    !(fds_hit((unsigned)fd, (unsigned)fd) || fds_hit((unsigned)old, (unsigned)old)) ||
 	    !shim_lock(&guard))
 		return real_dup3(old, fd, flags, is_dup2);
-	mount = socket_at((unsigned)fd);
-	if (mount) {
+	ours = ours_at((unsigned)fd);
+	if (ours) {
 		/* Where it is now will be closed by the call; without a copy the next need
 		 * connects. */
-		atomic_store(&mount->sock, (int)raw(fcntl, fd, F_DUPFD_CLOEXEC, fd + 1));
-		if (atomic_load(&mount->sock) < 0)
-			atomic_store(&mount->sock, -1);
+		atomic_store(ours, (int)raw(fcntl, fd, F_DUPFD_CLOEXEC, fd + 1));
+		if (atomic_load(ours) < 0)
+			atomic_store(ours, -1);
 	}
 	uffds_close((unsigned)fd, (unsigned)fd);
 	ret = real_dup3(old, fd, flags, is_dup2);
@@ -180,17 +190,20 @@ long fds_dup3(int old, int fd, int flags, bool is_dup2)
 	return ret;
 }
 
-/* Lowest of our sockets in [first, last], or -1. */
-static int lowest_socket(unsigned first, unsigned last)
+/* Lowest of ours in [first, last], or -1. */
+static int lowest_ours(unsigned first, unsigned last)
 {
 	int lowest = -1;
 
 	for (int i = 0; i < SHIM_MOUNTS; i++) {
-		int sock = atomic_load(&shim.mounts[i].sock);
+		const int both[] = {atomic_load(&shim.mounts[i].sock),
+				    atomic_load(&shim.mounts[i].keep)};
 
-		if (sock >= 0 && (unsigned)sock >= first && (unsigned)sock <= last &&
-		    socket_at((unsigned)sock) && (lowest < 0 || sock < lowest))
-			lowest = sock;
+		for (int k = 0; k < 2; k++) {
+			if (is_within(both[k], first, last) && ours_at((unsigned)both[k]) &&
+			    (lowest < 0 || both[k] < lowest))
+				lowest = both[k];
+		}
 	}
 	return lowest;
 }
@@ -199,16 +212,16 @@ long fds_close_range(unsigned first, unsigned last, unsigned flags)
 {
 	struct shim_guard guard;
 	long ret = 0;
-	int sock;
+	int ours;
 
 	/* Ours are close-on-exec already; with UNSHARE the descriptors stay open elsewhere. */
 	if (first > last || flags || !fds_hit(first, last) || !shim_lock(&guard))
 		return raw(close_range, first, last, flags);
 	uffds_close(first, last);
-	while (ret == 0 && (sock = lowest_socket(first, last)) >= 0) {
-		if ((unsigned)sock > first)
-			ret = raw(close_range, first, sock - 1, 0);
-		first = (unsigned)sock + 1;
+	while (ret == 0 && (ours = lowest_ours(first, last)) >= 0) {
+		if ((unsigned)ours > first)
+			ret = raw(close_range, first, ours - 1, 0);
+		first = (unsigned)ours + 1;
 		if (first > last)
 			break;
 	}

@@ -59,14 +59,21 @@ void mapping_announce(const struct mapping *r)
 int mapping_tell(const struct mapping *r, uint64_t at, uint64_t final, bool query, uint64_t *armed)
 {
 	struct wpfs_map body = map_body(r, at, final);
+	struct mount *mount = &shim.mounts[r->mount];
 	struct wpfs_map_reply reply = {0};
 	int status, err;
 
 	body.query = query;
-	err = mount_call(&shim.mounts[r->mount], WPFS_OP_MAP, &body, sizeof(body), NULL, &status,
-			 &reply, sizeof(reply), NULL);
-	if (err)
-		return mapping_refused(err);
+	for (;;) {
+		err = mount_call(mount, WPFS_OP_MAP, &body, sizeof(body), NULL, &status, &reply,
+				 sizeof(reply), NULL);
+		if (err)
+			return mapping_refused(err);
+		if (status != -EOWNERDEAD || body.unwitnessed)
+			break;
+		mount_renew(mount);
+		body.unwitnessed = 1; /* if it has none now, it gets none */
+	}
 	if (status < 0)
 		return status;
 	*armed = reply.armed_pages;

@@ -102,8 +102,10 @@ static void init_locked(void)
 	shim.protect = env_flag("WPFS_PROTECT");
 	shim.quiet = env_flag("WPFS_QUIET");
 	shim.require = env_flag("WPFS_REQUIRE");
-	for (int i = 0; i < SHIM_MOUNTS; i++)
+	for (int i = 0; i < SHIM_MOUNTS; i++) {
 		atomic_store(&shim.mounts[i].sock, -1);
+		atomic_store(&shim.mounts[i].keep, -1);
+	}
 	if (raw(fstat, STDERR_FILENO, &st) == 0) {
 		shim.stderr_dev = st.st_dev;
 		shim.stderr_ino = st.st_ino;

@@ -58,6 +58,14 @@ struct mount {
 	_Atomic bool
 		was_attached; /* this mm, or the parent it has mappings from; no lock to read */
 
+	/*
+	 * Capped mounts: wpfs's own userfaultfd of this mm, or -1. With it the pages that are in
+	 * the store stay behind faults, should daemon and witness both be killed; the next daemon
+	 * takes it. On a native mount nobody reads it then, and a fork would wait for ever.
+	 */
+	_Atomic int keep;
+	uint64_t keep_dev, keep_ino; /* as sock_dev */
+
 	int witness_pid;		/* 0: none */
 	int witness_uffd, witness_chan; /* numbers in the witness's table, -1 without one */
 };

@@ -105,6 +105,18 @@ void attach_hello(struct request *rq)
 	request_reply_fds(rq, &reply, sizeof(reply), fds, reply.nr_fds);
 }
 
+/* The mm speaks through this connection from now on. */
+static void attach_take_client(struct tmm *tm, struct client *c)
+{
+	if (tm->client && tm->client != c) {
+		tm->client->tmm = NULL;
+		tm->client->closing = true;
+	}
+	tm->client = c;
+	c->tmm = tm;
+	c->attached = true;
+}
+
 /* A connection that was lost, or a new daemon: the mm is known by its process and its witness. */
 static void attach_again(struct request *rq)
 {
@@ -117,13 +129,7 @@ static void attach_again(struct request *rq)
 		if (tm->state == TMM_DETACHED || tm->program.pid != c->id.pid ||
 		    tm->program.start_time != c->id.start_time)
 			continue;
-		if (tm->client) {
-			tm->client->tmm = NULL;
-			tm->client->closing = true;
-		}
-		tm->client = c;
-		c->tmm = tm;
-		c->attached = true;
+		attach_take_client(tm, c);
 		reply.mm = tm->mm.id;
 		request_reply(rq, 0, &reply, sizeof(reply));
 		return;
@@ -202,6 +208,60 @@ static int attach_take(struct request *rq, struct tmm *tm)
 	return r < 0 ? r : track_watch_add(rq->t, &tm->program_watch, EPOLLIN);
 }
 
+/* The live mm of this process whose witness is dead, or NULL. */
+static struct tmm *attach_find_widow(const struct track *t, const struct client *c)
+{
+	struct tmm *tm;
+
+	DL_FOREACH (t->tmms, tm) {
+		if (tm->state != TMM_DETACHED && tm->program.pid == c->id.pid &&
+		    tm->program.start_time == c->id.start_time && tmm_has_lost_witness(tm))
+			return tm;
+	}
+	return NULL;
+}
+
+/*
+ * Another witness for an mm that has lost its own. With a uffd that is new nothing is registered
+ * any more, so all that was armed is dirty; from the next protect on it is as it ever was.
+ */
+static int attach_renew(struct request *rq, struct tmm *tm)
+{
+	const struct wpfs_attach *attach = rq->body;
+	struct proc_id witness = tm->witness;
+	struct ipc_fds *fds = rq->fds;
+	uint64_t before = tm->mm.conservative;
+	int r = -EBADF, old = tm->witness_pidfd;
+
+	if (fds->nr != 2 || !uffd_is_uffd(fds->fd[0]))
+		return -EPROTO;
+	if (rq->t->config.capped)
+		r = residency_is_uffd(tm, fds->fd[0]) ? 0 : -EBADF;
+	else
+		r = uffd_init_async(fds->fd[0], true);
+	tm->witness_pidfd = -1;
+	if (r == 0)
+		r = attach_witness(rq, tm, &fds->fd[1]);
+	if (r < 0) {
+		tm->witness_pidfd = old;
+		tm->witness = witness;
+		return r;
+	}
+	close_fd(&old);
+	close_fd(&tm->uffd_copy);
+	tm->widowed = false;
+	tm->uffd_fd = attach->uffd_fd;
+	tm->chan_fd = attach->chan_fd;
+	tm->untold = attach->untold;
+	tm->nr_kept = 0;
+	if (!rq->t->config.capped)
+		r = fork_lose_strays(rq->t, tm);
+	if (r == 0 && !rq->t->config.capped)
+		r = mm_lost_registration(&tm->mm);
+	rq->t->conservative += tm->mm.conservative - before;
+	return r < 0 || tm->state == TMM_NEW ? r : persist_mm(rq->t, tm);
+}
+
 void attach_attach(struct request *rq)
 {
 	const struct wpfs_attach *attach = rq->body;
@@ -215,6 +275,22 @@ void attach_attach(struct request *rq)
 		return;
 	}
 	life_sweep_pid(rq->t, c->id.pid); /* the same process before exec */
+	tm = attach->nr_fds == 2 ? attach_find_widow(rq->t, c) : NULL;
+	if (tm) {
+		r = attach_renew(rq, tm);
+		if (r < 0) {
+			log_warn("track: pid %d gets no other witness: %s", c->id.pid,
+				 log_errstr(r));
+			request_error(rq, r, "no other witness for pid %d: %s", c->id.pid,
+				      log_errstr(r));
+			return;
+		}
+		log_info("track: pid %d has another witness", c->id.pid);
+		attach_take_client(tm, c);
+		reply.mm = tm->mm.id;
+		request_reply(rq, 0, &reply, sizeof(reply));
+		return;
+	}
 	if (attach_is_attached(rq->t, c)) {
 		request_error(rq, -EEXIST, "pid %d is attached already", c->id.pid);
 		return;

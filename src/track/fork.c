@@ -390,6 +390,16 @@ static int fork_doubt_children(struct track *t, struct tmm *tm)
 	return r < 0 || tmm_dirty(row) == before ? r : protect_store_born(t, row);
 }
 
+int fork_lose_strays(struct track *t, struct tmm *tm)
+{
+	bool doubt = false;
+
+	for (size_t i = 0; i < tm->nr_strays; i++)
+		doubt |= !tm->strays[i].claimed;
+	tm->nr_strays = 0;
+	return doubt ? fork_doubt_children(t, tm) : 0;
+}
+
 int fork_look_for_strays(struct track *t, struct tmm *tm)
 {
 	int dead[WPFS_WITNESS_FDS];

@@ -102,6 +102,8 @@ struct tmm {
 	int uffd_fd;   /* of wpfs's uffd in the witness */
 	int chan_fd;   /* of the command channel in the witness */
 	int uffd_copy; /* ours, only when there is no witness (and no event to be read) */
+	bool widowed; /* capped: the witness died before this daemon, and uffd_copy is the program's
+		       */
 	struct own_uffd *uffds;
 	struct stray strays[WPFS_WITNESS_FDS];
 	size_t nr_strays;
@@ -244,6 +246,9 @@ void fork_new_life(struct track *t, const struct tmm *tm);
 int fork_look_for_strays(struct track *t, struct tmm *tm);
 /* Children of before this daemon have had their time. */
 void fork_resume_strays(struct tmm *tm);
+/* The witness is dead, and what uffds of children it had: those that nobody came for are in doubt.
+ */
+int fork_lose_strays(struct track *t, struct tmm *tm);
 /* What the row of a program's children that nobody tracks is called, behind its name. */
 #define FORK_UNTRACKED "/untracked"
 /* How long a child may take to claim its uffd before it counts as one that does not. */
@@ -270,6 +275,12 @@ void own_post(struct request *rq);
 void own_unreg(struct request *rq);
 void own_close(struct request *rq);
 void own_free_all(struct tmm *tm);
+/*
+ * Calls fn for each userfaultfd in the program's table, with its number there and a descriptor (-1:
+ * it cannot be had) that is closed afterwards unless fn takes it over.
+ */
+typedef void (*own_fd_fn)(struct track *t, struct tmm *tm, int number, int *fd);
+void own_for_each_fd(struct track *t, struct tmm *tm, own_fd_fn fn);
 /* Takes back copies of the uffds of a program that was there before this daemon. */
 void own_resume(struct track *t, struct tmm *tm);
 /* Often, while there are any: lets go of uffds that the program has closed behind the shim's back.
@@ -284,6 +295,8 @@ struct tmm *tmm_by_name(struct track *t, uid_t uid, const char *name);
 bool tmm_selected(const struct tmm *tm, uid_t uid, const char *name);
 /* wpfs's uffd of this mm for one operation; the caller closes it. -errno. */
 int tmm_uffd(const struct tmm *tm);
+/* Had it a witness, which is dead while it lives? The program can make another one. */
+bool tmm_has_lost_witness(const struct tmm *tm);
 /* A pid whose page tables are the mm's: the witness's, else the program's. 0: none. */
 pid_t tmm_pid(const struct tmm *tm);
 /* Pages that are dirty of what wpfs armed, over all files, as of the last harvest. */

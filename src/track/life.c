@@ -52,6 +52,8 @@ static bool life_worth_keeping(const struct tmm *tm)
 /* Has the program, which lives, gone from this mm? */
 static bool life_has_left(const struct tmm *tm)
 {
+	if (tm->widowed)
+		return uffd_writeprotect_once(tm->uffd_copy, 0, WPFS_PAGE_SIZE, false) == -ESRCH;
 	/* Without a witness nothing tells an exec but the end of the connection. */
 	if (tm->witness_pidfd < 0)
 		return tm->client == NULL;
@@ -344,6 +346,8 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 		r = track_watch_add(t, &tm->program_watch, EPOLLIN);
 	if (r < 0)
 		return r;
+	if (tm->program_watch.fd >= 0 && (tm->witness_pidfd < 0 || proc_is_dead(tm->witness_pidfd)))
+		residency_find_kept(t, tm);
 	if ((tm->program_watch.fd < 0 || life_has_ended(tm)) && !shared_go_on(t, tm)) {
 		residency_abandon(t, tm);
 		life_end_mm(t, tm, true);

@@ -241,6 +241,10 @@ void mapping_map(struct request *rq)
 			      bad);
 		return;
 	}
+	if (!map->unwitnessed && tmm_has_lost_witness(tm)) {
+		request_reply(rq, -EOWNERDEAD, NULL, 0);
+		return;
+	}
 	if (tm->state == TMM_NEW)
 		r = tmm_enlist(rq->t, tm);
 	if (r < 0) {

@@ -124,10 +124,9 @@ static bool own_is_waited_for(const struct own_uffd *own)
  */
 static bool own_has_events(const struct own_uffd *own)
 {
-	_cleanup_free_ char *text = NULL;
-	unsigned long long features = 0;
+	uint64_t features;
 
-	if (sscanf(own_info(own, "\nAPI:", &text), " %*x:%llx:", &features) != 1)
+	if (uffd_features(own->copy, &features) < 0)
 		return true;
 	return features & (UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
 			   UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP);
@@ -302,15 +301,13 @@ static bool own_find_holder(const struct tmm *tm, struct own_uffd *own)
 	return dir == NULL;
 }
 
-void own_resume(struct track *t, struct tmm *tm)
+void own_for_each_fd(struct track *t, struct tmm *tm, own_fd_fn fn)
 {
 	_cleanup_close_ int thread = -1;
 	_cleanup_dir_ DIR *dir = NULL;
 	struct dirent *de;
 	pid_t tid;
 
-	if (!tm->mm.own_uffds)
-		return;
 	dir = proc_open_fds(tm->program.pid, &tid);
 	if (tid > 0 && tid != tm->program.pid)
 		thread = (int)syscall(SYS_pidfd_open, tid, PIDFD_THREAD);
@@ -321,11 +318,23 @@ void own_resume(struct track *t, struct tmm *tm)
 		if (!own_entry_is_uffd(dir, de->d_name))
 			continue;
 		fd = proc_borrow_fd(thread >= 0 ? thread : tm->program_watch.fd, number);
-		if (fd < 0 || own_keep(t, tm, number, &fd) < 0)
-			log_warn(
-				"track: a userfaultfd of pid %d is not kept: its marks end with it",
-				tm->program.pid);
+		fn(t, tm, number, &fd);
 	}
+}
+
+static void own_take_back(struct track *t, struct tmm *tm, int number, int *fd)
+{
+	if (*fd >= 0 && residency_is_uffd(tm, *fd))
+		return; /* wpfs's own, which the program keeps */
+	if (*fd < 0 || own_keep(t, tm, number, fd) < 0)
+		log_warn("track: a userfaultfd of pid %d is not kept: its marks end with it",
+			 tm->program.pid);
+}
+
+void own_resume(struct track *t, struct tmm *tm)
+{
+	if (tm->mm.own_uffds)
+		own_for_each_fd(t, tm, own_take_back);
 }
 
 /*

@@ -11,10 +11,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/kcmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 #include <utlist.h>
@@ -38,6 +40,46 @@ int residency_attach(struct track *t, struct tmm *tm, int uffd)
 	if (!t->config.capped || tm->capped)
 		return 0;
 	return capped_mm_add(t->config.capped, tm->program.pid, tmm_pid(tm), uffd, &tm->capped);
+}
+
+int residency_uffd(const struct tmm *tm)
+{
+	int fd = tm->capped ? fcntl(tm->capped->uffd, F_DUPFD_CLOEXEC, 0) : -1;
+
+	return fd < 0 ? -ESRCH : fd;
+}
+
+bool residency_is_uffd(const struct tmm *tm, int fd)
+{
+	const pid_t self = getpid();
+
+	return tm->capped && syscall(SYS_kcmp, self, self, KCMP_FILE, tm->capped->uffd, fd) == 0;
+}
+
+/* Only the one that a mapping is registered with can be registered with it again. */
+static void residency_take_kept(struct track *t, struct tmm *tm, int number, int *fd)
+{
+	if (*fd < 0 || tm->uffd_copy >= 0 || !uffd_is_inited_sync(*fd))
+		return;
+	for (size_t i = 0; i < tm->mm.nr_vmas; i++) {
+		const struct mm_vma *vma = &tm->mm.vmas[i];
+
+		if (!vma->registered || vma->owner != MM_WPFS)
+			continue;
+		if (uffd_register_missing(*fd, vma->start, vma->end) == 0)
+			tm->uffd_copy = steal_fd(fd);
+		return;
+	}
+}
+
+void residency_find_kept(struct track *t, struct tmm *tm)
+{
+	if (!t->config.capped)
+		return;
+	own_for_each_fd(t, tm, residency_take_kept);
+	tm->widowed = tm->uffd_copy >= 0;
+	if (tm->widowed)
+		close_fd(&tm->witness_pidfd);
 }
 
 void residency_detach(struct track *t, struct tmm *tm)

@@ -14,6 +14,18 @@
  */
 int residency_attach(struct track *t, struct tmm *tm, int uffd);
 
+/* wpfs's uffd of an mm whose witness is dead; the caller closes it. -ESRCH. Native: -ESRCH. */
+int residency_uffd(const struct tmm *tm);
+
+/* Is this descriptor of wpfs's uffd of the mm? Native: false. */
+bool residency_is_uffd(const struct tmm *tm, int fd);
+
+/*
+ * A new daemon finds a live program without its witness: the program itself keeps the uffd, and if
+ * it does still the mm goes on, `widowed`. Native: nothing.
+ */
+void residency_find_kept(struct track *t, struct tmm *tm);
+
 /* Nobody has the mm that could fault. Native: nothing. */
 void residency_detach(struct track *t, struct tmm *tm);
 

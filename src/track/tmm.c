@@ -85,13 +85,18 @@ int tmm_uffd(const struct tmm *tm)
 		return -ESRCH;
 	fd = proc_borrow_fd(tm->witness_pidfd, tm->uffd_fd);
 	if (fd < 0)
-		return fd;
+		return fd == -ESRCH ? residency_uffd(tm) : fd;
 	r = uffd_is_uffd(fd) ? 0 : -EBADF; /* the table is the witness's, its memory is not */
 	if (r < 0) {
 		close(fd);
 		return r;
 	}
 	return fd;
+}
+
+bool tmm_has_lost_witness(const struct tmm *tm)
+{
+	return tm->witness_pidfd >= 0 ? proc_is_dead(tm->witness_pidfd) : tm->widowed;
 }
 
 pid_t tmm_pid(const struct tmm *tm)

@@ -2,13 +2,16 @@
 #include "uffd/uffd.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/compat.h"
+#include "base/fdio.h"
 #include "base/units.h"
 
 bool uffd_is_uffd(int fd)
@@ -22,6 +25,38 @@ bool uffd_is_uffd(int fd)
 		return false;
 	target[n] = '\0';
 	return strcmp(target, "anon_inode:[userfaultfd]") == 0;
+}
+
+int uffd_features(int fd, uint64_t *features)
+{
+	_cleanup_free_ char *text = NULL;
+	unsigned long long seen;
+	const char *at;
+	char path[64];
+	int r;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	r = fdio_read_file(AT_FDCWD, path, &text, NULL);
+	if (r < 0)
+		return r;
+	at = strstr(text, "\nAPI:");
+	if (!at || sscanf(at + 5, " %*x:%llx:", &seen) != 1)
+		return -ENODATA;
+	*features = seen & ~((uint64_t)1 << 31); /* that its API was done, no feature */
+	return 0;
+}
+
+#define INIT_SYNC_FEATURES                                                                         \
+	(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_MISSING_SHMEM |                             \
+	 UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_EVENT_FORK | \
+	 UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_THREAD_ID)
+
+bool uffd_is_inited_sync(int fd)
+{
+	uint64_t features;
+
+	return uffd_is_uffd(fd) && uffd_features(fd, &features) == 0 &&
+	       features == INIT_SYNC_FEATURES;
 }
 
 int uffd_init_async(int uffd, bool events)
@@ -39,13 +74,7 @@ int uffd_init_async(int uffd, bool events)
 
 int uffd_init_sync(int uffd)
 {
-	struct uffdio_api api = {
-		.api = UFFD_API,
-		.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_MISSING_SHMEM |
-			    UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED |
-			    UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
-			    UFFD_FEATURE_THREAD_ID,
-	};
+	struct uffdio_api api = {.api = UFFD_API, .features = INIT_SYNC_FEATURES};
 
 	return ioctl(uffd, UFFDIO_API, &api) < 0 ? -errno : 0;
 }

@@ -21,6 +21,9 @@
 /* Is this descriptor a userfaultfd? A client's word is not enough before an ioctl. */
 bool uffd_is_uffd(int fd);
 
+/* What its UFFDIO_API has switched on (UFFD_FEATURE_*), as /proc says. 0 or -errno. */
+int uffd_features(int fd, uint64_t *features);
+
 /*
  * UFFDIO_API of wpfs's own uffd: WP_ASYNC (the kernel clears marks, nobody is woken); with
  * `events` also EVENT_FORK and EVENT_REMAP (marks follow), which somebody must then read at once
@@ -34,6 +37,9 @@ int uffd_init_async(int uffd, bool events);
  * missing faults are messages, and so are forks and mremaps. Errors as above.
  */
 int uffd_init_sync(int uffd);
+
+/* Is it one of which uffd_init_sync was done, as far as it shows? */
+bool uffd_is_inited_sync(int fd);
 
 /*
  * Registers [start, end) write-protect. -EBUSY: another uffd has it; -EPERM: the mapping can never

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Programs that lose their witness, and what they lose with it."""
+
+import os
+import select
+import signal
+
+import pytest
+
+import harness
+import mapper
+import proc
+import report
+from harness import PAGE
+from mapper import ALL, Child
+from test_failure import witness_of
+
+
+def lose_witness(program):
+    witness = witness_of(program)
+    pidfd = os.pidfd_open(witness)
+    os.kill(witness, signal.SIGKILL)
+    assert proc.is_over(pidfd, harness.SECONDS)
+    os.close(pidfd)
+
+
+def witnesses(program):
+    return [pid for pid in proc.children(program.pid)
+            if "wpfs-witness" in proc.describe(pid) and proc.state(pid) != "Z"]
+
+
+def silent(program):
+    readable, _, _ = select.select([program.popen.stdout], [], [], 0.5)
+    return not readable
+
+
+@pytest.mark.parametrize("before", [None, "closefrom 3", "closeall 3"])
+def test_killed_with_the_daemon_on_a_capped_mount(make_wpfs, before):
+    """
+    As `pkill -9 wpfs` does. The program has the userfaultfd too: what it touches of the store waits
+    for the next daemon, and is no page of zeros; no mark is lost.
+    """
+    wpfs = make_wpfs("store", ["resident=64M", "settle=0"])
+    program = mapper.mapped(wpfs)
+    for page in ALL:
+        program.order(f"store 0 {page} {page + 1}")
+    if before:
+        program.order(before)
+    wpfs.wpctl("protect", wpfs.mnt)
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    program.order("store 0 7 200")
+    lose_witness(program)
+    wpfs.kill9()
+    program.send("load 0 3")
+    assert silent(program), "it has a page that is in the store"
+    wpfs.restart()
+    assert program.read() == "ok 4"
+    contents = [200 if page == 7 else page + 1 for page in sorted(ALL)]
+    assert [program.order(f"load 0 {page}") for page in sorted(ALL)] == contents
+    assert report.dirty(wpfs, "t") == {7}
+    program.order("store 0 9 201")
+    assert report.dirty(wpfs, "t") == {7, 9}
+    with open(wpfs.mnt / "f", "rb") as file:
+        assert file.read()[::PAGE] == bytes(201 if n == 9 else byte for n, byte in enumerate(contents))
+    program.order(f"open 0 {wpfs.mnt}/f")
+    program.order(f"map 1 0 0 {8 * PAGE}")  # with this one it gets another witness
+    assert len(witnesses(program)) == 1
+    program.order("store 1 2 1")
+    program.kill9()
+    assert report.dirty(wpfs, "t") == {2, 7, 9}
+
+
+def test_another_one_on_a_capped_mount(make_wpfs):
+    """Nothing is lost, and what it maps can be evicted again."""
+    wpfs = make_wpfs("store", ["resident=64M", "settle=0"])
+    program = mapper.mapped(wpfs)
+    wpfs.wpctl("protect", wpfs.mnt)
+    program.order("store 0 7 200")
+    lose_witness(program)
+    assert "no witness" in wpfs.wpctl("evict", wpfs.mnt, "/f", status=1).stderr
+    program.order(f"map 1 0 0 {8 * PAGE}")
+    assert report.dirty(wpfs, "t") == {7}
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    program.order("store 1 2 1")
+    assert program.order("load 0 7") == 200
+    wpfs.kill9()
+    program.send("store 0 3 1")
+    assert silent(program)
+    wpfs.restart()
+    assert program.read() == "ok 0"
+    program.kill9()
+    assert report.dirty(wpfs, "t") == {2, 3, 7}
+
+
+def test_another_one(wpfs):
+    """The marks went with the first one; from the next epoch on they are exact again."""
+    program = mapper.mapped(wpfs)
+    program.order("store 0 1 1")
+    lose_witness(program)
+    assert report.dirty(wpfs, "t") == ALL
+    program.order(f"map 1 0 0 {8 * PAGE}")
+    assert len(witnesses(program)) == 1
+    assert report.dirty(wpfs, "t") == ALL
+    wpfs.wpctl("protect", wpfs.mnt)
+    assert report.dirty(wpfs, "t") == set()
+    program.order("store 0 40 1")
+    program.order("store 1 2 1")
+    child = Child(wpfs, program)
+    child.order("store 0 50 1")
+    child.end()
+    assert report.dirty(wpfs, "t") == {2, 40}
+    program.kill9()
+    assert report.dirty(wpfs, "t") == {2, 40}
+    assert report.dirty(wpfs, f"t/{child.pid}") == {2, 40, 50}
+
+
+def test_none_behind_a_filter(wpfs):
+    """A program that has a seccomp filter by then stays without: all that it has armed is dirty."""
+    program = mapper.mapped(wpfs)
+    program.order("seccomp")
+    lose_witness(program)
+    program.order(f"map 1 0 0 {8 * PAGE}")
+    assert witnesses(program) == []
+    program.order("store 1 2 1")
+    assert report.dirty(wpfs, "t") == ALL
+    program.kill9()
+    assert report.dirty(wpfs, "t") == ALL
