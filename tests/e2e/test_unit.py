@@ -190,7 +190,7 @@ def test_life_of_a_unit(unit, tmp_path):
     assert (tmp_path / "model.json").read_text() == (tmp_path / "wpfs.json").read_text()
     assert log.splitlines() == f"""\
 == start
-enabled-runtime
+enabled
 /var/lib/wpfs/srv-db fuse.wpfs
 NoNewPrivs:1
 Seccomp:2
