@@ -106,6 +106,16 @@ void look_tree(struct side *s, void (*line)(void *ctx, const char *text), void *
 
 void arena_open(struct side *s);
 
+/* ---- reclaim.c -------------------------------------------------------------------------- */
+
+/*
+ * Do two lines of a tree differ only in pages of holes that the kernel has taken, and that not too
+ * often? Counted. Do two answers differ in nothing but blocks, for which the trees tell why?
+ */
+bool only_reclaimed(const char *model, const char *other);
+bool only_blocks(const char *model, const char *other);
+unsigned reclaimed_count(void);
+
 /* ---- users.c ---------------------------------------------------------------------------- */
 
 /* This thread's credentials; number 0 is root with all it has. */
