@@ -39,6 +39,8 @@ struct store_image {
 	bool known, broken; /* broken: some page could not be noted */
 	char *map;	    /* or NULL */
 	uint64_t map_len;
+	uint64_t asked, data,
+		hole; /* in this pass: of pages [asked, hole) those from `data` on are data */
 };
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -186,6 +188,7 @@ void store_image_map(struct store_image *image, int lower_fd, uint64_t size)
 	_cleanup_close_ int fd = -1;
 	uint64_t len = (size + size / 2 + (1 << 20)) & ~(WPFS_PAGE_SIZE - 1); /* it may grow */
 
+	image->asked = image->data = image->hole = 0;
 	if (missing_uffd < 0 || (image->map && image->map_len >= size))
 		return;
 	store_image_unmap(image);
@@ -236,17 +239,32 @@ static bool scan_run(const struct store_image *image, uint64_t first, size_t beg
 	return any;
 }
 
-/* Where the run of `whence` that begins at or after page `at` of `first` does, at most `nr`. */
-static size_t seek_page(int fd, uint64_t first, size_t at, size_t nr, int whence)
+/* The page where the run of `whence` that begins at or after `page` does; UINT64_MAX: none. */
+static uint64_t seek_page(int fd, uint64_t page, int whence)
 {
-	off_t found = lseek(fd, (off_t)((first + at) * WPFS_PAGE_SIZE), whence);
-	uint64_t page = ((uint64_t)found + WPFS_PAGE_SIZE - 1) / WPFS_PAGE_SIZE;
+	off_t found = lseek(fd, (off_t)(page * WPFS_PAGE_SIZE), whence);
 
-	return found < 0 || page - first > nr ? nr : (size_t)(page - first);
+	return found < 0 ? UINT64_MAX : ((uint64_t)found + WPFS_PAGE_SIZE - 1) / WPFS_PAGE_SIZE;
 }
 
-bool store_image_scan(const struct store_image *image, int lower_fd, uint64_t off, size_t len,
-		      bool *may)
+/*
+ * The next run of data at or after `page`, into image->data and hole. It is asked for once and not
+ * for each window: to find where it begins or ends the kernel walks over all pages until there.
+ */
+static void find_data(struct store_image *image, int fd, uint64_t page)
+{
+	if (page >= image->asked && page < image->hole)
+		return;
+	image->asked = page;
+	image->data = seek_page(fd, page, SEEK_DATA);
+	image->hole = image->data;
+	if (image->data != UINT64_MAX)
+		image->hole = seek_page(fd, image->data, SEEK_HOLE);
+	if (image->hole <= image->data && image->data != UINT64_MAX)
+		image->hole = image->data + 1; /* it has just become a hole */
+}
+
+bool store_image_scan(struct store_image *image, int lower_fd, uint64_t off, size_t len, bool *may)
 {
 	size_t nr = (len + WPFS_PAGE_SIZE - 1) / WPFS_PAGE_SIZE;
 	uint64_t first = off / WPFS_PAGE_SIZE;
@@ -258,14 +276,16 @@ bool store_image_scan(const struct store_image *image, int lower_fd, uint64_t of
 	}
 	/* A load would make data of a page that is only allocated: only data is loaded. */
 	for (size_t at = 0; at < nr;) {
-		size_t data = seek_page(lower_fd, first, at, nr, SEEK_DATA), end;
+		size_t end = at;
 
-		for (; at < data; at++) {
+		find_data(image, lower_fd, first + at);
+		for (; at < nr && first + at < image->data; at++) {
 			may[at] = first + at < image->nr &&
 				  !XXH128_isEqual(image->pages[first + at], zeros);
 			any |= may[at];
 		}
-		end = at < nr ? seek_page(lower_fd, first, at, nr, SEEK_HOLE) : nr;
+		for (end = at; end < nr && first + end < image->hole;)
+			end++;
 		any |= scan_run(image, first, at, end, may);
 		at = end;
 	}

@@ -41,9 +41,10 @@ uint64_t store_image_next(const struct store_image *image, uint64_t page);
 void store_image_cut(struct store_image *image, uint64_t pages);
 
 /*
- * Maps the lower file behind `lower_fd`, which may be open for reading only, to be scanned; a
- * mapping of at least `size` bytes that is there stays. While it is there the lower file counts as
- * open for writing. Without it all pages are said to differ.
+ * Before each pass over it: maps the lower file behind `lower_fd`, which may be open for reading
+ * only, to be scanned from the begin to the end; a mapping of at least `size` bytes that is there
+ * stays. While it is there the lower file counts as open for writing. Without it all pages are said
+ * to differ.
  */
 void store_image_map(struct store_image *image, int lower_fd, uint64_t size);
 void store_image_unmap(struct store_image *image);
@@ -59,7 +60,6 @@ void store_image_rest(struct store_image *image);
  * for each page; `off` is that of a page. lower_fd: of the file. Allocates nothing in it, and what
  * is allocated without being data stays so. False: none does.
  */
-bool store_image_scan(const struct store_image *image, int lower_fd, uint64_t off, size_t len,
-		      bool *may);
+bool store_image_scan(struct store_image *image, int lower_fd, uint64_t off, size_t len, bool *may);
 
 #endif
