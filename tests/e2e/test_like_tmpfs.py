@@ -54,3 +54,17 @@ def test_random_operations_where_it_is_full(make_wpfs, tmpfs):
     limits = "size=400K,nr_inodes=70,mode=755"
     compare(make_wpfs(options=limits.split(",")), tmpfs(limits), "--operations", 1500,
             "--hands", 1, "--seed", 1)
+
+
+@pytest.mark.parametrize("options", ["size=1M", "size=2%,nr_inodes=1k", "size=10000,nr_inodes=7", "size=0,nr_inodes=0",
+                                     "mode=1751,uid=1000,gid=1001", "mode=0", "size=3M,huge=always"])
+def test_options(make_wpfs, tmpfs, options):
+    """The root, and how much there is room for, as the same options give on a tmpfs."""
+    model, wpfs = tmpfs(options), make_wpfs(options=options.split(","))
+
+    def seen(top):
+        root, room = os.stat(top), os.statvfs(top)
+        return (oct(root.st_mode), root.st_uid, root.st_gid, root.st_nlink, root.st_size, room.f_bsize, room.f_frsize,
+                room.f_blocks, room.f_bfree, room.f_bavail, room.f_files, room.f_ffree, room.f_namemax)
+
+    assert seen(wpfs.mnt) == seen(model)
