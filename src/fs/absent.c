@@ -343,7 +343,8 @@ static bool prefetch_has_room(const struct fs_absent *a, const struct absent_ent
 		return true; /* removed */
 	if (fd < 0 || fstat(fd, &st) < 0 || fstatvfs(a->lower_fd, &room) < 0)
 		return false;
-	return room.f_bavail >= room.f_blocks / 10 + (uint64_t)st.st_size / room.f_frsize;
+	return room.f_bavail >=
+	       room.f_blocks / 10 + ((uint64_t)st.st_size + room.f_frsize - 1) / room.f_frsize;
 }
 
 static void *prefetch_main(void *arg)
