@@ -388,6 +388,14 @@ void fs_backing_release(struct fs *fs, const struct fuse_file_info *fi)
 		idle_trim(fs);
 }
 
+void fs_backing_truncated(struct fs *fs, struct fuse_file_info *fi, mode_t mode)
+{
+	if (fs->kind == WPFS_KIND_CAPPED || (mode & (S_ISUID | S_ISGID)))
+		return;
+	fi->direct_io = 0;
+	fi->fh &= ~(uint64_t)FS_FH_DIRECT;
+}
+
 int fs_backing_empty(struct fs *fs, uint64_t ino, int fd)
 {
 	bool held = fs_absent_hold(fs->absent, ino);

@@ -13,7 +13,8 @@
 #include "base/cleanup.h"
 #include "fs/priv.h"
 
-static int open_truncate(fuse_req_t req, fuse_ino_t ino)
+/* *mode: what the file has afterwards. */
+static int open_truncate(fuse_req_t req, fuse_ino_t ino, mode_t *mode)
 {
 	struct creds_caller caller = fs_caller(req);
 	struct fs *fs = fs_of(req);
@@ -37,6 +38,7 @@ static int open_truncate(fuse_req_t req, fuse_ino_t ino)
 	fs_hook_io_end(fs, ino, 0, 0, FS_IO_DROP, !r);
 	if (!r && st.st_size > 0)
 		fs_hook_dropped(fs, ino, 0, 0);
+	*mode = fstat(ref.fd, &st) == 0 ? st.st_mode : S_ISUID;
 	return r;
 }
 
@@ -47,9 +49,13 @@ static void open_file(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	int r = inode ? fs_backing_open(fs, inode, -1, fuse_req_ctx(req)->pid, fi) : -ESTALE;
 
 	if (!r && (fi->flags & O_TRUNC)) {
-		r = open_truncate(req, ino);
+		mode_t mode = 0;
+
+		r = open_truncate(req, ino, &mode);
 		if (r)
 			fs_backing_release(fs, fi);
+		else
+			fs_backing_truncated(fs, fi, mode);
 	}
 	if (r)
 		fuse_reply_err(req, -r);

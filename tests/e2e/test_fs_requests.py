@@ -60,6 +60,29 @@ def test_opening_a_file(logged):
     assert got == collections.Counter(OPEN=1)
 
 
+def open_as_user_and_write(path, flags):
+    """By another process, whose capabilities leave no suid bit."""
+    pid = os.fork()
+    if pid == 0:
+        os.setresuid(1000, 1000, 1000)
+        fd = os.open(path, flags)
+        os.write(fd, b"y" * 5000)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_truncated_and_not_set_user_id_any_more(logged):
+    """An open that takes the bit is as any other: the daemon does not do its reads and writes."""
+    path = logged.mnt / "f"
+    path.write_bytes(b"x")
+    os.chmod(logged.dir, 0o755)
+    for flags, by_us in ((os.O_WRONLY, 1), (os.O_WRONLY | os.O_TRUNC, 0)):
+        os.chmod(path, 0o4777)
+        got, lines = requests(logged, lambda flags=flags: open_as_user_and_write(path, flags))
+        assert got["OPEN"] == 1 and (got["WRITE"] > 0) == by_us, lines
+        assert path.stat().st_mode & 0o7777 == 0o777 and path.read_bytes()[:5000] == b"y" * 5000
+
+
 def test_renaming_a_file(logged):
     (logged.mnt / "one").touch()
     os.rename(logged.mnt / "one", logged.mnt / "two")
