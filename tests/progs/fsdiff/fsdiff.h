@@ -109,12 +109,14 @@ void arena_open(struct side *s);
 /* ---- reclaim.c -------------------------------------------------------------------------- */
 
 /*
- * Do two lines of a tree differ only in pages of holes that the kernel has taken, and that not too
- * often? Counted. Do two answers differ in nothing but blocks, for which the trees tell why?
+ * Do two lines of a tree differ only in pages of holes that the kernel has taken or made, and that
+ * not in too many files? Of how many, and how often this thread has let it pass. Do two answers
+ * differ in nothing but blocks, for which the trees tell why?
  */
 bool only_reclaimed(const char *model, const char *other);
 bool only_blocks(const char *model, const char *other);
 unsigned reclaimed_count(void);
+unsigned reclaimed_passed(void);
 
 /* ---- users.c ---------------------------------------------------------------------------- */
 
