@@ -367,12 +367,11 @@ void fs_backing_astray(struct fs *fs, struct fs_inode *inode)
 	pthread_mutex_unlock(&shard->backing);
 }
 
-void fs_backing_release(struct fs *fs, const struct fuse_file_info *fi)
+void fs_backing_release(struct fs *fs, uint64_t ino, const struct fuse_file_info *fi)
 {
 	struct fs_backing *backing =
 		(struct fs_backing *)(uintptr_t)(fi->fh & ~(uint64_t)FS_FH_BITS);
-	struct fs_shard *shard = fs_shard_of(fs, backing->ino);
-	uint64_t ino = backing->ino;
+	struct fs_shard *shard = fs_shard_of(fs, ino);
 	bool idle;
 
 	pthread_mutex_lock(&shard->backing);

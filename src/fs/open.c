@@ -53,14 +53,14 @@ static void open_file(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
 		r = open_truncate(req, ino, &mode);
 		if (r)
-			fs_backing_release(fs, fi);
+			fs_backing_release(fs, ino, fi);
 		else
 			fs_backing_truncated(fs, fi, mode);
 	}
 	if (r)
 		fuse_reply_err(req, -r);
 	else if (fuse_reply_open(req, fi) < 0)
-		fs_backing_release(fs, fi);
+		fs_backing_release(fs, ino, fi);
 }
 
 static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -99,7 +99,7 @@ static void reply_created(fuse_req_t req, int fd, struct fuse_file_info *fi)
 	entry.attr_timeout = fs_backing_made_timeout(fs, inode, &entry.attr);
 	fs_stat_show(fs, &entry.attr);
 	if (fuse_reply_create(req, &entry, fi) < 0) {
-		fs_backing_release(fs, fi);
+		fs_backing_release(fs, entry.ino, fi);
 		fs_inode_forget(fs, entry.ino, 1);
 	}
 }
@@ -165,7 +165,7 @@ static void op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, struct fu
 
 static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	fs_backing_release(fs_of(req), fi);
+	fs_backing_release(fs_of(req), ino, fi);
 	fuse_reply_err(req, 0);
 }
 

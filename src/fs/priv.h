@@ -322,7 +322,7 @@ void fs_waits_free(struct fs *fs);
  */
 int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, pid_t opener,
 		    struct fuse_file_info *fi);
-void fs_backing_release(struct fs *fs, const struct fuse_file_info *fi);
+void fs_backing_release(struct fs *fs, uint64_t ino, const struct fuse_file_info *fi);
 
 /* An open with O_TRUNC has taken its suid bits, it may be: then there is none to watch over. */
 void fs_backing_truncated(struct fs *fs, struct fuse_file_info *fi, mode_t mode);
