@@ -3,6 +3,7 @@
 
 import errno
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -14,7 +15,7 @@ import proc
 import report
 from harness import PAGE
 from mapper import ALL, direct_file, map_file, mapped
-from seam import Seam, wait_waiting
+from seam import Seam, wait_waiting, waiting
 
 EVICT_STEPS = ("recorded", "fenced", "leased", "saved", "spilled", "punched", "unfenced")
 FENCED_STEPS = EVICT_STEPS[1:-1]
@@ -451,6 +452,43 @@ def test_killed_in_a_refault(wpfs, step, victims):
         program = map_file(wpfs.spawn(harness.program("mapper"), name="t"), wpfs.mnt / "f")
     assert loaded(program) == as_filled(p7=70)
     assert report.dirty(wpfs, "t") == {7} and report.marked(wpfs, "t") == ALL - {7}
+
+
+@pytest.mark.parametrize("first", ["witness", "daemon"])
+def test_witness_and_daemon_killed(wpfs, first):
+    """All that wpfs has is gone but the program, whose pages are in the store: it waits for the next
+    daemon. It never sees zeros, and what it stores then is not lost."""
+    program = filled(wpfs)
+    program.order("store 0 7 70")
+    assert evict(wpfs) == 64
+    (witness,) = proc.children(program.pid)
+    pidfd = os.pidfd_open(witness)
+    if first == "daemon":
+        wpfs.kill9()
+    os.kill(witness, signal.SIGKILL)
+    assert proc.is_over(pidfd, harness.SECONDS)
+    os.close(pidfd)
+    if first == "witness":
+        wpfs.kill9()
+    program.send("load 0 3")
+    stdout = select.poll()
+    stdout.register(program.popen.stdout, select.POLLIN)
+    proc.wait_for(lambda: waiting(program.pid) or stdout.poll(0), harness.SECONDS, "a fault")
+    assert not stdout.poll(0), f"somebody has answered: {program.read()}"
+    wpfs.restart()
+    assert program.read() == "ok 4"
+    program.order("store 0 8 80")
+    assert loaded(program) == as_filled(p7=70, p8=80)
+    dirty = report.dirty(wpfs, "t")
+    assert {7, 8} <= dirty and report.marked(wpfs, "t") <= ALL - dirty
+    # Another one maps it, and the mount goes on.
+    again = map_file(wpfs.spawn(harness.program("mapper"), name="again"), wpfs.mnt / "f")
+    assert loaded(again) == as_filled(p7=70, p8=80)
+    program.kill9()
+    assert {7, 8} <= report.dirty(wpfs, "t")
+    proc.wait_for(lambda: wpfs.wpctl("evict", wpfs.mnt, "/f", status=None).returncode == 0,
+                  harness.SECONDS, "the file to leave")
+    assert loaded(again) == as_filled(p7=70, p8=80)
 
 
 def test_everything_that_holds_a_userfaultfd_is_gone(wpfs):
