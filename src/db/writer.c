@@ -252,7 +252,8 @@ static bool job_run_here(struct writer *w, struct job *job)
 	group_run(w, job);
 	pthread_mutex_lock(&w->lock);
 	w->busy = false;
-	pthread_cond_signal(&w->more);
+	if (w->queue || w->stop)
+		pthread_cond_signal(&w->more);
 	pthread_mutex_unlock(&w->lock);
 	return true;
 }
