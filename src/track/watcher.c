@@ -71,6 +71,7 @@ static int watcher_watch(const struct watcher_request *rq)
 static _Noreturn void watcher_main(int sock, int inotify_fd)
 {
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	const struct watcher_answer ready = {0};
 	struct watcher_request rq;
 
 	prctl(PR_SET_NAME, "wpfs-watcher");
@@ -83,7 +84,7 @@ static _Noreturn void watcher_main(int sock, int inotify_fd)
 			_exit(1);
 	if (sock < 0 || inotify_fd < 0 || dup2(sock, WATCHER_SOCK) < 0 ||
 	    dup2(inotify_fd, WATCHER_INOTIFY) < 0 || close_range(WATCHER_INOTIFY + 1, ~0u, 0) < 0 ||
-	    chdir("/") < 0)
+	    chdir("/") < 0 || send(WATCHER_SOCK, &ready, sizeof(ready), MSG_NOSIGNAL) < 0)
 		_exit(1);
 	while (recv(WATCHER_SOCK, &rq, sizeof(rq), 0) == (ssize_t)sizeof(rq)) {
 		struct watcher_answer answer = {.seq = rq.seq};
@@ -97,6 +98,19 @@ static _Noreturn void watcher_main(int sock, int inotify_fd)
 }
 
 /* ---- the daemon ---- */
+
+/*
+ * Until it has let go of everything the mount would outlive a daemon that is killed, and the next
+ * one would find it in use.
+ */
+static void watcher_wait_ready(const struct watcher *w)
+{
+	struct pollfd pfd = {.fd = w->sock, .events = POLLIN};
+	struct watcher_answer ready;
+
+	if (poll(&pfd, 1, WATCHER_MS) > 0)
+		recv(w->sock, &ready, sizeof(ready), MSG_DONTWAIT);
+}
 
 int watcher_start(int inotify_fd, struct watcher **watcher)
 {
@@ -121,6 +135,7 @@ int watcher_start(int inotify_fd, struct watcher **watcher)
 		free(w);
 		return r;
 	}
+	watcher_wait_ready(w);
 	*watcher = w;
 	return 0;
 }

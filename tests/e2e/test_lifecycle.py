@@ -79,6 +79,15 @@ def test_daemon_killed_and_started_again(make_wpfs):
     assert (wpfs.mnt / "f").read_bytes() == TEXT
 
 
+def test_nobody_but_the_daemon_keeps_the_mount(make_wpfs):
+    """Its process for inotify has nothing of it when the mount is there: who kills the daemon ends it."""
+    for _ in range(5):
+        wpfs = make_wpfs()
+        for pid in proc.children(wpfs.pid):
+            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            assert "/dev/fuse" not in links, links
+
+
 def test_two_mounts_side_by_side(make_wpfs):
     one, two = make_wpfs(), make_wpfs()
     (one.mnt / "f").write_bytes(b"1")
