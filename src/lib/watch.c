@@ -43,9 +43,16 @@ static pthread_mutex_t setup = PTHREAD_MUTEX_INITIALIZER; /* one change of watch
 static pthread_mutex_t table = PTHREAD_MUTEX_INITIALIZER;
 
 static struct watch *watches; /* guarded by table; changed under setup too */
-static int uffd = -1;	      /* guarded by setup until the thread is there, then constant */
-static dev_t uffd_dev;	      /* with uffd: is the number still ours? */
-static ino_t uffd_ino;
+/* A userfaultfd, and what tells whether the number is it still. */
+struct reader {
+	int fd;
+	dev_t dev;
+	ino_t ino;
+	uintptr_t number; /* of the thread that reads it */
+};
+
+static struct reader current = {
+	.fd = -1};		     /* changed under setup and table: either is enough to read */
 static bool running;		     /* guarded by setup: the thread is there */
 static _Atomic uintptr_t thread_now; /* number of the thread that is to read it */
 static __thread bool in_reader;
@@ -172,7 +179,7 @@ bool watch_overlaps(uint64_t addr, uint64_t len)
 
 /* ---- the thread ---- */
 
-static int write_protect(uint64_t start, uint64_t len, bool on)
+static int write_protect(int fd, uint64_t start, uint64_t len, bool on)
 {
 	struct uffdio_writeprotect wp = {
 		.range = {.start = start, .len = len},
@@ -181,21 +188,21 @@ static int write_protect(uint64_t start, uint64_t len, bool on)
 	int ret;
 
 	do {
-		ret = ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
+		ret = ioctl(fd, UFFDIO_WRITEPROTECT, &wp);
 	} while (ret < 0 && errno == EAGAIN);
 	return ret < 0 ? -errno : 0;
 }
 
 /* The page stays as it is; who waits tries again. */
-static void wake(uint64_t page)
+static void wake(int fd, uint64_t page)
 {
 	struct uffdio_range range = {.start = page, .len = WPFS_PAGE};
 
-	ioctl(uffd, UFFDIO_WAKE, &range);
+	ioctl(fd, UFFDIO_WAKE, &range);
 }
 
 /* A store to the page waits. Under the table's lock, but for the callback. */
-static void serve(uint64_t page)
+static void serve(int fd, uint64_t page)
 {
 	bool called = false;
 	struct watch *w;
@@ -214,66 +221,74 @@ static void serve(uint64_t page)
 		pthread_cond_broadcast(&called_back);
 		called = true;
 	}
-	if (!called || write_protect(page, WPFS_PAGE, false) != 0)
-		wake(page);
+	if (!called || write_protect(fd, page, WPFS_PAGE, false) != 0)
+		wake(fd, page);
 }
 
 /* The program may have closed the number and opened something else. */
-static bool uffd_is_ours(void)
+static bool is_ours(const struct reader *reader)
 {
 	struct stat st;
 
-	return fstat(uffd, &st) == 0 && st.st_dev == uffd_dev && st.st_ino == uffd_ino;
+	return fstat(reader->fd, &st) == 0 && st.st_dev == reader->dev && st.st_ino == reader->ino;
 }
 
 /*
  * Before a read, so that nobody else's file is read; after it, because a thread that waits in
  * read(2) keeps a closed userfaultfd until its next message.
  */
-static bool is_to_go_on(uintptr_t number)
+static bool is_to_go_on(const struct reader *me)
 {
-	return thread_now == number && uffd_is_ours();
+	return thread_now == me->number && is_ours(me);
 }
 
 static void *reader_main(void *arg)
 {
-	const uintptr_t number = (uintptr_t)arg;
-	const int fd = uffd;
+	const struct reader me = *(struct reader *)arg;
 	struct uffd_msg msg;
 
+	free(arg);
 	in_reader = true;
 	pthread_setname_np(pthread_self(), "wpfs-watch");
-	while (is_to_go_on(number)) {
-		ssize_t n = read(fd, &msg, sizeof(msg));
+	while (is_to_go_on(&me)) {
+		ssize_t n = read(me.fd, &msg, sizeof(msg));
 
 		if (n != (ssize_t)sizeof(msg)) {
 			if (n < 0 && (errno == EINTR || errno == EAGAIN))
 				continue;
 			break;
 		}
-		if (!is_to_go_on(number))
+		if (!is_to_go_on(&me))
 			break;
 		if (msg.event != UFFD_EVENT_PAGEFAULT)
 			continue;
 		pthread_mutex_lock(&table);
-		serve(msg.arg.pagefault.address & ~(uint64_t)(WPFS_PAGE - 1));
+		serve(me.fd, msg.arg.pagefault.address & ~(uint64_t)(WPFS_PAGE - 1));
 		pthread_mutex_unlock(&table);
 	}
 	return NULL;
 }
 
-static int start_thread(void)
+static int start_thread(struct reader *reader)
 {
+	struct reader *its = malloc(sizeof(*its));
 	sigset_t all, before;
-	pthread_t reader;
+	pthread_t thread;
 	int err;
+
+	if (!its)
+		return -ENOMEM;
+	reader->number = ++thread_now;
+	*its = *reader;
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	err = pthread_create(&reader, NULL, reader_main, (void *)++thread_now);
+	err = pthread_create(&thread, NULL, reader_main, its);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (!err)
-		pthread_detach(reader);
+		pthread_detach(thread);
+	else
+		free(its);
 	return -err;
 }
 
@@ -295,9 +310,9 @@ static void fork_in_child(void)
 {
 	empty_table();
 	/* It is of the parent's memory: held here, it would outlive the parent. */
-	if (uffd >= 0 && uffd_is_ours())
-		close(uffd);
-	uffd = -1;
+	if (current.fd >= 0 && is_ours(&current))
+		close(current.fd);
+	current.fd = -1;
 	running = false;
 	calling = 0;
 	pthread_cond_init(&called_back, NULL);
@@ -315,10 +330,11 @@ static int start(struct wpfs *handle)
 		.api = UFFD_API,
 		.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
 	};
+	struct reader reader;
 	struct stat st;
 	int fd, err = 0;
 
-	if (running && uffd_is_ours())
+	if (running && is_ours(&current))
 		return 0;
 	/* It was closed behind our back: its thread ends with the next message, and no watch is
 	 * one any more. */
@@ -334,16 +350,16 @@ static int start(struct wpfs *handle)
 	if (ioctl(fd, UFFDIO_API, &api) < 0 || fstat(fd, &st) < 0 || fcntl(fd, F_SETFL, 0) < 0)
 		err = -errno;
 	if (!err) {
-		uffd = fd;
-		uffd_dev = st.st_dev;
-		uffd_ino = st.st_ino;
-		err = start_thread();
+		reader = (struct reader){fd, st.st_dev, st.st_ino, 0};
+		err = start_thread(&reader);
 	}
 	if (err) {
-		uffd = -1;
 		close(fd);
 		return err;
 	}
+	pthread_mutex_lock(&table);
+	current = reader;
+	pthread_mutex_unlock(&table);
 	running = true;
 	return 0;
 }
@@ -388,7 +404,7 @@ static int insert_and_protect(struct watch *w, bool resume)
 	if (!err) {
 		DL_APPEND(watches, w);
 		if (!resume)
-			err = write_protect(w->start, w->end - w->start, true);
+			err = write_protect(current.fd, w->start, w->end - w->start, true);
 	}
 	pthread_mutex_unlock(&table);
 	return err;
@@ -405,7 +421,7 @@ static int end_watches(struct wpfs *handle, uint64_t start, uint64_t end)
 	err = watches_cut(start, end);
 	pthread_mutex_unlock(&table);
 	if (!err)
-		handle->core->uffd_unregister(uffd, &range);
+		handle->core->uffd_unregister(current.fd, &range);
 	return err;
 }
 
@@ -427,7 +443,7 @@ static int watch_locked(struct wpfs *handle, uint64_t addr, uint64_t len, bool r
 	if (!w)
 		return -ENOMEM;
 	if (!all_watched(addr, addr + len))
-		err = handle->core->uffd_register(uffd, &reg);
+		err = handle->core->uffd_register(current.fd, &reg);
 	if (err) {
 		free(w);
 		return (int)err;
