@@ -4,6 +4,7 @@
 import pagemap
 import report
 from harness import PAGE
+from model import ALL
 from runner import family
 
 
@@ -84,8 +85,13 @@ class Checks:
                 raise Lie(f"{mm.name}, f{key}: write(2) changed it, and it is said it did not")
             if not mm.family:
                 excess = dirty - file.must - self.may_be_stored_to(mm, key)
-                self.conservative += len(excess - self.excess.get((mm.name, key), set()))
+                fresh = excess - self.excess.get((mm.name, key), set())
+                self.conservative += len(fresh)
                 self.excess[mm.name, key] = excess
+                if ALL not in file.doubt and fresh - file.doubt:
+                    self.unexplained += len(fresh - file.doubt)
+                    self.say(f"  {mm.name}, f{key}: {sorted(fresh - file.doubt)} are dirty, "
+                             "and nothing tells why")
 
     def check_marks(self, row):
         if row["state"] != "live":

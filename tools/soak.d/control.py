@@ -6,6 +6,7 @@ import report
 from checks import Lie
 from harness import PAGE
 from lives import NAMES
+from model import ALL
 from runner import family
 
 
@@ -14,8 +15,12 @@ class Control:
         if not self.alive:
             return
         self.say("the daemon is killed")
+        self.count_evicted()
         self.wpfs.kill9()
         self.alive = False
+        for mm in self.mms.values() if self.capped else []:  # what was just leaving is in doubt
+            for key in mm.files:
+                mm.doubted(key, {ALL})
 
     def restart(self):
         self.say("the daemon is started again")
@@ -30,6 +35,7 @@ class Control:
         self.vanish()
         self.check()
         self.say("unmounts, and mounts again")
+        self.count_evicted()
         self.wpfs.umount()
         self.wpfs.wpctl("check", self.wpfs.store)
         dirty = self.wpfs.wpctl_json("dirty", target=self.wpfs.store)

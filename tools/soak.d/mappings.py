@@ -3,6 +3,7 @@
 
 from files import PAGES
 from harness import PAGE
+from model import ALL
 from runner import Page
 
 SLOTS = 5
@@ -31,6 +32,10 @@ class Mappings:
             if runner.runs_held(runner.slots[slot][0] // PAGE, count) != \
                     [[runner.slots[slot][0] // PAGE, count]]:
                 return
+        if at and (kind == " raw" or not self.alive):
+            runner.doubted(runner.slots[slot][0] // PAGE, count)
+        if not self.alive and kind in ("", " ro"):
+            runner.mm.doubted(key, {ALL})  # what it stores there, and unmaps, nobody sees
         addr = self.order(runner, f"map {slot} {key} {first * PAGE} {count * PAGE}{kind}{at}")
         if addr is None:
             if at and kind == " raw":  # mmap(2): what was there may be gone all the same
@@ -94,6 +99,8 @@ class Mappings:
         if whole:
             first, count = 0, runner.slots[slot][1]
         for page, pages in runner.runs_held(addr // PAGE + first, count):
+            if raw == "rawunmap" or not self.alive:
+                runner.doubted(page, pages)
             if self.order(runner, f"{raw} {slot} {page - addr // PAGE} {pages}") is not None:
                 self.clear(runner, page * PAGE, pages)
                 runner.held -= set(range(page, page + pages))
@@ -121,6 +128,11 @@ class Mappings:
                 for n, page in enumerate(there)}) != 1:
             return  # more than one mapping: EFAULT before Linux 6.17
         size = max(1, count + grown)
+        if not self.alive:
+            runner.mm.doubted(there[0].key, {ALL} if size > count else set())
+            runner.doubted(at + size, count - size)
+        elif size > count:
+            runner.mm.doubted(there[0].key, range(there[-1].pgoff, there[0].pgoff + size))
         to = self.order(runner, f"remap {slot} {first} {count} {size} as={new}")
         if to is None:
             return
@@ -168,6 +180,8 @@ class Mappings:
         if any(page is None or page.prot != "rw" or page.pgoff >= self.sizes[page.key]
                for page in there):
             return
+        if what == "populate_write":  # clears marks, and stores nothing
+            runner.doubted(addr // PAGE + first, count)
         if self.order(runner, f"advise {slot} {first} {count} {what}") is None:
             return
         if what == "remove" and self.is_tracked(runner):  # wpfs(8): else nobody is told

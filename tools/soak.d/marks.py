@@ -20,12 +20,14 @@ STEPS = 150
 
 class Total:
     def __init__(self):
-        self.worlds = self.steps = self.checks = self.conservative = 0
+        self.worlds = self.steps = self.checks = self.conservative = self.unexplained = self.evicted = 0
 
     def add(self, world):
         self.steps += world.steps
         self.checks += world.checks
         self.conservative += world.conservative
+        self.unexplained += world.unexplained
+        self.evicted += world.evicted
 
 
 def tried(fn):
@@ -71,5 +73,6 @@ def soak(args):
         lies += lie
         failed += not good and not lie
     print(f"soak: {total.worlds} worlds, {total.steps} steps, {total.checks} checks, "
-          f"{total.conservative} conservative pages, {failed} failures, {lies} lies")
+          f"{total.evicted} pages evicted; {total.conservative} pages dirty without need, "
+          f"{total.unexplained} of them unexplained; {failed} failures, {lies} lies")
     return 1 if lies or failed else 0

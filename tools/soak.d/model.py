@@ -2,10 +2,14 @@
 """
 What must be dirty, by the rules of the marks alone: armed pages that were stored to through a
 mapping of that address space, or whose contents were dropped, since the epoch began. wpfs may call
-more pages dirty, never fewer.
+more pages dirty, never fewer; of those that it may, because nobody could know (wpfs(8), WHAT MARKS
+CANNOT SEE), `doubt` is kept: others that are dirty are so without a reason.
 
 Where the rules leave it open whether a page is armed, it is not armed here: less is demanded then.
 """
+
+
+ALL = None  # in a set of pages: all of the file
 
 
 class File:
@@ -14,12 +18,14 @@ class File:
     def __init__(self):
         self.armed = set()
         self.must = set()  # armed, and changed since
+        self.doubt = set()  # may be dirty; ALL: every page
         self.protect = False  # what is mapped later is armed too
         self.called = False  # write(2) or its like, since the epoch began
 
     def copy(self):
         other = File()
         other.armed, other.must = set(self.armed), set(self.must)
+        other.doubt = set(self.doubt)
         other.protect, other.called = self.protect, self.called
         return other
 
@@ -56,6 +62,9 @@ class Mm:
         self.wrote |= bool(pages - file.must)
         file.must |= pages
 
+    def doubted(self, key, pages):
+        self.file(key).doubt |= set(pages)
+
     def end(self):
         self.final = {key: set(file.must) for key, file in self.files.items()}
 
@@ -83,6 +92,8 @@ class Mm:
             file.called = False
         file.armed |= {page for page in mapped if within(page)}
         file.must -= closed
+        file.doubt = set() if span is None else {page for page in file.doubt
+                                                 if page is ALL or not within(page)}
         if span is None:
             file.protect = True
         return closed

@@ -60,6 +60,14 @@ class Runner:
         for page in self.pages.values():
             if page.stored:
                 self.mm.changed(page.key, {page.pgoff})
+            if page.raw or page.own:
+                self.mm.doubted(page.key, {page.pgoff})
+
+    def doubted(self, first, count):
+        """Nobody was told before these pages of the address space went."""
+        for at in range(first, first + count):
+            if at in self.pages:
+                self.mm.doubted(self.pages[at].key, {self.pages[at].pgoff})
 
     def told(self, keys, span):
         """A protect made all of its mappings known."""

@@ -17,13 +17,15 @@ class World(Mappings, Writers, Files, Lives, Control, Checks):
         self.rng, self.verbose = rng, verbose
         self.capped = rng.random() < 0.25 if capped is None else capped
         if self.capped:
-            self.wpfs = harness.Wpfs("store", ["resident=64M", "settle=0"]).start()
+            # Enough for all, so that pages leave when a step says so; or so little that they always do.
+            resident = rng.choice(["64M", "128K"])
+            self.wpfs = harness.Wpfs("store", [f"resident={resident}", "settle=0"]).start()
         else:
             self.wpfs = harness.Wpfs(rng.choice(["none", "store"])).start()
         self.alive = True
         self.mms = {}  # by name
         self.runners = []
-        self.steps = self.checks = self.conservative = 0
+        self.steps = self.checks = self.conservative = self.unexplained = self.evicted = 0
         self.excess = {}  # (name, file): pages that were dirty though they need not be
         self.nr_far = 0
         self.pids = set()  # of live rows at the last check
@@ -80,6 +82,12 @@ class World(Mappings, Writers, Files, Lives, Control, Checks):
         if not self.alive:
             self.restart()
         self.check()
+        self.count_evicted()
+
+    def count_evicted(self):
+        """Pages that left since the daemon began."""
+        if self.capped and self.alive:
+            self.evicted += self.wpfs.wpctl_json("status")["evictions"]
 
     def close(self):
         for runner in self.runners:

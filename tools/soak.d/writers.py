@@ -94,6 +94,8 @@ class Writers:
             notes = thread.notes.read_bytes()
             runner.mm.changed(thread.key, {thread.first + n for n, byte in enumerate(notes)
                                            if byte == 3})
+            # It may have been there before it noted that it was done, or before the notes were cleared.
+            runner.mm.doubted(thread.key, thread.pages())
 
     def notes_clear(self, runner):
         if runner.thread:
