@@ -385,7 +385,7 @@ void files_learn_mapped(struct track *t, uint64_t ino);
 /* Does any live mm map the file? */
 bool files_is_mapped(struct track *t, uint64_t ino);
 
-/* ---- protect.c ---- */
+/* ---- epoch.c ---- */
 
 /* What a protect or unprotect is about, in the daemon's terms. */
 struct protect_selection {
@@ -395,19 +395,28 @@ struct protect_selection {
 	uint64_t pgoff, nr; /* pages of the file; all of it unless ranged */
 };
 
+/* The part of a mapping that the selection covers. False: none. */
+bool protect_part(const struct protect_selection *sel, const struct mm_vma *vma, uint64_t *start,
+		  uint64_t *end, uint64_t *pgoff);
+/* Numbers ascend over all mms that ever were: the same one means the same time, or a later one. */
+uint64_t protect_last_epoch(const struct track *t);
 /* One mm; what was done is added to *reply. 0 or -errno: what could not be marked is dirty. */
 int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *sel,
 	       struct wpfs_protect_reply *reply);
+/* Opens the first epoch of a file of the mm, if none is open, and stores the mm. */
+int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file);
+/* Stores an mm that was born with armed pages, in the epoch that it was born in. */
+int protect_store_born(struct track *t, struct tmm *tm);
+
+/* ---- protect.c ---- */
+
+/* As protect_mm. */
 int unprotect_mm(struct track *t, struct tmm *tm, const struct protect_selection *sel,
 		 struct wpfs_protect_reply *reply);
 
 void protect_protect(struct request *rq);
 void protect_unprotect(struct request *rq);
 void protect_forget(struct request *rq);
-/* Opens the first epoch of a file of the mm, if none is open, and stores the mm. */
-int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file);
-/* Stores an mm that was born with armed pages, in the epoch that it was born in. */
-int protect_store_born(struct track *t, struct tmm *tm);
 
 /* ---- ended.c: fork children that ended ---- */
 
