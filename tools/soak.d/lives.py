@@ -140,4 +140,4 @@ class Lives:
         if runner and runner.uffds and self.alive:
             self.order(runner, f"uclose {runner.uffds.pop()}")
             for page in runner.pages.values():
-                page.own = False
+                page.own = page.aside = False

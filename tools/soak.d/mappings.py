@@ -153,7 +153,7 @@ class Mappings:
         for n in range(count):
             page = runner.pages.get(addr // PAGE + n)
             if page:
-                page.own = False
+                page.own, page.aside = False, True
 
     def prot(self):
         runner = self.runner()

@@ -16,6 +16,7 @@ class Page:
     def __init__(self, key, pgoff, prot, own=False, raw=False):
         self.key, self.pgoff, self.prot, self.own, self.raw = key, pgoff, prot, own, raw
         self.stored = False
+        self.aside = False  # moved with a userfaultfd of the program's, which may have it still
 
 
 class Runner:
@@ -60,7 +61,7 @@ class Runner:
         for page in self.pages.values():
             if page.stored:
                 self.mm.changed(page.key, {page.pgoff})
-            if page.raw or page.own:
+            if page.raw or page.own or page.aside:
                 self.mm.doubted(page.key, {page.pgoff})
 
     def doubted(self, first, count):
