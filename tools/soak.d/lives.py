@@ -43,6 +43,8 @@ class Lives:
         self.say(f"  is {name}")
         mm = runner.mm.fork(name)
         mm.family |= not self.alive or runner.mm.family
+        if runner.thread:  # what it had stored by then is not known
+            mm.doubted(runner.thread.key, runner.thread.pages())
         self.mms[name] = mm
         self.runners.append(runner.fork(child, mm))
 
