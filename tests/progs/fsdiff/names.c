@@ -90,13 +90,15 @@ static void op_close(struct side *s, const struct params *p, struct answer *a)
 
 static void op_dup(struct side *s, const struct params *p, struct answer *a)
 {
+	bool through_us;
 	int fd = fcntl(s->fd[p->slot], F_DUPFD_CLOEXEC, 0);
 
 	say_result(a, fd < 0 ? fd : 0, false);
 	if (fd < 0)
 		return;
+	through_us = s->through_us[p->slot]; /* the two may be one */
 	slot_take(s, p->slot2, fd, s->flags[p->slot]);
-	s->through_us[p->slot2] = s->through_us[p->slot];
+	s->through_us[p->slot2] = through_us;
 }
 
 static void op_mkdir(struct side *s, const struct params *p, struct answer *a)
