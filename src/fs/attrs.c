@@ -17,7 +17,7 @@ static void reply_attr(fuse_req_t req, uint64_t ino, int fd, bool changed)
 	struct fs_inode *inode = fs_inode_find(fs, ino);
 	double timeout = inode ? fs_backing_attr_timeout(fs, inode) : 0;
 	struct stat st;
-	int r = inode ? fs_absent_stat(fs->absent, ino, fd, &st) : -ESTALE;
+	int r = inode ? fs_stat_of(fs, ino, fd, &st) : -ESTALE;
 
 	if (r) {
 		fuse_reply_err(req, -r);
@@ -54,8 +54,8 @@ static void op_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct
 	if (!r &&
 	    statx(ref.fd, "", AT_EMPTY_PATH, (unsigned int)mask | STATX_BASIC_STATS, &stx) < 0)
 		r = -errno;
-	if (!r && fs_absent_is(fs->absent, ino)) {
-		r = fs_absent_stat(fs->absent, ino, ref.fd, &st);
+	if (!r && (fs->kind == WPFS_KIND_CAPPED || fs_absent_is(fs->absent, ino))) {
+		r = fs_stat_of(fs, ino, ref.fd, &st);
 		stx.stx_atime.tv_sec = st.st_atim.tv_sec;
 		stx.stx_atime.tv_nsec = (uint32_t)st.st_atim.tv_nsec;
 		stx.stx_mtime.tv_sec = st.st_mtim.tv_sec;
@@ -150,14 +150,14 @@ static struct timespec set_time(int to_set, int set, int now, struct timespec va
 	return (struct timespec){.tv_nsec = UTIME_OMIT};
 }
 
-static int set_times(int fd, const struct stat *attr, int to_set)
+static int set_times(struct fs *fs, uint64_t ino, int fd, const struct stat *attr, int to_set)
 {
 	struct timespec times[2] = {
 		set_time(to_set, FUSE_SET_ATTR_ATIME, FUSE_SET_ATTR_ATIME_NOW, attr->st_atim),
 		set_time(to_set, FUSE_SET_ATTR_MTIME, FUSE_SET_ATTR_MTIME_NOW, attr->st_mtim),
 	};
 
-	return utimensat(fd, "", times, AT_EMPTY_PATH) < 0 ? -errno : 0;
+	return fs_hook_set_times(fs, ino, fd, times);
 }
 
 /*
@@ -196,7 +196,7 @@ static int set_all(fuse_req_t req, uint64_t ino, int fd, const struct stat *attr
 	if (!r && (to_set & FUSE_SET_ATTR_SIZE))
 		r = set_size(req, ino, fd, attr->st_size, by_fd);
 	if (!r && (to_set & times))
-		r = set_times(fd, attr, to_set);
+		r = set_times(fs_of(req), ino, fd, attr, to_set);
 	return r;
 }
 

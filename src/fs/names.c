@@ -26,10 +26,10 @@ static int entry_fill(struct fs *fs, struct fs_inode *inode, int fd, const char 
 	*entry = (struct fuse_entry_param){.ino = ino, .entry_timeout = FS_LONG_TIMEOUT};
 	entry->attr_timeout = fs_backing_attr_timeout(fs, inode);
 	if (!name)
-		r = fs_absent_stat(fs->absent, ino, fd, &entry->attr);
-	else if (fstatat(fd, name, &entry->attr, AT_SYMLINK_NOFOLLOW) < 0)
-		r = -errno;
-	else if (fs_ids_get(fs->ids, entry->attr.st_ino) != ino)
+		r = fs_stat_of(fs, ino, fd, &entry->attr);
+	else
+		r = fs_hook_stat(fs, ino, fd, name, &entry->attr);
+	if (!r && name && fs_ids_get(fs->ids, entry->attr.st_ino) != ino)
 		r = -ESTALE; /* another file has the name by now */
 	if (r)
 		fs_inode_forget(fs, ino, 1);

@@ -456,6 +456,11 @@ int fs_hook_io_begin(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, en
 void fs_hook_io_end(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io,
 		    bool done);
 off_t fs_hook_seek(struct fs *fs, uint64_t ino, int fd, off_t off, int whence);
+int fs_hook_set_times(struct fs *fs, uint64_t ino, int fd, const struct timespec times[2]);
+/* What a user is told of a file: of `fd` with name "", or of that name in a directory. */
+int fs_hook_stat(struct fs *fs, uint64_t ino, int fd, const char *name, struct stat *st);
+/* The same of a file whose contents may be still to come (fs_absent_stat). */
+int fs_stat_of(struct fs *fs, uint64_t ino, int fd, struct stat *st);
 int fs_hook_opened(struct fs *fs, uint64_t ino, pid_t opener, bool must); /* native: 0 */
 void fs_hook_released(struct fs *fs, uint64_t ino);
 void fs_hook_space(struct fs *fs, struct statvfs *st);

@@ -32,7 +32,7 @@ struct snap {
 /*
  * Walks the tree; the caller keeps names from changing. 0 or -errno; to be freed in either case.
  */
-int snap_take(struct snap *snap, int lower_fd, const struct fs_ids *ids);
+int snap_take(struct snap *snap, struct fs *fs);
 
 /*
  * Adds to a picture. keep_size: the contents that go with its present size are not stored. The size

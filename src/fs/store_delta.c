@@ -38,17 +38,20 @@ static int delta_first(struct delta *d, uint64_t ino)
 	return 1;
 }
 
-static int delta_inode(struct delta *d, uint64_t ino, int fd, const struct stat *st)
+static int delta_inode(struct delta *d, uint64_t ino, int fd)
 {
 	struct fs *fs = d->store->fs;
-	struct stat shown = *st;
+	struct stat shown;
 	bool keep_size = false;
 	uint64_t size, times;
 	int r = delta_first(d, ino);
 
 	if (r <= 0)
 		return r;
-	if (S_ISREG(st->st_mode)) {
+	r = fs_hook_stat(fs, ino, fd, "", &shown);
+	if (r)
+		return r;
+	if (S_ISREG(shown.st_mode)) {
 		/* In this order: it was touched before the size could change. */
 		if (store_size_get(d->store, ino, &size, &times))
 			shown.st_size = (off_t)size;
@@ -89,7 +92,7 @@ static int delta_name(struct delta *d, const struct fs_change_name *name)
 	if (fstat(fd, &st) < 0)
 		return -errno;
 	id = fs_ids_get(d->store->fs->ids, st.st_ino);
-	r = delta_inode(d, id, fd, &st);
+	r = delta_inode(d, id, fd);
 	return r ? r : snap_put_name(d->snap, name->parent, name->name, id);
 }
 
@@ -109,7 +112,7 @@ static int delta_change(struct delta *d, const struct fs_change *change)
 		r = delta_first(d, change->ino);
 		return r <= 0 ? r : snap_remove_inode(d->snap, change->ino);
 	}
-	return delta_inode(d, change->ino, fd, &st);
+	return delta_inode(d, change->ino, fd);
 }
 
 int snap_take_changes(struct snap *snap, struct fs_store *store, const struct fs_changes *changes)

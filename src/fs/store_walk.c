@@ -14,8 +14,7 @@
 /* One walk. Depth first; a directory is open only while its own entries are read. */
 struct walk {
 	struct snap *snap;
-	int lower_fd;
-	const struct fs_ids *ids;
+	struct fs *fs;
 	struct fs_handle *dirs; /* still to be read */
 	size_t nr_dirs, dirs_room;
 	struct fs_change *linked; /* files with several names that were seen */
@@ -72,15 +71,16 @@ static int seen_before(struct walk *w, const struct stat *st, uint64_t ino)
 }
 
 /* Everything about one inode but its name. */
-static int visit(struct walk *w, int fd, const struct stat *st, uint64_t ino)
+static int visit(struct walk *w, int fd, uint64_t ino)
 {
-	int r = 0;
+	struct stat st;
+	int r = fs_hook_stat(w->fs, ino, fd, "", &st);
 
-	if (S_ISREG(st->st_mode))
-		r = add_file(w->snap, ino, fd, st);
+	if (!r && S_ISREG(st.st_mode))
+		r = add_file(w->snap, ino, fd, &st);
 	if (!r)
-		r = snap_put_inode(w->snap, w->ids, fd, st, false);
-	if (!r && S_ISDIR(st->st_mode))
+		r = snap_put_inode(w->snap, w->fs->ids, fd, &st, false);
+	if (!r && S_ISDIR(st.st_mode))
 		r = push_dir(w, fd);
 	return r;
 }
@@ -94,10 +94,10 @@ static int visit_name(struct walk *w, int dir_fd, uint64_t parent, const char *n
 
 	if (fd < 0 || fstat(fd, &st) < 0)
 		return -errno;
-	id = fs_ids_get(w->ids, st.st_ino);
+	id = fs_ids_get(w->fs->ids, st.st_ino);
 	r = seen_before(w, &st, id);
 	if (r == 0)
-		r = visit(w, fd, &st, id);
+		r = visit(w, fd, id);
 	return r < 0 ? r : snap_put_name(w->snap, parent, name, id);
 }
 
@@ -108,7 +108,7 @@ static int read_dir(struct walk *w, const struct fs_handle *handle)
 	struct stat st;
 	int fd, r = 0;
 
-	fd = fs_handle_open_at(w->lower_fd, handle, O_RDONLY | O_DIRECTORY | O_NOATIME);
+	fd = fs_handle_open_at(w->fs->lower_fd, handle, O_RDONLY | O_DIRECTORY | O_NOATIME);
 	if (fd < 0)
 		return fd;
 	dir = fdopendir(fd);
@@ -120,7 +120,7 @@ static int read_dir(struct walk *w, const struct fs_handle *handle)
 		return -errno;
 	while (!r && (errno = 0, de = readdir(dir))) {
 		if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0)
-			r = visit_name(w, fd, fs_ids_get(w->ids, st.st_ino), de->d_name);
+			r = visit_name(w, fd, fs_ids_get(w->fs->ids, st.st_ino), de->d_name);
 	}
 	return r ? r : -errno;
 }
@@ -141,14 +141,13 @@ struct snap_file *snap_file_find(const struct snap *snap, uint64_t ino)
 		       : NULL;
 }
 
-int snap_take(struct snap *snap, int lower_fd, const struct fs_ids *ids)
+int snap_take(struct snap *snap, struct fs *fs)
 {
-	struct walk w = {.snap = snap, .lower_fd = lower_fd, .ids = ids};
-	struct stat st;
+	struct walk w = {.snap = snap, .fs = fs};
 	int r;
 
 	*snap = (struct snap){.records = NULL};
-	r = fstat(lower_fd, &st) < 0 ? -errno : visit(&w, lower_fd, &st, FS_ROOT_ID);
+	r = visit(&w, fs->lower_fd, FS_ROOT_ID);
 	while (!r && w.nr_dirs) {
 		struct fs_handle dir = w.dirs[--w.nr_dirs];
 

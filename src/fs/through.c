@@ -4,6 +4,8 @@
  * and not in the lower file. On native mounts there are no such hooks and all of it is nothing.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "fs/priv.h"
@@ -69,6 +71,39 @@ off_t fs_hook_seek(struct fs *fs, uint64_t ino, int fd, off_t off, int whence)
 	}
 	pthread_rwlock_unlock(&fs->hooks_lock);
 	return at;
+}
+
+int fs_hook_set_times(struct fs *fs, uint64_t ino, int fd, const struct timespec times[2])
+{
+	int r;
+
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->set_times)
+		r = fs->hooks->set_times(fs->hooks->io_ctx, ino, fd, times);
+	else
+		r = utimensat(fd, "", times, AT_EMPTY_PATH) < 0 ? -errno : 0;
+	pthread_rwlock_unlock(&fs->hooks_lock);
+	return r;
+}
+
+int fs_hook_stat(struct fs *fs, uint64_t ino, int fd, const char *name, struct stat *st)
+{
+	int r;
+
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->stat)
+		r = fs->hooks->stat(fs->hooks->io_ctx, ino, fd, name, st);
+	else
+		r = fstatat(fd, name, st, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
+	pthread_rwlock_unlock(&fs->hooks_lock);
+	return r;
+}
+
+int fs_stat_of(struct fs *fs, uint64_t ino, int fd, struct stat *st)
+{
+	if (fs_absent_is(fs->absent, ino))
+		return fs_absent_stat(fs->absent, ino, fd, st);
+	return fs_hook_stat(fs, ino, fd, "", st);
 }
 
 int fs_hook_ticket(struct fs *fs, uint64_t ino, int accmode, struct wpfs_ticket *ticket)

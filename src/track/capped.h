@@ -115,6 +115,16 @@ void capped_space(struct capped *c, struct statvfs *st);
 struct mm_set;
 int capped_spilled(struct capped *c, uint64_t ino, struct mm_set *set);
 
+/* utimensat(2) of a lower file; 0 or -errno. */
+int capped_set_times(struct capped *c, uint64_t ino, int fd, const struct timespec times[2]);
+
+/*
+ * fstatat(2) of a lower file (name "": `fd` itself; a symbolic link is not followed), with the
+ * times that its user gave it. 0 or -errno.
+ */
+struct stat;
+int capped_stat(struct capped *c, uint64_t ino, int fd, const char *name, struct stat *st);
+
 /* A ticket for a file that was opened with access mode `accmode` (O_RDONLY, ...). 0 or -errno. */
 int capped_ticket(struct capped *c, uint64_t ino, int accmode, struct wpfs_ticket *ticket);
 

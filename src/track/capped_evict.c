@@ -181,12 +181,8 @@ static int chunk_punch(struct saving *sv, struct chunk *k)
 	struct capped *c = sv->c;
 	struct capped_file *f = sv->b->file;
 	const char *from = k->buf;
-	struct stat st;
 	int r = 0;
 
-	/* Nobody has changed the file; who sets its times just now must win, so it is quick. */
-	if (fstat(f->fd, &st) < 0)
-		st.st_mtim.tv_nsec = UTIME_OMIT;
 	/* All of them, whatever fails: a page that stays is not spilled, though the bits say so
 	 * then. */
 	for (size_t i = 0; i < k->nr_parts;) {
@@ -203,8 +199,8 @@ static int chunk_punch(struct saving *sv, struct chunk *k)
 		}
 		pthread_mutex_unlock(&c->lock);
 	}
-	futimens(f->fd, (struct timespec[2]){{.tv_nsec = UTIME_OMIT}, st.st_mtim});
 	pthread_mutex_lock(&c->lock);
+	capped_times_restore(f);
 	*sv->left += k->resident - k->stay;
 	c->counts.evictions += k->resident - k->stay;
 	c->counts.zeros += k->zeros;
@@ -283,9 +279,11 @@ static int save_and_punch(struct saving *sv)
 		r = -errno;
 	pthread_mutex_lock(&c->lock);
 	sv->fd = capped_spill_fd(c, f, true);
-	pthread_mutex_unlock(&c->lock);
 	if (r == 0)
 		r = sv->fd < 0 ? sv->fd : 0;
+	if (r == 0)
+		capped_times_begin(c, f);
+	pthread_mutex_unlock(&c->lock);
 	if (r < 0)
 		return r;
 	sv->size = st.st_size;
@@ -299,7 +297,9 @@ static int save_and_punch(struct saving *sv)
 
 		r = r < 0 ? r : err;
 	}
-	futimens(f->fd, (struct timespec[2]){st.st_atim, {.tv_nsec = UTIME_OMIT}});
+	pthread_mutex_lock(&c->lock);
+	capped_times_end(f);
+	pthread_mutex_unlock(&c->lock);
 	return r;
 }
 

@@ -42,6 +42,13 @@ struct capped_stream {
 	uint32_t used;	 /* faults ago; the oldest gives way */
 };
 
+/* The times of a file whose pages are being moved: capped_times.c. */
+struct capped_times {
+	unsigned inside; /* pieces of such work */
+	struct timespec atim, mtim;
+	bool read, written; /* somebody is at it just now: atim, mtim are the lower file's own */
+};
+
 /* A file that a descriptor was handed out of, or that has or had spilled pages. */
 struct capped_file {
 	uint64_t ino; /* constant, like the next three */
@@ -60,6 +67,7 @@ struct capped_file {
 	uint64_t pin_pages; /* it counts for while it is pinned */
 	struct capped_stream streams[CAPPED_STREAMS];
 	uint32_t stream_clock;
+	struct capped_times times;
 	UT_hash_handle hh;
 };
 
@@ -72,6 +80,7 @@ enum capped_use_kind { CAPPED_USE_ACCESS, CAPPED_USE_LOAD, CAPPED_USE_DROP };
 struct capped_use {
 	uint64_t ino, first, end;
 	enum capped_use_kind kind;
+	bool reads, writes; /* through the mount, which changes the times */
 	struct capped_use *prev, *next;
 };
 
@@ -261,6 +270,16 @@ int capped_zero_fault(struct capped *c, struct capped_file *f, uint64_t page);
 /* Reads ahead what was asked for first, if anything. Lock held, let go meanwhile. */
 void capped_ahead_one(struct capped *c);
 void capped_ahead_forget(struct capped *c, uint64_t ino);
+
+/* ---- capped_times.c: nobody sees that pages are moved; lock held ---- */
+
+/* Around work that changes the lower file, during which the file stays known. */
+void capped_times_begin(struct capped *c, struct capped_file *f);
+void capped_times_restore(struct capped_file *f); /* in the middle of it */
+void capped_times_end(struct capped_file *f);
+
+/* A use has begun, or has ended. `f` may be NULL. */
+void capped_times_used(struct capped *c, struct capped_file *f, const struct capped_use *use);
 
 /* ---- capped_budget.c: how much is in memory ---- */
 

@@ -29,6 +29,8 @@ static struct capped_use use_of(uint64_t ino, uint64_t off, uint64_t len, enum c
 		.first = off >> WPFS_PAGE_SHIFT,
 		.end = len ? (off + len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT : UINT64_MAX,
 		.kind = io == CAPPED_DROP ? CAPPED_USE_DROP : CAPPED_USE_ACCESS,
+		.reads = io == CAPPED_READ,
+		.writes = io == CAPPED_WRITE,
 	};
 }
 
@@ -102,8 +104,10 @@ int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, 
 	if (io == CAPPED_WRITE && use->end != UINT64_MAX)
 		capped_wait_loads(c, ino, use->first, use->end - use->first);
 	r = use_enter(c, use, off, len);
-	if (r == 0)
+	if (r == 0) {
 		capped_use_begin(c, use);
+		capped_times_used(c, capped_file_find(c, ino), use);
+	}
 	pthread_mutex_unlock(&c->lock);
 	if (r == 0)
 		return 0;
@@ -155,7 +159,7 @@ void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, e
 	pthread_mutex_lock(&c->lock);
 	DL_FOREACH (c->uses, use) {
 		if (use->ino == ino && use->first == like.first && use->end == like.end &&
-		    use->kind == like.kind)
+		    use->kind == like.kind && use->writes == like.writes)
 			break;
 	}
 	if (io != CAPPED_DROP)
@@ -164,6 +168,7 @@ void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, e
 		drop_done(c, capped_file_find(c, ino), off, len);
 	capped_limit_set(c, false);
 	capped_use_end(c, use);
+	capped_times_used(c, capped_file_find(c, ino), use);
 	pthread_mutex_unlock(&c->lock);
 	free(use);
 }
@@ -219,6 +224,7 @@ int capped_read_through(struct capped *c, uint64_t ino, int lower_fd, void *buf,
 	}
 	/* As a load would be: nobody else brings these pages in, or takes them away. */
 	use.kind = CAPPED_USE_LOAD;
+	use.reads = false;
 	capped_use_begin(c, &use);
 	pthread_mutex_unlock(&c->lock);
 	r = fdio_pread_zeros(lower_fd, buf, len, off);

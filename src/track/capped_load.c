@@ -87,7 +87,7 @@ void capped_use_end(struct capped *c, struct capped_use *use)
 
 /* ---- one read ---- */
 
-/* Reads pages and puts them into the lower file, whose times stay: nobody changed it. */
+/* Reads pages and puts them into the lower file. */
 static int fill(struct spill_io *io, int spill_fd, int lower_fd, uint64_t first, uint64_t nr)
 {
 	const struct spill_run run = {first, nr, spill_io_buf(io)};
@@ -112,7 +112,6 @@ static int fill(struct spill_io *io, int spill_fd, int lower_fd, uint64_t first,
 	if (cut < 0)
 		len = len / 2 & ~(WPFS_PAGE_SIZE - 1);
 	r = fdio_pwrite_full(lower_fd, run.buf, len, (off_t)off) ?: cut;
-	futimens(lower_fd, (struct timespec[2]){st.st_atim, st.st_mtim});
 	capped_test_point("filled");
 	return r;
 }
@@ -155,6 +154,7 @@ static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uin
 	uint64_t there = 0;
 
 	capped_use_begin(c, &use);
+	capped_times_begin(c, f);
 	c->loading += nr;
 	capped_limit_set(c, false);
 	pthread_mutex_unlock(&c->lock);
@@ -180,6 +180,7 @@ static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uin
 	if (io)
 		capped_engine_give(c, io);
 	pthread_mutex_lock(&c->lock);
+	capped_times_end(f);
 	capped_use_end(c, &use);
 	c->loading -= nr;
 	if (r < 0)

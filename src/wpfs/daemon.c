@@ -148,6 +148,16 @@ static int64_t on_seek(void *ctx, uint64_t ino, int fd, uint64_t off, int whence
 	return capped_seek(((const struct daemon *)ctx)->capped, ino, fd, off, whence);
 }
 
+static int on_set_times(void *ctx, uint64_t ino, int fd, const struct timespec times[2])
+{
+	return capped_set_times(((const struct daemon *)ctx)->capped, ino, fd, times);
+}
+
+static int on_stat(void *ctx, uint64_t ino, int fd, const char *name, struct stat *st)
+{
+	return capped_stat(((const struct daemon *)ctx)->capped, ino, fd, name, st);
+}
+
 static int on_ticket(void *ctx, uint64_t ino, int accmode, struct wpfs_ticket *ticket)
 {
 	return capped_ticket(((const struct daemon *)ctx)->capped, ino, accmode, ticket);
@@ -176,6 +186,8 @@ static struct fs_hooks capped_hooks(struct daemon *d)
 				 .io_begin = on_io_begin,
 				 .io_end = on_io_end,
 				 .seek = on_seek,
+				 .set_times = on_set_times,
+				 .stat = on_stat,
 				 .ticket = on_ticket,
 				 .read_through = on_read_through,
 				 .next_through = on_next_through,

@@ -5,6 +5,7 @@ import errno
 import os
 import select
 import signal
+import sqlite3
 import subprocess
 import threading
 
@@ -235,6 +236,32 @@ def test_gone_while_fenced(wpfs, step, how):
     assert loaded(again) == as_filled(p7=70)
 
 
+def call_meanwhile(wpfs, step, what):
+    """Begins a call that changes page 3 while the daemon is at a step, and lets both go on. What is
+    in that page after."""
+    calls = {"punch": lambda fd: subprocess.run(
+                 ["fallocate", "-p", "-o", str(3 * PAGE), "-l", str(PAGE), wpfs.mnt / "f"],
+                 check=True, timeout=harness.SECONDS),
+             "truncate": lambda fd: (os.ftruncate(fd, 3 * PAGE + 1), os.ftruncate(fd, 64 * PAGE)),
+             "write": lambda fd: os.pwrite(fd, b"\x63", 3 * PAGE)}
+
+    def call():
+        with direct_file(wpfs.mnt / "f") as fd:
+            calls[what](fd)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    wpfs.seam.go(step)
+    thread.join(harness.SECONDS)
+    assert not thread.is_alive()
+    return {"punch": 0, "truncate": 4, "write": 0x63}[what]
+
+
+def byte_of_page_3(wpfs):
+    with direct_file(wpfs.mnt / "f") as fd:
+        return os.pread(fd, 1, 3 * PAGE)[0]
+
+
 @pytest.mark.parametrize("step", LOAD_STEPS)
 @pytest.mark.parametrize("what", ["punch", "truncate", "write"])
 def test_file_calls_during_a_refault(wpfs, step, what):
@@ -244,22 +271,9 @@ def test_file_calls_during_a_refault(wpfs, step, what):
     wpfs.seam.pause(step)
     program.send("load 0 3")
     wpfs.seam.wait_at(step)
-    with direct_file(wpfs.mnt / "f") as fd:
-        calls = {"punch": lambda: subprocess.run(
-                     ["fallocate", "-p", "-o", str(3 * PAGE), "-l", str(PAGE), wpfs.mnt / "f"],
-                     check=True, timeout=harness.SECONDS),
-                 "truncate": lambda: (os.ftruncate(fd, 3 * PAGE + 1),
-                                      os.ftruncate(fd, 64 * PAGE)),
-                 "write": lambda: os.pwrite(fd, b"\x63", 3 * PAGE)}
-        thread = threading.Thread(target=calls[what])
-        thread.start()
-        wpfs.seam.go(step)
-        thread.join(harness.SECONDS)
-        assert not thread.is_alive()
-        after = {"punch": 0, "truncate": 4, "write": 0x63}[what]
-        assert program.read() in ("ok 4", f"ok {after}")
-        assert program.order("load 0 3") == after
-        assert os.pread(fd, 1, 3 * PAGE) == bytes([after])
+    after = call_meanwhile(wpfs, step, what)
+    assert program.read() in ("ok 4", f"ok {after}")
+    assert program.order("load 0 3") == byte_of_page_3(wpfs) == after
     if what == "truncate":
         assert loaded(program) == [1, 2, 3, 4] + [0] * 60
     else:
@@ -301,21 +315,9 @@ def test_file_calls_during_an_eviction(wpfs, step, what):
     wpfs.seam.pause(step)
     evicting = evict_meanwhile(wpfs)
     wpfs.seam.wait_at(step)
-    with direct_file(wpfs.mnt / "f") as fd:
-        calls = {"punch": lambda: subprocess.run(
-                     ["fallocate", "-p", "-o", str(3 * PAGE), "-l", str(PAGE), wpfs.mnt / "f"],
-                     check=True, timeout=harness.SECONDS),
-                 "truncate": lambda: (os.ftruncate(fd, 3 * PAGE + 1),
-                                      os.ftruncate(fd, 64 * PAGE)),
-                 "write": lambda: os.pwrite(fd, b"\x63", 3 * PAGE)}
-        thread = threading.Thread(target=calls[what])
-        thread.start()
-        wpfs.seam.go(step)
-        thread.join(harness.SECONDS)
-        assert not thread.is_alive()
-        ended(evicting)
-        after = {"punch": 0, "truncate": 4, "write": 0x63}[what]
-        assert program.order("load 0 3") == after and os.pread(fd, 1, 3 * PAGE) == bytes([after])
+    after = call_meanwhile(wpfs, step, what)
+    ended(evicting)
+    assert program.order("load 0 3") == byte_of_page_3(wpfs) == after
     if what == "truncate":
         assert loaded(program) == [1, 2, 3, 4] + [0] * 60
     else:
@@ -513,3 +515,74 @@ def test_everything_that_holds_a_userfaultfd_is_gone(wpfs):
     with direct_file(wpfs.mnt / "f") as fd:
         assert [os.pread(fd, 1, page * PAGE)[0] for page in range(64)] == as_filled(p5=99)
     assert "not tracked" in wpfs.wpctl("evict", wpfs.mnt, "/f", status=1).stderr
+
+
+def mtime(wpfs):
+    return os.stat(wpfs.mnt / "f").st_mtime_ns
+
+
+@pytest.mark.parametrize("step", ("saved", "punched"))
+def test_times_set_during_an_eviction(wpfs, step):
+    """What utimensat(2) sets stays, whatever the eviction puts back."""
+    filled(wpfs)
+    wpfs.seam.pause(step)
+    evicting = evict_meanwhile(wpfs)
+    wpfs.seam.wait_at(step)
+    os.utime(wpfs.mnt / "f", ns=(10**18, 10**18))
+    assert mtime(wpfs) == 10**18
+    wpfs.seam.go(step)
+    ended(evicting)
+    assert mtime(wpfs) == 10**18
+
+
+@pytest.mark.parametrize("step", LOAD_STEPS)
+def test_times_set_during_a_refault(wpfs, step):
+    program = filled(wpfs)
+    assert evict(wpfs) == 64
+    wpfs.seam.pause(step)
+    program.send("load 0 5")
+    wpfs.seam.wait_at(step)
+    os.utime(wpfs.mnt / "f", ns=(10**18, 10**18))
+    assert mtime(wpfs) == 10**18
+    wpfs.seam.go(step)
+    assert program.read() == "ok 6"
+    assert mtime(wpfs) == 10**18
+
+
+@pytest.mark.parametrize("step", LOAD_STEPS)
+def test_write_during_a_refault(wpfs, step):
+    """The file was changed then, and its time says so; a refault alone does not change it."""
+    program = filled(wpfs)
+    assert evict(wpfs) == 64
+    os.utime(wpfs.mnt / "f", ns=(10**18, 10**18))
+    wpfs.seam.pause(step)
+    program.send("load 0 5")
+    wpfs.seam.wait_at(step)
+    assert mtime(wpfs) == 10**18
+    file = os.open(wpfs.mnt / "f", os.O_WRONLY)  # which can not be mapped
+    os.pwrite(file, b"x", 64 * PAGE)
+    os.close(file)
+    assert mtime(wpfs) > 10**18
+    wpfs.seam.go(step)
+    assert program.read() == "ok 6"
+    assert mtime(wpfs) > 10**18
+
+
+def test_fsync_during_a_refault(wpfs):
+    """What a commit stores of the times is what the user sees."""
+    program = filled(wpfs)
+    os.utime(wpfs.mnt / "f", ns=(10**18, 10**18))
+    assert evict(wpfs) == 64
+    wpfs.seam.pause("filled")
+    program.send("load 0 5")
+    wpfs.seam.wait_at("filled")
+    os.chmod(wpfs.mnt / "f", 0o600)
+    directory = os.open(wpfs.mnt, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+    db = sqlite3.connect(f"{wpfs.store}/wpfs.db", isolation_level=None)
+    assert db.execute("SELECT mtime_ns FROM inode JOIN dirent USING (id) "
+                      "WHERE name = CAST('f' AS BLOB)").fetchall() == [(10**18,)]
+    db.close()
+    wpfs.seam.go("filled")
+    assert program.read() == "ok 6"
