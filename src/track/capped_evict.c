@@ -191,16 +191,17 @@ static int chunk_punch(struct saving *sv, struct chunk *k)
 		pthread_mutex_lock(&c->lock);
 		chunk_say(sv, k, k->parts[end - 1].first + k->parts[end - 1].nr);
 		capped_test_point("spilled"); /* nobody is served */
+		capped_time_begin(c, f, CAPPED_MTIME);
 		for (; i < end; i++) {
 			int err = punch_part(sv, k, &k->parts[i], from);
 
 			r = r < 0 ? r : err;
 			from += k->parts[i].nr << WPFS_PAGE_SHIFT;
 		}
+		capped_time_end(f, CAPPED_MTIME);
 		pthread_mutex_unlock(&c->lock);
 	}
 	pthread_mutex_lock(&c->lock);
-	capped_times_restore(f);
 	*sv->left += k->resident - k->stay;
 	c->counts.evictions += k->resident - k->stay;
 	c->counts.zeros += k->zeros;
@@ -282,7 +283,7 @@ static int save_and_punch(struct saving *sv)
 	if (r == 0)
 		r = sv->fd < 0 ? sv->fd : 0;
 	if (r == 0)
-		capped_times_begin(c, f);
+		capped_time_begin(c, f, CAPPED_ATIME);
 	pthread_mutex_unlock(&c->lock);
 	if (r < 0)
 		return r;
@@ -298,7 +299,7 @@ static int save_and_punch(struct saving *sv)
 		r = r < 0 ? r : err;
 	}
 	pthread_mutex_lock(&c->lock);
-	capped_times_end(f);
+	capped_time_end(f, CAPPED_ATIME);
 	pthread_mutex_unlock(&c->lock);
 	return r;
 }

@@ -42,11 +42,13 @@ struct capped_stream {
 	uint32_t used;	 /* faults ago; the oldest gives way */
 };
 
-/* The times of a file whose pages are being moved: capped_times.c. */
-struct capped_times {
-	unsigned inside; /* pieces of such work */
-	struct timespec atim, mtim;
-	bool read, written; /* somebody is at it just now: atim, mtim are the lower file's own */
+enum capped_time { CAPPED_ATIME, CAPPED_MTIME, CAPPED_TIMES };
+
+/* A time of a file whose pages are being moved: capped_times.c. */
+struct capped_moving {
+	unsigned inside;     /* pieces of such work */
+	struct timespec was; /* what the user sees meanwhile */
+	bool changing;	     /* somebody else is at it: the lower file's own is as good */
 };
 
 /* A file that a descriptor was handed out of, or that has or had spilled pages. */
@@ -67,7 +69,7 @@ struct capped_file {
 	uint64_t pin_pages; /* it counts for while it is pinned */
 	struct capped_stream streams[CAPPED_STREAMS];
 	uint32_t stream_clock;
-	struct capped_times times;
+	struct capped_moving times[CAPPED_TIMES];
 	UT_hash_handle hh;
 };
 
@@ -273,10 +275,9 @@ void capped_ahead_forget(struct capped *c, uint64_t ino);
 
 /* ---- capped_times.c: nobody sees that pages are moved; lock held ---- */
 
-/* Around work that changes the lower file, during which the file stays known. */
-void capped_times_begin(struct capped *c, struct capped_file *f);
-void capped_times_restore(struct capped_file *f); /* in the middle of it */
-void capped_times_end(struct capped_file *f);
+/* Around work that moves that time of the lower file, during which the file stays known. */
+void capped_time_begin(struct capped *c, struct capped_file *f, enum capped_time which);
+void capped_time_end(struct capped_file *f, enum capped_time which);
 
 /* A use has begun, or has ended. `f` may be NULL. */
 void capped_times_used(struct capped *c, struct capped_file *f, const struct capped_use *use);

@@ -30,7 +30,7 @@ static struct capped_use use_of(uint64_t ino, uint64_t off, uint64_t len, enum c
 		.end = len ? (off + len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT : UINT64_MAX,
 		.kind = io == CAPPED_DROP ? CAPPED_USE_DROP : CAPPED_USE_ACCESS,
 		.reads = io == CAPPED_READ,
-		.writes = io == CAPPED_WRITE,
+		.writes = io != CAPPED_READ,
 	};
 }
 

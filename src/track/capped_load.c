@@ -88,7 +88,8 @@ void capped_use_end(struct capped *c, struct capped_use *use)
 /* ---- one read ---- */
 
 /* Reads pages and puts them into the lower file. */
-static int fill(struct spill_io *io, int spill_fd, int lower_fd, uint64_t first, uint64_t nr)
+static int fill(struct capped *c, struct capped_file *f, struct spill_io *io, int spill_fd,
+		uint64_t first, uint64_t nr)
 {
 	const struct spill_run run = {first, nr, spill_io_buf(io)};
 	uint64_t off = first << WPFS_PAGE_SHIFT, len = nr << WPFS_PAGE_SHIFT;
@@ -98,7 +99,7 @@ static int fill(struct spill_io *io, int spill_fd, int lower_fd, uint64_t first,
 	capped_test_point("asked");
 	if (r == 0)
 		r = spill_store_read(io, spill_fd, &run, 1);
-	if (r == 0 && fstat(lower_fd, &st) < 0)
+	if (r == 0 && fstat(f->fd, &st) < 0)
 		r = -errno;
 	if (r == 0)
 		r = capped_test_fail("lower-write");
@@ -111,8 +112,14 @@ static int fill(struct spill_io *io, int spill_fd, int lower_fd, uint64_t first,
 	cut = capped_test_fail("lower-short");
 	if (cut < 0)
 		len = len / 2 & ~(WPFS_PAGE_SIZE - 1);
-	r = fdio_pwrite_full(lower_fd, run.buf, len, (off_t)off) ?: cut;
+	pthread_mutex_lock(&c->lock);
+	capped_time_begin(c, f, CAPPED_MTIME);
+	pthread_mutex_unlock(&c->lock);
+	r = fdio_pwrite_full(f->fd, run.buf, len, (off_t)off) ?: cut;
 	capped_test_point("filled");
+	pthread_mutex_lock(&c->lock);
+	capped_time_end(f, CAPPED_MTIME);
+	pthread_mutex_unlock(&c->lock);
 	return r;
 }
 
@@ -154,7 +161,6 @@ static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uin
 	uint64_t there = 0;
 
 	capped_use_begin(c, &use);
-	capped_times_begin(c, f);
 	c->loading += nr;
 	capped_limit_set(c, false);
 	pthread_mutex_unlock(&c->lock);
@@ -164,7 +170,7 @@ static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uin
 	if (io)
 		spill_io_hurry(io, hurry);
 	if (r == 0)
-		r = fill(io, fd, f->fd, first, nr);
+		r = fill(c, f, io, fd, first, nr);
 	for (int tries = 0; r == -ENOSPC && tries < LIMIT_TRIES; tries++) {
 		/* Somebody else has taken the room: then there is more for a while. */
 		pthread_mutex_lock(&c->lock);
@@ -175,12 +181,11 @@ static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uin
 		if (there == nr)
 			r = 0;
 		else if (tries < LIMIT_TRIES)
-			r = fill(io, fd, f->fd, first + there, nr - there);
+			r = fill(c, f, io, fd, first + there, nr - there);
 	}
 	if (io)
 		capped_engine_give(c, io);
 	pthread_mutex_lock(&c->lock);
-	capped_times_end(f);
 	capped_use_end(c, &use);
 	c->loading -= nr;
 	if (r < 0)

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * What is moved between the lower file and the store changes the lower file's times, and nobody may
- * see that. While such work is under way the times are those that the file had when it began, or
- * that somebody gave it since; each piece of work puts them back at its end.
+ * see that: to save a page is a read, which moves the atime; to punch one and to write one are
+ * changes, which move the mtime. From just before to just after, that time is the one that the file
+ * had before, or that somebody gave it since, and then it is put back.
  *
- * Who reads or writes meanwhile, through the mount, changes the times too: while that is under way
- * the lower file's own are not put back, for both are "now".
+ * Who reads or writes meanwhile, through the mount, changes the time too: while that is under way
+ * the lower file's own is not put back, for both are "now". A store through a mapping in just that
+ * moment is not known of.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -14,65 +16,67 @@
 
 #include "track/capped_internal.h"
 
-/* Who is reading or writing? */
-static void look_at_uses(const struct capped *c, struct capped_file *f)
+static struct timespec time_of(const struct stat *st, enum capped_time which)
+{
+	return which == CAPPED_ATIME ? st->st_atim : st->st_mtim;
+}
+
+static bool changes(const struct capped_use *use, enum capped_time which)
+{
+	return which == CAPPED_ATIME ? use->reads : use->writes;
+}
+
+/* Is somebody reading, or writing? */
+static bool is_changing(const struct capped *c, const struct capped_file *f, enum capped_time which)
 {
 	const struct capped_use *use;
 
-	f->times.read = f->times.written = false;
 	DL_FOREACH (c->uses, use) {
-		if (use->ino == f->ino) {
-			f->times.read |= use->reads;
-			f->times.written |= use->writes;
-		}
+		if (use->ino == f->ino && changes(use, which))
+			return true;
 	}
+	return false;
 }
 
-void capped_times_begin(struct capped *c, struct capped_file *f)
+void capped_time_begin(struct capped *c, struct capped_file *f, enum capped_time which)
 {
+	struct capped_moving *time = &f->times[which];
 	struct stat st;
 
-	if (f->times.inside++)
+	if (time->inside++)
 		return;
-	look_at_uses(c, f);
-	if (fstat(f->fd, &st) < 0) {
-		st.st_atim.tv_nsec = UTIME_OMIT;
-		st.st_mtim.tv_nsec = UTIME_OMIT;
+	time->changing = is_changing(c, f, which);
+	if (fstat(f->fd, &st) == 0)
+		time->was = time_of(&st, which);
+	else
+		time->was.tv_nsec = UTIME_OMIT;
+}
+
+void capped_time_end(struct capped_file *f, enum capped_time which)
+{
+	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_OMIT}};
+	struct capped_moving *time = &f->times[which];
+
+	if (!time->changing) {
+		times[which] = time->was;
+		futimens(f->fd, times);
 	}
-	f->times.atim = st.st_atim;
-	f->times.mtim = st.st_mtim;
-}
-
-void capped_times_restore(struct capped_file *f)
-{
-	struct timespec times[2] = {f->times.atim, f->times.mtim};
-
-	if (f->times.read)
-		times[0].tv_nsec = UTIME_OMIT;
-	if (f->times.written)
-		times[1].tv_nsec = UTIME_OMIT;
-	futimens(f->fd, times);
-}
-
-void capped_times_end(struct capped_file *f)
-{
-	capped_times_restore(f);
-	f->times.inside--;
+	time->inside--;
 }
 
 void capped_times_used(struct capped *c, struct capped_file *f, const struct capped_use *use)
 {
 	struct stat st;
 
-	if (!f || !f->times.inside || !(use->reads || use->writes))
-		return;
-	if (fstat(f->fd, &st) == 0) {
-		if (use->reads)
-			f->times.atim = st.st_atim;
-		if (use->writes)
-			f->times.mtim = st.st_mtim;
+	for (enum capped_time which = 0; f && which < CAPPED_TIMES; which++) {
+		struct capped_moving *time = &f->times[which];
+
+		if (!time->inside || !changes(use, which))
+			continue;
+		if (fstat(f->fd, &st) == 0)
+			time->was = time_of(&st, which);
+		time->changing = is_changing(c, f, which);
 	}
-	look_at_uses(c, f);
 }
 
 int capped_set_times(struct capped *c, uint64_t ino, int fd, const struct timespec times[2])
@@ -85,10 +89,12 @@ int capped_set_times(struct capped *c, uint64_t ino, int fd, const struct timesp
 	f = capped_file_find(c, ino);
 	if (utimensat(fd, "", times, AT_EMPTY_PATH) < 0 || fstat(fd, &st) < 0)
 		r = -errno;
-	if (r == 0 && f && times[0].tv_nsec != UTIME_OMIT)
-		f->times.atim = times[0].tv_nsec == UTIME_NOW ? st.st_atim : times[0];
-	if (r == 0 && f && times[1].tv_nsec != UTIME_OMIT)
-		f->times.mtim = times[1].tv_nsec == UTIME_NOW ? st.st_mtim : times[1];
+	for (enum capped_time which = 0; r == 0 && f && which < CAPPED_TIMES; which++) {
+		if (times[which].tv_nsec == UTIME_NOW)
+			f->times[which].was = time_of(&st, which);
+		else if (times[which].tv_nsec != UTIME_OMIT)
+			f->times[which].was = times[which];
+	}
 	pthread_mutex_unlock(&c->lock);
 	return r;
 }
@@ -101,10 +107,10 @@ int capped_stat(struct capped *c, uint64_t ino, int fd, const char *name, struct
 	pthread_mutex_lock(&c->lock);
 	r = fstatat(fd, name, st, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
 	f = capped_file_find(c, ino);
-	if (f && f->times.inside && !f->times.read)
-		st->st_atim = f->times.atim;
-	if (f && f->times.inside && !f->times.written)
-		st->st_mtim = f->times.mtim;
+	if (f && f->times[CAPPED_ATIME].inside && !f->times[CAPPED_ATIME].changing)
+		st->st_atim = f->times[CAPPED_ATIME].was;
+	if (f && f->times[CAPPED_MTIME].inside && !f->times[CAPPED_MTIME].changing)
+		st->st_mtim = f->times[CAPPED_MTIME].was;
 	pthread_mutex_unlock(&c->lock);
 	return r;
 }
