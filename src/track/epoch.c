@@ -392,6 +392,7 @@ int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file)
 				      .number = tm->mm.epoch ?: (protect_last_epoch(t) ?: 1),
 				      .written = MM_WRITTEN_UNKNOWN};
 	struct mm_file *f = mm_file_find(&tm->mm, file);
+	const bool had = tm->mm.epoch;
 	int r;
 
 	if (f)
@@ -402,11 +403,9 @@ int protect_open_epoch(struct track *t, struct tmm *tm, uint64_t file)
 	 * An unprotect has closed the epoch that the mm is in, or may have: what it ended with is
 	 * kept, so this is another one.
 	 */
-	if (r == -EEXIST || aside_is_for(r)) {
+	if (r == -EEXIST || (had && aside_is_for(r)))
 		tm->mm.epoch = epoch.number = protect_last_epoch(t) + 1;
-		r = protect_store_open(t, tm, &epoch, 1);
-	}
-	return r;
+	return r == -EEXIST || aside_is_for(r) ? protect_store_open(t, tm, &epoch, 1) : r;
 }
 
 int protect_store_born(struct track *t, struct tmm *tm)
