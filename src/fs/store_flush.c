@@ -139,7 +139,10 @@ static int flush_contents(struct flush *flush, uint64_t ino, const struct fs_han
 	flushed.in_use = flush_in_use(flush, ino, fd);
 	fs_hook_contents_begin(store->fs, ino);
 	pthread_mutex_lock(lock);
-	size = store_write_contents(store, ino, fd, flushed.in_use, flush->final, &written);
+	/* Again, with the lock: a commit removes what has lost its name with it held. */
+	size = fstat(fd, &st) < 0 ? -errno : st.st_nlink ? 0 : -ESTALE;
+	if (size == 0)
+		size = store_write_contents(store, ino, fd, flushed.in_use, flush->final, &written);
 	image = store_known_get(store, ino, false);
 	if (image)
 		store_image_rest(image);

@@ -72,10 +72,13 @@ static bool has_name(struct fs *fs, uint64_t ino)
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	struct stat st;
 	bool has;
+	int r;
 
 	if (!fs_inode_get(fs, ino))
 		return false; /* and nobody can give it one */
-	has = fs_inode_ref(fs, ino, &ref) == 0 && fstat(ref.fd, &st) == 0 && st.st_nlink > 0;
+	r = fs_inode_ref(fs, ino, &ref);
+	/* Whatever else goes wrong: to keep it costs room only. */
+	has = r ? r != -ESTALE : fstat(ref.fd, &st) < 0 || st.st_nlink > 0;
 	fs_ref_put(&ref);
 	ref = (struct fs_ref)FS_REF_INIT;
 	fs_inode_forget(fs, ino, 1);
@@ -225,6 +228,8 @@ int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool 
 	image = store_known_get(store, ino, again && native && sync_is_dense(&st));
 	if (image && again && store_image_known(image))
 		store_image_map(image, fd, (uint64_t)st.st_size);
+	else if (image)
+		store_image_unmap(image); /* what was seen of its holes is of an earlier pass */
 	r = store_data_write(store->data_fd, ino, fd, (uint64_t)st.st_size,
 			     final ? NULL : sync_marks, fs, native ? NULL : &through, image,
 			     written);
@@ -258,16 +263,18 @@ static int sync_contents(struct fs_store *store, uint64_t ino, int fd)
 	pthread_mutex_t *lock = &store->data[ino % FS_SHARDS];
 	struct store_data_written written = {.changed = false};
 	struct store_unsynced unsynced = {.times = 0};
-	struct stat st;
+	struct stat st = {.st_nlink = 1};
 	int64_t size;
 	int r = 0;
 
-	if (fstat(fd, &st) < 0)
-		return -errno;
-	if (st.st_nlink == 0)
-		return 0;
 	fs_hook_contents_begin(store->fs, ino);
 	pthread_mutex_lock(lock);
+	/* With the lock: else a commit could remove it in between, and it would be made again. */
+	if (fstat(fd, &st) < 0 || st.st_nlink == 0) {
+		r = st.st_nlink ? -errno : 0;
+		pthread_mutex_unlock(lock);
+		return r;
+	}
 	size = store_write_contents(store, ino, fd, true, false, &written);
 	if (size < 0)
 		r = (int)size;

@@ -121,8 +121,8 @@ void fs_wait_in(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, fs_wa
 	bool handed;
 
 	pthread_mutex_lock(&fs->waits.lock);
-	/* With io_uring each CPU has one FUSE thread. */
-	handed = (fs->uring || fs->waits.here >= HERE_MAX) && waits_hand_over(fs, req, ino, fi, fn);
+	/* With io_uring the entry of a request belongs to the thread that answers it. */
+	handed = !fs->uring && fs->waits.here >= HERE_MAX && waits_hand_over(fs, req, ino, fi, fn);
 	fs->waits.here += !handed;
 	pthread_mutex_unlock(&fs->waits.lock);
 	if (handed)

@@ -8,8 +8,8 @@
  *   1. fs.hooks_lock   (fs/session.c)  read: for the time of a hook; write: fs_set_hooks
  *   2. the track room's queue, on which its one thread is asked; it owns all mms (track/track.c)
  *   3. the writer's queue of the database (db/db.h)
- *   4. fs.names_lock  (fs/names.c)  read: a change of names; write: the walk of a flush; held over
- *      no hook
+ *   4. fs.names_lock  (fs/names.c)  read: a change of names; write: the walk of a flush, with
+ *      fs.hooks_lock for reading (no hook asks for names_lock) and, of a capped mount, its lock
  *   5. leaves, held over no call into another room: fs_dir.lock and fs.dirs_lock (fs/dirs.c),
  *      shard.backing and shard.lock (fs/priv.h), fs.touched_lock (fs/changes.c)
  */
