@@ -421,6 +421,8 @@ static int help(int argc, char **argv)
 		ctl_say("help: one operand too many: '%s': usage: wpctl help [COMMAND]", argv[1]);
 		return CTL_USAGE;
 	}
+	if (!strcmp(argv[0], "help") || !strcmp(argv[0], "version"))
+		return show_overview();
 	c = find_command(argv[0]);
 	return c ? show_help(c) : unknown_command(argv[0]);
 }

@@ -269,7 +269,7 @@ static const struct need {
 
 int needs_print(void)
 {
-	const bool root = need_root() == 0;
+	const bool root = geteuid() == 0;
 	int missing = 0;
 
 	for (size_t i = 0; i < NR_NEEDS; i++) {
