@@ -298,24 +298,21 @@ uint64_t capped_lower_dev(const struct capped *c)
 
 /* ---- start and end ---- */
 
-/* True: a page of zeros in memory was given back. */
-static bool drop_zeros(const struct capped_file *f, uint64_t page)
+/* A page of zeros in memory is given back. */
+static void drop_zeros(const struct capped_file *f, uint64_t page)
 {
 	const off_t off = (off_t)(page << WPFS_PAGE_SHIFT);
 	char buf[WPFS_PAGE_SIZE];
 
-	return fdio_pread_zeros(f->fd, buf, sizeof(buf), (uint64_t)off) == 0 &&
-	       spill_is_zero(buf, sizeof(buf)) &&
-	       fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off,
-			 (off_t)sizeof(buf)) == 0;
+	if (fdio_pread_zeros(f->fd, buf, sizeof(buf), (uint64_t)off) == 0 &&
+	    spill_is_zero(buf, sizeof(buf)))
+		fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off,
+			  (off_t)sizeof(buf));
 }
 
-/*
- * Pages of which a killed daemon left both: the one in the lower file is the newer, or the same.
- * But not zeros, which are never stored: they came when somebody touched a hole whose userfaultfd
- * had gone too, with daemon and witness.
- */
-static void resident_wins(struct capped *c, struct capped_file *f)
+/* Calls fn for each page that a killed daemon left both in the lower file and in the store. */
+static void for_each_twice(struct capped *c, struct capped_file *f,
+			   void (*fn)(struct capped *c, struct capped_file *f, uint64_t page))
 {
 	off_t at = lseek(f->fd, 0, SEEK_DATA);
 
@@ -327,12 +324,43 @@ static void resident_wins(struct capped *c, struct capped_file *f)
 			return;
 		end = ((uint64_t)hole + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
 		while ((page = spill_bits_next(&f->bits, first)) < end) {
-			if (!drop_zeros(f, page))
-				capped_forget(c, f, page, 1);
+			fn(c, f, page);
 			first = page + 1;
 		}
 		at = lseek(f->fd, hole, SEEK_DATA);
 	}
+}
+
+static void twice_drop_zeros(struct capped *c, struct capped_file *f, uint64_t page)
+{
+	drop_zeros(f, page);
+}
+
+static void twice_forget(struct capped *c, struct capped_file *f, uint64_t page)
+{
+	capped_forget(c, f, page, 1);
+}
+
+void capped_drop_zeros(struct capped *c, uint64_t ino)
+{
+	struct capped_file *f;
+
+	pthread_mutex_lock(&c->lock);
+	f = capped_file_find(c, ino);
+	if (f)
+		for_each_twice(c, f, twice_drop_zeros);
+	pthread_mutex_unlock(&c->lock);
+}
+
+void capped_lower_wins(struct capped *c)
+{
+	struct capped_file *f, *next;
+
+	pthread_mutex_lock(&c->lock);
+	HASH_ITER (hh, c->files, f, next)
+		for_each_twice(c, f, twice_forget);
+	capped_limit_set(c, false);
+	pthread_mutex_unlock(&c->lock);
 }
 
 static int adopt_file(struct capped *c, const char *name)
@@ -359,7 +387,6 @@ static int adopt_file(struct capped *c, const char *name)
 	f->bits = bits;
 	f->missing = true;
 	c->counts.spilled += bits.count;
-	resident_wins(c, f);
 	capped_know(c, f, 0, UINT64_MAX);
 	return 0;
 }

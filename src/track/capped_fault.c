@@ -136,9 +136,9 @@ void capped_mm_remove(struct capped *c, struct capped_mm *mm)
 	pthread_mutex_unlock(&c->lock);
 }
 
-void capped_mm_moved(struct capped *c, struct capped_mm *mm, pid_t pid)
+void capped_mm_moved(struct capped *c, struct capped_mm *mm, pid_t pid, pid_t task)
 {
-	_cleanup_close_ int maps_fd = maps_open_fd(pid);
+	_cleanup_close_ int maps_fd = maps_open_fd(task);
 
 	pthread_mutex_lock(&c->lock);
 	mm->pid = pid;
@@ -222,7 +222,10 @@ int capped_protect(struct capped *c, struct capped_mm *mm, uint64_t start, uint6
 
 /* ---- one fault ---- */
 
-/* Which page of which file is at an address. 0 or -errno. */
+/*
+ * Which page of which file is at an address. 0 or -errno: -ENXIO: of none that anything is known
+ * of, so it is not in a batch.
+ */
 static int fault_resolve(struct capped *c, struct capped_mm *mm, uint64_t addr,
 			 struct capped_file **f, uint64_t *page)
 {
@@ -240,10 +243,10 @@ static int fault_resolve(struct capped *c, struct capped_mm *mm, uint64_t addr,
 	if (r < 0)
 		return r;
 	if (vma.dev != c->lower_dev)
-		return -ENOENT;
+		return -ENXIO;
 	*f = capped_file_find(c, fs_ino_of_lower(c->config.fs, vma.ino));
 	*page = vma.pgoff + ((addr - vma.start) >> WPFS_PAGE_SHIFT);
-	return *f ? 0 : -ENOENT;
+	return *f ? 0 : -ENXIO;
 }
 
 static enum fault_residency fault_residency(const struct capped_file *f, uint64_t page)
@@ -313,7 +316,9 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t
 				1 << CAPPED_USE_DROP | 1 << CAPPED_USE_LOAD))
 			return -EAGAIN;
 		residency = fault_residency(f, page);
-	} else if (!wp && (r == -ENOENT || r == -ESRCH) && mm->maps_fd >= 0) {
+	} else if (wp && r != -ENXIO) {
+		return -EAGAIN; /* it may be in the batch: until that ends */
+	} else if (!wp && (r == -ENXIO || r == -ENOENT || r == -ESRCH) && mm->maps_fd >= 0) {
 		return uffd_wake(mm->uffd, addr, addr + WPFS_PAGE_SIZE); /* unmapped meanwhile */
 	} else if (!wp) {
 		return r;

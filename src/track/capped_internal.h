@@ -387,6 +387,15 @@ void capped_file_take(struct capped *c, uint64_t ino, int fd);
 /* Have the mappings of this file to be registered for missing faults too? */
 bool capped_is_missing(struct capped *c, uint64_t ino);
 
+/*
+ * What a new daemon does about pages that the last one left in the lower file and in the store,
+ * before any fault is served. The lower file wins: it is the same or the newer. But first, for
+ * files that somebody has mapped whose faults nobody could hold: zeros, which are never stored,
+ * came there when a hole was touched, and are given back.
+ */
+void capped_drop_zeros(struct capped *c, uint64_t ino);
+void capped_lower_wins(struct capped *c);
+
 /* Punches pages of the lower file and forgets their stored copies: MADV_REMOVE. 0 or -errno. */
 int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr);
 
@@ -444,8 +453,8 @@ void capped_fault_retry(struct capped *c);
 int capped_mm_add(struct capped *c, pid_t pid, pid_t task, int uffd, struct capped_mm **mm);
 void capped_mm_remove(struct capped *c, struct capped_mm *mm);
 
-/* The mm is that of process `pid` now. */
-void capped_mm_moved(struct capped *c, struct capped_mm *mm, pid_t pid);
+/* The mm is that of process `pid` now; `task` as above. */
+void capped_mm_moved(struct capped *c, struct capped_mm *mm, pid_t pid, pid_t task);
 
 /* capped_mm_remove when nobody has it any more; until then its faults are served, and nothing is
  * evicted. */

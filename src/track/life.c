@@ -329,8 +329,8 @@ static void life_release_left(struct tmm *tm)
 	tm->witness.pid = 0;
 }
 
-/* Takes back one mm that was live when the last daemon went. */
-static int life_resume_one(struct track *t, struct tmm *tm)
+/* Who is there still of an mm that was live when the last daemon went. */
+static int life_resume_find(struct track *t, struct tmm *tm)
 {
 	int r = residency_resume_doubt(t, tm);
 
@@ -348,6 +348,14 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 		return r;
 	if (tm->program_watch.fd >= 0 && (tm->witness_pidfd < 0 || proc_is_dead(tm->witness_pidfd)))
 		residency_find_kept(t, tm);
+	return 0;
+}
+
+/* Takes it back. */
+static int life_resume_one(struct track *t, struct tmm *tm)
+{
+	int r;
+
 	if ((tm->program_watch.fd < 0 || life_has_ended(tm)) && !shared_go_on(t, tm)) {
 		residency_abandon(t, tm);
 		life_end_mm(t, tm, true);
@@ -373,11 +381,18 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 int life_resume(struct track *t)
 {
 	struct tmm *tm, *next;
+	int r = 0;
 
+	DL_FOREACH (t->tmms, tm) {
+		if (tm->state == TMM_LIVE)
+			r = life_resume_find(t, tm);
+		if (r < 0)
+			return r;
+	}
+	residency_found(t);
 	DL_FOREACH_SAFE(t->tmms, tm, next)
 	{
-		int r = 0;
-
+		r = 0;
 		if (tm->state == TMM_DETACHED)
 			life_release_left(tm);
 		if (tm->state == TMM_LIVE)

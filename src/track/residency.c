@@ -102,7 +102,7 @@ void residency_end(struct track *t, struct tmm *tm)
 void residency_moved(struct track *t, struct tmm *tm)
 {
 	if (tm->capped)
-		capped_mm_moved(t->config.capped, tm->capped, tm->program.pid);
+		capped_mm_moved(t->config.capped, tm->capped, tm->program.pid, tmm_pid(tm));
 }
 
 /* The file's pages of the eviction that a killed daemon was at. */
@@ -174,15 +174,48 @@ int residency_resume(struct track *t, struct tmm *tm)
 	return r < 0 ? r : residency_unfence(t, tm, uffd);
 }
 
+/* The lower files that the program has mapped; the caller frees the list. */
+static void residency_read_maps(struct track *t, const struct tmm *tm, struct maps_list *maps)
+{
+	const uint64_t dev = capped_lower_dev(t->config.capped);
+
+	if (tm->program_watch.fd < 0 || maps_read(tm->program.pid, &dev, 1, maps) < 0)
+		maps->nr = 0;
+}
+
+void residency_found(struct track *t)
+{
+	struct capped *c = t->config.capped;
+	struct tmm *tm;
+
+	if (!c)
+		return;
+	DL_FOREACH (t->tmms, tm) {
+		struct maps_list maps = {0};
+
+		if (tm->state != TMM_LIVE || tm->widowed ||
+		    (tm->witness_pidfd >= 0 && !proc_is_dead(tm->witness_pidfd)))
+			continue;
+		residency_read_maps(t, tm, &maps);
+		for (size_t i = 0; i < maps.nr; i++) {
+			if (maps.vmas[i].shared)
+				capped_drop_zeros(c,
+						  fs_ino_of_lower(t->config.fs, maps.vmas[i].ino));
+		}
+		maps_free(&maps);
+	}
+	capped_lower_wins(c);
+}
+
 void residency_abandon(struct track *t, const struct tmm *tm)
 {
 	struct capped *c = t->config.capped;
-	const uint64_t dev = c ? capped_lower_dev(c) : 0;
 	struct maps_list maps = {0};
 	uint64_t loaded = 0;
 
-	if (!c || tm->program_watch.fd < 0 || maps_read(tm->program.pid, &dev, 1, &maps) < 0)
-		maps.nr = 0;
+	if (!c)
+		return;
+	residency_read_maps(t, tm, &maps);
 	for (size_t i = 0; i < maps.nr; i++) {
 		uint64_t file = fs_ino_of_lower(t->config.fs, maps.vmas[i].ino);
 		int r = maps.vmas[i].shared ? capped_load_file(c, file, &loaded) : 0;

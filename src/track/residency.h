@@ -39,6 +39,12 @@ void residency_end(struct track *t, struct tmm *tm);
 void residency_moved(struct track *t, struct tmm *tm);
 
 /*
+ * A new daemon knows of all mms that were live whether anybody held their faults meanwhile: what is
+ * in memory and in the store is decided on. Before any is resumed. Native: nothing.
+ */
+void residency_found(struct track *t);
+
+/*
  * A new daemon finds an mm that was live. First the doubt: what the last daemon was evicting may
  * look marked and not be. Then, if it lives, its faults are served again. At last, when that is
  * done for all, what was left is dealt with. Native: 0.

@@ -456,6 +456,26 @@ def test_killed_in_a_refault(wpfs, step, victims):
     assert report.dirty(wpfs, "t") == {7} and report.marked(wpfs, "t") == ALL - {7}
 
 
+def test_zeroed_when_the_daemon_was_killed_in_a_refault(wpfs):
+    """
+    The page is in memory and in the store. The program reaches it without a fault and clears it: no
+    daemon brings the old contents back.
+    """
+    program = filled(wpfs)
+    other = map_file(wpfs.spawn(harness.program("mapper"), name="other"), wpfs.mnt / "f")
+    assert evict(wpfs) == 64
+    wpfs.seam.pause("filled")
+    program.send("load 0 3")
+    wpfs.seam.wait_at("filled")
+    wpfs.kill9()
+    wpfs.seam.go("filled")
+    other.order("store 0 3 0")
+    assert other.order("load 0 3") == 0
+    wpfs.restart()
+    assert program.read() == "ok 0"
+    assert loaded(program) == as_filled(p3=0) == loaded(other)
+
+
 @pytest.mark.parametrize("first", ["witness", "daemon"])
 def test_witness_and_daemon_killed(wpfs, first):
     """All that wpfs has is gone but the program, whose pages are in the store: it waits for the next
