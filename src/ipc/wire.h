@@ -120,14 +120,17 @@ struct wpfs_hello_reply {
  * nr_fds 0, nothing with it: attached before, to a daemon that is gone; the witness and its numbers
  * are as they were. A negative status: this daemon knows of none; the client goes on untracked.
  *
- * nr_fds 2 from a process that is attached and whose witness is dead: this is another one. With a
- * new uffd on a native mount; on a capped one it is the same as before, its API done.
+ * nr_fds 2 and `again`, and the witness is dead: this is another one. With a new uffd on a native
+ * mount; on a capped one it is the same as before, its API done.
+ *
+ * Not `again` from a process that was attached: it has executed another image, which is a mm of its
+ * own. -EEXIST if the connection of the one before is still open.
  */
 struct wpfs_attach {
 	uint32_t nr_fds;
 	int32_t uffd_fd;
 	int32_t chan_fd;
-	uint32_t reserved;
+	uint32_t again;	 /* 1: this image of the program was attached before */
 	uint64_t untold; /* address of the struct wpfs_untold of this mount in the program */
 };
 

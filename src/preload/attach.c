@@ -243,6 +243,7 @@ static int send_attach(struct mount *mount, const int *fds, unsigned nr_fds)
 		.nr_fds = nr_fds,
 		.uffd_fd = mount->witness_uffd,
 		.chan_fd = mount->witness_chan,
+		.again = mount->state == MOUNT_ATTACHED,
 		.untold = (uint64_t)&mount->untold,
 	};
 	struct wpfs_attach_reply reply;

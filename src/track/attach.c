@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -208,6 +209,14 @@ static int attach_take(struct request *rq, struct tmm *tm)
 	return r < 0 ? r : track_watch_add(rq->t, &tm->program_watch, EPOLLIN);
 }
 
+/* Has the other end of a connection been closed, heard of or not? */
+static bool attach_is_hung_up(const struct client *c)
+{
+	struct pollfd pfd = {.fd = c ? c->watch.fd : -1, .events = POLLRDHUP};
+
+	return !c || c->closing || poll(&pfd, 1, 0) > 0;
+}
+
 /* The live mm of this process whose witness is dead, or NULL. */
 static struct tmm *attach_find_widow(const struct track *t, const struct client *c)
 {
@@ -276,8 +285,14 @@ void attach_attach(struct request *rq)
 		return;
 	}
 	life_sweep_pid(rq->t, c->id.pid); /* the same process before exec */
-	tm = attach->nr_fds == 2 ? attach_find_widow(rq->t, c) : NULL;
-	if (tm) {
+	tm = attach_find_widow(rq->t, c);
+	if (tm && !attach->again) {
+		/* No witness tells an exec any more. */
+		if (attach_is_hung_up(tm->client))
+			life_end(rq->t, tm);
+		tm = NULL;
+	}
+	if (tm && attach->nr_fds == 2) {
 		r = attach_renew(rq, tm);
 		if (r < 0) {
 			log_warn("track: pid %d gets no other witness: %s", c->id.pid,

@@ -72,7 +72,7 @@ class Client:
             return struct.pack("<IiiIQ", 1, -1, -1, 0, self.number(64))
         if op == ATTACH:
             return struct.pack("<IiiIQ", r.choice([0, 1, 2, 2, 9]), r.randrange(-1, 20),
-                               r.randrange(-1, 20), 0, self.number(64))
+                               r.randrange(-1, 20), r.randrange(3), self.number(64))
         if op == SELF_RUNS:
             return struct.pack("<II", r.randrange(5), 0) + self.words(5)
         return self.words(SIZES[op] // 8)

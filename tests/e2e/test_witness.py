@@ -12,8 +12,10 @@ import mapper
 import proc
 import report
 from harness import PAGE
-from mapper import ALL, Child
+from mapper import ALL, PAGES, Child
 from test_failure import witness_of
+
+CAPPED = ["resident=64M", "settle=0"]
 
 
 def lose_witness(program):
@@ -124,4 +126,27 @@ def test_none_behind_a_filter(wpfs):
     program.order("store 1 2 1")
     assert report.dirty(wpfs, "t") == ALL
     program.kill9()
+    assert report.dirty(wpfs, "t") == ALL
+
+
+@pytest.mark.parametrize("options", [None, CAPPED])
+def test_none_that_tells_an_exec(wpfs, make_wpfs, options):
+    """The image that follows is no renewal of the one before: it has its own name and its own marks."""
+    if options:
+        wpfs = make_wpfs("capped", options)
+    program = mapper.mapped(wpfs)
+    program.order("store 0 1 1")
+    lose_witness(program)
+    program.order("store 0 2 1")
+    program.order("setenv WPFS_NAME u")
+    program.send(f"exec {harness.program('mapper')}")
+    program.order(f"open 0 {wpfs.mnt}/f")
+    program.order(f"map 0 0 0 {PAGES * PAGE}")
+    assert report.names(wpfs) == {"t": "detached", "u": "live"}
+    assert report.dirty(wpfs, "t") == ALL
+    assert len(witnesses(program)) == 1
+    program.order("store 0 40 1")
+    assert report.dirty(wpfs, "u") == {40}
+    program.kill9()
+    assert report.dirty(wpfs, "u") == {40}
     assert report.dirty(wpfs, "t") == ALL

@@ -17,6 +17,7 @@
  *                          answers in OUT         advise M PAGE COUNT WHAT   madvise(2)
  *   exec PATH [ARG...]     exit STATUS            msync M
  *                                                 prot M PAGE COUNT r|rw|none
+ *   setenv NAME VALUE      for exec
  *   seccomp                no new processes, sockets or userfaultfds from now on
  *
  * More of them: mapper_life.c, mapper_child.c.
@@ -283,23 +284,40 @@ static long do_exec(const struct order *o)
 	return -errno;
 }
 
+static long do_setenv(const struct order *o)
+{
+	return result(setenv(o->word[1], o->word[2], 1));
+}
+
 static long do_exit(const struct order *o)
 {
 	exit((int)number(o, 1));
 }
 
 static const struct verb verbs[] = {
-	{"open", 3, do_open},	    {"size", 3, do_size},
-	{"punch", 4, do_punch},	    {"close", 2, do_close},
-	{"pwrite", 5, do_pwrite},   {"fsync", 2, do_fsync},
-	{"map", 5, do_map},	    {"unmap", 2, do_unmap},
-	{"move", 2, do_move},	    {"store", 4, do_store},
-	{"load", 3, do_load},	    {"advise", 5, do_advise},
-	{"prot", 5, do_prot},	    {"msync", 2, do_msync},
-	{"fork", 3, do_fork},	    {"exec", 2, do_exec},
-	{"exit", 2, do_exit},	    {"rawunmap", 2, do_rawunmap},
-	{"seccomp", 1, do_seccomp}, {"grow", 3, do_grow},
-	{"maps", 4, do_maps},	    {0},
+	{"open", 3, do_open},
+	{"size", 3, do_size},
+	{"punch", 4, do_punch},
+	{"close", 2, do_close},
+	{"pwrite", 5, do_pwrite},
+	{"fsync", 2, do_fsync},
+	{"map", 5, do_map},
+	{"unmap", 2, do_unmap},
+	{"move", 2, do_move},
+	{"store", 4, do_store},
+	{"load", 3, do_load},
+	{"advise", 5, do_advise},
+	{"prot", 5, do_prot},
+	{"msync", 2, do_msync},
+	{"fork", 3, do_fork},
+	{"exec", 2, do_exec},
+	{"exit", 2, do_exit},
+	{"rawunmap", 2, do_rawunmap},
+	{"seccomp", 1, do_seccomp},
+	{"grow", 3, do_grow},
+	{"maps", 4, do_maps},
+	{"setenv", 3, do_setenv},
+	{0},
 };
 
 static long obey(const struct order *o)
