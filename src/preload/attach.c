@@ -530,16 +530,19 @@ void mount_renew(struct mount *mount)
 		return;
 	mount_disconnect(mount);
 	witness_end(mount->witness_pid);
+	mount->witness_pid = 0;
 	err = attach_connect(mount, &fds);
-	if (err)
-		return;
-	fds.uffd =
-		mount->kind == WPFS_KIND_CAPPED
-			? (int)raw(fcntl, keep, F_DUPFD_CLOEXEC, 0)
-			: (int)raw(ioctl, fds.devuffd, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-	if (mount->kind == WPFS_KIND_CAPPED)
+	if (!err && mount->kind == WPFS_KIND_CAPPED)
+		fds.uffd = (int)raw(fcntl, keep, F_DUPFD_CLOEXEC, 0);
+	else if (!err)
+		fds.uffd =
+			(int)raw(ioctl, fds.devuffd, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	if (!err && fds.uffd < 0)
+		err = fds.uffd;
+	if (!err && mount->kind == WPFS_KIND_CAPPED)
 		mount_unkeep(mount); /* it comes back as the one that is kept */
-	err = fds.uffd < 0 ? fds.uffd : attach_with(mount, &fds, mount->kind == WPFS_KIND_CAPPED);
+	if (!err)
+		err = attach_with(mount, &fds, mount->kind == WPFS_KIND_CAPPED);
 	if (err) {
 		mount_keep(mount, &fds.uffd);
 		mount_disconnect(mount);

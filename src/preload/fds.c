@@ -177,9 +177,11 @@ long fds_dup3(int old, int fd, int flags, bool is_dup2)
 	if (ours) {
 		/* Where it is now will be closed by the call; without a copy the next need
 		 * connects. */
-		atomic_store(ours, (int)raw(fcntl, fd, F_DUPFD_CLOEXEC, fd + 1));
-		if (atomic_load(ours) < 0)
-			atomic_store(ours, -1);
+		long moved = raw(fcntl, fd, F_DUPFD_CLOEXEC, fd + 1);
+
+		if (raw_failed(moved))
+			moved = raw(fcntl, fd, F_DUPFD_CLOEXEC, 0);
+		atomic_store(ours, raw_failed(moved) ? -1 : (int)moved);
 	}
 	uffds_close((unsigned)fd, (unsigned)fd);
 	ret = real_dup3(old, fd, flags, is_dup2);

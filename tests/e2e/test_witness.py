@@ -2,6 +2,7 @@
 """Programs that lose their witness, and what they lose with it."""
 
 import os
+import resource
 import select
 import signal
 
@@ -150,3 +151,31 @@ def test_none_that_tells_an_exec(wpfs, make_wpfs, options):
     program.kill9()
     assert report.dirty(wpfs, "u") == {40}
     assert report.dirty(wpfs, "t") == ALL
+
+
+def limit_descriptors(program, most):
+    hard = resource.prlimit(program.pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (min(most, hard), hard))
+
+
+@pytest.mark.parametrize("options, free, reached", [(None, 1, False), (None, 3, True),
+                                                    (CAPPED, 3, False), (CAPPED, 4, True)])
+def test_another_one_when_there_are_descriptors_for_it(wpfs, make_wpfs, options, free, reached):
+    """With some it cannot take what the daemon sends; with one more it only lacks the userfaultfd."""
+    if options:
+        wpfs = make_wpfs("capped", options)
+    program = mapper.mapped(wpfs)
+    used = 1 + max(int(fd) for fd in os.listdir(f"/proc/{program.pid}/fd") if int(fd) < 100)
+    lose_witness(program)
+    limit_descriptors(program, used + free)
+    program.ask(f"map 1 0 0 {8 * PAGE}")
+    assert witnesses(program) == []
+    assert ("no descriptor is free" in program.stderr()) != reached
+    limit_descriptors(program, 1024)
+    program.order(f"map 2 0 0 {8 * PAGE}")
+    assert len(witnesses(program)) == 1
+    wpfs.wpctl("protect", wpfs.mnt)
+    program.order("store 2 5 1")
+    assert report.dirty(wpfs, "t") >= {5}
+    program.kill9()
+    assert report.dirty(wpfs, "t") >= {5}
