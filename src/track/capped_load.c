@@ -53,6 +53,7 @@ struct spill_io *capped_engine_take(struct capped *c)
 
 void capped_engine_give(struct capped *c, struct spill_io *io)
 {
+	spill_io_hurry(io, false);
 	pthread_mutex_lock(&c->lock);
 	c->engines[c->nr_engines++] = io;
 	pthread_cond_signal(&c->engine_cond);
@@ -375,7 +376,8 @@ int capped_load_fault(struct capped *c, struct capped_file *f, uint64_t page)
 		if (s->ahead > first)
 			first = out = s->ahead;
 		ahead_add(c, f, first, out);
-		ahead_add(c, f, out + 1, ahead);
+		/* In a narrow window that page comes with the run itself. */
+		ahead_add(c, f, out + 1 > first ? out + 1 : first, ahead);
 		s->ahead = ahead;
 	} else if (s->ahead < page + run) {
 		s->ahead = page + run;
