@@ -141,6 +141,16 @@ static const char *reason(int err)
 	}
 }
 
+static void mount_unkeep(struct mount *mount)
+{
+	int keep = atomic_load(&mount->keep);
+
+	if (client_keep_ours(mount, keep))
+		raw(close, keep);
+	atomic_store(&mount->keep, -1);
+	fds_changed();
+}
+
 /* What was asked failed: final, or tried again at the next need. */
 static void mount_failed(struct mount *mount, int err)
 {
@@ -149,10 +159,13 @@ static void mount_failed(struct mount *mount, int err)
 	if (mount->state == MOUNT_UNTRACKED)
 		return;
 	if (err == -ETIMEDOUT || err == -EPROTO || err == -EPROTONOSUPPORT ||
-	    !(unknown || passing(mount, err)))
+	    !(unknown || passing(mount, err))) {
+		if (err == -ESRCH)
+			mount_unkeep(mount); /* nobody reads it any more */
 		mount_give_up(mount, reason(err));
-	else
-		shim_say_mount(mount, reason(err));
+		return;
+	}
+	shim_say_mount(mount, reason(err));
 }
 
 static int mount_connect(struct mount *mount)
@@ -184,16 +197,6 @@ static void mount_keep(struct mount *mount, int *uffd)
 	mount->keep_ino = st.st_ino;
 	atomic_store(&mount->keep, client_move_high(*uffd));
 	*uffd = -1;
-	fds_changed();
-}
-
-static void mount_unkeep(struct mount *mount)
-{
-	int keep = atomic_load(&mount->keep);
-
-	if (client_keep_ours(mount, keep))
-		raw(close, keep);
-	atomic_store(&mount->keep, -1);
 	fds_changed();
 }
 

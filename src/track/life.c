@@ -192,6 +192,8 @@ static void life_end_mm(struct track *t, struct tmm *tm, bool ended)
 		mm_forget_vmas(&tm->mm);
 		t->conservative += tm->mm.conservative - before;
 	}
+	if (!ended)
+		residency_let_alone(t, tm);
 	track_watch_remove(t, &tm->program_watch);
 	tm->state = TMM_DETACHED;
 	log_debug("track: pid %d ended", tm->program.pid);

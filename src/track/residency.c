@@ -56,20 +56,48 @@ bool residency_is_uffd(const struct tmm *tm, int fd)
 	return tm->capped && syscall(SYS_kcmp, self, self, KCMP_FILE, tm->capped->uffd, fd) == 0;
 }
 
-/* Only the one that a mapping is registered with can be registered with it again. */
+/* The lower files that the program has mapped; the caller frees the list. */
+static void residency_read_maps(struct track *t, const struct tmm *tm, struct maps_list *maps)
+{
+	const uint64_t dev = capped_lower_dev(t->config.capped);
+
+	if (tm->program_watch.fd < 0 || maps_read(tm->program.pid, &dev, 1, maps) < 0)
+		maps->nr = 0;
+}
+
+/*
+ * Only the one that a mapping is registered with can be registered with it again. Mappings as they
+ * are, not as the database has them: what it knows of may be gone, and an eviction registers
+ * without a word to it.
+ */
+static bool residency_is_kept(struct track *t, const struct tmm *tm, int uffd)
+{
+	_cleanup_free_ uint8_t *modes = NULL;
+	struct maps_list maps = {0};
+	bool is = false;
+
+	residency_read_maps(t, tm, &maps);
+	modes = calloc(maps.nr + 1, sizeof(*modes));
+	if (!modes || maps_read_uffd(proc_thread(tm->program.pid), &maps, modes) < 0)
+		maps.nr = 0;
+	for (size_t i = 0; !is && i < maps.nr; i++) {
+		const struct maps_vma *vma = &maps.vmas[i];
+
+		if (!vma->shared || !modes[i])
+			continue;
+		is = (modes[i] & MAPS_UFFD_MISSING
+			      ? uffd_register_missing(uffd, vma->start, vma->end)
+			      : uffd_register_wp(uffd, vma->start, vma->end)) == 0;
+	}
+	maps_free(&maps);
+	return is;
+}
+
 static void residency_take_kept(struct track *t, struct tmm *tm, int number, int *fd)
 {
-	if (*fd < 0 || tm->uffd_copy >= 0 || !uffd_is_inited_sync(*fd))
-		return;
-	for (size_t i = 0; i < tm->mm.nr_vmas; i++) {
-		const struct mm_vma *vma = &tm->mm.vmas[i];
-
-		if (!vma->registered || vma->owner != MM_WPFS)
-			continue;
-		if (uffd_register_missing(*fd, vma->start, vma->end) == 0)
-			tm->uffd_copy = steal_fd(fd);
-		return;
-	}
+	if (*fd >= 0 && tm->uffd_copy < 0 && uffd_is_inited_sync(*fd) &&
+	    residency_is_kept(t, tm, *fd))
+		tm->uffd_copy = steal_fd(fd);
 }
 
 void residency_find_kept(struct track *t, struct tmm *tm)
@@ -174,15 +202,6 @@ int residency_resume(struct track *t, struct tmm *tm)
 	return r < 0 ? r : residency_unfence(t, tm, uffd);
 }
 
-/* The lower files that the program has mapped; the caller frees the list. */
-static void residency_read_maps(struct track *t, const struct tmm *tm, struct maps_list *maps)
-{
-	const uint64_t dev = capped_lower_dev(t->config.capped);
-
-	if (tm->program_watch.fd < 0 || maps_read(tm->program.pid, &dev, 1, maps) < 0)
-		maps->nr = 0;
-}
-
 void residency_found(struct track *t)
 {
 	struct capped *c = t->config.capped;
@@ -229,6 +248,23 @@ void residency_abandon(struct track *t, const struct tmm *tm)
 		log_err("pid %d (%s) had no daemon, no witness and no userfaultfd while pages that "
 			"it maps were in the store: it has read zeros if it touched any",
 			tm->program.pid, tm->comm);
+}
+
+void residency_let_alone(struct track *t, const struct tmm *tm)
+{
+	_cleanup_close_ int uffd = t->config.capped ? tmm_uffd(tm) : -1;
+	struct maps_list maps = {0};
+
+	if (uffd < 0)
+		return;
+	residency_read_maps(t, tm, &maps);
+	for (size_t i = 0; i < maps.nr; i++) {
+		if (maps.vmas[i].shared)
+			uffd_unregister(uffd, maps.vmas[i].start, maps.vmas[i].end);
+	}
+	/* The kernel does not wake who waits at a mark. */
+	uffd_wake_all(uffd);
+	maps_free(&maps);
 }
 
 void residency_resumed(struct track *t)

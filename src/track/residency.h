@@ -59,6 +59,12 @@ void residency_resumed(struct track *t);
  */
 void residency_abandon(struct track *t, const struct tmm *tm);
 
+/*
+ * After the last harvest of an mm whose program lives on, untracked: it keeps the userfaultfd,
+ * which nobody reads any more, so nothing stays registered with it. Native: nothing.
+ */
+void residency_let_alone(struct track *t, const struct tmm *tm);
+
 /* From what a harvest saw to what the model knows. Native: as it is. */
 void residency_translate(struct track *t, struct mm_vma *vmas, size_t nr);
 

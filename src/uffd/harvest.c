@@ -57,20 +57,20 @@ static uint64_t clamp_u64(uint64_t value, uint64_t low, uint64_t high)
 static int harvest_scan(const struct harvest_request *req, const struct maps_list *maps,
 			struct harvest *out)
 {
-	_cleanup_free_ bool *wp = calloc(maps->nr + 1, sizeof(*wp));
+	_cleanup_free_ uint8_t *modes = calloc(maps->nr + 1, sizeof(*modes));
 	_cleanup_close_ int pagemap = -1;
 	int r = 0;
 
 	out->nr = 0;
 	out->private_maps = false;
 	out->vmas = calloc(2 * maps->nr + 1, sizeof(*out->vmas)); /* one may be cut in two */
-	if (!wp || !out->vmas)
+	if (!modes || !out->vmas)
 		return -ENOMEM;
 	pagemap = pagemap_open(req->pid);
 	if (pagemap < 0)
 		return pagemap;
 	if (req->own_uffds) {
-		r = maps_read_wp(req->pid, maps, wp);
+		r = maps_read_uffd(req->pid, maps, modes);
 		if (r < 0)
 			return r;
 	}
@@ -78,6 +78,7 @@ static int harvest_scan(const struct harvest_request *req, const struct maps_lis
 		const struct maps_vma *m = &maps->vmas[i];
 		uint64_t cut = clamp_u64(req->skip_start, m->start, m->end);
 		uint64_t on = clamp_u64(req->skip_end, m->start, m->end);
+		bool wp = modes[i] & MAPS_UFFD_WP;
 
 		if (!m->shared) {
 			out->private_maps = true;
@@ -85,9 +86,9 @@ static int harvest_scan(const struct harvest_request *req, const struct maps_lis
 		}
 		if (req->skip_start >= req->skip_end)
 			cut = on = m->end;
-		r = harvest_part(pagemap, m, m->start, cut, wp[i], out);
+		r = harvest_part(pagemap, m, m->start, cut, wp, out);
 		if (r == 0)
-			r = harvest_part(pagemap, m, on, m->end, wp[i], out);
+			r = harvest_part(pagemap, m, on, m->end, wp, out);
 	}
 	return r;
 }

@@ -276,7 +276,7 @@ int maps_move(struct maps_list *list, uint64_t from, uint64_t to, uint64_t len)
 	return 0;
 }
 
-int maps_read_wp(pid_t pid, const struct maps_list *list, bool *wp)
+int maps_read_uffd(pid_t pid, const struct maps_list *list, uint8_t *modes)
 {
 	_cleanup_fclose_ FILE *f = NULL;
 	_cleanup_free_ char *line = NULL;
@@ -285,7 +285,7 @@ int maps_read_wp(pid_t pid, const struct maps_list *list, bool *wp)
 	bool in_vma = false;
 	int r = 0;
 
-	memset(wp, 0, list->nr * sizeof(*wp));
+	memset(modes, 0, list->nr * sizeof(*modes));
 	f = maps_open(pid, "smaps", &r);
 	if (!f)
 		return r;
@@ -296,7 +296,8 @@ int maps_read_wp(pid_t pid, const struct maps_list *list, bool *wp)
 			in_vma = i < list->nr && list->vmas[i].start == vma.start &&
 				 list->vmas[i].end == vma.end;
 		} else if (in_vma && strncmp(line, "VmFlags:", 8) == 0) {
-			wp[i] = strstr(line, " uw") != NULL;
+			modes[i] = (uint8_t)((strstr(line, " uw") ? MAPS_UFFD_WP : 0) |
+					     (strstr(line, " um") ? MAPS_UFFD_MISSING : 0));
 		}
 	}
 	return maps_end(f);

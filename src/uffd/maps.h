@@ -53,11 +53,17 @@ int maps_at(int maps_fd, uint64_t addr, struct maps_vma *vma);
 /* The same as an older kernel has it done. */
 int maps_at_by_reading(int maps_fd, uint64_t addr, struct maps_vma *vma);
 
+/* How a mapping is registered with some uffd, as VmFlags has it: "uw", "um". */
+enum maps_uffd {
+	MAPS_UFFD_WP = 1,
+	MAPS_UFFD_MISSING = 2,
+};
+
 /*
- * Is each entry of `list` registered write-protect with some uffd ("uw" in VmFlags)? Fills wp[nr].
- * Reads smaps, which walks page tables: only for mms with a synchronous uffd of their own, where
- * PAGEMAP_SCAN cannot tell. An entry that smaps does not show identically gets false.
+ * Fills modes[nr] for each entry of `list`. Reads smaps, which walks page tables: only for mms with
+ * a synchronous uffd of their own, where PAGEMAP_SCAN cannot tell. An entry that smaps does not
+ * show identically gets 0.
  */
-int maps_read_wp(pid_t pid, const struct maps_list *list, bool *wp);
+int maps_read_uffd(pid_t pid, const struct maps_list *list, uint8_t *modes);
 
 #endif

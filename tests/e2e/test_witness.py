@@ -73,6 +73,71 @@ def test_killed_with_the_daemon_on_a_capped_mount(make_wpfs, before):
     assert report.dirty(wpfs, "t") == {2, 7, 9}
 
 
+def answer(program):
+    readable, _, _ = select.select([program.popen.stdout], [], [], harness.SECONDS)
+    assert readable, "it waits for ever"
+    return program.read()
+
+
+def test_killed_with_the_daemon_and_nothing_was_protected(make_wpfs):
+    """What an eviction registered, no database has."""
+    wpfs = make_wpfs("store", ["resident=64M", "settle=0"])
+    program = mapper.mapped(wpfs, protect=False)
+    for page in ALL:
+        program.order(f"store 0 {page} {page + 1}")
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    lose_witness(program)
+    wpfs.kill9()
+    program.send("load 0 3")
+    assert silent(program), "it has a page that is in the store"
+    wpfs.restart()
+    assert answer(program) == "ok 4"
+    for page in ALL:
+        program.send(f"load 0 {page}")
+        assert answer(program) == f"ok {page + 1}"
+
+
+@pytest.mark.parametrize("there", ["nothing", "private memory"])
+def test_killed_with_the_daemon_and_the_first_mapping_gone(make_wpfs, there):
+    """The next daemon knows the program's userfaultfd by any mapping."""
+    wpfs = make_wpfs("store", ["resident=64M", "settle=0"])
+    program = mapper.mapped(wpfs)
+    other = program.order(f"map 1 0 0 {64 * PAGE}")
+    first, left = (0, 1) if program.addr < other else (1, 0)
+    program.order("store 0 3 4")
+    wpfs.wpctl("protect", wpfs.mnt)
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    lose_witness(program)
+    wpfs.kill9()
+    program.order(f"rawunmap {first}")
+    if there != "nothing":
+        program.order(f"map {first} 0 0 {64 * PAGE} anon raw at={min(program.addr, other)}")
+    wpfs.restart()
+    program.send(f"load {left} 3")
+    assert answer(program) == "ok 4"
+    if there != "nothing":
+        program.send(f"load {first} 5")
+        assert answer(program) == "ok 0"
+
+
+def test_connection_aborted_on_a_capped_mount(make_wpfs):
+    """The daemon leaves, and the program, which keeps the userfaultfd, does not wait for it."""
+    wpfs = make_wpfs("store", ["resident=64M", "settle=0"])
+    program = mapper.mapped(wpfs)
+    for page in ALL:
+        program.order(f"store 0 {page} {page + 1}")
+    wpfs.wpctl("protect", wpfs.mnt)
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    assert program.order("load 0 7") == 8
+    wpfs.command("umount", "-f", wpfs.mnt)  # which is busy, but aborted
+    assert proc.is_over(wpfs.pidfd, harness.SECONDS)
+    wpfs.kill9()  # reaps it
+    program.send("load 0 3")
+    answer(program)
+    program.send("store 0 7 1")
+    assert answer(program) == "ok 0"
+
+
 def test_another_one_on_a_capped_mount(make_wpfs):
     """Nothing is lost, and what it maps can be evicted again."""
     wpfs = make_wpfs("store", ["resident=64M", "settle=0"])

@@ -361,7 +361,7 @@ static void test_maps_show_what_was_mapped(void **state)
 {
 	struct child *c = tracked(state);
 	struct maps_list maps = {0}, again = {0};
-	bool wp[2];
+	uint8_t modes[2];
 	long at;
 
 	at = child_call(c, do_mmap, 0, LEN(3), PROT_READ | PROT_EXEC, MAP_PRIVATE, c->file, 5);
@@ -386,12 +386,12 @@ static void test_maps_show_what_was_mapped(void **state)
 	assert_false(maps_equal(&maps, &again));
 	/* of a list that is out of date nothing is claimed */
 	child_register(c, false);
-	assert_int_equal(maps_read_wp(c->pid, &maps, wp), 0);
-	assert_int_equal(wp[0], maps.vmas[0].shared);
-	assert_int_equal(wp[1], maps.vmas[1].shared);
+	assert_int_equal(maps_read_uffd(c->pid, &maps, modes), 0);
+	assert_int_equal(modes[0] == MAPS_UFFD_WP, maps.vmas[0].shared);
+	assert_int_equal(modes[1] == MAPS_UFFD_WP, maps.vmas[1].shared);
 	assert_int_equal(uffd_unregister(c->uffd, (uint64_t)AT(c, 8), (uint64_t)AT(c, PAGES)), 0);
-	assert_int_equal(maps_read_wp(c->pid, &maps, wp), 0);
-	assert_false(wp[0] || wp[1]);
+	assert_int_equal(maps_read_uffd(c->pid, &maps, modes), 0);
+	assert_false(modes[0] || modes[1]);
 	maps_free(&maps);
 	maps_free(&again);
 }
@@ -458,7 +458,7 @@ static void test_ending_processes_are_gone(void **state)
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	do {
 		pid_t pid = fork();
-		bool wp[8];
+		uint8_t modes[8];
 		int r = 0;
 
 		if (pid == 0)
@@ -467,7 +467,7 @@ static void test_ending_processes_are_gone(void **state)
 		while (r == 0) {
 			r = maps_read(pid, &c->dev, 1, &maps);
 			if (r == 0 && maps.nr <= 8)
-				r = maps_read_wp(pid, &maps, wp);
+				r = maps_read_uffd(pid, &maps, modes);
 			alive += r == 0;
 		}
 		assert_int_equal(r, -ESRCH);
