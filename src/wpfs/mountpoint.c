@@ -32,7 +32,7 @@ int mountpoint_resolve(const char *given, char *path)
 {
 	int r = realpath(given, path) ? 0 : -errno;
 
-	if (r == -ENOTCONN)
+	if (r == -ENOTCONN || r == -ECONNABORTED)
 		r = resolve_dead(given, path);
 	if (r == -ENOENT)
 		log_err("the mountpoint %s does not exist: make it with mkdir", given);
@@ -64,10 +64,22 @@ static int check_empty(const char *path)
 	return 0;
 }
 
+/* Not stat(2), which the kernel answers from its cache. */
+static bool is_dead(const char *path)
+{
+	struct statfs st;
+	int r;
+
+	/* The request was made while it died. */
+	do
+		r = statfs(path, &st) < 0 ? -errno : 0;
+	while (r == -ECONNABORTED);
+	return r == -ENOTCONN;
+}
+
 int mountpoint_check(const char *path, bool *dead)
 {
 	struct mountinfo entry;
-	struct statfs st;
 	int r = mountinfo_find(path, &entry);
 
 	*dead = false;
@@ -77,8 +89,7 @@ int mountpoint_check(const char *path, bool *dead)
 		log_err("cannot read the mount table: %s", log_errstr(r));
 		return r;
 	}
-	/* Not stat(2), which the kernel answers from its cache. */
-	if (strcmp(entry.fstype, "fuse.wpfs") == 0 && statfs(path, &st) < 0 && errno == ENOTCONN) {
+	if (strcmp(entry.fstype, "fuse.wpfs") == 0 && is_dead(path)) {
 		*dead = true;
 		return 0;
 	}

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Mount, unmount, mount again: what is there afterwards, and what is not."""
 
+import ctypes
+import errno
 import os
+import struct
 import subprocess
+import threading
 
 import pytest
 
@@ -122,3 +126,33 @@ def test_the_kernel_kills_others_first(make_wpfs, said):
     wpfs.start()
     assert ('"-900"' in calls.read_text()) == (said is None)
     wpfs.umount()
+
+
+FUSE_GETATTR, FUSE_STATFS, FUSE_INIT = 3, 17, 26
+
+
+def die_when_asked(fd):
+    """A file system whose daemon dies when it is asked for its statfs(2), and not before."""
+    while True:
+        op, unique = struct.unpack_from("4xIQ", os.read(fd, 1 << 17))
+        if op == FUSE_STATFS:
+            os.close(fd)
+            return
+        body = {FUSE_INIT: struct.pack("II56x", 7, 31),
+                FUSE_GETATTR: struct.pack("QIIQ52xII20x", 0, 0, 0, 1, 0o40755, 2)}.get(op, b"")
+        err = 0 if body else -errno.ENOSYS
+        os.write(fd, struct.pack("IiQ", 16 + len(body), err, unique) + body)
+
+
+def test_mount_over_one_that_dies_just_then(make_wpfs):
+    """The request is answered with ECONNABORTED then, and not yet with ENOTCONN."""
+    wpfs = make_wpfs(start=False)
+    fd = os.open("/dev/fuse", os.O_RDWR)
+    data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mount(b"dying", bytes(wpfs.mnt), b"fuse.wpfs", 0, data) == 0, ctypes.get_errno()
+    dying = threading.Thread(target=die_when_asked, args=(fd,))
+    dying.start()
+    wpfs.start()
+    dying.join(harness.SECONDS)
+    (wpfs.mnt / "f").touch()
