@@ -33,6 +33,8 @@
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
 
+#define KEPT_TRIES 3
+
 /* ---- mms ---- */
 
 int residency_attach(struct track *t, struct tmm *tm, int uffd)
@@ -104,7 +106,9 @@ void residency_find_kept(struct track *t, struct tmm *tm)
 {
 	if (!t->config.capped)
 		return;
-	own_for_each_fd(t, tm, residency_take_kept);
+	/* Where mappings change meanwhile none may be recognised. */
+	for (int tries = 0; tries < KEPT_TRIES && tm->uffd_copy < 0; tries++)
+		own_for_each_fd(t, tm, residency_take_kept);
 	tm->widowed = tm->uffd_copy >= 0;
 	if (tm->widowed)
 		close_fd(&tm->witness_pidfd);

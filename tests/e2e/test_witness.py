@@ -32,6 +32,11 @@ def witnesses(program):
             if "wpfs-witness" in proc.describe(pid) and proc.state(pid) != "Z"]
 
 
+def userfaultfds(program):
+    fds = f"/proc/{program.pid}/fd"
+    return [fd for fd in os.listdir(fds) if "userfaultfd" in os.readlink(f"{fds}/{fd}")]
+
+
 def silent(program):
     readable, _, _ = select.select([program.popen.stdout], [], [], 0.5)
     return not readable
@@ -136,6 +141,12 @@ def test_connection_aborted_on_a_capped_mount(make_wpfs):
     answer(program)
     program.send("store 0 7 1")
     assert answer(program) == "ok 0"
+    # The next daemon does not know it: then it lets go of its userfaultfd.
+    assert userfaultfds(program)
+    wpfs.restart()
+    program.order(f"open 1 {wpfs.mnt}/f")
+    program.ask(f"map 1 1 0 {8 * PAGE}")
+    assert not userfaultfds(program)
 
 
 def test_another_one_on_a_capped_mount(make_wpfs):
