@@ -244,9 +244,10 @@ static bool file_is_idle(struct capped *c, const struct capped_file *f)
 	return f->bits.count == 0 && (st.st_blocks == 0 || HASH_COUNT(c->files) > MANY_FILES);
 }
 
-void capped_sweep(struct capped *c, bool (*is_mapped)(void *ctx, uint64_t ino), void *ctx)
+void capped_sweep(struct capped *c, const struct capped_mapped *mapped)
 {
 	struct capped_file *f, *next;
+	bool any = false;
 
 	pthread_mutex_lock(&c->lock);
 	/* What such a child maps is not known. */
@@ -255,7 +256,13 @@ void capped_sweep(struct capped *c, bool (*is_mapped)(void *ctx, uint64_t ino), 
 		return;
 	}
 	HASH_ITER (hh, c->files, f, next) {
-		if (capped_still_pinned(c, f) || !file_is_idle(c, f) || is_mapped(ctx, f->ino))
+		f->idle = !capped_still_pinned(c, f) && file_is_idle(c, f);
+		any |= f->idle;
+	}
+	if (any)
+		mapped->look(mapped->ctx);
+	HASH_ITER (hh, c->files, f, next) {
+		if (!f->idle || mapped->is_mapped(mapped->ctx, f->ino))
 			continue;
 		capped_forget(c, f, 0, UINT64_MAX);
 		if (f->missing)

@@ -64,6 +64,7 @@ struct capped_file {
 	int spill_fd;  /* its pages in the store; -1: not open */
 	uint32_t slot; /* its name in the policy */
 	bool has_slot;
+	bool idle;	    /* within capped_sweep */
 	bool pinned;	    /* it is all in memory and stays: capped_pin.c */
 	unsigned opens;	    /* that map the lower file, not released */
 	uint64_t pin_pages; /* it counts for while it is pinned */
@@ -399,8 +400,18 @@ void capped_lower_wins(struct capped *c);
 /* Punches pages of the lower file and forgets their stored copies: MADV_REMOVE. 0 or -errno. */
 int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr);
 
-/* Lets go of files that nobody uses; is_mapped says which some mm maps. */
-void capped_sweep(struct capped *c, bool (*is_mapped)(void *ctx, uint64_t ino), void *ctx);
+/*
+ * Who maps what, for capped_sweep; with the lock held. look is called once, when it is known which
+ * files nobody uses: a program that closes one while it maps it has said before that it will.
+ */
+struct capped_mapped {
+	void (*look)(void *ctx);
+	bool (*is_mapped)(void *ctx, uint64_t ino);
+	void *ctx;
+};
+
+/* Lets go of files that nobody uses. */
+void capped_sweep(struct capped *c, const struct capped_mapped *mapped);
 
 struct capped_counts capped_counts(struct capped *c);
 /*
