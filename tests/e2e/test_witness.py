@@ -234,6 +234,25 @@ def limit_descriptors(program, most):
     resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (min(most, hard), hard))
 
 
+def test_killed_with_the_daemon_and_its_number_is_wanted(make_wpfs):
+    """What the program puts on the userfaultfd's number moves that, also with no number left above."""
+    wpfs = make_wpfs("store", CAPPED)
+    program = mapper.mapped(wpfs)
+    program.order("store 0 3 4")
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    fds = f"/proc/{program.pid}/fd"
+    (kept,) = (fd for fd in os.listdir(fds) if "userfaultfd" in os.readlink(f"{fds}/{fd}"))
+    limit_descriptors(program, int(kept) + 1)
+    program.order(f"dup 0 {kept}")
+    lose_witness(program)
+    wpfs.kill9()
+    program.send("load 0 3")
+    assert silent(program), "it has a page that is in the store"
+    wpfs.restart()
+    assert answer(program) == "ok 4"
+    program.kill9()
+
+
 @pytest.mark.parametrize("options, free, reached", [(None, 1, False), (None, 3, True),
                                                     (CAPPED, 3, False), (CAPPED, 4, True)])
 def test_another_one_when_there_are_descriptors_for_it(wpfs, make_wpfs, options, free, reached):

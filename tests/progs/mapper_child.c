@@ -8,6 +8,7 @@
  *                                     thread forks), raw (clone(2) without libc's handlers), vfork,
  *                                     vm (CLONE_VM), spawn (posix_spawn of `true`, no store)
  *   setsid    uid UID    chroot PATH    closefrom N    rawclosefrom N    closeall N (one by one)
+ *   dup FD NEW   dup2 of numbers
  */
 /* clang-format on */
 #include "mapper.h"
@@ -180,6 +181,11 @@ static long do_closeall(const struct order *o)
 	return 0;
 }
 
+static long do_dup(const struct order *o)
+{
+	return result(dup2((int)number(o, 1), (int)number(o, 2)));
+}
+
 const struct verb child_verbs[] = {
 	{"child", 4, do_child},
 	{"setsid", 1, do_setsid},
@@ -188,5 +194,6 @@ const struct verb child_verbs[] = {
 	{"closefrom", 2, do_closefrom},
 	{"rawclosefrom", 2, do_rawclosefrom},
 	{"closeall", 2, do_closeall},
+	{"dup", 3, do_dup},
 	{0},
 };
