@@ -240,19 +240,40 @@ static void tell_removed(uint64_t addr, uint64_t len)
 	}
 }
 
+/* Memory of which nothing is known here: it may be a mapping that was made past us. */
+static void ask_removed(uint64_t addr, uint64_t len)
+{
+	struct wpfs_range body = {.addr = addr, .len = len};
+
+	for (uint32_t i = 0; i < SHIM_MOUNTS && shim.mounts[i].state != MOUNT_NONE; i++) {
+		struct mount *mount = &shim.mounts[i];
+		int status = 0;
+
+		if (mount->state != MOUNT_ATTACHED && mount->state != MOUNT_FORKED)
+			continue;
+		if (mount_call(mount, WPFS_OP_REMOVE, &body, sizeof(body), NULL, &status, NULL, 0,
+			       NULL) != 0 ||
+		    status < 0)
+			untold_count_unknown();
+	}
+}
+
 long map_remove(uint64_t addr, uint64_t len)
 {
 	struct shim_guard guard;
 	long ret;
 
-	if (!mapping_span_valid(addr, len) || !ranges_overlap(addr, page_align_up(len)))
+	if (!mapping_span_valid(addr, len))
 		return raw(madvise, addr, len, MADV_REMOVE);
 	/* Contents that go keep their marks: the daemon must know, now or when it looks next. */
 	if (!shim_lock(&guard)) {
 		untold_count_unknown();
 		return raw(madvise, addr, len, MADV_REMOVE);
 	}
-	tell_removed(addr, page_align_up(len));
+	if (ranges_overlap(addr, page_align_up(len)))
+		tell_removed(addr, page_align_up(len));
+	else
+		ask_removed(addr, page_align_up(len));
 	shim_lock_waits(true);
 	ret = raw(madvise, addr, len, MADV_REMOVE);
 	shim_lock_waits(false);

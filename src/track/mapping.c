@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "track/residency.h"
+#include "uffd/maps.h"
 
 static bool mapping_aligned(uint64_t addr, uint64_t len)
 {
@@ -379,12 +380,28 @@ static int mapping_remove_part(void *arg, uint64_t file, uint64_t pgoff, uint64_
 	return mapping_dropped(arg, file, pgoff << WPFS_PAGE_SHIFT, nr << WPFS_PAGE_SHIFT);
 }
 
+/* Is something of this mount mapped there? The shim asks also of mappings that it does not know. */
+static bool mapping_is_ours(struct track *t, struct tmm *tm, uint64_t start, uint64_t end)
+{
+	struct maps_list maps = {0};
+	bool ours = maps_read(tmm_pid(tm), t->devs, t->nr_devs, &maps) < 0;
+
+	for (size_t i = 0; i < maps.nr; i++)
+		ours |= maps.vmas[i].start < end && start < maps.vmas[i].end;
+	maps_free(&maps);
+	return ours;
+}
+
 void mapping_remove(struct request *rq)
 {
 	const struct wpfs_range *range = rq->body;
 	int r = -EINVAL;
 
 	if (mapping_aligned(range->addr, range->len)) {
+		if (!mapping_is_ours(rq->t, rq->c->tmm, range->addr, range->addr + range->len)) {
+			request_reply(rq, 0, NULL, 0);
+			return;
+		}
 		r = tmm_harvest(rq->t, rq->c->tmm);
 		if (r == 0)
 			r = mapping_for_parts(rq->c->tmm, range->addr, range->addr + range->len,

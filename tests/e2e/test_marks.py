@@ -144,6 +144,16 @@ def test_madv_remove(wpfs):
     dropped(wpfs, program, lambda: program.order("advise 0 8 8 remove"))
 
 
+def test_madv_remove_through_a_mapping_that_nobody_was_told_of(wpfs):
+    program = mapped(wpfs)
+    other = mapped(wpfs, "other", path="g")
+    other.order(f"open 1 {wpfs.mnt}/f")
+    other.order(f"map 1 1 0 {PAGES * PAGE} raw")
+    other.order("advise 1 8 8 remove")
+    assert report.dirty(wpfs, "t") == set(range(8, 16))
+    assert killed(wpfs, program) == set(range(8, 16))
+
+
 def test_truncate_and_extend(wpfs):
     program = mapped(wpfs)
     program.order("store 0 60 7")
