@@ -47,6 +47,15 @@ bool mount_id_valid(const char *id)
 	return len > 0 && len < WPFS_ID_MAX;
 }
 
+bool mount_any(void)
+{
+	bool any = false;
+
+	for (int i = 0; i < SHIM_MOUNTS; i++)
+		any |= atomic_load_explicit(&shim.mounts[i].was_attached, memory_order_relaxed);
+	return any;
+}
+
 int mount_find(const char *id)
 {
 	for (int i = 0; i < SHIM_MOUNTS; i++) {

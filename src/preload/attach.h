@@ -23,6 +23,9 @@ int mount_ready(struct mount *mount);
  */
 void mount_forked(struct mount *mount, bool tracked);
 
+/* Has this program ever been attached to a mount? Without the lock. */
+bool mount_any(void);
+
 /*
  * One request of an attached mount; connects again once if the daemon was started again meanwhile.
  * `status` gets the server's; `reply` (may be NULL) its body when status >= 0. *fd (may be NULL)

@@ -122,7 +122,8 @@ EXPORT int mprotect(void *addr, size_t len, int prot)
 
 EXPORT int madvise(void *addr, size_t len, int advice)
 {
-	if (advice == MADV_REMOVE && watched())
+	/* Also of what was mapped past us: a mount that is known may be asked. */
+	if (advice == MADV_REMOVE && unlikely(ranges_any() || mount_any()) && !filtered())
 		return (int)result(map_remove((uint64_t)addr, len));
 	return (int)result(raw(madvise, addr, len, advice));
 }

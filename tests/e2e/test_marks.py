@@ -147,6 +147,7 @@ def test_madv_remove(wpfs):
 def test_madv_remove_through_a_mapping_that_nobody_was_told_of(wpfs):
     program = mapped(wpfs)
     other = mapped(wpfs, "other", path="g")
+    other.order(f"unmap 0 0 {PAGES}")
     other.order(f"open 1 {wpfs.mnt}/f")
     other.order(f"map 1 1 0 {PAGES * PAGE} raw")
     other.order("advise 1 8 8 remove")

@@ -184,7 +184,7 @@ class Mappings:
             runner.doubted(addr // PAGE + first, count)
         if self.order(runner, f"advise {slot} {first} {count} {what}") is None:
             return
-        if what == "remove" and self.is_tracked(runner):  # wpfs(8): else nobody is told
+        if what == "remove" and self.is_tracked(runner) and runner.known:  # wpfs(8)
             for page in there:  # no call that inotify tells of: its pages are dirty, that is all
                 self.dropped(page.key, page.pgoff, page.pgoff + 1, called=False)
 
