@@ -333,7 +333,7 @@ void capped_ahead_one(struct capped *c)
 {
 	struct capped_ahead *a = c->aheads;
 	struct capped_file *f;
-	uint64_t page, end, run, before;
+	uint64_t page, end, run;
 
 	if (!a)
 		return;
@@ -348,10 +348,9 @@ void capped_ahead_one(struct capped *c)
 		run = free_run(c, f, page, end, AHEAD_CHUNK);
 		if (run == 0)
 			break;
-		before = c->counts.refaults;
 		if (load_run(c, f, page, run) < 0)
 			break; /* who needs it will ask, and be told */
-		c->counts.ahead += c->counts.refaults - before;
+		c->counts.ahead += run;
 		page += run;
 		/* The lock was let go of. */
 		f = capped_file_find(c, f->ino);

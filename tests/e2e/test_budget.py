@@ -226,7 +226,9 @@ def test_reading_ahead(make_wpfs):
     assert now["read_ahead"] == before["read_ahead"], "these were not one after the other"
     program.order("read 0 4096")
     now = status(wpfs)
-    assert now["read_ahead"] - before["read_ahead"] > 3000 and now["faults"] - before["faults"] < 600
+    # Each page is brought once, and all but one in eight without a fault of its own.
+    assert 3000 < now["read_ahead"] - before["read_ahead"] <= 8192
+    assert now["faults"] - before["faults"] < 1024
     assert now["io_depth_max"] > 1
     assert report.marked(wpfs, "t") == set(range(8192)) and report.dirty(wpfs, "t") == set()
     assert program.order("verify 1") == 0
