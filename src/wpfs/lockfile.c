@@ -3,10 +3,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/pidfd.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -15,6 +17,7 @@
 #include "base/mountinfo.h"
 
 #define FINISH_WAIT_S 30
+#define KILLED_WAIT_S 3
 
 static void holder_read(int fd, struct lockfile_holder *holder)
 {
@@ -38,6 +41,18 @@ static bool holder_is_mounted(const struct lockfile_holder *holder)
 	       strcmp(entry.fstype, "fuse.wpfs") == 0;
 }
 
+/*
+ * Killed, it leaves its mount, and a process that it had just begun has its lock for a moment more.
+ * One in another pid namespace looks the same.
+ */
+static bool holder_is_gone(const struct lockfile_holder *holder)
+{
+	_cleanup_close_ int pidfd = pidfd_open(holder->pid, 0);
+	struct pollfd ended = {.fd = pidfd, .events = POLLIN};
+
+	return pidfd < 0 ? errno == ESRCH : poll(&ended, 1, 0) == 1;
+}
+
 /* Whether the file behind `fd` still has this name: the last holder may have removed it. */
 static bool is_current(int dirfd, const char *name, int fd)
 {
@@ -51,13 +66,16 @@ static bool is_current(int dirfd, const char *name, int fd)
 static int lock_wait(int fd, struct lockfile_holder *holder)
 {
 	const struct timespec pause = {.tv_nsec = 10000000};
-	time_t end = time(NULL) + FINISH_WAIT_S;
+	const time_t begin = time(NULL);
 
 	while (flock(fd, LOCK_EX | LOCK_NB) < 0) {
 		if (errno != EWOULDBLOCK && errno != EINTR)
 			return -errno;
 		holder_read(fd, holder);
-		if ((holder->pid && holder_is_mounted(holder)) || time(NULL) >= end)
+		if (time(NULL) >= begin + FINISH_WAIT_S)
+			return -EBUSY;
+		if (holder->pid && holder_is_mounted(holder) &&
+		    (!holder_is_gone(holder) || time(NULL) >= begin + KILLED_WAIT_S))
 			return -EBUSY;
 		nanosleep(&pause, NULL);
 	}

@@ -17,8 +17,8 @@ struct lockfile_holder {
 /*
  * Takes the lock `name` in the directory `dirfd`, writes this process and `mountpoint` into it and
  * gives its descriptor; closing that lets go. When another process has it: if its mount is gone it
- * is just finishing, and is waited for (half a minute at most); else -EBUSY, with *holder filled
- * in.
+ * is just finishing, and is waited for (half a minute at most), and so is what is left of one that
+ * was killed (three seconds); else -EBUSY, with *holder filled in.
  */
 int lockfile_take(int dirfd, const char *name, const char *mountpoint,
 		  struct lockfile_holder *holder);

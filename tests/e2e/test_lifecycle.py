@@ -3,6 +3,7 @@
 
 import ctypes
 import errno
+import fcntl
 import os
 import struct
 import subprocess
@@ -155,4 +156,25 @@ def test_mount_over_one_that_dies_just_then(make_wpfs):
     dying.start()
     wpfs.start()
     dying.join(harness.SECONDS)
+    (wpfs.mnt / "f").touch()
+
+
+def has_open(pid, path):
+    try:
+        return any(os.readlink(f"/proc/{pid}/fd/{fd}") == path for fd in os.listdir(f"/proc/{pid}/fd"))
+    except FileNotFoundError:
+        return False
+
+
+def test_what_a_killed_daemon_had_begun_holds_its_lock(make_wpfs):
+    """For a moment more: the next one waits for that."""
+    wpfs = make_wpfs(store=True)
+    wpfs.kill9()
+    with open(f"{wpfs.store}/lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        launched = threading.Thread(target=wpfs.restart)
+        launched.start()
+        proc.wait_for(lambda: wpfs.daemon and has_open(wpfs.pid, lock.name),
+                      harness.SECONDS, "the lock is asked for")
+    launched.join(harness.SECONDS)
     (wpfs.mnt / "f").touch()
