@@ -125,15 +125,20 @@ uint64_t tmm_dirty(const struct tmm *tm)
 /* Was this mapping known before, where it is and as what it is? */
 static bool tmm_knows(const struct tmm *tm, const struct mm_vma *vma)
 {
-	for (size_t i = 0; i < tm->mm.nr_vmas; i++) {
-		const struct mm_vma *old = &tm->mm.vmas[i];
+	const struct mm_vma *vmas = tm->mm.vmas;
+	size_t first = 0, end = tm->mm.nr_vmas; /* the last one that starts at or before it */
 
-		if (old->start <= vma->start && vma->end <= old->end)
-			return old->file == vma->file &&
-			       (old->start >> WPFS_PAGE_SHIFT) - old->pgoff ==
-				       (vma->start >> WPFS_PAGE_SHIFT) - vma->pgoff;
+	while (first < end) {
+		size_t middle = first + (end - first) / 2;
+
+		if (vmas[middle].start <= vma->start)
+			first = middle + 1;
+		else
+			end = middle;
 	}
-	return false;
+	return first > 0 && vma->end <= vmas[first - 1].end && vmas[first - 1].file == vma->file &&
+	       (vmas[first - 1].start >> WPFS_PAGE_SHIFT) - vmas[first - 1].pgoff ==
+		       (vma->start >> WPFS_PAGE_SHIFT) - vma->pgoff;
 }
 
 static uint64_t tmm_now_ns(void)
