@@ -27,7 +27,7 @@
 static void forget_cached(struct fs *fs, uint64_t ino, off_t off, size_t size)
 {
 	if (fs->kind == WPFS_KIND_NATIVE)
-		fuse_lowlevel_notify_inval_inode(fs->session, ino, off, (off_t)size);
+		fs_inval(fs, ino, off, (off_t)size);
 }
 
 static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,

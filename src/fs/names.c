@@ -71,8 +71,7 @@ int fs_entry_lookup(struct fs *fs, int dir_fd, const char *name, struct fuse_ent
 void fs_symlink_changed(struct fs *fs, const struct stat *st)
 {
 	if (!(fs->mount_flags & MS_NOATIME) && S_ISLNK(st->st_mode))
-		fuse_lowlevel_notify_inval_inode(fs->session, fs_ids_get(fs->ids, st->st_ino), 0,
-						 0);
+		fs_inval(fs, fs_ids_get(fs->ids, st->st_ino), 0, 0);
 }
 
 void fs_symlink_touched(struct fs *fs, int fd, const char *name)

@@ -126,6 +126,18 @@ struct fs_waits {
 	bool over;
 };
 
+struct fs_inval_request;
+
+/* What the kernel is to forget (inval.c). All: lock, but thread, which is who ends it. */
+struct fs_invals {
+	pthread_mutex_t lock;
+	pthread_cond_t more;
+	struct fs_inval_request *queue;
+	unsigned here; /* threads that wait for the kernel themselves */
+	pthread_t thread;
+	bool started, over;
+};
+
 struct fs {
 	/* constant after fs_new */
 	int lower_fd;
@@ -176,6 +188,7 @@ struct fs {
 	unsigned max_nameless; /* constant */
 
 	struct fs_waits waits;
+	struct fs_invals invals;
 
 	pthread_mutex_t dirs_lock;
 	struct fs_dir *dirs; /* open directories (dirs.c); dirs_lock */
@@ -310,6 +323,18 @@ void fs_wait_in(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, fs_wa
 void fs_waits_init(struct fs *fs);
 void fs_waits_end(struct fs *fs); /* no request comes any more: returns when all are answered */
 void fs_waits_free(struct fs *fs);
+
+/* ---- inval.c ---------------------------------------------------------------------------- */
+
+/*
+ * The kernel forgets what it keeps of [off, off + len) of a file, len 0: to the end: when this
+ * returns, or soon after if very many are at it.
+ */
+void fs_inval(struct fs *fs, uint64_t ino, off_t off, off_t len);
+
+void fs_inval_init(struct fs *fs);
+void fs_inval_end(struct fs *fs); /* no request comes any more */
+void fs_inval_free(struct fs *fs);
 
 /* ---- backing.c -------------------------------------------------------------------------- */
 

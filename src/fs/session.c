@@ -150,6 +150,7 @@ int fs_new(const struct fs_config *config, struct fs **out)
 	pthread_mutex_init(&fs->nameless_lock, NULL);
 	pthread_cond_init(&fs->nameless_fewer, NULL);
 	fs_waits_init(fs);
+	fs_inval_init(fs);
 	fs_parents_init(fs);
 	backing_limits(fs);
 	signal(SIGIO, SIG_IGN); /* leases that are only asked for */
@@ -247,6 +248,7 @@ int fs_wait(struct fs *fs)
 		pthread_join(fs->thread, NULL);
 	fs->thread_started = false;
 	fs_waits_end(fs);
+	fs_inval_end(fs);
 	return fs->session_error;
 }
 
@@ -266,6 +268,7 @@ void fs_free(struct fs *fs)
 	fs_changes_free(&fs->changes);
 	fs_change_set_free(&fs->touched);
 	fs_waits_free(fs);
+	fs_inval_free(fs);
 	pthread_rwlock_destroy(&fs->names_lock);
 	pthread_mutex_destroy(&fs->changes_lock);
 	pthread_mutex_destroy(&fs->dirs_lock);
