@@ -329,12 +329,13 @@ int store_flush_whole(struct fs_store *store, bool final)
 
 struct end {
 	uint64_t id_base; /* 0: not known */
+	bool clean;	  /* no data file is there that should not be */
 };
 
 static int end_job(struct db_tx *tx, void *arg)
 {
 	const struct end *end = arg;
-	int r = db_tx_meta_set_u64(tx, DB_META_CLEAN, 1);
+	int r = end->clean ? db_tx_meta_set_u64(tx, DB_META_CLEAN, 1) : 0;
 
 	/* Of a file without a name that no report has asked for the marks are there still. */
 	if (!r)
@@ -346,15 +347,15 @@ static int end_job(struct db_tx *tx, void *arg)
  * All is stored. The ids that were reserved and not used are given back: a file made last tells the
  * largest one. In a lower that is full the reservation stands, which costs nothing but numbers.
  */
-static int flush_end(struct fs *fs, struct db *db)
+static int flush_end(struct fs *fs, struct fs_store *store)
 {
 	_cleanup_close_ int fd = openat(fs->lower_fd, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
-	struct end end = {0};
+	struct end end = {.clean = !store_has_leftovers(store)};
 	struct stat st;
 
 	if (fd >= 0 && fstat(fd, &st) == 0)
 		end.id_base = fs->ids->base + st.st_ino;
-	return db_call(db, end_job, &end);
+	return db_call(store->db, end_job, &end);
 }
 
 void fs_store_progress(struct fs *fs, fs_progress_fn fn, void *ctx)
@@ -377,10 +378,12 @@ int fs_store_flush(struct fs *fs, bool final)
 			r = store_flush_whole(store, final);
 		pthread_mutex_unlock(&store->commit);
 	}
-	if (!r)
+	if (!r) {
 		flush_untouch(&flush);
+		store_remove_leftovers(store, final);
+	}
 	if (!r && final && !store_failing(store, &error))
-		r = flush_end(fs, store->db);
+		r = flush_end(fs, store);
 	if (store_is_news(store, r) && r)
 		log_err("cannot flush to the store: %s", log_errstr(r));
 	free(flush.done);

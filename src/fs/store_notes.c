@@ -186,6 +186,45 @@ size_t store_failing(struct fs_store *store, int *error)
 	return nr;
 }
 
+/* ---- data files of files that are gone ---- */
+
+void store_leftover_add(struct fs_store *store, uint64_t ino)
+{
+	struct store_leftover *entry;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->leftovers, &ino, sizeof(ino), entry);
+	if (!entry) {
+		entry = calloc(1, sizeof(*entry));
+		if (entry) { /* else it is room only: wpctl check finds it */
+			entry->ino = ino;
+			HASH_ADD(hh, store->leftovers, ino, sizeof(ino), entry);
+		}
+	}
+	pthread_mutex_unlock(&store->lock);
+}
+
+struct store_leftover *store_leftovers_take(struct fs_store *store)
+{
+	struct store_leftover *all;
+
+	pthread_mutex_lock(&store->lock);
+	all = store->leftovers;
+	store->leftovers = NULL;
+	pthread_mutex_unlock(&store->lock);
+	return all;
+}
+
+bool store_has_leftovers(struct fs_store *store)
+{
+	bool has;
+
+	pthread_mutex_lock(&store->lock);
+	has = store->leftovers != NULL;
+	pthread_mutex_unlock(&store->lock);
+	return has;
+}
+
 /* ---- what data files have ---- */
 
 struct store_image *store_known_get(struct fs_store *store, uint64_t ino, bool make)
@@ -263,8 +302,13 @@ void store_notes_free(struct fs_store *store)
 	struct store_known *known, *next_known;
 	struct store_unsynced *unsynced, *next_unsynced;
 	struct store_failed *failed, *next_failed;
+	struct store_leftover *left, *next_left;
 	struct store_size *size, *next_size;
 
+	HASH_ITER (hh, store->leftovers, left, next_left) {
+		HASH_DEL(store->leftovers, left);
+		free(left);
+	}
 	HASH_ITER (hh, store->unsynced, unsynced, next_unsynced) {
 		HASH_DEL(store->unsynced, unsynced);
 		free(unsynced);

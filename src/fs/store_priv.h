@@ -36,6 +36,12 @@ struct store_failed {
 	int error;    /* -errno */
 };
 
+/* A file that is gone, and has a data file still. */
+struct store_leftover {
+	UT_hash_handle hh;
+	uint64_t ino; /* file id */
+};
+
 /* A large file that is in use: what its data file has. */
 struct store_known {
 	UT_hash_handle hh;
@@ -68,6 +74,7 @@ struct fs_store {
 	struct store_unsynced *unsynced;
 	struct store_failed *failed;
 	struct store_known *known;
+	struct store_leftover *leftovers;
 	int failed_said; /* the -errno that was logged last; 0: no file fails */
 };
 
@@ -92,6 +99,12 @@ int snap_take_changes(struct snap *snap, struct fs_store *store, const struct fs
  * right: with `commit` held. 0 or -errno.
  */
 int store_commit(struct fs_store *store);
+
+/*
+ * Removes data files that had to stay when their files went; `final`: nobody can ask for them any
+ * more. What cannot be removed stays a leftover.
+ */
+void store_remove_leftovers(struct fs_store *store, bool final);
 
 /*
  * Makes the data file of `ino` equal to what the lower file behind `fd` has now, with the lock of
@@ -138,6 +151,11 @@ void store_unsynced_doubt(struct fs_store *store);
 void store_failed(struct fs_store *store, uint64_t ino, int error);
 void store_succeeded(struct fs_store *store, uint64_t ino);
 size_t store_failing(struct fs_store *store, int *error);
+
+/* Data files that are to be removed later: one more; all that were noted so far, to be freed. */
+void store_leftover_add(struct fs_store *store, uint64_t ino);
+struct store_leftover *store_leftovers_take(struct fs_store *store);
+bool store_has_leftovers(struct fs_store *store);
 
 /*
  * What is known of a data file, with the lock of the file's shard of `data` held, which the image

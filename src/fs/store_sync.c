@@ -85,37 +85,65 @@ static bool has_name(struct fs *fs, uint64_t ino)
 	return has;
 }
 
-/* With the lock of the file's shard of `data` held: an fsync may be about to write it. */
-static int remove_locked(struct fs_store *store, uint64_t ino)
+/* May its contents, which are in the store only, still be asked for by who knew it with a name? */
+static bool may_be_asked_for(struct fs_store *store, uint64_t ino)
 {
-	struct fs_inode *inode;
+	struct fs_inode *inode =
+		fs_absent_is(store->fs->absent, ino) ? fs_inode_get(store->fs, ino) : NULL;
 
+	if (inode)
+		fs_inode_forget(store->fs, ino, 1);
+	return inode != NULL;
+}
+
+/*
+ * With the lock of the file's shard of `data` held: an fsync may be about to write it. -EBUSY: it
+ * has to stay for now.
+ */
+static int remove_locked(struct fs_store *store, uint64_t ino, bool final)
+{
 	if (has_name(store->fs, ino))
 		return 0;
 	store_size_forget(store, ino);
-	inode = fs_absent_is(store->fs->absent, ino) ? fs_inode_get(store->fs, ino) : NULL;
-	if (inode) {
-		fs_inode_forget(store->fs, ino, 1);
-		return 0; /* may still be opened by who knew it before its last name went */
-	}
+	if (!final && may_be_asked_for(store, ino))
+		return -EBUSY;
 	store_unsynced_forget(store, ino);
 	store_succeeded(store, ino);
 	store_known_forget(store, ino);
 	return store_data_remove(store->data_fd, ino);
 }
 
-static int remove_data(void *ctx, uint64_t ino)
+static int remove_or_leave(struct fs_store *store, uint64_t ino, bool final)
 {
-	struct fs_store *store = ctx;
 	int r;
 
 	pthread_mutex_lock(&store->data[ino % FS_SHARDS]);
-	r = remove_locked(store, ino);
+	r = remove_locked(store, ino, final);
 	pthread_mutex_unlock(&store->data[ino % FS_SHARDS]);
 	if (r)
+		store_leftover_add(store, ino);
+	return r;
+}
+
+static int remove_data(void *ctx, uint64_t ino)
+{
+	int r = remove_or_leave(ctx, ino, false);
+
+	if (r && r != -EBUSY)
 		log_warn("cannot remove the contents of file %" PRIu64 " from the store: %s", ino,
 			 log_errstr(r));
-	return 0; /* what is left is only room: wpctl check finds it */
+	return 0; /* what is left is only room */
+}
+
+void store_remove_leftovers(struct fs_store *store, bool final)
+{
+	struct store_leftover *all = store_leftovers_take(store), *one, *next;
+
+	HASH_ITER (hh, all, one, next) {
+		HASH_DEL(all, one);
+		remove_or_leave(store, one->ino, final);
+		free(one);
+	}
 }
 
 int store_commit(struct fs_store *store)

@@ -546,6 +546,25 @@ def test_the_daemon_dies_and_stores_everything(make_wpfs):
     assert tree(wpfs.mnt) == {name: ("file", 1, data) for name, data in contents.items()}
 
 
+def test_removed_before_they_came(make_wpfs):
+    """Who has the file still, without having it open, gets its contents; then nothing is left of it."""
+    wpfs, contents = stored(make_wpfs, options=["size=2M"])
+    wpfs.options.append("size=64K")
+    wpfs.restart()
+    harness.proc.wait_for(lambda: "stay in the store" in wpfs.read_log(), harness.SECONDS, "what fits came")
+    fds = {number: os.open(wpfs.mnt / f"f{number}", os.O_PATH) for number in (37, 38, 39)}
+    for number in [*fds, *range(15)]:
+        os.unlink(wpfs.mnt / f"f{number}")
+    sync(wpfs.mnt)
+    with open(f"/proc/self/fd/{fds[39]}", "rb") as file:
+        assert file.read() == contents["f39"]
+    for fd in fds.values():
+        os.close(fd)
+    wpfs.umount()
+    assert len(data_files(wpfs)) == 40 - 15 - len(fds)
+    assert wpfs.wpctl_json("check", target=wpfs.store)["findings"] == []
+
+
 def test_many_at_once(make_wpfs):
     wpfs, contents = stored(make_wpfs, count=60)
     wpfs.restart()
