@@ -174,11 +174,12 @@ static void idle_trim(struct fs *fs)
  */
 static bool has_holes(struct fs *fs, int fd, const struct stat *st)
 {
-	off_t pages = (st->st_size + WPFS_PAGE_SIZE - 1) & ~(off_t)(WPFS_PAGE_SIZE - 1);
+	uint64_t pages = ((uint64_t)st->st_size + WPFS_PAGE_SIZE - 1) / WPFS_PAGE_SIZE;
 	bool behind = atomic_load(&fs->behind_end) || (uint64_t)st->st_blksize > WPFS_PAGE_SIZE;
+	bool as_many = (uint64_t)st->st_blocks == pages * (WPFS_PAGE_SIZE / 512);
 
-	if (st->st_blocks * 512 != pages || !behind)
-		return st->st_blocks * 512 != pages;
+	if (!as_many || !behind)
+		return !as_many;
 	return lseek(fd, 0, SEEK_HOLE) < st->st_size;
 }
 

@@ -321,6 +321,27 @@ static int write_windows(struct writing *wr, int lower_fd, uint64_t size, char *
 	return 0;
 }
 
+/*
+ * The row tells the size. The data file has it too, unless its file system has none that large:
+ * then what is missing is zeros.
+ */
+static int fit_size(const struct writing *wr, uint64_t size)
+{
+	struct stat st;
+
+	if (fstat(wr->fd, &st) < 0)
+		return -errno;
+	if ((uint64_t)st.st_size == size)
+		return 0;
+	if (ftruncate(wr->fd, (off_t)size) < 0)
+		return errno == EFBIG && (uint64_t)st.st_size < size ? 0 : -errno;
+	wr->written->changed = true;
+	/* Behind a cut in a page are zeros; it may have been whole when it was scanned. */
+	if (wr->image && (uint64_t)st.st_size > size && size % WPFS_PAGE_SIZE)
+		store_image_doubt(wr->image);
+	return 0;
+}
+
 int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 		     store_data_before_fn before, void *ctx,
 		     const struct store_data_through *through, struct store_image *image,
@@ -334,7 +355,6 @@ int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 			     .image = image,
 			     .written = written};
 	_cleanup_free_ char *bufs = malloc(2 * WINDOW);
-	struct stat st;
 	int r;
 
 	if (!bufs)
@@ -348,18 +368,8 @@ int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 		store_image_set_known(image);
 	wr.known = image && store_image_known(image);
 	r = write_windows(&wr, lower_fd, size, bufs);
-	if (!r && wr.fd >= 0) {
-		if (fstat(wr.fd, &st) < 0)
-			r = -errno;
-		else if ((uint64_t)st.st_size != size) {
-			written->changed = true;
-			r = ftruncate(wr.fd, (off_t)size) < 0 ? -errno : 0;
-			/* Behind a cut in a page are zeros; it may have been whole when it was
-			 * scanned. */
-			if (image && (uint64_t)st.st_size > size && size % WPFS_PAGE_SIZE)
-				store_image_doubt(image);
-		}
-	}
+	if (!r && wr.fd >= 0)
+		r = fit_size(&wr, size);
 	if (!r && image) {
 		store_image_cut(image, (size + WPFS_PAGE_SIZE - 1) / WPFS_PAGE_SIZE);
 		store_image_set_known(image);

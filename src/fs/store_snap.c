@@ -64,9 +64,15 @@ static int snap_add(struct snap *snap, const struct record *rec, const void *a, 
 	return 0;
 }
 
+/* A time that is set may lie beyond what a row can tell, the years 1678 to 2262: the nearest. */
 static int64_t to_ns(struct timespec ts)
 {
-	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+	int64_t ns;
+
+	if (__builtin_mul_overflow((int64_t)ts.tv_sec, 1000000000, &ns) ||
+	    __builtin_add_overflow(ns, ts.tv_nsec, &ns))
+		return ts.tv_sec < 0 ? INT64_MIN : INT64_MAX;
+	return ns;
 }
 
 static int add_inode(struct snap *snap, const struct fs_ids *ids, int fd, const struct stat *st,

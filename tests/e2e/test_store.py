@@ -306,6 +306,38 @@ def test_a_file_without_a_name_is_not_kept(kept):
     assert tree(kept.mnt) == {"named": ("file", 1, b"t" * PAGE)}
 
 
+def test_a_file_larger_than_the_disk_could_have(kept):
+    """All of it that is not a hole is stored, and nothing is held up. The disk's files end at 16 TiB."""
+    path, size = kept.mnt / "f", 2**63 - 1
+    path.write_bytes(b"f" * 5000)
+    os.truncate(path, size)
+    sync(path)
+    (kept.mnt / "other").write_bytes(b"o")
+    kept.umount()
+    kept.restart()
+    assert path.stat().st_size == size
+    fd = os.open(path, os.O_RDWR)
+    assert os.pread(fd, 6000, 0) == b"f" * 5000 + bytes(1000) and data_ranges(fd) == [(0, 2 * PAGE)]
+    os.ftruncate(fd, 10000)
+    os.pwrite(fd, b"e", 9999)
+    os.close(fd)
+    kept.umount()
+    kept.restart()
+    assert tree(kept.mnt) == {"f": ("file", 1, b"f" * 5000 + bytes(4999) + b"e"), "other": ("file", 1, b"o")}
+
+
+def test_times_that_no_row_can_tell(kept):
+    """Rows count nanoseconds, which ends in the years 1677 and 2262: the nearest is kept."""
+    path = kept.mnt / "f"
+    path.touch()
+    os.utime(path, (10**11, -10**11))
+    sync(path)
+    assert (path.stat().st_atime, path.stat().st_mtime) == (10**11, -10**11)
+    kept.umount()
+    kept.restart()
+    assert (path.stat().st_atime_ns, path.stat().st_mtime_ns) == (2**63 - 1, -2**63)
+
+
 # ---- names are a prefix
 
 
