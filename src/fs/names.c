@@ -192,6 +192,8 @@ static void op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, co
 static void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name)
 {
 	struct fs *fs = fs_of(req);
+	const struct fs_inode *inode = fs_inode_find(fs, ino);
+	bool had_none = inode && atomic_load(&inode->nameless_fd) >= 0;
 	_cleanup_ref_ struct fs_ref file = FS_REF_INIT, dir = FS_REF_INIT;
 	struct fuse_entry_param entry;
 	int r;
@@ -204,15 +206,16 @@ static void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const cha
 		r = linkat(file.fd, "", dir.fd, name, AT_EMPTY_PATH) < 0 ? -errno : 0;
 		if (!r)
 			fs_change_name(fs, parent, name);
+		/* A flush may have left it out: a picture with the name must know that. */
+		if (!r && had_none)
+			fs_touch(fs, ino);
 		pthread_rwlock_unlock(&fs->names_lock);
 	}
 	if (!r) {
 		fs_symlink_touched(fs, file.fd, "");
 		r = fs_entry_of_fd(fs, file.fd, &entry);
-		if (!r && entry.attr.st_nlink == 1) {
-			fs_touch(fs, ino); /* it had none, and a flush may have left it out */
+		if (!r && entry.attr.st_nlink == 1)
 			fs_inode_named(fs, ino, dir.fd, name);
-		}
 	}
 	fs_reply_entry(req, r, &entry);
 }
@@ -266,8 +269,10 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
 	r = fs_inode_ref_dir(fs, parent, &from);
 	if (!r)
 		r = fs_inode_ref_dir(fs, newparent, &to);
-	if (!r && !(flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)))
+	if (!r && !(flags & (RENAME_EXCHANGE | RENAME_NOREPLACE))) {
 		victim = openat(to.fd, newname, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+		r = victim < 0 && errno != ENOENT ? -errno : 0;
+	}
 	if (!r && (flags & RENAME_WHITEOUT))
 		r = creds_become(&caller, false); /* the whiteout belongs to the caller */
 	if (!r) {
