@@ -63,15 +63,15 @@ bool fds_hit(unsigned first, unsigned last)
 
 void fds_add_uffd(int fd, uint32_t mount)
 {
-	uint32_t used = atomic_load(&uffds_used), slot;
+	uint32_t used = atomic_load(&uffds_used), slot = used;
 
-	for (slot = 0; slot < used; slot++) {
-		int known = atomic_load(&uffds[slot].fd);
+	for (uint32_t i = 0; i < used; i++) {
+		int known = atomic_load(&uffds[i].fd);
 
-		if (known == fd && uffds[slot].mount == mount)
+		if (known == fd && uffds[i].mount == mount)
 			return;
-		if (known < 0)
-			break;
+		if (known < 0 && slot == used)
+			slot = i;
 	}
 	if (slot == UFFDS_MAX)
 		return;
@@ -86,6 +86,7 @@ void fds_forget_uffds(void)
 {
 	for (uint32_t i = 0; i < atomic_load(&uffds_used); i++)
 		atomic_store(&uffds[i].fd, -1);
+	ranges_hand_over(0, 0);
 	fds_changed();
 }
 
@@ -101,9 +102,9 @@ static void uffds_close(unsigned first, unsigned last)
 		if (mount_call(&shim.mounts[uffds[i].mount], WPFS_OP_UFFD_CLOSE, &body,
 			       sizeof(body), NULL, &status, NULL, 0, NULL))
 			status = 0;
-		ranges_disown((uint32_t)fd + 1);
 		/* Open under another number too, made by a call that is not watched: that one is
 		 * from now on. */
+		ranges_hand_over((uint32_t)fd + 1, status > 0 ? (uint32_t)status : 0);
 		atomic_store(&uffds[i].fd, status > 0 ? status - 1 : -1);
 	}
 	fds_changed();
@@ -169,9 +170,9 @@ long fds_dup3(int old, int fd, int flags, bool is_dup2)
 	uint32_t of_mount;
 	long ret;
 
-	if (filtered() || old < 0 || fd < 0 || old == fd || raw_failed(raw(fcntl, old, F_GETFD)) ||
+	if (filtered() || old < 0 || fd < 0 || old == fd ||
 	    !(fds_hit((unsigned)fd, (unsigned)fd) || fds_hit((unsigned)old, (unsigned)old)) ||
-	    !shim_lock(&guard))
+	    (flags & ~O_CLOEXEC) || raw_failed(raw(fcntl, old, F_GETFD)) || !shim_lock(&guard))
 		return real_dup3(old, fd, flags, is_dup2);
 	ours = ours_at((unsigned)fd);
 	if (ours) {

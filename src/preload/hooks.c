@@ -109,7 +109,7 @@ EXPORT void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 
 EXPORT int remap_file_pages(void *addr, size_t len, int prot, size_t pgoff, int flags)
 {
-	if (!watched())
+	if (likely(!ranges_any()))
 		return (int)result(raw(remap_file_pages, addr, len, prot, pgoff, flags));
 	return (int)result(map_file_pages((uint64_t)addr, len, prot, pgoff, flags));
 }
@@ -123,9 +123,18 @@ EXPORT int mprotect(void *addr, size_t len, int prot)
 EXPORT int madvise(void *addr, size_t len, int advice)
 {
 	/* Also of what was mapped past us: a mount that is known may be asked. */
-	if (advice == MADV_REMOVE && unlikely(ranges_any() || mount_any()) && !filtered())
+	if (advice == MADV_REMOVE && unlikely(ranges_any() || mount_any()))
 		return (int)result(map_remove((uint64_t)addr, len));
 	return (int)result(raw(madvise, addr, len, advice));
+}
+
+EXPORT ssize_t process_madvise(int pidfd, const struct iovec *vec, size_t nr, int advice,
+			       unsigned flags)
+{
+	/* A process may do that to itself alone (Linux 6.15). */
+	if (advice == MADV_REMOVE && unlikely(ranges_any() || mount_any()))
+		return result(map_remove_all(pidfd, vec, nr, flags));
+	return result(raw(process_madvise, pidfd, vec, nr, advice, flags));
 }
 
 EXPORT int msync(void *addr, size_t len, int flags)
@@ -152,11 +161,12 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 			return (int)result(uffd_register(fd, arg));
 		if ((uint32_t)request == (uint32_t)UFFDIO_UNREGISTER)
 			return (int)result(uffd_unregister(fd, arg));
-		if ((uint32_t)request == (uint32_t)PAGEMAP_SCAN)
-			return (int)result(uffd_pagemap_scan(fd, arg));
-		if (unlikely(ranges_not_own) && uffd_may_mark((uint32_t)request))
-			return (int)result(uffd_mark(fd, (uint32_t)request, arg));
 	}
+	/* Under a filter, too: they count what they cannot tell. */
+	if (unlikely(ranges_any()) && (uint32_t)request == (uint32_t)PAGEMAP_SCAN)
+		return (int)result(uffd_pagemap_scan(fd, arg));
+	if (unlikely(ranges_not_own) && uffd_may_mark((uint32_t)request))
+		return (int)result(uffd_mark(fd, (uint32_t)request, arg));
 	return (int)result(raw(ioctl, fd, request, arg));
 }
 
@@ -219,6 +229,8 @@ EXPORT long syscall(long nr, ...)
 	for (int i = 0; i < 6; i++)
 		args[i] = va_arg(ap, long);
 	va_end(ap);
+	if (nr == SYS_ioctl && (uint32_t)args[1] == (uint32_t)UFFDIO_REGISTER)
+		atomic_store_explicit(&shim_own_uffds, true, memory_order_relaxed);
 	return result(filter_syscall(nr, args));
 }
 

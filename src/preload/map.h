@@ -6,6 +6,8 @@
 #ifndef WPFS_PRELOAD_MAP_H
 #define WPFS_PRELOAD_MAP_H
 
+#include <sys/uio.h>
+
 #include "preload/mapping.h"
 
 /*
@@ -30,8 +32,9 @@ long map_file_pages(uint64_t addr, uint64_t len, int prot, uint64_t pgoff, int f
 
 long map_protect(uint64_t addr, uint64_t len, int prot);
 
-/* madvise(MADV_REMOVE), msync(MS_SYNC). */
+/* madvise(MADV_REMOVE), process_madvise(MADV_REMOVE), msync(MS_SYNC). */
 long map_remove(uint64_t addr, uint64_t len);
+long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flags);
 long map_msync(uint64_t addr, uint64_t len, int flags);
 
 #endif

@@ -172,6 +172,19 @@ bool ranges_next(uint64_t from, uint64_t end, struct range *piece)
 	return true;
 }
 
+int ranges_peek(uint64_t from, uint64_t end, struct range *piece)
+{
+	for (int i = 0; i < LOOK_TRIES; i++) {
+		uint32_t before = atomic_load(&sequence);
+		bool found = ranges_next(from, end, piece);
+
+		atomic_thread_fence(memory_order_acquire);
+		if (!(before & 1) && atomic_load(&sequence) == before)
+			return found;
+	}
+	return -1;
+}
+
 void ranges_protect(uint64_t addr, uint64_t len, uint32_t prot)
 {
 	uint64_t end = addr + len;
@@ -198,7 +211,7 @@ void ranges_own(uint64_t addr, uint64_t len, uint32_t own)
 	}
 }
 
-void ranges_disown(uint32_t own)
+void ranges_hand_over(uint32_t from, uint32_t to)
 {
 	struct range *ranges = atomic_load(&table);
 
@@ -206,8 +219,8 @@ void ranges_disown(uint32_t own)
 		return;
 	change_begin();
 	for (uint32_t i = 0; i < atomic_load(&ranges_count); i++) {
-		if (ranges[i].own == own)
-			ranges[i].own = 0;
+		if (ranges[i].own && (!from || ranges[i].own == from))
+			ranges[i].own = to;
 	}
 	change_end();
 }

@@ -36,13 +36,16 @@ extern _Atomic uint32_t ranges_not_own;
 /* Is any of [addr, addr + len) in one of those? As ranges_overlap. */
 bool ranges_overlap_not_own(uint64_t addr, uint64_t len);
 
+/* The first piece in [from, end), as ranges_next: 1, 0: none, -1: they change too fast. No lock. */
+int ranges_peek(uint64_t from, uint64_t end, struct range *piece);
+
 /* The rest is under the shim's lock. */
 
 /* A uffd of the program has what is known in [addr, addr + len), or (0) none. */
 void ranges_own(uint64_t addr, uint64_t len, uint32_t own);
 
-/* That uffd is gone. */
-void ranges_disown(uint32_t own);
+/* What `from` has is `to`'s now (0: nobody's), or (from 0) all that anybody has. */
+void ranges_hand_over(uint32_t from, uint32_t to);
 
 /* Adds a range, in place of what was known there. A full table forgets it: conservative. */
 void ranges_add(const struct range *range);

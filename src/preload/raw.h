@@ -6,9 +6,11 @@
 #ifndef WPFS_PRELOAD_RAW_H
 #define WPFS_PRELOAD_RAW_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 
 #if defined(__x86_64__)
 #define RAW_AUDIT_ARCH 0xc000003eu /* AUDIT_ARCH_X86_64 */
@@ -123,6 +125,17 @@ static inline long raw_clone(unsigned long flags, void *top, int *pidfd, void (*
 static inline int raw_failed(long ret)
 {
 	return (unsigned long)ret >= (unsigned long)-4095L;
+}
+
+/* Reads the program's memory without the risk of a fault: a bad pointer is the kernel's to refuse.
+ */
+static inline bool raw_peek(const void *from, void *to, size_t len)
+{
+	struct iovec local = {.iov_base = to, .iov_len = len};
+	struct iovec remote = {.iov_base = (void *)from, .iov_len = len};
+	long self = raw(gettid); /* a first thread that has ended has no memory */
+
+	return raw(process_vm_readv, self, &local, 1, &remote, 1, 0) == (long)len;
 }
 
 #define RAW_SIGSET_BYTES 8 /* sizeof the kernel's sigset_t */

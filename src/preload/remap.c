@@ -7,6 +7,7 @@
 #include "preload/map.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <linux/mman.h>
 
 #include "preload/attach.h"
@@ -37,25 +38,59 @@ static void remap_grown(const struct range *from, uint64_t offset, uint64_t star
 		mapping_remember(&r, start);
 }
 
-/* The table after a remap that went well; `piece` is what is known at `old`, one mapping. */
+/*
+ * What is known in [old, old + len) is at `at` too. Of a userfaultfd of the program that has it the
+ * registration has moved along only if it asked for that, which nobody here knows.
+ */
+static void remap_copy(uint64_t old, uint64_t len, uint64_t at)
+{
+	uint64_t from = old, end = old + len;
+	struct range piece;
+
+	for (; from < end && ranges_next(from, end, &piece); from = piece.end) {
+		struct range moved = piece;
+
+		moved.start = at + (piece.start - old);
+		moved.end = at + (piece.end - old);
+		moved.own = 0;
+		ranges_add(&moved);
+	}
+}
+
+/*
+ * The table after a remap that went well; `piece`, or NULL, is what is known at `old`. Only one
+ * mapping can grow, several can be moved at once (Linux 6.17).
+ */
 static void remap_done(const struct range *piece, uint64_t old, uint64_t old_len, uint64_t new_len,
 		       int flags, uint64_t at)
 {
 	uint64_t kept = old_len < new_len ? old_len : new_len;
 
-	if (old_len > 0 && !(flags & MREMAP_DONTUNMAP))
-		ranges_cut(old, old_len);
-	ranges_cut(at, new_len);
-	if (kept > 0) {
-		struct range moved = *piece;
-
-		moved.start = at;
-		moved.end = at + kept;
-		ranges_add(&moved);
+	if (at != old) {
+		ranges_cut(at, new_len);
+		remap_copy(old, kept, at);
 	}
-	if (new_len > kept)
+	if (old_len && at != old && !(flags & MREMAP_DONTUNMAP))
+		ranges_cut(old, old_len);
+	else if (at == old && kept < old_len)
+		ranges_cut(old + kept, old_len - kept);
+	if (piece && new_len > kept)
 		remap_grown(piece, piece->offset + kept, at + kept, new_len - kept,
 			    flags & MREMAP_FIXED);
+}
+
+/* One that failed: of several mappings the first ones may have moved all the same. */
+static void remap_failed(uint64_t old, uint64_t len, uint64_t at)
+{
+	uint64_t from = old, end = old + len;
+	struct range piece;
+
+	for (; from < end && ranges_next(from, end, &piece); from = piece.end) {
+		if (raw(msync, piece.start, piece.end - piece.start, MS_ASYNC) != -ENOMEM)
+			continue;
+		remap_copy(piece.start, piece.end - piece.start, at + (piece.start - old));
+		ranges_cut(piece.start, piece.end - piece.start);
+	}
 }
 
 /* Would mremap(2) refuse these for themselves? What it replaces must then stay as it is. */
@@ -105,13 +140,12 @@ long map_remap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint
 	ret = raw(mremap, old, old_len, new_len, flags, new_addr);
 	shim_lock_waits(false);
 	if (!raw_failed(ret)) {
-		if (known)
-			remap_done(&piece, old, old_span, new_span, flags, (uint64_t)ret);
-		else
-			ranges_cut((uint64_t)ret, new_span);
+		remap_done(known ? &piece : NULL, old, old_span, new_span, flags, (uint64_t)ret);
 	} else if (valid) {
-		if (fixed)
+		if (fixed) {
+			remap_failed(old, old_span, new_addr);
 			mapping_bring_back(new_addr, new_span);
+		}
 		if (known && old_span > new_span)
 			mapping_bring_back(old + new_span, old_span - new_span);
 	}
@@ -258,24 +292,68 @@ static void ask_removed(uint64_t addr, uint64_t len)
 	}
 }
 
+/* Contents that go keep their marks: the daemon must know before. Under the lock. */
+static void about_to_remove(uint64_t addr, uint64_t len)
+{
+	if (!mapping_span_valid(addr, len))
+		return; /* nor does the kernel take it */
+	if (ranges_overlap(addr, page_align_up(len)))
+		tell_removed(addr, page_align_up(len));
+	else
+		ask_removed(addr, page_align_up(len));
+}
+
+/* The same where nothing may be asked: it finds out when it looks next. */
+static void count_removed(uint64_t addr, uint64_t len)
+{
+	uint64_t end = addr + page_align_up(len);
+	struct range piece;
+	bool any = false;
+	int found;
+
+	if (!mapping_span_valid(addr, len))
+		return;
+	while (addr < end && (found = ranges_peek(addr, end, &piece)) > 0) {
+		untold_count(&shim.mounts[piece.mount], piece.ino | WPFS_UNTOLD_DROPPED);
+		addr = piece.end;
+		any = true;
+	}
+	if (!any || (addr < end && found < 0))
+		untold_count_unknown();
+}
+
 long map_remove(uint64_t addr, uint64_t len)
 {
 	struct shim_guard guard;
 	long ret;
 
-	if (!mapping_span_valid(addr, len))
-		return raw(madvise, addr, len, MADV_REMOVE);
-	/* Contents that go keep their marks: the daemon must know, now or when it looks next. */
 	if (!shim_lock(&guard)) {
-		untold_count_unknown();
+		count_removed(addr, len);
 		return raw(madvise, addr, len, MADV_REMOVE);
 	}
-	if (ranges_overlap(addr, page_align_up(len)))
-		tell_removed(addr, page_align_up(len));
-	else
-		ask_removed(addr, page_align_up(len));
+	about_to_remove(addr, len);
 	shim_lock_waits(true);
 	ret = raw(madvise, addr, len, MADV_REMOVE);
+	shim_lock_waits(false);
+	shim_unlock(&guard);
+	return ret;
+}
+
+/* If it is another process's memory that is meant, the kernel says no. */
+long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flags)
+{
+	struct shim_guard guard;
+	struct iovec one;
+	long ret;
+
+	if (!shim_lock(&guard)) {
+		untold_count_unknown(); /* the list is in memory that may not be read */
+		return raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
+	}
+	for (size_t i = 0; i < nr && i < IOV_MAX && raw_peek(&vec[i], &one, sizeof(one)); i++)
+		about_to_remove((uint64_t)one.iov_base, one.iov_len);
+	shim_lock_waits(true);
+	ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
 	shim_lock_waits(false);
 	shim_unlock(&guard);
 	return ret;

@@ -7,24 +7,13 @@
 #include "preload/uffd.h"
 
 #include <errno.h>
-#include <sys/uio.h>
 
 #include "base/compat.h"
 #include "preload/attach.h"
 #include "preload/fds.h"
+#include "preload/filter.h"
 #include "preload/ranges.h"
 #include "preload/untold.h"
-
-/* Reads the program's memory without the risk of a fault: a bad pointer is the kernel's to refuse.
- */
-static bool peek(const void *from, void *to, size_t len)
-{
-	struct iovec local = {.iov_base = to, .iov_len = len};
-	struct iovec remote = {.iov_base = (void *)from, .iov_len = len};
-	long self = raw(gettid); /* a first thread that has ended has no memory */
-
-	return raw(process_vm_readv, self, &local, 1, &remote, 1, 0) == (long)len;
-}
 
 /* Tells every mount that has mappings in [addr, addr + len) once; `with_fd`: and gives it the uffd.
  */
@@ -62,7 +51,7 @@ long uffd_register(int fd, void *arg)
 	struct shim_guard guard;
 	long ret;
 
-	if (!peek(arg, &reg, sizeof(reg)) || !concerns_us(&reg.range) || !shim_lock(&guard))
+	if (!raw_peek(arg, &reg, sizeof(reg)) || !concerns_us(&reg.range) || !shim_lock(&guard))
 		return raw(ioctl, fd, UFFDIO_REGISTER, arg);
 	tell_mounts(WPFS_OP_UFFD_PRE, &reg.range, reg.mode, fd, false);
 	ret = raw(ioctl, fd, UFFDIO_REGISTER, arg);
@@ -82,7 +71,7 @@ long uffd_unregister(int fd, void *arg)
 	struct shim_guard guard;
 	long ret;
 
-	if (!peek(arg, &range, sizeof(range)) || !concerns_us(&range) || !shim_lock(&guard))
+	if (!raw_peek(arg, &range, sizeof(range)) || !concerns_us(&range) || !shim_lock(&guard))
 		return raw(ioctl, fd, UFFDIO_UNREGISTER, arg);
 	ret = raw(ioctl, fd, UFFDIO_UNREGISTER, arg);
 	if (ret == -EINVAL) {
@@ -131,13 +120,16 @@ static long doubtful_ioctl(int fd, uint32_t request, void *arg, uint64_t start, 
 	return ret;
 }
 
-/* Nearly always it is on the caller's stack, and then it can be read as it is. */
-static bool peek_fast(const void *from, void *to, size_t len)
+/*
+ * Nearly always it is on the caller's stack, and then it can be read as it is; else a filter may
+ * not let us. 1, 0: it cannot be read, -1: it may not.
+ */
+static int peek_fast(const void *from, void *to, size_t len)
 {
 	uint64_t at = (uint64_t)from, here = (uint64_t)__builtin_frame_address(0);
 
 	if (at % sizeof(uint64_t) || at < here || at - here >= SHIM_PAGE_SIZE / 4)
-		return peek(from, to, len);
+		return filtered() ? -1 : raw_peek(from, to, len);
 	for (size_t i = 0; i < len / sizeof(uint64_t); i++)
 		((uint64_t *)to)[i] = ((const uint64_t *)from)[i];
 	return true;
@@ -148,8 +140,11 @@ long uffd_mark(int fd, uint32_t request, void *arg)
 	struct uffdio_range range;
 	uint64_t words[4]; /* of COPY: dst, src, len, mode; of the others: start, len, mode */
 	bool copy = request == (uint32_t)UFFDIO_COPY, marks;
+	int known = peek_fast(arg, words, copy ? sizeof(words) : 3 * sizeof(*words));
 
-	if (!peek_fast(arg, words, copy ? sizeof(words) : 3 * sizeof(*words)))
+	if (known < 0)
+		return doubtful_ioctl(fd, request, arg, 0, 0, false);
+	if (!known)
 		return raw(ioctl, fd, request, arg);
 	range.start = words[0];
 	range.len = words[copy ? 2 : 1];
@@ -168,9 +163,12 @@ long uffd_mark(int fd, uint32_t request, void *arg)
 long uffd_pagemap_scan(int fd, void *arg)
 {
 	struct pm_scan_arg scan;
+	int known = peek_fast(arg, &scan, sizeof(scan));
 
-	if (!peek(arg, &scan, sizeof(scan)) || !(scan.flags & PM_SCAN_WP_MATCHING) ||
-	    scan.end <= scan.start || !ranges_overlap(scan.start, scan.end - scan.start))
+	if (known < 0)
+		return doubtful_ioctl(fd, (uint32_t)PAGEMAP_SCAN, arg, 0, 0, true);
+	if (!known || !(scan.flags & PM_SCAN_WP_MATCHING) || scan.end <= scan.start ||
+	    !ranges_overlap(scan.start, scan.end - scan.start))
 		return raw(ioctl, fd, PAGEMAP_SCAN, arg);
 	return doubtful_ioctl(fd, (uint32_t)PAGEMAP_SCAN, arg, scan.start, scan.end, true);
 }

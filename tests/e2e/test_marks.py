@@ -139,9 +139,39 @@ def test_punch_by_another_process(wpfs):
     dropped(wpfs, program, punch)
 
 
-def test_madv_remove(wpfs):
+@pytest.mark.parametrize("how", ["", "process"])
+def test_madv_remove(wpfs, how):
+    """By madvise(2), and by process_madvise(2) of one's own process (Linux 6.15)."""
     program = mapped(wpfs)
-    dropped(wpfs, program, lambda: program.order("advise 0 8 8 remove"))
+    dropped(wpfs, program, lambda: program.order(f"advise 0 8 8 remove {how}"))
+
+
+def test_madv_remove_under_a_filter(wpfs):
+    """Nothing is asked then. It is not known which pages it was: all of the file, and for all."""
+    program, other = mapped(wpfs), mapped(wpfs, "other")
+    program.order("store 0 0 5 16")
+    wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
+    program.order("seccomp")
+    program.order("advise 0 8 8 remove")
+    assert other.order("load 0 8") == 0
+    assert report.dirty(wpfs, "t") == ALL
+    assert report.dirty(wpfs, "other") == ALL
+    assert killed(wpfs, program) == ALL
+
+
+def test_several_mappings_are_moved_at_once(wpfs):
+    """Linux 6.17. The first of them is no file's; what is known of the others goes with them."""
+    here, there = 0x200000000000, 0x210000000000
+    program = mapped(wpfs, protect=False)
+    program.order(f"map 1 0 0 {4 * PAGE} anon at={here}")
+    program.order(f"map 2 0 0 {PAGES * PAGE} at={here + 4 * PAGE}")
+    program.order("unmap 0")
+    program.order(f"remap 1 0 {PAGES + 4} {PAGES + 4} at={there} as=3")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 3 9 1")
+    program.order(f"unmap 3 4 {PAGES}")
+    assert report.dirty(wpfs, "t") == {5}
+    assert killed(wpfs, program) == {5}
 
 
 def test_madv_remove_through_a_mapping_that_nobody_was_told_of(wpfs):

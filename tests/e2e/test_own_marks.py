@@ -8,7 +8,7 @@ import pytest
 import harness
 import report
 from harness import PAGE
-from mapper import ALL, PAGES, killed, mapped
+from mapper import ALL, PAGES, Child, killed, mapped
 
 LAST = {PAGES - 1, PAGES - 2}  # written all the time by two threads
 
@@ -203,7 +203,7 @@ def test_closed_while_there_is_no_daemon(wpfs, writers):
     assert owned(wpfs) == set()
 
 
-def marked_past_wpfs(wpfs, order):
+def marked_past_wpfs(wpfs, order, before=None):
     """What is dirty after a store, and marks that the program puts where it registered nothing."""
     program = mapped(wpfs)
     program.order(f"open 1 {wpfs.mnt}/g")
@@ -212,6 +212,8 @@ def marked_past_wpfs(wpfs, order):
     uffd = program.order("uffd 1 0 16")
     wpfs.wpctl("protect", wpfs.mnt, "--name", "t", "--file", "/f")
     program.order("store 0 4 1")
+    if before:
+        program.order(before)
     program.order(order.format(uffd))
     return program, report.dirty(wpfs, "t")
 
@@ -231,3 +233,37 @@ def test_marks_put_where_they_may_be_leave_others_exact(wpfs, order):
     program, dirty = marked_past_wpfs(wpfs, order)
     assert dirty == {4}
     assert killed(wpfs, program) == {4}
+
+
+def test_marks_put_under_a_filter(wpfs):
+    program, dirty = marked_past_wpfs(wpfs, "wp {} 0 4 1 on", "seccomp")
+    assert dirty == ALL
+    assert killed(wpfs, program) == ALL
+
+
+def test_marks_put_after_the_registration_was_lost(wpfs):
+    """A mapping that moved without EVENT_REMAP is nobody's, until wpfs arms it."""
+    program = mapped(wpfs)
+    uffd = program.order(f"uffd 0 0 {PAGES}")
+    program.order("move 0")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t", "--file", "/f")
+    program.order("store 0 4 1")
+    program.order(f"wp {uffd} 0 4 1 on")
+    assert report.dirty(wpfs, "t") >= {4}, "written, and marked past wpfs"
+    assert killed(wpfs, program) >= {4}
+
+
+def test_marks_put_in_a_child_that_inherited_no_registration(wpfs):
+    program = mapped(wpfs, protect=False)
+    program.order(f"uffd 0 0 {PAGES}")
+    child = Child(wpfs, program)
+    child.order(f"open 1 {wpfs.mnt}/g")
+    child.order(f"size 1 {PAGES * PAGE}")
+    child.order(f"map 1 1 0 {PAGES * PAGE}")
+    uffd = child.order("uffd 1 0 16")
+    name, = (mm["name"] for mm in wpfs.wpctl_json("ps")["mms"] if mm["pid"] == child.pid)
+    wpfs.wpctl("protect", wpfs.mnt, "--name", name, "--file", "/f")
+    child.order("store 0 4 1")
+    child.order(f"wp {uffd} 0 4 1 on")
+    assert report.dirty(wpfs, name) >= {4}, "written, and marked past wpfs"
+    child.close()

@@ -14,8 +14,9 @@
  *                                                 maps F LEN N   N times map and unmap
  *   fork IN OUT -> PID     the child takes        store M PAGE BYTE [COUNT]
  *                          orders from fifo IN,   load M PAGE -> BYTE
- *                          answers in OUT         advise M PAGE COUNT WHAT   madvise(2)
- *   exec PATH [ARG...]     exit STATUS            msync M
+ *                          answers in OUT         advise M PAGE COUNT WHAT [process]
+ *   exec PATH [ARG...]     exit STATUS                madvise(2), process_madvise(2)
+ *                                                 msync M
  *                                                 prot M PAGE COUNT r|rw|none
  *   setenv NAME VALUE      for exec
  *   seccomp                no new processes, sockets or userfaultfds from now on
@@ -36,6 +37,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "mapper.h"
@@ -205,6 +207,20 @@ static long do_load(const struct order *o)
 	return *(volatile unsigned char *)page_at(o, 1, 2);
 }
 
+/* process: by process_madvise(2), of two halves. */
+static long advise(char *at, size_t len, int advice, bool process)
+{
+	struct iovec halves[2] = {{at, len / 2}, {at + len / 2, len - len / 2}};
+	long self, ret;
+
+	if (!process)
+		return madvise(at, len, advice);
+	self = syscall(SYS_pidfd_open, getpid(), 0);
+	ret = process_madvise((int)self, halves, 2, advice, 0);
+	close((int)self);
+	return ret;
+}
+
 static long do_advise(const struct order *o)
 {
 	static const struct {
@@ -224,8 +240,8 @@ static long do_advise(const struct order *o)
 
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
 		if (o->words > 4 && strcmp(o->word[4], known[i].name) == 0)
-			return result(
-				madvise(page_at(o, 1, 2), number(o, 3) * PAGE, known[i].advice));
+			return result(advise(page_at(o, 1, 2), number(o, 3) * PAGE, known[i].advice,
+					     o->words > 5));
 	return -EINVAL;
 }
 
