@@ -10,7 +10,8 @@
 #include <linux/time_types.h>
 #include <sys/prctl.h>
 
-#define WAIT_MS 12000 /* more than a daemon that hangs takes */
+#define WAIT_MS	 12000 /* more than a daemon that hangs takes */
+#define LEAVE_MS 50    /* one system call */
 
 _Atomic uint32_t filters;
 
@@ -20,6 +21,8 @@ static void begin(void)
 
 	atomic_fetch_add(&filters, 1);
 	for (int i = 0; i < WAIT_MS && shim_others_inside(); i++)
+		raw(nanosleep, &ms, NULL);
+	for (int i = 0; i < LEAVE_MS && shim_others_leave(); i++)
 		raw(nanosleep, &ms, NULL);
 }
 

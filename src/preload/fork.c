@@ -17,7 +17,15 @@
 #include "preload/witness.h"
 
 static struct shim_guard guard; /* of the thread that forks; it holds the lock */
-static bool held;		/* guarded by the lock */
+
+/* Which thread that is, in the child too. Others fork meanwhile to which the lock was refused. */
+static _Atomic pthread_t holder;
+static _Atomic bool held;
+
+static bool is_mine(void)
+{
+	return atomic_load(&held) && pthread_equal(atomic_load(&holder), pthread_self());
+}
 
 static void before(void)
 {
@@ -27,29 +35,32 @@ static void before(void)
 	if (!shim_lock(&mine))
 		return;
 	guard = mine;
-	held = true;
+	atomic_store(&holder, pthread_self());
+	atomic_store(&held, true);
 	shim_lock_waits(true);
 }
 
 /* Only the process whose state this is took the lock: the child of a raw clone may fork too. */
 static void after_in_parent(void)
 {
-	struct shim_guard mine = guard;
+	struct shim_guard mine;
 
-	if (!held || (int)raw(getpid) != shim.pid)
+	if (!is_mine() || (int)raw(getpid) != shim.pid)
 		return;
-	held = false;
+	mine = guard;
+	atomic_store(&held, false);
 	shim_lock_waits(false);
 	shim_unlock(&mine);
 }
 
 static void after_in_child(void)
 {
-	struct shim_guard mine = guard;
+	struct shim_guard mine;
 
-	if (!held)
+	if (!is_mine())
 		return;
-	held = false;
+	mine = guard;
+	atomic_store(&held, false);
 	shim_adopt();
 	fds_forget_uffds();
 	witness_forget();

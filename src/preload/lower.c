@@ -113,7 +113,9 @@ static long map_fixed(const struct mapping *r, int fd)
 		 r->off);
 	err = raw_failed(at) ? at : tell(r, (uint64_t)at, r->addr);
 	if (!err) {
+		shim_lock_waits(true);
 		err = raw(mremap, at, span, span, MREMAP_MAYMOVE | MREMAP_FIXED, r->addr);
+		shim_lock_waits(false);
 		if (!raw_failed(err))
 			err = finish(r, r->addr);
 		else

@@ -23,6 +23,10 @@ static _Atomic uint32_t lock_word;
 static _Atomic int lock_owner;	/* thread id, 0 = nobody */
 static _Atomic uint32_t inside; /* threads that have it or wait for it */
 
+/* Those that get their signals back. One that is let in then may leave with longjmp(3), and is
+ * counted for ever. */
+static _Atomic uint32_t leaving;
+
 _Atomic bool shim_own_uffds;
 static _Atomic bool lock_waits; /* as shim_lock_waits says */
 
@@ -37,8 +41,7 @@ static bool lock_take(void)
 	if (atomic_compare_exchange_strong(&lock_word, &seen, 1))
 		return true;
 	while (atomic_exchange(&lock_word, 2) != 0) {
-		bool own = atomic_load(&shim_own_uffds);
-		long ret = raw(futex, &lock_word, FUTEX_WAIT_PRIVATE, 2, own ? &moment : NULL);
+		long ret = raw(futex, &lock_word, FUTEX_WAIT_PRIVATE, 2, &moment);
 
 		if (ret == -ETIMEDOUT && atomic_load(&lock_waits))
 			return false;
@@ -122,6 +125,14 @@ static void init_locked(void)
 	fork_watch();
 }
 
+static void leave(const struct shim_guard *guard)
+{
+	atomic_fetch_add(&leaving, 1);
+	atomic_fetch_sub(&inside, 1);
+	raw(rt_sigprocmask, SIG_SETMASK, &guard->mask, NULL, RAW_SIGSET_BYTES);
+	atomic_fetch_sub(&leaving, 1);
+}
+
 bool shim_lock(struct shim_guard *guard)
 {
 	uint64_t all = ~(uint64_t)0;
@@ -137,8 +148,7 @@ bool shim_lock(struct shim_guard *guard)
 	raw(rt_sigprocmask, SIG_SETMASK, &all, &guard->mask, RAW_SIGSET_BYTES);
 	atomic_fetch_add(&inside, 1);
 	if (atomic_load(&filters) != 0 || !lock_take()) {
-		atomic_fetch_sub(&inside, 1);
-		raw(rt_sigprocmask, SIG_SETMASK, &guard->mask, NULL, RAW_SIGSET_BYTES);
+		leave(guard);
 		return false;
 	}
 	atomic_store(&lock_owner, tid);
@@ -151,8 +161,7 @@ void shim_unlock(const struct shim_guard *guard)
 {
 	atomic_store(&lock_owner, 0);
 	lock_drop();
-	raw(rt_sigprocmask, SIG_SETMASK, &guard->mask, NULL, RAW_SIGSET_BYTES);
-	atomic_fetch_sub(&inside, 1);
+	leave(guard);
 }
 
 bool shim_is_owner(void)
@@ -167,11 +176,17 @@ bool shim_others_inside(void)
 	return atomic_load(&inside) > (mine ? 1u : 0u);
 }
 
+bool shim_others_leave(void)
+{
+	return atomic_load(&leaving) > 0;
+}
+
 void shim_adopt(void)
 {
 	shim.pid = (int)raw(getpid);
 	atomic_store(&lock_owner, (int)raw(gettid));
 	atomic_store(&inside, 1);
+	atomic_store(&leaving, 0);
 	atomic_store(&lock_word, 1); /* who waited for it is not in this process */
 	atomic_store(&lock_waits, false);
 }

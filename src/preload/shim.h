@@ -115,6 +115,9 @@ bool shim_is_owner(void);
 /* Does another thread hold the lock or wait for it? */
 bool shim_others_inside(void);
 
+/* Did one give it back and is not quite out? Or was, and left by way of a signal handler. */
+bool shim_others_leave(void);
+
 /* In a fork child that has the lock: this process is the owner of the state now. */
 void shim_adopt(void);
 

@@ -137,6 +137,12 @@ def test_a_filter_that_only_knows_the_programs_calls(wpfs, how):
         assert report.dirty(wpfs, "s") >= {1, 2}
 
 
+def test_threads_that_fork_at_once(wpfs):
+    """One to which the lock is refused must not give back another one's."""
+    done = wpfs.run(harness.program("forkers"), wpfs.mnt / "f", name="t")
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stdout + done.stderr
+
+
 def test_two_mounts_in_one_program(make_wpfs):
     """A witness for each; when the program dies none of them takes away what another needs."""
     one, two = make_wpfs(), make_wpfs()
