@@ -58,7 +58,8 @@ static _Atomic uintptr_t thread_now; /* number of the thread that is to read it 
 static __thread bool in_reader;
 
 static uint64_t calling; /* guarded by table: the page of the callback that runs; 0: none */
-static uint64_t calls;	 /* guarded by table: so far */
+static const struct wpfs *calling_for; /* guarded by table: whose watch it was called for */
+static uint64_t calls;		       /* guarded by table: so far */
 static pthread_cond_t called_back = PTHREAD_COND_INITIALIZER; /* with table: a callback is over */
 
 /* ---- the table ---- */
@@ -213,6 +214,7 @@ static void serve(int fd, uint64_t page)
 
 		set_bit(w, page);
 		calling = page;
+		calling_for = w->handle;
 		calls++;
 		pthread_mutex_unlock(&table);
 		fn((void *)page, arg);
@@ -509,6 +511,20 @@ int wpfs_unwatch(struct wpfs *handle, void *addr, size_t len)
 	return 0;
 }
 
+/* The same of one that has ended its watch itself: that is in no table any more. */
+static void wait_for_call_of(const struct wpfs *handle)
+{
+	uint64_t seen;
+
+	if (in_reader)
+		return;
+	pthread_mutex_lock(&table);
+	seen = calls;
+	while (calling && calling_for == handle && calls == seen)
+		pthread_cond_wait(&called_back, &table);
+	pthread_mutex_unlock(&table);
+}
+
 /* The range of some watch of this handle; false: there is none. */
 static bool any_of(const struct wpfs *handle, uint64_t *start, uint64_t *len)
 {
@@ -534,4 +550,5 @@ void watch_end_all(struct wpfs *handle)
 		if (wpfs_unwatch(handle, (void *)start, len) != 0)
 			return; /* whole watches need no memory to end */
 	}
+	wait_for_call_of(handle);
 }

@@ -7,7 +7,8 @@
  *and in the callback no store of that round is to be seen libwatch again FILE	threads store
  *without end while all pages are watched again and again: no store after a wpfs_watch without a
  *callback after its beginning
- *	libwatch end FILE	a callback ends its own watch; detach while stores wait
+ *	libwatch end FILE	a callback ends its own watch; detach while stores wait, and
+ *				while a callback runs that has ended its watch
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -30,6 +31,7 @@
 #define FEW	6ul /* pages, so that each is stored to many times between two wpfs_watch */
 
 static struct wpfs *handle;
+static const char *path;
 static char *map;
 static _Atomic unsigned long wrong, calls;
 static _Atomic unsigned long round_now;		 /* once */
@@ -158,9 +160,23 @@ static void on_slow(void *page, void *arg)
 	inside = false;
 }
 
+/* As on_end, and what it does after that is not over at once. */
+static void on_last(void *page, void *arg)
+{
+	must(wpfs_unwatch(handle, map, PAGES * PAGE), "unwatch in the callback");
+	on_slow(page, arg);
+}
+
+static void *store_last(void *arg)
+{
+	*word(0, 0) = 2;
+	return NULL;
+}
+
 static void end(void)
 {
 	pthread_t threads[THREADS];
+	struct wpfs *second;
 
 	must(wpfs_watch(handle, map, PAGES * PAGE, 0, on_end, NULL), "watch");
 	for (unsigned long p = 0; p < PAGES / 2; p++)
@@ -175,11 +191,20 @@ static void end(void)
 		pthread_create(&threads[t], NULL, store_all, (void *)t);
 	while (!inside)
 		sched_yield();
-	wpfs_detach(handle);
+	second = handle;
+	must(wpfs_attach(path, "w", &handle), "attach");
+	wpfs_detach(second);
 	wrong += inside;
 	for (unsigned long t = 0; t < THREADS; t++)
 		pthread_join(threads[t], NULL);
 	wrong += calls == 0;
+	must(wpfs_watch(handle, map, PAGES * PAGE, 0, on_last, NULL), "watch");
+	pthread_create(&threads[0], NULL, store_last, NULL);
+	while (!inside)
+		sched_yield();
+	wpfs_detach(handle);
+	wrong += inside;
+	pthread_join(threads[0], NULL);
 }
 
 int main(int argc, char **argv)
@@ -189,8 +214,9 @@ int main(int argc, char **argv)
 
 	if (argc != 3)
 		return 2;
-	must(wpfs_attach(argv[2], "w", &handle), "attach");
-	fd = open(argv[2], O_RDWR | O_CLOEXEC);
+	path = argv[2];
+	must(wpfs_attach(path, "w", &handle), "attach");
+	fd = open(path, O_RDWR | O_CLOEXEC);
 	must(wpfs_map(handle, &at, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), "map");
 	map = at;
 	if (!strcmp(argv[1], "once"))
