@@ -347,24 +347,30 @@ void policy_touch(struct policy *p, uint32_t slot, uint64_t page)
 		*state = (uint8_t)(*state + FREQ_ONE);
 }
 
-void policy_insert(struct policy *p, uint32_t slot, uint64_t page)
+void policy_learn(struct policy *p, uint32_t slot, uint64_t page)
 {
 	uint8_t *state = state_make(p, slot, page);
 	struct entry e;
 	bool again;
 
-	if (!state)
+	if (!state || where(*state) == SMALL || where(*state) == MAIN)
 		return;
-	if (where(*state) == SMALL || where(*state) == MAIN) {
-		policy_touch(p, slot, page);
-		return;
-	}
 	again = where(*state) == GHOST;
 	if (again)
 		p->ghost.live--;
 	e = stay_begin(state, slot, page, again ? MAIN : SMALL);
 	if (!ring_push(p, again ? &p->main : &p->fresh, &e))
 		*state &= (uint8_t)~STATE_WHERE;
+}
+
+void policy_insert(struct policy *p, uint32_t slot, uint64_t page)
+{
+	const uint8_t *state = state_find(p, slot, page);
+
+	if (state && (where(*state) == SMALL || where(*state) == MAIN))
+		policy_touch(p, slot, page);
+	else
+		policy_learn(p, slot, page);
 }
 
 static struct ring *ring_of(struct policy *p, uint8_t state)

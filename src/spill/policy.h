@@ -38,6 +38,8 @@ void policy_file_remove(struct policy *policy, uint32_t slot);
  * memory, beyond POLICY_MAX_PAGES) is left out: it is not chosen, that is all.
  */
 void policy_insert(struct policy *policy, uint32_t slot, uint64_t page);
+/* The same, and no touch: it may have been known before. */
+void policy_learn(struct policy *policy, uint32_t slot, uint64_t page);
 /* A use that the daemon saw. */
 void policy_touch(struct policy *policy, uint32_t slot, uint64_t page);
 /* It is gone, and not because it was chosen: truncated, punched. */

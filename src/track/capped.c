@@ -80,13 +80,22 @@ int capped_file_get(struct capped *c, const struct fs_handle *handle, uint64_t i
 	/* Without a name there its pages are not chosen: they go when somebody says evict. */
 	f->has_slot = policy_file_add(c->policy, f, &f->slot) == 0;
 	HASH_ADD(hh, c->files, ino, sizeof(f->ino), f);
+	/* All of them now: who is known is not looked for (capped_find.c). */
+	capped_learn(c, f);
 	*file = f;
 	return 0;
+}
+
+void capped_file_unseen(struct capped *c, struct capped_file *f)
+{
+	c->nr_unseen += !f->unseen;
+	f->unseen = true;
 }
 
 static void file_free(struct capped *c, struct capped_file *f)
 {
 	HASH_DEL(c->files, f);
+	c->nr_unseen -= f->unseen;
 	capped_ahead_forget(c, f->ino);
 	c->pinned -= f->pin_pages;
 	if (f->has_slot)
@@ -108,8 +117,10 @@ int capped_file_prepare(struct capped *c, struct capped_file *f, uint64_t pages)
 	if (r == 0 && !f->missing) {
 		memcpy(f->bits.head, &f->handle, sizeof(f->handle));
 		f->missing = true;
-		/* What was stored through mappings so far, nobody told of. */
-		capped_know(c, f, 0, UINT64_MAX);
+		/* What was stored through mappings so far, nobody told of, nor will anybody until
+		 * they are registered. */
+		capped_learn(c, f);
+		capped_file_unseen(c, f);
 	}
 	return r < 0 ? r : spill_bits_reserve(&f->bits, pages);
 }
@@ -191,6 +202,7 @@ void capped_file_take(struct capped *c, uint64_t ino, int fd)
 		f->fd = own;
 		f->taken = true;
 		own = -1;
+		capped_file_unseen(c, f);
 	}
 	close_fd(&own);
 	pthread_mutex_unlock(&c->lock);

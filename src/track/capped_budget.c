@@ -96,6 +96,78 @@ void capped_know(struct capped *c, struct capped_file *f, uint64_t first, uint64
 	}
 }
 
+/* By halves, down to what is all there or not at all. */
+static void learn_range(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr)
+{
+	uint64_t there = nr ? capped_in_memory(f->fd, first, nr) : 0;
+
+	if (there == nr) {
+		for (uint64_t page = first; page < first + nr; page++)
+			policy_learn(c->policy, f->slot, page);
+	} else if (there) {
+		learn_range(c, f, first, nr / 2);
+		learn_range(c, f, first + nr / 2, nr - nr / 2);
+	}
+}
+
+/*
+ * SEEK_DATA is quick, and does not show pages that were allocated and never written, nor those
+ * behind the end of the file.
+ */
+void capped_learn(struct capped *c, struct capped_file *f)
+{
+	uint64_t seen = 0, end;
+	off_t at, hole;
+	struct stat st;
+
+	if (!capped_is_chosen(f) || fstat(f->fd, &st) < 0)
+		return;
+	end = ((uint64_t)st.st_size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
+	for (at = lseek(f->fd, 0, SEEK_DATA); at >= 0; at = lseek(f->fd, hole, SEEK_DATA)) {
+		hole = lseek(f->fd, at, SEEK_HOLE);
+		if (hole < 0)
+			break;
+		for (; at < hole; at += (off_t)WPFS_PAGE_SIZE, seen++)
+			policy_learn(c->policy, f->slot, (uint64_t)at >> WPFS_PAGE_SHIFT);
+	}
+	if (capped_in_memory(f->fd, 0, POLICY_MAX_PAGES) <= seen)
+		return;
+	if (end > POLICY_MAX_PAGES)
+		end = POLICY_MAX_PAGES;
+	learn_range(c, f, 0, end);
+	learn_range(c, f, end, POLICY_MAX_PAGES - end);
+}
+
+void capped_learn_unseen(struct capped *c)
+{
+	struct capped_file *f, *next;
+
+	pthread_mutex_lock(&c->lock);
+	HASH_ITER (hh, c->files, f, next) {
+		if (c->nr_unseen == 0)
+			break;
+		if (!f->unseen)
+			continue;
+		f->unseen = false;
+		c->nr_unseen--;
+		capped_learn(c, f);
+	}
+	pthread_mutex_unlock(&c->lock);
+}
+
+uint64_t capped_could_come(struct capped *c, uint64_t ino, uint64_t pages)
+{
+	struct capped_file *f;
+	uint64_t there = 0;
+
+	pthread_mutex_lock(&c->lock);
+	f = capped_file_find(c, ino);
+	if (f)
+		there = f->missing ? pages : capped_in_memory(f->fd, 0, pages);
+	pthread_mutex_unlock(&c->lock);
+	return there < pages ? pages - there : 0;
+}
+
 uint64_t capped_low(const struct capped *c)
 {
 	return c->low;

@@ -62,10 +62,8 @@ static void found_file(struct turn *turn, uint64_t ino, int fd, const struct sta
 	if (fs_handle_of_fd(fd, &handle) < 0)
 		return;
 	pthread_mutex_lock(&c->lock);
-	if (!capped_file_find(c, ino) && capped_file_get(c, &handle, ino, &f) == 0) {
-		capped_know(c, f, 0, UINT64_MAX);
+	if (!capped_file_find(c, ino) && capped_file_get(c, &handle, ino, &f) == 0)
 		turn->pages += (uint64_t)st->st_blocks / (WPFS_PAGE_SIZE / 512);
-	}
 	pthread_mutex_unlock(&c->lock);
 }
 

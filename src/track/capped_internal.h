@@ -65,6 +65,7 @@ struct capped_file {
 	uint32_t slot; /* its name in the policy */
 	bool has_slot;
 	bool idle;	    /* within capped_sweep */
+	bool unseen;	    /* pages may have come that nobody told of: capped_learn_unseen */
 	bool pinned;	    /* it is all in memory and stays: capped_pin.c */
 	unsigned opens;	    /* that map the lower file, not released */
 	uint64_t pin_pages; /* it counts for while it is pinned */
@@ -194,8 +195,9 @@ struct capped {
 	uint64_t limit;	  /* of the lower tmpfs, as it was set last; bytes */
 	uint64_t loading; /* pages that are coming back: in the store, and in memory soon */
 	uint64_t guess;	  /* bytes in memory: what the tmpfs said last, and what was added since */
-	bool asked;	  /* evict_fd was written and the track thread has not looked yet */
-	bool stuck;	  /* nothing can be evicted: what does not fit is let in */
+	unsigned nr_unseen;   /* files that are `unseen` */
+	bool asked;	      /* evict_fd was written and the track thread has not looked yet */
+	bool stuck;	      /* nothing can be evicted: what does not fit is let in */
 	uint32_t next_worker; /* the last number given to a fault thread */
 	unsigned nr_reading_ahead;
 	bool spinning;			    /* a fault thread looks for messages before it sleeps */
@@ -228,6 +230,9 @@ struct capped_file *capped_file_find(struct capped *c, uint64_t ino);
 /* The file's entry, made if need be. 0 or -errno. */
 int capped_file_get(struct capped *c, const struct fs_handle *handle, uint64_t ino,
 		    struct capped_file **file);
+
+/* It is about to be mapped: pages may come that nobody tells of. */
+void capped_file_unseen(struct capped *c, struct capped_file *f);
 
 /* From now on pages of it may be spilled: opens its bits with room for `pages`. 0 or -errno. */
 int capped_file_prepare(struct capped *c, struct capped_file *f, uint64_t pages);
@@ -303,8 +308,23 @@ bool capped_is_full(struct capped *c);
 /* Waits, with the lock let go, until something may be added. */
 void capped_wait_room(struct capped *c);
 
-/* Pages are resident from now on, as far as they are: the policy gets to know. Lock held. */
+/* Pages were used that are in memory, as far as they are: the policy gets to know. Lock held. */
 void capped_know(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr);
+
+/*
+ * The same of all pages of the file that are in memory, of which some may be known; they are not
+ * used by this. Lock held.
+ */
+void capped_learn(struct capped *c, struct capped_file *f);
+
+/* What programs have stored through mappings of which no fault tells. Lock not held. */
+void capped_learn_unseen(struct capped *c);
+
+/*
+ * Pages of [0, pages) of a file that programs which map it could add without a word: none if its
+ * mappings are registered for missing faults. Lock not held.
+ */
+uint64_t capped_could_come(struct capped *c, uint64_t ino, uint64_t pages);
 
 /* For the track thread, lock not held: evict down to this; the cap. */
 uint64_t capped_low(const struct capped *c);
@@ -317,7 +337,7 @@ void capped_set_stuck(struct capped *c, bool stuck);
 /* Faults that wait are looked at again. Lock held. */
 void capped_retry(struct capped *c);
 
-#define CAPPED_WHY_PINNED "a program that is not tracked has it open or mapped"
+#define CAPPED_WHY_PINNED "a program that only reads it or is not tracked has it open or mapped"
 
 /* ---- capped_pin.c: files that somebody maps who is not tracked; lock held ---- */
 
@@ -332,6 +352,21 @@ void capped_pin(struct capped *c, struct capped_file *f);
 
 /* Ends that if nobody has it any more. True: it is pinned still. */
 bool capped_still_pinned(struct capped *c, struct capped_file *f);
+
+/* Why a file has to be in memory, and what of it has to fit: */
+enum capped_hold {
+	CAPPED_HOLD_ASKED, /* somebody would like it: what there is of it */
+	CAPPED_HOLD_WHOLE, /* somebody maps it: holes can be touched too */
+	CAPPED_HOLD_MUST,  /* nothing, it has to be */
+};
+
+/*
+ * None of its pages leaves until capped_unhold. 1; 0: nothing of it is in the store, and nothing is
+ * held; -EFBIG. Lock not held, like the next one.
+ */
+int capped_hold(struct capped *c, uint64_t ino, enum capped_hold how);
+/* Nor afterwards, if somebody has it who is not told of its faults. */
+void capped_unhold(struct capped *c, uint64_t ino);
 
 /* Its size changed. */
 void capped_pin_resize(struct capped *c, struct capped_file *f);
@@ -366,7 +401,10 @@ void capped_wait_loads(struct capped *c, uint64_t ino, uint64_t first, uint64_t 
 
 /* ---- for the track room, track thread, lock not held ---- */
 
-/* Brings the whole file back. 0 or -errno. */
+/* Brings the first of its pages that are in the store back, at most `nr`. 0 or -errno. */
+int capped_load_some(struct capped *c, uint64_t ino, uint64_t nr, uint64_t *loaded);
+
+/* Brings the whole file back, whether it fits or not. 0 or -errno. */
 int capped_load_file(struct capped *c, uint64_t ino, uint64_t *loaded);
 
 /*

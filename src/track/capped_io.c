@@ -122,15 +122,18 @@ static void know_accessed(struct capped *c, const struct capped_use *use, bool a
 {
 	struct capped_file *f = capped_file_find(c, use->ino);
 	struct fs_file file;
+	bool known = f != NULL;
 
 	if (use->end == UINT64_MAX)
 		return;
+	/* That tells the policy of all pages it has. */
 	if (!f && fs_file_by_ino(c->config.fs, use->ino, &file) == 0)
 		capped_file_get(c, &file.handle, use->ino, &f);
 	/* SEEK_DATA does not show pages that are allocated and were never written. */
-	for (uint64_t page = use->first; f && capped_is_chosen(f) && all && page < use->end; page++)
+	for (uint64_t page = use->first; known && capped_is_chosen(f) && all && page < use->end;
+	     page++)
 		policy_insert(c->policy, f->slot, page);
-	if (f && !all)
+	if (known && !all)
 		capped_know(c, f, use->first, use->end - use->first);
 	if (f)
 		capped_pin_resize(c, f);
@@ -403,6 +406,8 @@ static int redeem_open(struct capped *c, uint64_t ino, int accmode)
 	if (r < 0)
 		return r;
 	fd = fcntl(f->fd, F_DUPFD_CLOEXEC, 0);
+	if (fd >= 0)
+		capped_file_unseen(c, f);
 	return fd < 0 ? -errno : fd;
 }
 

@@ -247,6 +247,21 @@ int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_
 	return r;
 }
 
+int capped_load_some(struct capped *c, uint64_t ino, uint64_t nr, uint64_t *loaded)
+{
+	struct capped_file *f;
+	uint64_t first;
+	int r = 0;
+
+	pthread_mutex_lock(&c->lock);
+	f = capped_file_find(c, ino);
+	first = f ? spill_bits_next(&f->bits, 0) : UINT64_MAX;
+	if (first != UINT64_MAX)
+		r = capped_load(c, f, first, nr, loaded);
+	pthread_mutex_unlock(&c->lock);
+	return r;
+}
+
 int capped_load_file(struct capped *c, uint64_t ino, uint64_t *loaded)
 {
 	struct capped_use use = {.ino = ino, .kind = CAPPED_USE_ACCESS};

@@ -55,11 +55,15 @@ static bool in_use(int fd)
 	return false;
 }
 
-static bool fits(const struct capped *c, const struct capped_file *f)
+static bool hold_fits(const struct capped *c, const struct capped_file *f, enum capped_hold how)
 {
 	uint64_t room = c->low >> WPFS_PAGE_SHIFT, pages = size_pages(f);
 
-	return f->pinned || (pages <= room && c->pinned <= room - pages);
+	if (how == CAPPED_HOLD_MUST || f->pinned || pages == 0)
+		return true;
+	if (how == CAPPED_HOLD_ASKED)
+		pages = f->bits.count + capped_in_memory(f->fd, 0, pages);
+	return pages <= room && c->pinned <= room - pages;
 }
 
 void capped_pin(struct capped *c, struct capped_file *f)
@@ -92,7 +96,7 @@ bool capped_still_pinned(struct capped *c, struct capped_file *f)
 	f->pinned = false;
 	c->pinned -= f->pin_pages;
 	f->pin_pages = 0;
-	capped_know(c, f, 0, UINT64_MAX);
+	capped_learn(c, f);
 	capped_added(c, 0);
 	return false;
 }
@@ -109,6 +113,29 @@ bool capped_wait_unpinned(struct capped *c, struct capped_file *f, bool patient)
 			return pinned;
 		capped_nap();
 	}
+}
+
+int capped_hold(struct capped *c, uint64_t ino, enum capped_hold how)
+{
+	struct capped_file *f;
+	int r = 0;
+
+	pthread_mutex_lock(&c->lock);
+	f = capped_file_find(c, ino);
+	if (f && !hold_fits(c, f, how)) {
+		r = -EFBIG;
+	} else if (f && (f->bits.count || how == CAPPED_HOLD_WHOLE)) {
+		f->opens++;
+		capped_pin(c, f);
+		r = 1;
+	}
+	pthread_mutex_unlock(&c->lock);
+	return r;
+}
+
+void capped_unhold(struct capped *c, uint64_t ino)
+{
+	capped_released(c, ino);
 }
 
 uint64_t capped_pinned(struct capped *c)
@@ -167,7 +194,7 @@ int capped_opened(struct capped *c, uint64_t ino, pid_t opener, bool must)
 		return must ? r : 0;
 	pthread_mutex_lock(&c->lock);
 	r = capped_file_get(c, &file.handle, ino, &f);
-	if (r == 0 && !must && !fits(c, f))
+	if (r == 0 && !must && !hold_fits(c, f, CAPPED_HOLD_WHOLE))
 		r = -ENOSPC;
 	if (r == 0)
 		r = open_pinned(c, f);

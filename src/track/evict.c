@@ -32,6 +32,8 @@
 #define PAUSE_MS     10 /* after a round that could do nothing */
 #define PAUSE_MAX_MS 500
 #define STUCK_MS     1000 /* nothing could be evicted for so long: what does not fit is let in */
+#define PRESSURE_MS  50
+#define LOAD_BYTES   ((uint64_t)4 << 20) /* brought back at once, before others have to leave */
 #define KNOWN_MAX    64
 
 /* Everything that has to be known of a file's mappings before it can be evicted. */
@@ -440,11 +442,21 @@ static void extent_add(struct extents *x, const struct mm_vma *vma)
 		x->of[i].pages = end;
 }
 
-void evict_pressure(struct track *t, const struct mm_vma *vma)
+/* Is there room for all that could come without a word? */
+static bool extents_fit(struct capped *c, const struct extents *x)
+{
+	uint64_t pages = 0;
+
+	for (size_t i = 0; i < x->nr; i++)
+		pages += capped_could_come(c, x->of[i].ino, x->of[i].pages);
+	return pages == 0 || capped_resident(c) + (pages << WPFS_PAGE_SHIFT) <= capped_low(c);
+}
+
+static void evict_press(struct track *t, const struct mm_vma *vma, bool tell)
 {
 	struct extents x = {0};
-	uint64_t pages = 0;
 	struct tmm *tm;
+	bool fit;
 
 	DL_FOREACH (t->tmms, tm) {
 		for (size_t i = 0; tm->state != TMM_DETACHED && i < tm->mm.nr_vmas; i++)
@@ -452,24 +464,25 @@ void evict_pressure(struct track *t, const struct mm_vma *vma)
 	}
 	if (vma)
 		extent_add(&x, vma);
-	for (size_t i = 0; i < x.nr; i++)
-		pages += x.of[i].pages;
-	for (size_t i = 0; i < x.nr && pages > capped_low(t->config.capped) >> WPFS_PAGE_SHIFT;
-	     i++) {
+	fit = extents_fit(t->config.capped, &x);
+	for (size_t i = 0; !fit && i < x.nr; i++) {
 		struct evict *e;
 		struct fs_file file;
 
 		if (capped_is_missing(t->config.capped, x.of[i].ino) ||
 		    fs_file_by_ino(t->config.fs, x.of[i].ino, &file) < 0)
 			continue;
-		if (evict_ready(t, &file, false, &e) < 0 && e && e->why[0])
+		if (evict_ready(t, &file, false, &e) < 0 && e && e->why[0] && tell)
 			log_info("file %llu stays in memory: %s", (unsigned long long)x.of[i].ino,
 				 e->why);
 	}
 	free(x.of);
 }
 
-/* ---- rounds ---- */
+void evict_pressure(struct track *t, const struct mm_vma *vma)
+{
+	evict_press(t, vma, true);
+}
 
 static uint64_t now_ms(void)
 {
@@ -478,6 +491,20 @@ static uint64_t now_ms(void)
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
+
+/* Stores to pages that nobody asks for go on while others add what they ask for. */
+static void evict_pressure_now(struct track *t)
+{
+	uint64_t now = now_ms();
+
+	if (now < t->evict_looked_ms + PRESSURE_MS ||
+	    capped_resident(t->config.capped) <= capped_low(t->config.capped))
+		return;
+	t->evict_looked_ms = now;
+	evict_press(t, NULL, false);
+}
+
+/* ---- rounds ---- */
 
 static void evict_again(struct track *t, uint64_t ms)
 {
@@ -519,13 +546,17 @@ static int64_t evict_turn(struct track *t, struct capped_turn *turn)
 	char why[EVICT_WHY_SIZE] = "";
 	struct evict *e = NULL;
 	struct fs_file file;
-	uint64_t pages = 0;
+	uint64_t pages = 0, last;
 	int r;
 
 	capped_turn_take(c, turn);
 	if (turn->nr == 0)
 		return -ENODATA;
 	r = fs_file_by_handle(t->config.fs, &turn->file->handle, &file);
+	/* fallocate(2) gives pages behind the end too. */
+	last = turn->pages[turn->nr - 1].page + 1;
+	if (r == 0 && file.size < last << WPFS_PAGE_SHIFT)
+		file.size = last << WPFS_PAGE_SHIFT;
 	if (r == 0)
 		r = evict_ready(t, &file, false, &e);
 	if (r < 0) {
@@ -550,6 +581,47 @@ static bool evict_find(struct capped *c)
 	return resident > low && capped_find(c, (resident - low) >> WPFS_PAGE_SHIFT);
 }
 
+/* ---- the other way ---- */
+
+/* Has others leave until so many bytes more may be in memory. -EFBIG: they cannot. */
+static int evict_others(struct track *t, uint64_t bytes)
+{
+	struct capped *c = t->config.capped;
+	uint64_t since = now_ms();
+
+	if (!t->evict_turn)
+		t->evict_turn = calloc(1, sizeof(*t->evict_turn));
+	if (!t->evict_turn)
+		return -ENOMEM;
+	capped_learn_unseen(c);
+	while (capped_resident(c) + bytes > capped_cap(c)) {
+		int64_t n = evict_turn(t, t->evict_turn);
+
+		if (n > 0)
+			since = now_ms();
+		else if (now_ms() - since > STUCK_MS || (n == -ENODATA && !evict_find(c)))
+			return -EFBIG;
+	}
+	return 0;
+}
+
+int evict_load(struct track *t, uint64_t ino, enum capped_hold how, uint64_t *loaded)
+{
+	struct capped *c = t->config.capped;
+	int r = capped_hold(c, ino, how);
+
+	if (r <= 0)
+		return r;
+	r = 0;
+	while (r == 0 && capped_nr_spilled(c, ino)) {
+		r = evict_others(t, LOAD_BYTES);
+		if (r == 0 || (r == -EFBIG && how == CAPPED_HOLD_MUST))
+			r = capped_load_some(c, ino, LOAD_BYTES >> WPFS_PAGE_SHIFT, loaded);
+	}
+	capped_unhold(c, ino);
+	return r;
+}
+
 void evict_round(struct track *t)
 {
 	struct capped *c = t->config.capped;
@@ -564,6 +636,8 @@ void evict_round(struct track *t)
 	if (!turn)
 		turn = t->evict_turn = calloc(1, sizeof(*turn));
 	capped_evict_asked(c);
+	evict_pressure_now(t);
+	capped_learn_unseen(c);
 	while (turn && vain < 8 && capped_resident(c) > capped_low(c) &&
 	       now_ms() - begin < ROUND_MS) {
 		int64_t n = evict_turn(t, turn);

@@ -6,6 +6,7 @@
 #ifndef WPFS_TRACK_EVICT_H
 #define WPFS_TRACK_EVICT_H
 
+#include "track/capped_internal.h"
 #include "track/internal.h"
 
 #define EVICT_WHY_SIZE 256
@@ -19,6 +20,12 @@ int evict_file(struct track *t, const struct fs_file *file, uint64_t *pages,
  * Then their mappings are registered for missing faults: who stores to a new page asks from now on.
  */
 void evict_pressure(struct track *t, const struct mm_vma *vma);
+
+/*
+ * Brings a file back whole and has others leave for that; `loaded` (may be NULL) counts. 0 or
+ * -errno: -EFBIG: it does not fit, or others cannot leave.
+ */
+int evict_load(struct track *t, uint64_t ino, enum capped_hold how, uint64_t *loaded);
 
 /* Watches the capped mount's wish for room; at the end of the thread. */
 int evict_start(struct track *t);

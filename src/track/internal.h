@@ -184,9 +184,10 @@ struct track {
 	struct capped_turn *evict_turn;
 	uint64_t evict_since_ms; /* nothing could be evicted since; 0: something could */
 	uint64_t evict_pause_ms;
-	int devuffd;	  /* open /dev/userfaultfd, -1: none */
-	int life_pipe[2]; /* clients hold copies of [0]; [1] says that this daemon lives */
-	unsigned ticks;	  /* seconds since the last periodic harvest */
+	uint64_t evict_looked_ms; /* for unasked pages */
+	int devuffd;		  /* open /dev/userfaultfd, -1: none */
+	int life_pipe[2];	  /* clients hold copies of [0]; [1] says that this daemon lives */
+	unsigned ticks;		  /* seconds since the last periodic harvest */
 	unsigned own_looks;
 	uint64_t harvests, conservative, last_commit;
 	struct db *aside;      /* takes what the store's database cannot, while db_error; or NULL */

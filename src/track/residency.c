@@ -304,7 +304,7 @@ bool residency_must_stay(struct track *t, uint64_t file)
 
 int residency_bring_back(struct track *t, uint64_t file)
 {
-	return t->config.capped ? capped_load_file(t->config.capped, file, NULL) : 0;
+	return t->config.capped ? evict_load(t, file, CAPPED_HOLD_MUST, NULL) : 0;
 }
 
 /*
@@ -356,7 +356,9 @@ int residency_map(struct track *t, struct tmm *tm, struct mm_vma *vma)
 	}
 	/* A mapping that nobody can be told of faults in must not miss a page, now or later: the
 	 * file cannot be evicted while it is there. */
-	return vma->registered && tm->witness_pidfd >= 0 ? 0 : residency_bring_back(t, vma->file);
+	return vma->registered && tm->witness_pidfd >= 0
+		       ? 0
+		       : evict_load(t, vma->file, CAPPED_HOLD_WHOLE, NULL);
 }
 
 void residency_busy(struct track *t, bool look)
@@ -524,9 +526,11 @@ void residency_load(struct request *rq)
 		return;
 	m.total = capped_nr_spilled(rq->t->config.capped, file.ino);
 	capped_set_progress(rq->t->config.capped, moving_tell, &m);
-	r = capped_load_file(rq->t->config.capped, file.ino, &m.reply.pages);
+	r = evict_load(rq->t, file.ino, CAPPED_HOLD_ASKED, &m.reply.pages);
 	capped_set_progress(rq->t->config.capped, NULL, NULL);
-	if (r < 0)
+	if (r == -EFBIG)
+		request_error(rq, r, "cannot load %s: it does not fit into resident=", s->file);
+	else if (r < 0)
 		request_error(rq, r, "cannot load %s: %s", s->file, log_errstr(r));
 	else
 		request_reply(rq, 0, &m.reply, sizeof(m.reply));

@@ -3,6 +3,7 @@
 Capped mounts keep to their size: files larger than memory, evicted by themselves.
 """
 
+import ctypes
 import os
 import threading
 
@@ -12,7 +13,7 @@ import harness
 import proc
 import report
 from harness import PAGE
-from mapper import ALL, mapped
+from mapper import ALL, direct_file, mapped
 from seam import Seam
 
 CAP = 16 << 20
@@ -134,6 +135,110 @@ def test_daemon_killed_with_many_files(make_wpfs):
     proc.wait_for(lambda: status(wpfs)["resident"] <= 8 << 20, harness.SECONDS, "room")
     for top in ("a", "b", "c"):
         assert (wpfs.mnt / top / "0").read_bytes() == b"x" * (2 << 20)
+
+
+def allocate(path, mebibytes, behind_the_end):
+    """By a descriptor that cannot map the file."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    libc = ctypes.CDLL(None, use_errno=True)
+    length = ctypes.c_long(mebibytes << 20)
+    assert libc.fallocate(fd, int(behind_the_end), ctypes.c_long(0), length) == 0, ctypes.get_errno()
+    os.close(fd)
+
+
+@pytest.mark.parametrize("behind_the_end", [False, True])
+def test_pages_that_nobody_has_written(wpfs, behind_the_end):
+    """Allocated in front of the end of a file or behind it: they leave too, also when another daemon
+    has made them."""
+    allocate(wpfs.mnt / "f", 160, behind_the_end)
+    assert status(wpfs)["resident"] <= CAP + SLACK
+    os.unlink(wpfs.mnt / "f")
+    allocate(wpfs.mnt / "f", 14, behind_the_end)
+    wpfs.kill9()
+    wpfs.restart()
+    (wpfs.mnt / "g").write_bytes(b"g" * (14 << 20))
+    with open(wpfs.mnt / "g", "r+b"):  # which has to stay
+        proc.wait_for(lambda: status(wpfs)["resident"] <= CAP, harness.SECONDS, "room")
+
+
+def test_mappings_beside_what_is_in_memory(make_wpfs):
+    """What a mapping could add and what is there already are more than fits, though neither is."""
+    wpfs = make_wpfs("store", ["resident=96M", "settle=0", "flush=0"])
+    with Watch(wpfs) as watch:
+        (wpfs.mnt / "g").write_bytes(b"g" * (88 << 20))
+        program = refault(wpfs, pages=88 << 8)
+        program.order("fill 1")
+        assert program.order("verify 1") == 0
+    assert watch.most <= (96 << 20) + SLACK
+    assert (wpfs.mnt / "g").read_bytes() == b"g" * (88 << 20)
+    program.wait()
+
+
+def test_a_file_that_was_mapped(make_wpfs):
+    """What was stored through a mapping that is gone leaves when another one needs the room."""
+    wpfs = make_wpfs("store", ["resident=96M", "settle=0", "flush=0"])
+    with Watch(wpfs) as watch:
+        for name in ("f", "g"):
+            program = refault(wpfs, pages=88 << 8, path=name)
+            program.order("fill 1")
+            assert program.order("verify 1") == 0
+            program.wait()
+    assert watch.most <= (96 << 20) + SLACK
+    proc.wait_for(lambda: status(wpfs)["resident"] <= 96 << 20, harness.SECONDS, "room")
+    assert "nothing can be evicted" not in wpfs.read_log()
+
+
+def test_load_makes_room(wpfs):
+    """wpctl load: others leave for it; what does not fit is refused, and stays evictable."""
+    (wpfs.mnt / "f").write_bytes(b"f" * (10 << 20))
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    (wpfs.mnt / "g").write_bytes(b"g" * (14 << 20))
+    assert wpfs.wpctl_json("load", "/f")["pages"] == 2560
+    now = status(wpfs)
+    assert now["resident"] <= CAP and now["spilled"] >= 8 << 20 and now["pinned"] == 0
+    before = now["refaults"]
+    with direct_file(wpfs.mnt / "f") as fd:
+        assert os.pread(fd, 10 << 20, 0) == b"f" * (10 << 20)
+    assert status(wpfs)["refaults"] == before, "it was not all there"
+    with open(wpfs.mnt / "h", "wb") as file:
+        for _ in range(40):
+            file.write(b"h" * (1 << 20))
+    proc.wait_for(lambda: status(wpfs)["resident"] <= CAP, harness.SECONDS, "room")
+    told = wpfs.wpctl("load", wpfs.mnt, "/h", status=1).stderr
+    assert "does not fit" in told and len(told.splitlines()) == 1
+    assert status(wpfs)["resident"] <= CAP
+    assert (wpfs.mnt / "g").read_bytes() == b"g" * (14 << 20)
+    wpfs.wpctl("evict", wpfs.mnt, "/h")
+
+
+def test_mapped_for_reading_only(wpfs):
+    """Nobody can be told of its faults, so it has to be in memory whole: others leave for it, and what
+    does not fit is not mapped."""
+    script = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+view = mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+print(sum(view[at] for at in range(0, len(view), 4096)), flush=True)
+input()
+"""
+    (wpfs.mnt / "f").write_bytes(b"f" * (10 << 20))
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    (wpfs.mnt / "g").write_bytes(b"g" * (14 << 20))
+    reader = wpfs.spawn("/usr/bin/python3", "-c", script, wpfs.mnt / "f")
+    assert reader.read() == str(2560 * ord("f"))
+    now = status(wpfs)
+    assert now["resident"] <= CAP and now["pinned"] == 10 << 20
+    reader.send("")
+    reader.wait()
+    proc.wait_for(lambda: status(wpfs)["pinned"] == 0, harness.SECONDS, "it to be let go of")
+    with open(wpfs.mnt / "h", "wb") as file:
+        for _ in range(40):
+            file.write(b"h" * (1 << 20))
+    wpfs.wpctl("evict", wpfs.mnt, "/h")
+    assert status(wpfs)["resident"] <= CAP
+    done = wpfs.run("/usr/bin/python3", "-c", script, wpfs.mnt / "h")
+    assert done.returncode == 1 and "No such device" in done.stderr
+    assert status(wpfs)["resident"] <= CAP
 
 
 def test_restored_and_not_used(wpfs):
