@@ -211,12 +211,10 @@ int capped_read_through(struct capped *c, uint64_t ino, int lower_fd, void *buf,
 			uint64_t off)
 {
 	struct capped_use use = use_of(ino, off, len, CAPPED_READ);
-	struct spill_io *io = capped_engine_take(c);
+	struct spill_io *io;
 	struct capped_file *f;
 	int r;
 
-	if (!io)
-		return -ENOMEM;
 	pthread_mutex_lock(&c->lock);
 	f = capped_file_find(c, ino);
 	while (capped_used(c, ino, 0, UINT64_MAX, 1 << CAPPED_USE_DROP) ||
@@ -230,7 +228,9 @@ int capped_read_through(struct capped *c, uint64_t ino, int lower_fd, void *buf,
 	use.reads = false;
 	capped_use_begin(c, &use);
 	pthread_mutex_unlock(&c->lock);
-	r = fdio_pread_zeros(lower_fd, buf, len, off);
+	/* Not before: loads that are waited for need engines too. */
+	io = capped_engine_take(c);
+	r = io ? fdio_pread_zeros(lower_fd, buf, len, off) : -ENOMEM;
 	pthread_mutex_lock(&c->lock);
 	if (r == 0 && f)
 		r = read_spilled(c, f, io, buf, len, off);
@@ -238,7 +238,8 @@ int capped_read_through(struct capped *c, uint64_t ino, int lower_fd, void *buf,
 	if (f)
 		capped_tidy(c, f);
 	pthread_mutex_unlock(&c->lock);
-	capped_engine_give(c, io);
+	if (io)
+		capped_engine_give(c, io);
 	return r;
 }
 
