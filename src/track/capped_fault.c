@@ -107,7 +107,9 @@ int capped_mm_add(struct capped *c, pid_t pid, pid_t task, int uffd, struct capp
 		return maps_fd < 0 ? maps_fd : pagemap_fd < 0 ? pagemap_fd : -EMFILE;
 	}
 	pthread_mutex_lock(&c->lock);
-	/* A fork child that was served since its birth goes on as the mm it is. */
+	/* A fork child that was served since its birth goes on as the mm it is; one that has ended
+	 * is not taken for who has its pid now. */
+	capped_mm_orphans(c);
 	DL_FOREACH (c->mms, old) {
 		if (old->maps_fd < 0 && old->pid == pid)
 			mm = old;
