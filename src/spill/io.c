@@ -2,6 +2,7 @@
 #include "spill/io.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -10,6 +11,9 @@
 #include <time.h>
 #include <unistd.h>
 #include <utlist.h>
+
+#include "base/cleanup.h"
+#include "base/fdio.h"
 
 #define SPIN_NS	    150000 /* a disk without moving parts has answered by then */
 #define SPIN_CREDIT 16
@@ -20,7 +24,8 @@ struct spill_io {
 	struct io_uring ring; /* valid if path is URING */
 	void *buf;
 	size_t buf_size;
-	bool fixed; /* buf is registered */
+	bool fixed;  /* buf is registered */
+	int pipe[2]; /* for spill_io_put; -1: not made */
 	struct spill_job *jobs;
 	size_t in_flight; /* pieces of all of them */
 	struct spill_stats *stats;
@@ -65,6 +70,7 @@ int spill_io_new(enum spill_path want, size_t buf_size, struct spill_stats *stat
 	if (!io)
 		return -ENOMEM;
 	io->stats = stats;
+	io->pipe[0] = io->pipe[1] = -1;
 	io->spin_credit = SPIN_CREDIT;
 	if (want == SPILL_PATH_URING)
 		r = io_uring_queue_init(SPILL_IO_DEPTH, &io->ring, 0);
@@ -82,6 +88,12 @@ int spill_io_new(enum spill_path want, size_t buf_size, struct spill_stats *stat
 	return 0;
 }
 
+static void put_close(struct spill_io *io)
+{
+	close_fd(&io->pipe[0]);
+	close_fd(&io->pipe[1]);
+}
+
 void spill_io_free(struct spill_io *io)
 {
 	if (!io)
@@ -90,6 +102,7 @@ void spill_io_free(struct spill_io *io)
 		io_uring_queue_exit(&io->ring);
 	if (io->buf)
 		munmap(io->buf, io->buf_size);
+	put_close(io);
 	free(io);
 }
 
@@ -330,4 +343,57 @@ int spill_io_read(struct spill_io *io, int fd, const struct spill_seg *segs, siz
 int spill_io_write(struct spill_io *io, int fd, const struct spill_seg *segs, size_t nr)
 {
 	return io_run(io, fd, true, segs, nr);
+}
+
+/* What is in the pipe. 0 or -errno: some of it may be left. */
+static int put_piped(struct spill_io *io, int fd, size_t len, loff_t *off)
+{
+	while (len) {
+		ssize_t n = splice(io->pipe[0], NULL, fd, off, len, 0);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+/*
+ * write(2) copies with page faults disabled. Of a page that it cannot copy then, since the source
+ * was swapped out or is being moved in memory, tmpfs makes one of zeros that everybody can map, and
+ * only then the source is faulted in and copied. A pipe has the source's pages themselves.
+ */
+static int put_pinned(struct spill_io *io, int fd, const char *buf, size_t len, uint64_t off)
+{
+	loff_t at = (loff_t)off;
+	int r = 0;
+
+	if (io->pipe[0] < 0 && pipe2(io->pipe, O_CLOEXEC) < 0)
+		return -errno;
+	while (r == 0 && len) {
+		const struct iovec iov = {(void *)buf, len};
+		ssize_t n = vmsplice(io->pipe[1], &iov, 1, 0);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		r = put_piped(io, fd, (size_t)n, &at);
+		buf += n;
+		len -= (size_t)n;
+	}
+	if (r < 0)
+		put_close(io);
+	return r;
+}
+
+int spill_io_put(struct spill_io *io, int fd, const void *buf, size_t len, uint64_t off)
+{
+	bool fixed = io->fixed && (const char *)buf >= (char *)io->buf &&
+		     (const char *)buf + len <= (char *)io->buf + io->buf_size;
+
+	return fixed ? fdio_pwrite_full(fd, buf, len, (off_t)off)
+		     : put_pinned(io, fd, buf, len, off);
 }

@@ -86,4 +86,11 @@ int spill_io_end(struct spill_io *io, struct spill_job *job);
  */
 extern int (*spill_io_test_fail)(bool write, uint64_t off);
 
+/*
+ * Writes whole pages into a file of tmpfs: nobody ever sees one of them without its contents, be
+ * `buf` (the engine's buffer, as a rule) in memory or not. 0 or -errno: the first ones may be
+ * there.
+ */
+int spill_io_put(struct spill_io *io, int fd, const void *buf, size_t len, uint64_t off);
+
 #endif

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * How pages come back. A page is read from the store into a private buffer and put into the lower
- * file with one whole-page pwrite, never through a mapping, where other threads would see it half
- * filled; a page of zeros by fallocate, which never overwrites.
+ * file with one write of whole pages, never through a mapping, where other threads would see it
+ * half filled; a page of zeros by fallocate, which never overwrites.
  *
  * The lock is not held while the store is read: an entry in c->uses keeps everybody else away from
  * the pages, and their spilled bits stay until they are in. Several threads load at once.
@@ -116,7 +116,7 @@ static int fill(struct capped *c, struct capped_file *f, struct spill_io *io, in
 	pthread_mutex_lock(&c->lock);
 	capped_time_begin(c, f, CAPPED_MTIME);
 	pthread_mutex_unlock(&c->lock);
-	r = fdio_pwrite_full(f->fd, run.buf, len, (off_t)off) ?: cut;
+	r = spill_io_put(io, f->fd, run.buf, len, off) ?: cut;
 	capped_test_point("filled");
 	pthread_mutex_lock(&c->lock);
 	capped_time_end(f, CAPPED_MTIME);

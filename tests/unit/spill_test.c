@@ -11,6 +11,9 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,12 +24,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/compat.h"
 #include "base/units.h"
 #include "spill/bits.h"
 #include "spill/fault.h"
 #include "spill/store.h"
 
-#define PAGES 512
+#define PAGES	  512
+#define PUT_PAGES 64
 
 static char dir_path[64];
 static int dir_fd = -1;
@@ -303,6 +308,91 @@ static void test_io_kernel_error(void **state)
 	}
 }
 
+/* What a thread looks at while another one puts pages there. */
+struct looking {
+	int fd;
+	_Atomic unsigned round; /* odd: nothing but puts happens */
+	_Atomic bool end;
+	unsigned looks, zeros;
+};
+
+static bool is_there(int fd, uint64_t off)
+{
+	struct cachestat_range range = {off, WPFS_PAGE_SIZE};
+	struct cachestat stat;
+
+	return syscall(SYS_cachestat, fd, &range, &stat, 0) == 0 && stat.nr_cache;
+}
+
+static void *look_main(void *arg)
+{
+	struct looking *l = arg;
+
+	for (uint64_t i = 0; !l->end; i++) {
+		uint64_t off = i % PUT_PAGES * WPFS_PAGE_SIZE;
+		unsigned round = l->round;
+		char byte = 1;
+
+		if (round % 2 == 0 || !is_there(l->fd, off) ||
+		    pread(l->fd, &byte, 1, (off_t)off) != 1 || round != l->round)
+			continue;
+		l->looks++;
+		l->zeros += byte == 0;
+	}
+	return NULL;
+}
+
+/* A page is never seen without its contents, though what is put there is not in memory at first. */
+static void put_round(enum spill_path want)
+{
+	const size_t len = PUT_PAGES * WPFS_PAGE_SIZE;
+	struct looking l = {.fd = memfd_create("to", MFD_CLOEXEC)};
+	int from = memfd_create("from", MFD_CLOEXEC);
+	struct fixture f = fixture_new(want);
+	char *pages = malloc(len), *got = malloc(len);
+	pthread_t thread;
+
+	memset(pages, 0x55, len);
+	assert_int_equal(pwrite(from, pages, len, 0), len);
+	assert_int_equal(ftruncate(l.fd, (off_t)len), 0);
+	assert_int_equal(pthread_create(&thread, NULL, look_main, &l), 0);
+	for (unsigned i = 0; i < 500; i++) {
+		char *absent = mmap(NULL, len, PROT_READ, MAP_PRIVATE, from, 0);
+
+		assert_ptr_not_equal(absent, MAP_FAILED);
+		l.round++;
+		assert_int_equal(spill_io_put(f.io, l.fd, absent, len, 0), 0);
+		l.round++;
+		assert_int_equal(pread(l.fd, got, len, 0), len);
+		assert_memory_equal(got, pages, len);
+		assert_int_equal(
+			fallocate(l.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)len),
+			0);
+		munmap(absent, len);
+	}
+	l.end = true;
+	pthread_join(thread, NULL);
+	assert_true(l.looks > 0);
+	assert_int_equal(l.zeros, 0);
+	/* Behind a failure it goes on. */
+	assert_int_equal(spill_io_put(f.io, dir_fd, pages, len, 0), -EBADF);
+	assert_int_equal(spill_io_put(f.io, l.fd, pages, 10, WPFS_PAGE_SIZE), 0);
+	assert_int_equal(pread(l.fd, got, 20, WPFS_PAGE_SIZE), 20);
+	assert_memory_equal(got, "\x55\x55\x55\x55\x55\x55\x55\x55\x55\x55\0\0\0\0\0\0\0\0\0\0",
+			    20);
+	fixture_free(&f);
+	free(pages);
+	free(got);
+	close(from);
+	close(l.fd);
+}
+
+static void test_put(void **state)
+{
+	put_round(SPILL_PATH_URING);
+	put_round(SPILL_PATH_SYNC);
+}
+
 static void test_store_wipe(void **state)
 {
 	struct fixture f = fixture_new(SPILL_PATH_URING);
@@ -402,6 +492,7 @@ int main(void)
 		cmocka_unit_test(test_store_fails), cmocka_unit_test(test_io_kernel_error),
 		cmocka_unit_test(test_store_wipe),  cmocka_unit_test(test_bits),
 		cmocka_unit_test(test_zero),	    cmocka_unit_test(test_fault_table),
+		cmocka_unit_test(test_put),
 	};
 
 	return cmocka_run_group_tests(tests, dir_setup, dir_teardown);
