@@ -318,7 +318,7 @@ uint64_t capped_lower_dev(const struct capped *c)
 /* ---- start and end ---- */
 
 /* A page of zeros in memory is given back. */
-static void drop_zeros(const struct capped_file *f, uint64_t page)
+static void drop_zeros(struct capped *c, struct capped_file *f, uint64_t page)
 {
 	const off_t off = (off_t)(page << WPFS_PAGE_SHIFT);
 	char buf[WPFS_PAGE_SIZE];
@@ -350,11 +350,6 @@ static void for_each_twice(struct capped *c, struct capped_file *f,
 	}
 }
 
-static void twice_drop_zeros(struct capped *c, struct capped_file *f, uint64_t page)
-{
-	drop_zeros(f, page);
-}
-
 static void twice_forget(struct capped *c, struct capped_file *f, uint64_t page)
 {
 	capped_forget(c, f, page, 1);
@@ -366,8 +361,13 @@ void capped_drop_zeros(struct capped *c, uint64_t ino)
 
 	pthread_mutex_lock(&c->lock);
 	f = capped_file_find(c, ino);
-	if (f)
-		for_each_twice(c, f, twice_drop_zeros);
+	if (f) {
+		capped_time_begin(c, f, CAPPED_ATIME);
+		capped_time_begin(c, f, CAPPED_MTIME);
+		for_each_twice(c, f, drop_zeros);
+		capped_time_end(f, CAPPED_MTIME);
+		capped_time_end(f, CAPPED_ATIME);
+	}
 	pthread_mutex_unlock(&c->lock);
 }
 
@@ -387,6 +387,7 @@ static int adopt_file(struct capped *c, const char *name)
 	struct spill_bits bits;
 	struct fs_handle handle;
 	struct capped_file *f;
+	struct stat st;
 	uint64_t ino = strtoull(name, NULL, 10);
 	int r = spill_bits_open(&bits, c->bits_fd, name, false);
 
@@ -406,7 +407,10 @@ static int adopt_file(struct capped *c, const char *name)
 	f->bits = bits;
 	f->missing = true;
 	c->counts.spilled += bits.count;
-	capped_know(c, f, 0, UINT64_MAX);
+	/* Cut off by a daemon that was killed before it could say so: zeros, if it grows again. */
+	if (fstat(f->fd, &st) == 0)
+		capped_forget(c, f, ((uint64_t)st.st_size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT,
+			      UINT64_MAX);
 	return 0;
 }
 

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "track/capped_internal.h"
+#include "track/capped_test.h"
 
 /* Pages [first, end) that [off, off + len) touches; len 0: to the end. */
 static struct capped_use use_of(uint64_t ino, uint64_t off, uint64_t len, enum capped_io io)
@@ -159,6 +160,8 @@ void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, e
 	const struct capped_use like = use_of(ino, off, len, io);
 	struct capped_use *use;
 
+	if (io == CAPPED_DROP && done)
+		capped_test_point("dropped");
 	pthread_mutex_lock(&c->lock);
 	DL_FOREACH (c->uses, use) {
 		if (use->ino == ino && use->first == like.first && use->end == like.end &&
