@@ -323,6 +323,7 @@ static int fence(struct capped *c, struct capped_batch *b)
 		pthread_mutex_unlock(&c->lock);
 		if (i < 0)
 			return 0;
+		capped_test_point("fencing");
 		if (r == -EAGAIN) {
 			capped_test_point("again");
 			capped_nap();
@@ -375,6 +376,7 @@ void capped_batch_end(struct capped *c, struct capped_batch *b)
 		done = unfence_piece(&b->pieces[i]) == 0;
 		b->pieces[i].unfenced = done;
 		pthread_mutex_unlock(&c->lock);
+		capped_test_point("unfencing");
 		if (!done)
 			capped_nap();
 	}

@@ -50,12 +50,18 @@ class Child:
 
     number = 0
 
-    def __init__(self, wpfs, parent):
+    def __init__(self, wpfs, parent, meanwhile=None):
+        """meanwhile() is called when the order to fork has been given."""
         Child.number += 1
         self.fifos = [wpfs.dir / f"child{Child.number}.{end}" for end in ("in", "out")]
         for fifo in self.fifos:
             os.mkfifo(fifo)
-        self.pid = parent.order(f"fork {self.fifos[0]} {self.fifos[1]}")
+        parent.send(f"fork {self.fifos[0]} {self.fifos[1]}")
+        if meanwhile:
+            meanwhile()
+        answer = parent.read()
+        assert answer.startswith("ok "), answer
+        self.pid = int(answer[3:])
         self.stdin = open(self.fifos[0], "w", encoding="ascii")
         self.stdout = open(self.fifos[1], encoding="ascii")
         assert self.read() == "ok 0", "fork's value in the child"
@@ -65,9 +71,12 @@ class Child:
         assert answer, "the child ended"
         return answer.rstrip("\n")
 
-    def ask(self, line):
+    def send(self, line):
         self.stdin.write(line + "\n")
         self.stdin.flush()
+
+    def ask(self, line):
+        self.send(line)
         return self.read()
 
     order = harness.Program.order

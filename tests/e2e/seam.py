@@ -32,8 +32,11 @@ class Seam:
     def works(self, step):
         (self.dir / f"fail-{step}").unlink()
 
-    def pause(self, step):
-        (self.dir / f"pause-{step}").touch()
+    def pause(self, step, after=0):
+        """Whoever comes there waits; the first `after` do not."""
+        new = self.dir / "new"
+        new.write_text(str(after) if after else "")
+        new.rename(self.dir / f"pause-{step}")
 
     def wait_at(self, step):
         proc.wait_for((self.dir / f"at-{step}").exists, harness.SECONDS, f"the step {step}")
@@ -45,16 +48,16 @@ class Seam:
         (self.dir / f"pause-{step}").unlink()
 
 
-def waiting(pid):
-    """Does a thread of the process wait for a userfault?"""
+def waiting(pid, threads=1):
+    """Do so many threads of the process wait for a userfault?"""
+    nr = 0
     for task in os.listdir(f"/proc/{pid}/task"):
         try:
             with open(f"/proc/{pid}/task/{task}/wchan", encoding="ascii") as wchan:
-                if "userfault" in wchan.read():
-                    return True
+                nr += "userfault" in wchan.read()
         except (FileNotFoundError, ProcessLookupError):
             pass
-    return False
+    return nr >= threads
 
 
 def wait_waiting(pid):

@@ -557,6 +557,33 @@ def test_removed_file(wpfs):
     proc.wait_for(lambda: spilled(wpfs) == 0, harness.SECONDS, "the stored pages to go")
 
 
+@pytest.mark.parametrize("how", ["unlink", "rename"])
+def test_removed_file_and_another_daemon(wpfs, how):
+    """A file without a name is its programs' as long as they have it: contents, marks, and what is in
+    the store, though the daemon is another one."""
+    program = mapped(wpfs, protect=False)
+    fill(program)
+    protect(wpfs)
+    program.order("store 0 7 70")
+    assert evict(wpfs) == 64
+    if how == "unlink":
+        os.unlink(wpfs.mnt / "f")
+    else:
+        (wpfs.mnt / "g").write_bytes(b"g" * PAGE)
+        os.rename(wpfs.mnt / "g", wpfs.mnt / "f")
+    wpfs.kill9()
+    wpfs.restart()
+    assert spilled(wpfs) == 64
+    assert loaded(program) == [70 if page == 7 else page + 1 for page in range(64)]
+    mm = report.mm_of(wpfs.wpctl_json("dirty"), "t")
+    assert [run["pgoff"] for one in mm["maps"] for run in one["runs"]] == [7]
+    program.wait()
+    proc.wait_for(lambda: status(wpfs)["used"] == (0 if how == "unlink" else PAGE),
+                  harness.SECONDS, "its room")
+    if how == "rename":
+        assert (wpfs.mnt / "f").read_bytes() == b"g" * PAGE
+
+
 def test_flush_reads_through(make_wpfs):
     """What is in the store is written to the data files without coming back into memory."""
     wpfs = make_wpfs("store", ["resident=256M", "settle=0", "flush=1"])

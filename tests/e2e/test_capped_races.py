@@ -15,10 +15,11 @@ import harness
 import proc
 import report
 from harness import PAGE
-from mapper import ALL, direct_file, map_file, mapped
+from mapper import ALL, Child, direct_file, map_file, mapped
 from seam import Seam, wait_waiting, waiting
 
-EVICT_STEPS = ("recorded", "fenced", "leased", "saved", "spilled", "punched", "unfenced")
+EVICT_STEPS = ("recorded", "fencing", "fenced", "leased", "saved", "spilled", "punched",
+               "unfencing", "unfenced")
 FENCED_STEPS = EVICT_STEPS[1:-1]
 LOAD_STEPS = ("asked", "read", "filled")
 
@@ -124,6 +125,28 @@ def test_two_refault_one_page(wpfs, step):
     assert one.read() == "ok 4" and two.read() == "ok 4"
     assert wpfs.wpctl_json("status")["refaults"] == before + 1
     assert report.marked(wpfs, "one") == ALL
+
+
+@pytest.mark.parametrize("step", LOAD_STEPS)
+def test_two_threads_refault_one_page(wpfs, step):
+    """The same by two threads of one program."""
+    program = wpfs.spawn(harness.program("refault"), wpfs.mnt / "f", 64, name="t")
+    assert program.read() == "ok ready"
+    program.order("fill 1")
+    value = program.order("read 5 1")
+    protect(wpfs)
+    assert evict(wpfs) == 64
+    before = wpfs.wpctl_json("status")["refaults"]
+    wpfs.seam.pause(step)
+    program.order("later 5")
+    wpfs.seam.wait_at(step)
+    program.order("later 5")
+    if step != "filled":
+        proc.wait_for(lambda: waiting(program.pid, 2), harness.SECONDS, "the second one")
+    wpfs.seam.go(step)
+    assert program.read() == program.read() == f"read {value}"
+    assert wpfs.wpctl_json("status")["refaults"] == before + 1
+    assert report.marked(wpfs, "t") == ALL and program.order("verify 2") == 0
 
 
 @pytest.mark.parametrize("how", ["load", "read", "write"])
@@ -234,6 +257,35 @@ def test_gone_while_fenced(wpfs, step, how):
     assert report.dirty(wpfs, "t") == {7}
     again = map_file(wpfs.spawn(harness.program("mapper"), name="again"), wpfs.mnt / "f")
     assert loaded(again) == as_filled(p7=70)
+
+
+@pytest.mark.parametrize("step", EVICT_STEPS)
+def test_forked_while_fenced(wpfs, step):
+    """A child is born under the fence: it has its parent's contents and marks, and not the fence's."""
+    program = filled(wpfs)
+    program.order("store 0 7 70")
+    wpfs.seam.pause(step)
+    evicting = evict_meanwhile(wpfs)
+    wpfs.seam.wait_at(step)
+    before = len(proc.children(program.pid))
+
+    def go_on():
+        proc.wait_for(lambda: len(proc.children(program.pid)) > before or waiting(program.pid),
+                      harness.SECONDS, "the fork")
+        wpfs.seam.go(step)
+        ended(evicting, None)
+
+    child = Child(wpfs, program, go_on)
+    name = f"t/{child.pid}"
+    for one in ("t", name):
+        assert report.marked(wpfs, one) == ALL - {7} and report.dirty(wpfs, one) == {7}
+    assert [child.order(f"load 0 {page}") for page in range(64)] == as_filled(p7=70)
+    child.order("store 0 8 80")
+    program.order("store 0 9 90")
+    assert loaded(program) == as_filled(p7=70, p8=80, p9=90)
+    assert report.dirty(wpfs, "t") == {7, 9} and report.dirty(wpfs, name) == {7, 8}
+    assert evict(wpfs) == 64 and loaded(program) == as_filled(p7=70, p8=80, p9=90)
+    child.end()
 
 
 def call_meanwhile(wpfs, step, what):
@@ -431,6 +483,76 @@ def test_killed_in_an_eviction(wpfs, step, victims):
     assert report.dirty(wpfs, "t") == dirty
 
 
+@pytest.mark.parametrize("step,after", [("fencing", 0), ("fencing", 1), ("unfencing", 0),
+                                        ("unfencing", 1)])
+def test_killed_between_two_programs(wpfs, step, after):
+    """One is fenced, and the other is not or not any more: both are right afterwards."""
+    one = filled(wpfs, "one")
+    one.order("store 0 7 70")
+    two = map_file(wpfs.spawn(harness.program("mapper"), name="two"), wpfs.mnt / "f")
+    protect(wpfs, "two")
+    two.order("store 0 8 80")
+    wpfs.seam.pause(step, after)
+    evicting = evict_meanwhile(wpfs)
+    wpfs.seam.wait_at(step)
+    wpfs.kill9()
+    ended(evicting, None)
+    wpfs.seam.go(step)
+    two.send("store 0 9 90")
+    wpfs.restart()
+    assert two.read() == "ok 0"
+    dirty = {name: report.dirty(wpfs, name) for name in ("one", "two")}
+    assert 7 in dirty["one"] and {8, 9} <= dirty["two"]
+    for name in dirty:
+        assert report.marked(wpfs, name) == ALL - dirty[name]
+    for program in (one, two):
+        assert loaded(program) == as_filled(p7=70, p8=80, p9=90)
+    assert evict(wpfs) == 64 and loaded(one) == as_filled(p7=70, p8=80, p9=90)
+
+
+@pytest.mark.parametrize("step", ["saved", "spilled", "punched"])
+@pytest.mark.parametrize("after", [1, 2])
+def test_killed_between_two_parts(wpfs, step, after):
+    """A part of the pages has left, one is on its way, and one is not: the kill finds all three."""
+    program = wpfs.spawn(harness.program("refault"), wpfs.mnt / "f", 1024, name="t")
+    assert program.read() == "ok ready"
+    program.order("fill 1")
+    program.order("clear")
+    protect(wpfs)
+    program.order("write 2 30 1")
+    program.order(f"written {wpfs.dir}/written")
+    written = {page for page, byte in enumerate((wpfs.dir / "written").read_bytes()) if byte}
+    wpfs.seam.pause(step, after)
+    evicting = evict_meanwhile(wpfs)
+    wpfs.seam.wait_at(step)
+    wpfs.kill9()
+    ended(evicting, None)
+    wpfs.seam.go(step)
+    wpfs.restart()
+    assert program.order("verify 4") == 0
+    dirty = report.dirty(wpfs, "t")
+    assert written <= dirty and report.marked(wpfs, "t") == set(range(1024)) - dirty
+    assert evict(wpfs) > 0 and program.order("verify 4") == 0
+
+
+def test_killed_in_a_truncation(wpfs):
+    """The file is shorter, and the daemon is killed before it could say so: what was behind the end
+    never comes back."""
+    program = filled(wpfs)
+    assert evict(wpfs) == 64
+    wpfs.seam.pause("dropped")
+    cutting = subprocess.Popen(["truncate", "-s", str(3 * PAGE + 1), wpfs.mnt / "f"],
+                               stderr=subprocess.DEVNULL)
+    wpfs.seam.wait_at("dropped")
+    wpfs.kill9()
+    assert cutting.wait(harness.SECONDS) != 0
+    wpfs.seam.go("dropped")
+    wpfs.restart()
+    assert os.stat(wpfs.mnt / "f").st_size == 3 * PAGE + 1
+    os.truncate(wpfs.mnt / "f", 64 * PAGE)
+    assert loaded(program) == [1, 2, 3, 4] + [0] * 60
+
+
 @pytest.mark.parametrize("step", LOAD_STEPS)
 @pytest.mark.parametrize("victims", ["daemon", "program", "both"])
 def test_killed_in_a_refault(wpfs, step, victims):
@@ -528,7 +650,11 @@ def test_everything_that_holds_a_userfaultfd_is_gone(wpfs):
     wpfs.kill9()
     assert [program.order(f"load 0 {page}") for page in (3, 4)] == [0, 0]
     program.order("store 0 5 99")
+    lower = harness.RUN_DIR / wpfs.id / "private/lower/f"
+    before = os.stat(lower)
     wpfs.restart()
+    after = os.stat(wpfs.mnt / "f")
+    assert (after.st_mtime_ns, after.st_atime_ns) == (before.st_mtime_ns, before.st_atime_ns)
     assert loaded(program) == as_filled(p5=99)
     assert report.dirty(wpfs, "t") == ALL
     assert "userfaultfd" in wpfs.read_log()
