@@ -38,14 +38,13 @@
 #include "track/capped.h"
 #include "track/track.h"
 #include "wpfs/ending.h"
+#include "wpfs/hooks.h"
 #include "wpfs/mountpoint.h"
 #include "wpfs/needs.h"
 #include "wpfs/notify.h"
 #include "wpfs/rundir.h"
 #include "wpfs/storedir.h"
 #include "wpfs/utab.h"
-
-#define REMOVED_TRIES 10 /* naps of 2 ms, until the kernel has forgotten a file */
 
 struct daemon {
 	const struct options *options;
@@ -64,135 +63,8 @@ struct daemon {
 	struct mountinfo mount; /* valid when mounted */
 	struct track *track;
 	struct capped *capped; /* NULL on a native mount */
-	struct fs_hooks hooks;
+	struct hooks hooks;
 };
-
-static void on_dropped(void *ctx, uint64_t ino, uint64_t off, uint64_t len)
-{
-	track_dropped(ctx, ino, off, len);
-}
-
-static void on_settle(void *ctx)
-{
-	track_settle(ctx);
-}
-
-static void on_contents_begin(void *ctx, uint64_t ino)
-{
-	track_contents_begin(ctx, ino);
-}
-
-static void on_contents_durable(void *ctx, uint64_t ino)
-{
-	track_contents_durable(ctx, ino);
-}
-
-static int on_sync_file(void *ctx, uint64_t ino)
-{
-	return track_sync_file(ctx, ino);
-}
-
-static enum capped_io capped_io_of(enum fs_io io)
-{
-	return io == FS_IO_DROP ? CAPPED_DROP : io == FS_IO_WRITE ? CAPPED_WRITE : CAPPED_READ;
-}
-
-/* What was removed must not keep its room. */
-static void let_go_of_removed(const struct daemon *d)
-{
-	for (int tries = 0; tries < REMOVED_TRIES && d->track && capped_has_removed(d->capped);
-	     tries++) {
-		if (tries)
-			nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
-		track_settle(d->track);
-	}
-}
-
-static int on_io_begin(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io)
-{
-	const struct daemon *d = ctx;
-
-	if (io == FS_IO_WRITE && capped_is_short(d->capped, len))
-		let_go_of_removed(d);
-	return capped_io_begin(d->capped, ino, off, len, capped_io_of(io));
-}
-
-static void on_io_end(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io, bool done)
-{
-	const struct daemon *d = ctx;
-
-	capped_io_end(d->capped, ino, off, len, capped_io_of(io), done);
-}
-
-static void on_space(void *ctx, struct statvfs *st)
-{
-	const struct daemon *d = ctx;
-
-	let_go_of_removed(d);
-	if (fs_statvfs(d->fs, st) == 0)
-		capped_space(d->capped, st);
-}
-
-static int on_opened(void *ctx, uint64_t ino, pid_t opener, bool must)
-{
-	return capped_opened(((const struct daemon *)ctx)->capped, ino, opener, must);
-}
-
-static void on_released(void *ctx, uint64_t ino)
-{
-	capped_released(((const struct daemon *)ctx)->capped, ino);
-}
-
-static int64_t on_seek(void *ctx, uint64_t ino, int fd, uint64_t off, int whence)
-{
-	return capped_seek(((const struct daemon *)ctx)->capped, ino, fd, off, whence);
-}
-
-static int on_set_times(void *ctx, uint64_t ino, int fd, const struct timespec times[2])
-{
-	return capped_set_times(((const struct daemon *)ctx)->capped, ino, fd, times);
-}
-
-static int on_stat(void *ctx, uint64_t ino, int fd, const char *name, struct stat *st)
-{
-	return capped_stat(((const struct daemon *)ctx)->capped, ino, fd, name, st);
-}
-
-static int on_ticket(void *ctx, uint64_t ino, int accmode, struct wpfs_ticket *ticket)
-{
-	return capped_ticket(((const struct daemon *)ctx)->capped, ino, accmode, ticket);
-}
-
-static int on_read_through(void *ctx, uint64_t ino, int lower_fd, void *buf, size_t len,
-			   uint64_t off)
-{
-	return capped_read_through(((const struct daemon *)ctx)->capped, ino, lower_fd, buf, len,
-				   off);
-}
-
-static uint64_t on_next_through(void *ctx, uint64_t ino, uint64_t off)
-{
-	return capped_next_spilled(((const struct daemon *)ctx)->capped, ino, off);
-}
-
-/* What the file system asks the capped mount; nothing on a native one. */
-static struct fs_hooks capped_hooks(struct daemon *d)
-{
-	if (!d->capped)
-		return (struct fs_hooks){.ctx = NULL};
-	return (struct fs_hooks){.io_ctx = d,
-				 .opened = on_opened,
-				 .released = on_released,
-				 .io_begin = on_io_begin,
-				 .io_end = on_io_end,
-				 .seek = on_seek,
-				 .set_times = on_set_times,
-				 .stat = on_stat,
-				 .ticket = on_ticket,
-				 .read_through = on_read_through,
-				 .next_through = on_next_through,
-				 .space = on_space};
-}
 
 /* Backing files are descriptors: one for every file that is in use. */
 static void raise_limits(void)
@@ -462,14 +334,7 @@ static int start_tracking(struct daemon *d)
 		log_err("cannot start tracking: %s", db_errstr(r));
 		return r;
 	}
-	d->hooks = capped_hooks(d);
-	d->hooks.ctx = d->track;
-	d->hooks.dropped = on_dropped;
-	d->hooks.settle = on_settle;
-	d->hooks.sync_file = on_sync_file;
-	d->hooks.contents_begin = on_contents_begin;
-	d->hooks.contents_durable = on_contents_durable;
-	fs_set_hooks(d->fs, &d->hooks);
+	fs_set_hooks(d->fs, hooks_make(&d->hooks, d->fs, d->track, d->capped));
 	return 0;
 }
 
@@ -622,10 +487,8 @@ static int stop(struct daemon *d, bool served)
 	if (r)
 		log_err("cannot write the last marks to the store %s: %s", d->store.path,
 			log_errstr(r));
-	if (d->capped) {
-		d->hooks = capped_hooks(d);
-		fs_set_hooks(d->fs, &d->hooks);
-	}
+	if (d->capped)
+		fs_set_hooks(d->fs, hooks_make(&d->hooks, d->fs, NULL, d->capped));
 	if (served && d->has_store && r == 0) /* no contents without the marks they cost */
 		r = last_flush(d);
 	if (served && d->has_store && r == 0)
