@@ -242,6 +242,7 @@ static int absent_bring(struct fs_absent *a, struct absent_entry *e)
 {
 	int r;
 
+	fs_request_may_wait();
 	if (!absent_begin(a, e))
 		return 0;
 	r = absent_load(a, e);

@@ -116,6 +116,8 @@ static int set_size(fuse_req_t req, uint64_t ino, int fd, off_t size, bool by_fd
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
+	if (size < st.st_size && st.st_size - size >= FS_MUCH)
+		fs_request_may_wait();
 	r = fs_hook_io_begin(fs, ino, (uint64_t)size, 0, FS_IO_DROP);
 	if (r)
 		return r;

@@ -291,8 +291,10 @@ static void wait_for_direct(uint64_t direct_ms)
 {
 	uint64_t age = now_ms() - direct_ms;
 
-	if (direct_ms && age < DIRECT_MS)
-		nanosleep(&(struct timespec){.tv_nsec = (long)(DIRECT_MS - age) * 1000000}, NULL);
+	if (!direct_ms || age >= DIRECT_MS)
+		return;
+	fs_request_may_wait();
+	nanosleep(&(struct timespec){.tv_nsec = (long)(DIRECT_MS - age) * 1000000}, NULL);
 }
 
 int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, pid_t opener,

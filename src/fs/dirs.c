@@ -162,6 +162,8 @@ static int list_from(fuse_req_t req, struct fs_dir *dir, off_t off, struct listi
 
 		if (n <= 0)
 			return n < 0 ? -errno : 0;
+		if (out->used)
+			fs_request_may_wait(); /* there are many */
 		r = add_entries(req, dir, entries, (size_t)n, out);
 	}
 	return r;

@@ -139,6 +139,12 @@ int fs_wait(struct fs *fs);
  */
 void fs_set_hooks(struct fs *fs, const struct fs_hooks *hooks);
 
+/*
+ * In a thread that serves a request: it is about to wait, or to take long, and others are read
+ * meanwhile by another thread. In any other thread, and a second time, nothing. Locks may be held.
+ */
+void fs_request_may_wait(void);
+
 /* After fs_wait, or when fs_serve was never called or failed and nothing is mounted. */
 void fs_free(struct fs *fs);
 

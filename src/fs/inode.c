@@ -121,8 +121,10 @@ void fs_inode_wait_for_forgets(struct fs *fs)
 	pthread_mutex_lock(&fs->nameless_lock);
 	if (fs->nr_waiting < FS_THREADS / 2) {
 		fs->nr_waiting++;
-		while (!r && fs->nr_nameless >= fs->max_nameless)
+		while (!r && fs->nr_nameless >= fs->max_nameless) {
+			fs_request_may_wait();
 			r = pthread_cond_timedwait(&fs->nameless_fewer, &fs->nameless_lock, &end);
+		}
 		fs->nr_waiting--;
 	}
 	pthread_mutex_unlock(&fs->nameless_lock);

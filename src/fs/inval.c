@@ -80,6 +80,7 @@ void fs_inval(struct fs *fs, uint64_t ino, off_t off, off_t len)
 	pthread_mutex_unlock(&invals->lock);
 	if (queued)
 		return;
+	fs_request_may_wait();
 	inval_do(fs, ino, off, len);
 	pthread_mutex_lock(&invals->lock);
 	invals->here--;

@@ -39,6 +39,8 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 	int flags = O_RDONLY | (fi->fh & FS_FH_DIRECT ? fi->flags & O_NOATIME : O_NOATIME);
 	int r = fs_inode_ref_contents(fs, ino, flags, &ref);
 
+	if (size >= FS_MUCH)
+		fs_request_may_wait();
 	if (!r)
 		r = fs_hook_io_begin(fs, ino, (uint64_t)off, size, FS_IO_READ);
 	if (r < 0) {
@@ -81,6 +83,8 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
 	struct fs *fs = fs_of(req);
 	ssize_t n = fs_inode_ref_contents(fs, ino, O_RDWR, &ref);
 
+	if (size >= FS_MUCH)
+		fs_request_may_wait();
 	if (!n)
 		n = fs_hook_io_begin(fs, ino, (uint64_t)off, size, FS_IO_WRITE);
 	if (n < 0) {
@@ -170,6 +174,8 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, of
 	struct fs *fs = fs_of(req);
 	int r = fs_inode_ref_contents(fs, ino, O_RDWR, &ref);
 
+	if (len >= FS_MUCH)
+		fs_request_may_wait();
 	if ((mode & FALLOC_FL_KEEP_SIZE) && !drop)
 		atomic_store(&fs->behind_end, true);
 	if (!r && drop) {

@@ -29,6 +29,8 @@ static int open_truncate(fuse_req_t req, fuse_ino_t ino, mode_t *mode)
 		r = fs_hook_io_begin(fs, ino, 0, 0, FS_IO_DROP);
 	if (r)
 		return r;
+	if (st.st_size >= FS_MUCH)
+		fs_request_may_wait();
 	fs_touch(fs, ino); /* an open for reading, it may be */
 	r = creds_become_writer(&caller, &st);
 	if (!r)

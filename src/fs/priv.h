@@ -100,6 +100,9 @@ struct fs_changes {
 #define FS_SHARDS  64
 #define FS_THREADS 32 /* one may sleep in a hook (a harvest, a commit); the others must go on */
 
+/* Bytes that take about as long to move, or to give back, as it takes to wake another thread. */
+#define FS_MUCH	   131072
+
 #define FS_PARENTS 32
 
 /* A directory that was used lately (parents.c). */

@@ -15,6 +15,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "fs/loop.h"
 #include "fs/priv.h"
 
 #ifndef FUSE_CAP_OVER_IO_URING
@@ -197,20 +198,43 @@ int fs_mount(struct fs *fs, const char *source, const char *mountpoint, unsigned
 	return fuse_session_mount(fs->session, dev) == 0 ? 0 : -EIO;
 }
 
-static void *session_thread(void *arg)
+/* With io_uring libfuse has threads of its own, and ends them with its own loop. */
+static int serve_uring(struct fs *fs)
 {
-	struct fs *fs = arg;
 	struct fuse_loop_config *config = fuse_loop_cfg_create();
-	uint64_t one = 1;
-	int r;
+	int r = config ? 0 : -ENOMEM;
 
-	r = config ? creds_setup() : -ENOMEM;
 	if (!r) {
 		fuse_loop_cfg_set_max_threads(config, FS_THREADS);
 		r = fuse_session_loop_mt(fs->session, config);
-		r = r > 0 ? -r : r;
 	}
 	fuse_loop_cfg_destroy(config);
+	return r > 0 ? -r : r;
+}
+
+static int serve(struct fs *fs)
+{
+	const struct fs_loop_calls calls = {fs->dev_fd, fuse_session_receive_buf,
+					    fuse_session_process_buf};
+	int r = creds_setup();
+
+	if (!r)
+		r = fs_loop_first(fs->session, &calls);
+	if (r <= 0)
+		return r;
+	if (fuse_session_exited(fs->session))
+		return -EPROTO; /* libfuse has said why */
+	if (fs->uring)
+		return serve_uring(fs);
+	return fs_loop_run(fs->session, &calls, FS_THREADS, fs_loop_processors());
+}
+
+static void *session_thread(void *arg)
+{
+	struct fs *fs = arg;
+	uint64_t one = 1;
+	int r = serve(fs);
+
 	fs->session_error = r;
 	if (!fs->init_seen)
 		fs->init_error = r ? r : -ENODEV;

@@ -127,6 +127,8 @@ void fs_wait_in(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, fs_wa
 	pthread_mutex_unlock(&fs->waits.lock);
 	if (handed)
 		return;
+	if (fs->store)
+		fs_request_may_wait();
 	fn(req, ino, fi);
 	pthread_mutex_lock(&fs->waits.lock);
 	fs->waits.here--;

@@ -73,6 +73,7 @@ void capped_wait_room(struct capped *c)
 	if (!capped_is_full(c))
 		return;
 	c->counts.throttled++;
+	fs_request_may_wait();
 	while (capped_is_full(c))
 		pthread_cond_wait(&c->cond, &c->lock);
 }

@@ -77,6 +77,7 @@ static int use_enter(struct capped *c, struct capped_use *use, uint64_t off, uin
 		struct capped_file *f = capped_file_find(c, use->ino);
 
 		if (must_wait(c, f, use)) {
+			fs_request_may_wait();
 			pthread_cond_wait(&c->cond, &c->lock);
 			continue;
 		}

@@ -233,6 +233,7 @@ int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_
 	while (r == 0 && (page = spill_bits_next(&f->bits, first)) < end) {
 		uint64_t run = free_run(c, f, page, end, CAPPED_CLUSTER);
 
+		fs_request_may_wait();
 		if (run == 0) {
 			pthread_cond_wait(&c->cond, &c->lock);
 			continue;

@@ -166,6 +166,7 @@ static int open_pinned(struct capped *c, struct capped_file *f)
 {
 	int r;
 
+	fs_request_may_wait();
 	/* From here on no batch of it begins, and it is not let go of. */
 	f->opens++;
 	capped_pin(c, f);

@@ -43,6 +43,7 @@ static void let_go_of_removed(const struct hooks *h)
 {
 	for (int tries = 0; tries < REMOVED_TRIES && h->track && capped_has_removed(h->capped);
 	     tries++) {
+		fs_request_may_wait();
 		if (tries)
 			nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
 		track_settle(h->track);

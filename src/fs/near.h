@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Where a thread runs that answers a program, request after request: on the program's processor. On
+ * another one each of the two would have to be waked on a processor that sleeps, each time.
+ *
+ * The kernel puts them together by itself as long as each wakes the other and then sleeps. A
+ * request that nobody waits for (RELEASE, FORGET) parts them: the thread is waked while the program
+ * runs on; and then each stays where it was.
+ */
+#ifndef WPFS_FS_NEAR_H
+#define WPFS_FS_NEAR_H
+
+#include <sys/types.h>
+
+/* Of one thread; zero at first. */
+struct near {
+	pid_t caller;
+	unsigned in_a_row; /* requests of it */
+	int cpu;	   /* 1 + where the thread is kept; 0: nowhere */
+};
+
+/* Once, before the threads start: which processors they may run on. */
+void near_setup(void);
+
+/* A request of thread `caller` has come to this thread; 0: of nobody. */
+void near_request(struct near *near, pid_t caller);
+
+/* This thread serves others, or nobody. */
+void near_leave(struct near *near);
+
+#endif

@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The request loop, with a socket in place of /dev/fuse and handlers that do what the test says. */
+#include <dirent.h>
+#include <errno.h>
+#include <linux/fuse.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "fs/fs.h"
+#include "fs/loop.h"
+
+#define THREADS	  8
+#define ANSWER_MS 60000
+#define BURST	  400
+
+enum kind {
+	SHORT,
+	WAITS, /* says so, and waits */
+	HANGS, /* waits without a word */
+	WORKS, /* for some time */
+	FAILS, /* cannot be received */
+};
+
+struct message {
+	struct fuse_in_header header;
+	enum kind kind;
+	unsigned nr;
+};
+
+/* What libfuse does not let anybody look into. */
+struct fuse_session {
+	int ours, theirs; /* SOCK_SEQPACKET */
+	sem_t begun, go;
+	_Atomic unsigned now, most; /* WORKS at a time */
+	_Atomic unsigned switches;  /* another thread than the time before */
+	_Atomic pid_t last;
+	unsigned max_readers;
+	pthread_t thread;
+	int result;
+};
+
+static int test_receive(struct fuse_session *s, struct fuse_buf *buf)
+{
+	ssize_t n;
+
+	if (!buf->mem)
+		buf->mem = malloc(sizeof(struct message));
+	n = buf->mem ? read(s->ours, buf->mem, sizeof(struct message)) : -1;
+	if (n > 0 && ((struct message *)buf->mem)->kind == FAILS)
+		return -EIO;
+	return n < 0 ? -errno : (int)n;
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+static void work(struct fuse_session *s)
+{
+	unsigned now = atomic_fetch_add(&s->now, 1) + 1, most = atomic_load(&s->most);
+	uint64_t end = now_ns() + 200000;
+
+	while (now > most && !atomic_compare_exchange_weak(&s->most, &most, now))
+		;
+	while (now_ns() < end)
+		;
+	atomic_fetch_sub(&s->now, 1);
+}
+
+static void test_process(struct fuse_session *s, const struct fuse_buf *buf)
+{
+	const struct message message = *(const struct message *)buf->mem;
+	pid_t before = atomic_exchange(&s->last, gettid());
+
+	if (before != gettid())
+		atomic_fetch_add(&s->switches, 1);
+	if (message.kind == WAITS)
+		fs_request_may_wait();
+	if (message.kind == WAITS || message.kind == HANGS) {
+		sem_post(&s->begun);
+		while (sem_wait(&s->go) < 0)
+			;
+	} else if (message.kind == WORKS) {
+		work(s);
+	}
+	if (write(s->ours, &message, sizeof(message)) != sizeof(message))
+		abort();
+}
+
+static void *session_thread(void *arg)
+{
+	struct fuse_session *s = arg;
+	const struct fs_loop_calls calls = {s->ours, test_receive, test_process};
+
+	s->result = fs_loop_run(s, &calls, THREADS, s->max_readers);
+	return NULL;
+}
+
+static struct fuse_session *session_new(unsigned max_readers)
+{
+	struct fuse_session *s = calloc(1, sizeof(*s));
+	int fds[2];
+
+	assert_non_null(s);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+	s->ours = fds[0];
+	s->theirs = fds[1];
+	s->max_readers = max_readers;
+	sem_init(&s->begun, 0, 0);
+	sem_init(&s->go, 0, 0);
+	assert_int_equal(pthread_create(&s->thread, NULL, session_thread, s), 0);
+	return s;
+}
+
+/* The kernel lets go of it. Gives what the session ended with. */
+static int session_end(struct fuse_session *s)
+{
+	int result;
+
+	shutdown(s->theirs, SHUT_WR);
+	assert_int_equal(pthread_join(s->thread, NULL), 0);
+	result = s->result;
+	close(s->ours);
+	close(s->theirs);
+	sem_destroy(&s->begun);
+	sem_destroy(&s->go);
+	free(s);
+	return result;
+}
+
+static void ask_for(struct fuse_session *s, pid_t caller, enum kind kind, unsigned nr)
+{
+	const struct message message = {.header.pid = (uint32_t)caller, .kind = kind, .nr = nr};
+
+	assert_int_equal(write(s->theirs, &message, sizeof(message)), sizeof(message));
+}
+
+static void ask(struct fuse_session *s, enum kind kind, unsigned nr)
+{
+	ask_for(s, 0, kind, nr);
+}
+
+/* One answer, whichever comes; -1: none in that time. */
+static int answer(struct fuse_session *s, int ms)
+{
+	struct pollfd fd = {.fd = s->theirs, .events = POLLIN};
+	struct message message;
+
+	if (poll(&fd, 1, ms) <= 0)
+		return -1;
+	assert_int_equal(read(s->theirs, &message, sizeof(message)), sizeof(message));
+	return (int)message.nr;
+}
+
+static void ask_and_begin(struct fuse_session *s, enum kind kind, unsigned nr)
+{
+	ask(s, kind, nr);
+	while (sem_wait(&s->begun) < 0)
+		;
+}
+
+static void let_go(struct fuse_session *s, unsigned how_many)
+{
+	for (unsigned i = 0; i < how_many; i++)
+		sem_post(&s->go);
+	for (unsigned i = 0; i < how_many; i++)
+		assert_true(answer(s, ANSWER_MS) >= 0);
+}
+
+/* Another thread takes over only if one was kept from going on for as long as a millisecond. */
+static void test_one_after_the_other(void **state)
+{
+	struct fuse_session *s = session_new(2);
+
+	for (unsigned i = 0; i < 2000; i++) {
+		ask(s, SHORT, i);
+		assert_int_equal(answer(s, ANSWER_MS), i);
+	}
+	assert_in_range(s->switches, 1, 200);
+	assert_int_equal(session_end(s), 0);
+}
+
+/* Asks once. May the thread that serves `caller` run on these processors, and no others? */
+static bool served_on(struct fuse_session *s, pid_t caller, const cpu_set_t *where)
+{
+	cpu_set_t now;
+
+	ask_for(s, caller, SHORT, 0);
+	assert_int_equal(answer(s, ANSWER_MS), 0);
+	CPU_ZERO(&now);
+	sched_getaffinity(s->last, sizeof(now), &now);
+	return CPU_EQUAL(&now, where);
+}
+
+/* Where the program runs, as long as it is one; with others it may run anywhere. */
+static void test_near_the_program(void **state)
+{
+	struct fuse_session *s = session_new(2);
+	cpu_set_t all, one;
+	uint64_t end;
+
+	assert_int_equal(sched_getaffinity(0, sizeof(all), &all), 0);
+	for (int round = 0; round < 2; round++) {
+		for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+			if (!CPU_ISSET(cpu, &all))
+				continue;
+			CPU_ZERO(&one);
+			CPU_SET(cpu, &one);
+			sched_setaffinity(0, sizeof(one), &one);
+			end = now_ns() + 20000000000;
+			while (!served_on(s, gettid(), &one))
+				assert_true(now_ns() < end);
+		}
+		sched_setaffinity(0, sizeof(all), &all);
+		assert_true(served_on(s, getppid(), &all));
+	}
+	assert_int_equal(session_end(s), 0);
+}
+
+/* The shortest time that somebody else waited when one more waits already. */
+static uint64_t others_are_served(enum kind kind)
+{
+	struct fuse_session *s = session_new(2);
+	uint64_t least = UINT64_MAX;
+
+	for (unsigned round = 0; round < 3; round++) {
+		for (unsigned i = 1; i < THREADS; i++) {
+			uint64_t before;
+
+			ask_and_begin(s, kind, i);
+			before = now_ns();
+			ask(s, SHORT, 100 + i);
+			assert_int_equal(answer(s, ANSWER_MS), 100 + i);
+			if (now_ns() - before < least)
+				least = now_ns() - before;
+		}
+		let_go(s, THREADS - 1);
+	}
+	assert_int_equal(session_end(s), 0);
+	return least;
+}
+
+/* The guard would need a millisecond to find out. */
+static void test_some_wait(void **state)
+{
+	assert_in_range(others_are_served(WAITS), 0, 900000);
+}
+
+static void test_some_hang(void **state)
+{
+	others_are_served(HANGS);
+}
+
+/* Also when one that waits is found by the guard, or says that it waits when it has been found. */
+static void test_all_hang(void **state)
+{
+	struct fuse_session *s = session_new(1);
+
+	for (unsigned i = 0; i < THREADS; i++)
+		ask_and_begin(s, i % 2 ? HANGS : WAITS, 1);
+	ask(s, SHORT, 7);
+	assert_int_equal(answer(s, 50), -1);
+	sem_post(&s->go);
+	assert_int_equal(answer(s, ANSWER_MS), 1);
+	assert_int_equal(answer(s, ANSWER_MS), 7);
+	let_go(s, THREADS - 1);
+	assert_int_equal(session_end(s), 0);
+}
+
+static void burst(struct fuse_session *s)
+{
+	for (unsigned i = 0; i < BURST; i++)
+		ask(s, WORKS, i);
+	for (unsigned i = 0; i < BURST; i++)
+		assert_true(answer(s, ANSWER_MS) >= 0);
+}
+
+static void test_many_at_once(void **state)
+{
+	struct fuse_session *s = session_new(3);
+
+	burst(s);
+	assert_true(s->most >= 3);
+	assert_int_equal(session_end(s), 0);
+}
+
+/* How often threads of the loop have slept so far. */
+static unsigned long sleeps(void)
+{
+	DIR *dir = opendir("/proc/self/task");
+	unsigned long sum = 0, n;
+	const struct dirent *de;
+
+	assert_non_null(dir);
+	while ((de = readdir(dir))) {
+		char path[300], line[200];
+		bool ours = false;
+		FILE *file;
+
+		snprintf(path, sizeof(path), "/proc/self/task/%s/status", de->d_name);
+		file = fopen(path, "re");
+		while (file && fgets(line, sizeof(line), file)) {
+			ours |= strcmp(line, "Name:\twpfs-fuse\n") == 0;
+			if (ours && sscanf(line, "voluntary_ctxt_switches: %lu", &n) == 1)
+				sum += n;
+		}
+		if (file)
+			fclose(file);
+	}
+	closedir(dir);
+	assert_true(sum > 0);
+	return sum;
+}
+
+static void test_nobody_wakes_up_for_nothing(void **state)
+{
+	struct fuse_session *s = session_new(3);
+	unsigned long before, after = 0;
+	uint64_t end;
+
+	for (int round = 0; round < 2; round++) {
+		burst(s);
+		end = now_ns() + 20000000000;
+		do {
+			before = after;
+			assert_int_equal(answer(s, 100), -1);
+			after = sleeps();
+		} while (after != before && now_ns() < end);
+		assert_int_equal(after, before);
+	}
+	assert_int_equal(session_end(s), 0);
+}
+
+static void test_the_end_waits_for_answers(void **state)
+{
+	struct fuse_session *s = session_new(2);
+
+	ask_and_begin(s, WAITS, 1);
+	ask_and_begin(s, HANGS, 2);
+	shutdown(s->theirs, SHUT_WR);
+	assert_int_equal(pthread_tryjoin_np(s->thread, NULL), EBUSY);
+	let_go(s, 2);
+	assert_int_equal(session_end(s), 0);
+}
+
+/* Several threads wait for requests that do not come any more. */
+static void test_an_error_is_the_end(void **state)
+{
+	struct fuse_session *s = session_new(3);
+
+	burst(s);
+	ask(s, FAILS, 0);
+	assert_int_equal(pthread_join(s->thread, NULL), 0);
+	assert_int_equal(pthread_create(&s->thread, NULL, session_thread, s), 0);
+	assert_int_equal(session_end(s), 0);
+}
+
+static void test_handshake(void **state)
+{
+	struct fuse_session s = {.max_readers = 1};
+	const struct fs_loop_calls calls = {-1, test_receive, test_process};
+	int fds[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+	s.ours = fds[0];
+	s.theirs = fds[1];
+	ask(&s, SHORT, 3);
+	assert_int_equal(fs_loop_first(&s, &calls), 1);
+	assert_int_equal(answer(&s, 0), 3);
+	ask(&s, FAILS, 4);
+	assert_int_equal(fs_loop_first(&s, &calls), -EIO);
+	close(s.theirs);
+	assert_int_equal(fs_loop_first(&s, &calls), 0);
+	close(s.ours);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_handshake),
+		cmocka_unit_test(test_one_after_the_other),
+		cmocka_unit_test(test_near_the_program),
+		cmocka_unit_test(test_some_wait),
+		cmocka_unit_test(test_some_hang),
+		cmocka_unit_test(test_all_hang),
+		cmocka_unit_test(test_many_at_once),
+		cmocka_unit_test(test_nobody_wakes_up_for_nothing),
+		cmocka_unit_test(test_the_end_waits_for_answers),
+		cmocka_unit_test(test_an_error_is_the_end),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
