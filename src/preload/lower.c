@@ -18,7 +18,6 @@
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #endif
-#define MAP_TOUCHES (MAP_POPULATE | MAP_LOCKED)
 
 /* The program's own descriptor cannot be mapped; the daemon's can. It is the caller's; -errno. */
 static int exchange_ticket(const struct mapping *r)
@@ -109,8 +108,7 @@ static long map_fixed(const struct mapping *r, int fd)
 	long err, at;
 
 	mapping_retire(r->addr, span);
-	at = raw(mmap, NULL, r->len, PROT_NONE, r->flags & ~(MAP_ANY_FIXED | MAP_TOUCHES), fd,
-		 r->off);
+	at = mapping_make_elsewhere(r, fd);
 	err = raw_failed(at) ? at : tell(r, (uint64_t)at, r->addr);
 	if (!err) {
 		shim_lock_waits(true);

@@ -24,8 +24,6 @@
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #endif
-/* What is done to the pages, not to the mapping: only once it is in place. */
-#define MAP_TOUCHES (MAP_POPULATE | MAP_LOCKED)
 
 static long plain_map(const struct mapping *r)
 {
@@ -145,8 +143,7 @@ static long fixed_armed(const struct mapping *r)
 	 * it. */
 	if (!no_replace)
 		mapping_retire(r->addr, page_align_up(r->len));
-	at = raw(mmap, NULL, r->len, PROT_NONE, r->flags & ~(MAP_ANY_FIXED | MAP_TOUCHES), r->fd,
-		 r->off);
+	at = mapping_make_elsewhere(r, r->fd);
 	if (raw_failed(at)) {
 		if (no_replace)
 			raw(munmap, r->addr, r->len);

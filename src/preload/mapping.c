@@ -124,6 +124,37 @@ void mapping_untold(const struct mapping *r, uint64_t at, int err)
 	remember(r, at, true);
 }
 
+static bool touches_target(const struct mapping *r, uint64_t at)
+{
+	uint64_t span = page_align_up(r->len);
+
+	return at < r->addr + span && r->addr < at + span;
+}
+
+long mapping_make_elsewhere(const struct mapping *r, int fd)
+{
+	int flags = r->flags & ~(MAP_ANY_FIXED | MAP_TOUCHES);
+	uint64_t span = page_align_up(r->len);
+	long place, at = raw(mmap, NULL, r->len, PROT_NONE, flags, fd, r->off), ret;
+
+	if (raw_failed(at) || !touches_target(r, (uint64_t)at))
+		return at;
+	/* Nothing was mapped at the target, and the kernel chose that. Of three places in a row it
+	 * does not touch the first one, or not the last. */
+	raw(munmap, at, r->len);
+	place = raw(mmap, NULL, 3 * span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		    -1, 0);
+	if (raw_failed(place))
+		return place;
+	at = touches_target(r, (uint64_t)place) ? place + 2 * (long)span : place;
+	ret = raw(mmap, at, r->len, PROT_NONE, flags | MAP_FIXED, fd, r->off);
+	if (raw_failed(ret))
+		raw(munmap, place, 3 * span);
+	else
+		raw(munmap, at == place ? place + (long)span : place, 2 * span);
+	return ret;
+}
+
 void mapping_retire(uint64_t addr, uint64_t len)
 {
 	uint64_t end = addr + len;

@@ -15,6 +15,8 @@
 #define MAP_FIXED_NOREPLACE 0x100000
 #endif
 #define MAP_ANY_FIXED (MAP_FIXED | MAP_FIXED_NOREPLACE)
+/* What is done to the pages, not to the mapping: only once it is in place. */
+#define MAP_TOUCHES   (MAP_POPULATE | MAP_LOCKED)
 
 /* One mmap(2) call. */
 struct mapping {
@@ -64,6 +66,12 @@ static inline int mapping_refused(int err)
  * program can use it.
  */
 void mapping_untold(const struct mapping *r, uint64_t at, int err);
+
+/*
+ * What is to be moved to r->addr later: made without any access, and nowhere near that. Its
+ * address, or -errno.
+ */
+long mapping_make_elsewhere(const struct mapping *r, int fd);
 
 /*
  * What is known in [addr, addr + len) becomes read-only and is harvested. A piece for which that

@@ -159,6 +159,21 @@ def test_madv_remove_under_a_filter(wpfs):
     assert killed(wpfs, program) == ALL
 
 
+@pytest.mark.parametrize("options", [[], ["resident=16M"]], ids=["native", "capped"])
+def test_map_fixed_where_nothing_is(make_wpfs, options):
+    """At the place where the kernel would put the next mapping by itself."""
+    wpfs = make_wpfs(store=True, options=options)
+    program = mapped(wpfs)
+    program.order("store 0 3 1")
+    for first in (0, 16):
+        program.order(f"unmap 0 {first} {PAGES - first}")
+        program.order(f"map 1 0 {first * PAGE} {(PAGES - first) * PAGE} "
+                      f"at={program.addr + first * PAGE}")
+    program.order("store 0 9 1")
+    assert report.dirty(wpfs, "t") == {3, 9}
+    assert killed(wpfs, program) == {3, 9}
+
+
 def test_several_mappings_are_moved_at_once(wpfs):
     """Linux 6.17. The first of them is no file's; what is known of the others goes with them."""
     here, there = 0x200000000000, 0x210000000000
