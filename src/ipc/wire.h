@@ -233,7 +233,8 @@ struct wpfs_uffd_range {
 	uint64_t addr, len; /* bytes */
 	uint64_t mode;	    /* UFFDIO_REGISTER_MODE_* */
 	int32_t fd;	    /* the uffd's number in the program */
-	uint32_t reserved;
+	uint32_t again;	    /* PRE: 1: the kernel says that another uffd has the range. Copies of
+			     * those that nobody else has are let go; status 1: there were some */
 };
 
 /* [first, last]: numbers that the same call closes. */

@@ -15,13 +15,16 @@
 #include "preload/ranges.h"
 #include "preload/untold.h"
 
-/* Tells every mount that has mappings in [addr, addr + len) once; `with_fd`: and gives it the uffd.
+/*
+ * Tells every mount that has mappings in [addr, addr + len) once; POST: and gives it the uffd.
+ * True if one has a reason to try again.
  */
-static void tell_mounts(enum wpfs_op op, const struct uffdio_range *range, uint64_t mode, int fd,
-			bool with_fd)
+static bool tell_mounts(enum wpfs_op op, const struct uffdio_range *range, uint64_t mode, int fd,
+			bool again)
 {
 	struct wpfs_uffd_range body = {
-		.addr = range->start, .len = range->len, .mode = mode, .fd = fd};
+		.addr = range->start, .len = range->len, .mode = mode, .fd = fd, .again = again};
+	bool with_fd = op == WPFS_OP_UFFD_POST, any = false;
 	uint64_t at = range->start, end = range->start + range->len;
 	unsigned told = 0;
 	struct range piece;
@@ -34,10 +37,13 @@ static void tell_mounts(enum wpfs_op op, const struct uffdio_range *range, uint6
 			continue;
 		told |= 1u << piece.mount;
 		if (mount_call(mount, op, &body, sizeof(body), with_fd ? &fd : NULL, &status, NULL,
-			       0, NULL) == 0 &&
-		    status >= 0 && with_fd)
+			       0, NULL) != 0)
+			continue;
+		any |= status > 0;
+		if (status >= 0 && with_fd)
 			fds_add_uffd(fd, piece.mount);
 	}
+	return any;
 }
 
 static bool concerns_us(const struct uffdio_range *range)
@@ -55,10 +61,12 @@ long uffd_register(int fd, void *arg)
 		return raw(ioctl, fd, UFFDIO_REGISTER, arg);
 	tell_mounts(WPFS_OP_UFFD_PRE, &reg.range, reg.mode, fd, false);
 	ret = raw(ioctl, fd, UFFDIO_REGISTER, arg);
+	if (ret == -EBUSY && tell_mounts(WPFS_OP_UFFD_PRE, &reg.range, reg.mode, fd, true))
+		ret = raw(ioctl, fd, UFFDIO_REGISTER, arg);
 	if (ret != 0)
 		tell_mounts(WPFS_OP_UFFD_UNREG, &reg.range, reg.mode, fd, false);
 	else if (reg.mode & UFFDIO_REGISTER_MODE_WP)
-		tell_mounts(WPFS_OP_UFFD_POST, &reg.range, reg.mode, fd, true);
+		tell_mounts(WPFS_OP_UFFD_POST, &reg.range, reg.mode, fd, false);
 	if (ret == 0 && fds_hit((unsigned)fd, (unsigned)fd))
 		ranges_own(reg.range.start, reg.range.len, (uint32_t)fd + 1);
 	shim_unlock(&guard);
@@ -75,9 +83,9 @@ long uffd_unregister(int fd, void *arg)
 		return raw(ioctl, fd, UFFDIO_UNREGISTER, arg);
 	ret = raw(ioctl, fd, UFFDIO_UNREGISTER, arg);
 	if (ret == -EINVAL) {
-		/* It may be wpfs's registration that is in its way (since 6.17), of which the
-		 * program knows nothing: without it there would be nothing to refuse. */
-		tell_mounts(WPFS_OP_UFFD_PRE, &range, 0, fd, false);
+		/* It may be wpfs's registration that is in its way (since 6.17), or of a uffd that
+		 * the program has closed: without it there would be nothing to refuse. */
+		tell_mounts(WPFS_OP_UFFD_PRE, &range, 0, fd, true);
 		ret = raw(ioctl, fd, UFFDIO_UNREGISTER, arg);
 	}
 	if (ret == 0) {

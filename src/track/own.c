@@ -78,27 +78,6 @@ static int own_step_aside(struct track *t, struct tmm *tm, uint64_t start, uint6
 	return r;
 }
 
-void own_pre(struct request *rq)
-{
-	const struct wpfs_uffd_range *range = rq->body;
-	struct tmm *tm = rq->c->tmm;
-	int r = -EINVAL;
-
-	if (own_range_ok(range->addr, range->len)) {
-		/* A fork child that has mapped nothing itself has no row yet. */
-		r = tm->state == TMM_NEW ? tmm_enlist(rq->t, tm) : 0;
-		if (r == 0)
-			r = tmm_harvest(rq->t, tm);
-		if (r == 0)
-			r = own_step_aside(rq->t, tm, range->addr, range->addr + range->len);
-		tm->mm.own_uffds = true;
-		tm->announced.aside_start = range->addr;
-		tm->announced.aside_end = range->addr + range->len;
-		tmm_announce(&tm->announced);
-	}
-	request_reply(rq, r, NULL, 0);
-}
-
 /* What /proc says of our copy, after this key; "" if it does not. The caller frees *text. */
 static const char *own_info(const struct own_uffd *own, const char *key, char **text)
 {
@@ -299,6 +278,46 @@ static bool own_find_holder(const struct tmm *tm, struct own_uffd *own)
 			return true;
 	}
 	return dir == NULL;
+}
+
+/*
+ * A descriptor that was closed unseen while nobody waited is known by our copy alone: what is
+ * registered with it is in nobody's way but for us. 1: there was one.
+ */
+static int own_let_go_of_closed(struct tmm *tm)
+{
+	struct own_uffd *own, *next;
+	int dropped = 0;
+
+	DL_FOREACH_SAFE(tm->uffds, own, next)
+	{
+		if (own_find_holder(tm, own))
+			continue;
+		own_drop(tm, own);
+		dropped = 1;
+	}
+	return dropped;
+}
+
+void own_pre(struct request *rq)
+{
+	const struct wpfs_uffd_range *range = rq->body;
+	struct tmm *tm = rq->c->tmm;
+	int r = -EINVAL, dropped = range->again ? own_let_go_of_closed(tm) : 0;
+
+	if (own_range_ok(range->addr, range->len)) {
+		/* A fork child that has mapped nothing itself has no row yet. */
+		r = tm->state == TMM_NEW ? tmm_enlist(rq->t, tm) : 0;
+		if (r == 0)
+			r = tmm_harvest(rq->t, tm);
+		if (r == 0)
+			r = own_step_aside(rq->t, tm, range->addr, range->addr + range->len);
+		tm->mm.own_uffds = true;
+		tm->announced.aside_start = range->addr;
+		tm->announced.aside_end = range->addr + range->len;
+		tmm_announce(&tm->announced);
+	}
+	request_reply(rq, r == 0 ? dropped : r, NULL, 0);
 }
 
 void own_for_each_fd(struct track *t, struct tmm *tm, own_fd_fn fn)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
 What the kernel promises of userfaultfd(2), docs/UFFD-CONFORMANCE.md: the same on a wpfs file as on
-tmpfs, tracked or not, also while other threads write to the same mappings.
+tmpfs, tracked or not, also while other threads write to the same mappings; on all kinds of mount.
 """
 
 import re
@@ -10,14 +10,17 @@ import subprocess
 import pytest
 
 import harness
+import swap
 
 CONF = harness.program("uffdconf")
 TABLE = (harness.SOURCE / "docs/UFFD-CONFORMANCE.md").read_text()
 ROW = re.compile(r"^\| `([\w-]+)` \| [^|]+ \| `(.*)` \|$", re.M)
-CASES, ARMED = TABLE.split("## Where wpfs has armed")
+CASES, REST = TABLE.split("## Where wpfs has armed")
+ARMED, CAPPED = REST.split("## On a capped mount")
 
 PROMISED = dict(ROW.findall(CASES))
 PROMISED_ARMED = PROMISED | dict(ROW.findall(ARMED))
+PROMISED_CAPPED = dict(ROW.findall(CAPPED))
 
 
 def output(done):
@@ -27,14 +30,15 @@ def output(done):
 
 
 @pytest.fixture
-def tmpfs(tmp_path):
-    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True, timeout=30)
+def tmpfs(tmp_path, request):
+    options = getattr(request, "param", "rw")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", tmp_path], check=True, timeout=30)
     yield tmp_path
     subprocess.run(["umount", tmp_path], check=True, timeout=30)
 
 
 def test_the_table_has_rows():
-    assert len(PROMISED) > 75
+    assert len(PROMISED) > 85
     assert set(PROMISED_ARMED) == set(PROMISED)
     # What differs where wpfs has armed is ENOENT of calls on what was never registered, no more.
     for name in dict(ROW.findall(ARMED)):
@@ -72,3 +76,43 @@ def test_tracked(wpfs, writers):
 def test_protected(wpfs, writers):
     done = wpfs.run(CONF, *writers, wpfs.mnt / "f", name="t", protect=True, timeout=100)
     assert output(done) == PROMISED_ARMED
+
+
+@pytest.mark.parametrize("writers", [[], ["-w"]], ids=["alone", "writers"])
+@pytest.mark.parametrize("protect", [False, True], ids=["tracked", "protected"])
+def test_on_a_capped_mount(make_wpfs, writers, protect):
+    """A program's userfaultfd keeps its file in memory, and sees nothing of wpfs's own."""
+    wpfs = make_wpfs(store=True, options=["resident=64M"])
+    done = wpfs.run(CONF, *writers, wpfs.mnt / "f", name="t", protect=protect, timeout=100)
+    expected = (PROMISED_ARMED if protect else PROMISED) | PROMISED_CAPPED
+    if protect:  # which differs for both reasons
+        expected["register-refusals"] = PROMISED_ARMED["register-refusals"].replace(
+            "private mapping: 0", "private mapping: EINVAL")
+    assert output(done) == expected
+
+
+# There a store to a missing page makes a huge one, and some cases have nothing to see then; this
+# one would wait for ever.
+NOT_HUGE = {"unregister-wakes"}
+
+
+@pytest.mark.parametrize("tmpfs", ["huge=always"], indirect=True)
+@pytest.mark.parametrize("protect", [False, True], ids=["tracked", "protected"])
+def test_with_huge_pages(make_wpfs, tmpfs, protect):
+    """The same as on a tmpfs that has them too."""
+    wpfs = make_wpfs(options=["huge=always"])
+    differ = set(dict(ROW.findall(ARMED))) if protect else set()
+    cases = [name for name in PROMISED if name not in NOT_HUGE | differ]
+    native = output(wpfs.command(CONF, tmpfs / "f", *cases, timeout=60))
+    done = wpfs.run(CONF, wpfs.mnt / "f", *cases, name="t", protect=protect, timeout=100)
+    assert len(native) == len(cases)
+    assert output(done) == native
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("protect", [False, True], ids=["tracked", "protected"])
+def test_with_swap(wpfs, protect):
+    """MADV_PAGEOUT then takes pages away indeed."""
+    with swap.area(64 << 20):
+        done = wpfs.run(CONF, "-w", wpfs.mnt / "f", name="t", protect=protect, timeout=100)
+    assert output(done) == (PROMISED_ARMED if protect else PROMISED)

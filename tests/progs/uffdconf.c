@@ -693,6 +693,8 @@ int main(int argc, char **argv)
 	run_cases(conf_calls, argv + at, argc - at);
 	run_cases(conf_faults, argv + at, argc - at);
 	run_cases(conf_events, argv + at, argc - at);
+	run_cases(conf_children, argv + at, argc - at);
 	run_cases(conf_ways, argv + at, argc - at);
+	run_cases(conf_load, argv + at, argc - at);
 	return 0;
 }

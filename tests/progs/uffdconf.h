@@ -157,6 +157,7 @@ struct conf_case {
 	void (*run)(void);
 };
 
-extern const struct conf_case conf_calls[], conf_faults[], conf_events[], conf_ways[];
+extern const struct conf_case conf_calls[], conf_faults[], conf_events[], conf_children[],
+	conf_ways[], conf_load[];
 
 #endif

@@ -181,6 +181,40 @@ static void remap_part_plain(void)
 	remap_part(0);
 }
 
+/* Pages that were sent to swap, if there is any. */
+static void remap_after(bool private)
+{
+	int fd = uffd_new(O_NONBLOCK, SHMEM_ALL);
+	struct area *a = area_still(8, 8);
+	char *to = mmap(NULL, 8 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *moved;
+
+	if (private && mmap(a->map, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED,
+			    a->file, 0) != a->map)
+		die("mmap");
+	memset(a->map, 7, 8 * PAGE);
+	if (noted("register", reg(fd, a->map, 8 * PAGE, MODE_WP, NULL)) == 0)
+		wp_all(fd, a);
+	noted("pageout", madvise(a->map, 8 * PAGE, MADV_PAGEOUT));
+	note_marks(a, 0, 8);
+	moved = mremap(a->map, 8 * PAGE, 8 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+	noted("mremap", moved == to ? 0 : -1);
+	a->map = to;
+	note_marks(a, 0, 8);
+	load(a, 3);
+	store(a, 3, 1);
+	close(fd);
+}
+
+static void remap_paged_out(void)
+{
+	remap_after(false);
+}
+
+static void remap_private(void)
+{
+	remap_after(true);
+}
+
 static void remap_shrink_grow(void)
 {
 	int fd = uffd_new(O_NONBLOCK,
@@ -449,6 +483,8 @@ const struct conf_case conf_events[] = {
 	{"remap", remap_plain},
 	{"remap-event", remap_event},
 	{"remap-part", remap_part_plain},
+	{"remap-paged-out", remap_paged_out},
+	{"remap-private", remap_private},
 	{"remap-shrink-grow", remap_shrink_grow},
 	{"remap-dontunmap", remap_dontunmap},
 	{"remove-event", remove_event},

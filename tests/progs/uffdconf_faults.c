@@ -463,8 +463,10 @@ static void minor_collapse(void)
 	if (reg(fd, at, 512 * PAGE, MODE_MIN, NULL) < 0)
 		die("register");
 	for (unsigned long page = 0; page < 512; page++)
-		if (cont(fd, at + page * PAGE, 0, NULL) < 0)
-			die("continue");
+		/* EAGAIN: the kernel is at the page table itself (huge pages). */
+		while (cont(fd, at + page * PAGE, 0, NULL) < 0)
+			if (errno != EAGAIN)
+				die("continue");
 	noted("collapse", madvise(at, 512 * PAGE, MADV_COLLAPSE) < 0 && errno != EINVAL ? -1 : 0);
 	for (unsigned long page = 0; page < 512; page++)
 		wrong += at[page * PAGE + 9] != (char)(first + page + 1);
@@ -586,6 +588,44 @@ static void poisoned(void)
 	load_or_bus(a, 2);
 }
 
+/* A private mapping of the file: filled, protected, poisoned as its own; the file stays as it is.
+ */
+static void private_mapping(void)
+{
+	int fd = uffd_new(O_NONBLOCK, SHMEM_ALL);
+	struct area *a = area_still(8, 4);
+	char *shared = a->map;
+	struct handler *h;
+
+	a->map = mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, a->file, 0);
+	if (a->map == MAP_FAILED)
+		die("mmap");
+	if (noted("register", reg(fd, a->map, 8 * PAGE, MODE_MISS | MODE_WP, NULL)) < 0)
+		goto end;
+	h = handler_start(fd, a, ANSWER);
+	load(a, 1);
+	store(a, 1, 77);
+	load(a, 5);
+	store(a, 6, 1);
+	handler_stop(h);
+	if (wp(fd, a, 0, 8, UFFDIO_WRITEPROTECT_MODE_WP) < 0)
+		die("protect");
+	h = handler_start(fd, a, ANSWER);
+	note_marks(a, 0, 8);
+	store(a, 1, 78);
+	store(a, 5, 1);
+	noted("zeropage", zero(fd, a->map + 7 * PAGE, 0, NULL));
+	load(a, 7);
+	note_marks(a, 0, 8);
+	handler_stop(h);
+	note("shared %d %d %d", shared[PAGE + 1], shared[5 * PAGE + 1], shared[6 * PAGE + 1]);
+end:
+	uffd_end(fd);
+	note_marks(a, 0, 8);
+	munmap(a->map, 8 * PAGE);
+	a->map = shared;
+}
+
 const struct conf_case conf_faults[] = {
 	{"wp-store", wp_store},
 	{"wp-unprotect", wp_unprotect},
@@ -614,5 +654,6 @@ const struct conf_case conf_faults[] = {
 	{"sigbus-wp", sigbus_wp},
 	{"sigbus-minor", sigbus_minor},
 	{"poison", poisoned},
+	{"private", private_mapping},
 	{NULL, NULL},
 };

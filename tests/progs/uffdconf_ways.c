@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Ways to read one, to hand it on, to let go of it; several at once; and under load. */
+/* Ways to read one, to hand it on, to let go of it; several at once. */
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
@@ -11,8 +11,10 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -150,6 +152,64 @@ static void read_uring(void)
 	answer_read(fd, a, &msg);
 	storer_join(s);
 	io_uring_queue_exit(&ring);
+	uffd_end(fd);
+}
+
+/* select(2), and one message in two pieces of memory. */
+static void read_select(void)
+{
+	struct area *a = area_still(4, 4);
+	int fd = uffd_new(O_NONBLOCK, SHMEM_ALL);
+	struct timeval wait = {.tv_sec = 10};
+	struct uffd_msg msg;
+	struct iovec halves[2] = {{&msg, 16}, {(char *)&msg + 16, sizeof(msg) - 16}};
+	struct storer *s;
+	fd_set fds;
+
+	reg_all(fd, a, MODE_WP);
+	wp_all(fd, a);
+	s = storer_start(a, 1, 1);
+	FD_ZERO(&fds);
+	FD_SET(fd, &fds);
+	note("select %d", select(fd + 1, &fds, NULL, NULL, &wait));
+	noted("readv", readv(fd, halves, 2));
+	noted("pread", pread(fd, &msg, sizeof(msg), 0));
+	noted("off", wp(fd, a, 1, 1, 0));
+	storer_join(s);
+	uffd_end(fd);
+}
+
+static void *read_for_ever(void *arg)
+{
+	struct uffd_msg msg;
+
+	while (read(*(int *)arg, &msg, sizeof(msg)) == (ssize_t)sizeof(msg)) {
+		struct uffdio_writeprotect w = {
+			.range = {msg.arg.pagefault.address & ~(PAGE - 1), PAGE}};
+
+		ioctl(*(int *)arg, UFFDIO_WRITEPROTECT, &w);
+	}
+	return NULL;
+}
+
+/* A thread that reads without end is cancelled, another one goes on. */
+static void read_cancel(void)
+{
+	struct area *a = area_still(4, 4);
+	int fd = uffd_new(0, SHMEM_ALL);
+	pthread_t reader;
+	void *result;
+
+	reg_all(fd, a, MODE_WP);
+	wp_all(fd, a);
+	for (unsigned long page = 0; page < 2; page++) {
+		if (pthread_create(&reader, NULL, read_for_ever, &fd))
+			die("thread");
+		store(a, page, 1);
+		pthread_cancel(reader);
+		pthread_join(reader, &result);
+		note(result == PTHREAD_CANCELED ? "cancelled" : "ended");
+	}
 	uffd_end(fd);
 }
 
@@ -431,6 +491,41 @@ static void close_read(void)
 	storer_join(s);
 }
 
+/*
+ * A descriptor that is closed, in whatever way, with nobody waiting: the next one has its place.
+ * The mark is looked at then, since nothing tells when another process's close is done.
+ */
+static void close_and_replace(void)
+{
+	struct area *a = area_new(2, 2);
+	struct io_uring ring;
+
+	if (io_uring_queue_init(8, &ring, 0) < 0)
+		die("io_uring");
+	for (int how = 0; how < 4; how++) {
+		int fd = uffd_new(O_NONBLOCK, SHMEM_ALL), next = uffd_new(O_NONBLOCK, SHMEM_ALL);
+
+		reg_all(fd, a, MODE_WP);
+		if (wp(fd, a, 0, 1, WP) < 0)
+			die("protect");
+		if (how == 3) {
+			io_uring_prep_close(io_uring_get_sqe(&ring), fd);
+			ring_do(&ring);
+		} else if (how) {
+			how == 1 ? raw_close(fd) : syscall(SYS_close, fd);
+		} else {
+			close(fd);
+		}
+		if (how % 2)
+			noted("register", reg(next, a->map, a->all * PAGE, MODE_WP, NULL));
+		noted("unregister", unreg(next, a->map, a->all * PAGE));
+		noted("register", reg(next, a->map, a->all * PAGE, MODE_MISS | MODE_WP, NULL));
+		note_marks(a, 0, 2);
+		uffd_end(next);
+	}
+	io_uring_queue_exit(&ring);
+}
+
 /* ---- other processes ---- */
 
 static struct {
@@ -592,164 +687,13 @@ static void in_flight(void)
 	close(pair[1]);
 }
 
-/* ---- under load ---- */
-
-/*
- * Pages are filled by whoever comes first, some protected; counters in them stay right whoever
- * touches them when.
- */
-#define STRESS_PAGES 64
-#define STRESS_TURNS 3000
-
-static struct {
-	struct area *area;
-	pthread_mutex_t lock[STRESS_PAGES];
-	uint32_t count[STRESS_PAGES];
-	_Atomic unsigned wrong;
-	_Atomic bool stop;
-} stress;
-
-static void *stress_count(void *arg)
-{
-	unsigned seed = (unsigned)(uintptr_t)arg;
-
-	for (int i = 0; i < STRESS_TURNS; i++) {
-		unsigned page = (unsigned)rand_r(&seed) % STRESS_PAGES;
-		volatile uint32_t *p = (void *)(stress.area->map + page * PAGE + 128);
-
-		pthread_mutex_lock(&stress.lock[page]);
-		stress.wrong += *p != stress.count[page];
-		*p = ++stress.count[page];
-		pthread_mutex_unlock(&stress.lock[page]);
-	}
-	return NULL;
-}
-
-static void *stress_handle(void *arg)
-{
-	int fd = *(int *)arg;
-	struct uffd_msg msg;
-
-	while (!stress.stop) {
-		struct pollfd pfd = {.fd = fd, .events = POLLIN};
-		char *at;
-
-		if (poll(&pfd, 1, 20) <= 0 || read(fd, &msg, sizeof(msg)) != (ssize_t)sizeof(msg))
-			continue;
-		at = (char *)(uintptr_t)msg.arg.pagefault.address;
-		if (msg.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) {
-			struct uffdio_writeprotect w = {.range = {(uintptr_t)at, PAGE}};
-
-			ioctl(fd, UFFDIO_WRITEPROTECT, &w);
-		} else if (msg.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR) {
-			cont(fd, at, 0, NULL);
-		} else if (zero(fd, at, 0, NULL) < 0) {
-			/* Another thread was first; its own wake may have been before we waited. */
-			struct uffdio_range range = {(uintptr_t)at, PAGE};
-
-			ioctl(fd, UFFDIO_WAKE, &range);
-		}
-	}
-	return NULL;
-}
-
-static void stress_start(struct area *a, pthread_t thread[2])
-{
-	memset(&stress, 0, sizeof(stress));
-	stress.area = a;
-	for (int i = 0; i < STRESS_PAGES; i++)
-		pthread_mutex_init(&stress.lock[i], NULL);
-	for (size_t i = 0; i < 2; i++)
-		if (pthread_create(&thread[i], NULL, stress_count, (void *)(i + 1)))
-			die("thread");
-}
-
-static void stress_end(pthread_t thread[2])
-{
-	unsigned differ = 0;
-
-	for (int i = 0; i < 2; i++)
-		pthread_join(thread[i], NULL);
-	for (unsigned page = 0; page < STRESS_PAGES; page++)
-		differ += *(uint32_t *)(stress.area->map + page * PAGE + 128) != stress.count[page];
-	note("wrong %u, differ %u", (unsigned)stress.wrong, differ);
-}
-
-/* As the kernel's stress test: missing pages filled, and protected again and again. */
-static void stress_faults(void)
-{
-	for (int mode = 0; mode < 3; mode++) {
-		const uint64_t modes[] = {MODE_MISS, MODE_MISS | MODE_WP,
-					  MODE_MISS | MODE_WP | MODE_MIN};
-		int fd = uffd_new(O_NONBLOCK, SHMEM_ALL);
-		struct area *a = area_still(STRESS_PAGES, 0);
-		pthread_t counter[2], handler[2];
-
-		reg_all(fd, a, modes[mode]);
-		stress_start(a, counter);
-		for (int i = 0; i < 2; i++)
-			if (pthread_create(&handler[i], NULL, stress_handle, &fd))
-				die("thread");
-		for (unsigned i = 0; i < 200; i++) {
-			if (modes[mode] & MODE_WP)
-				wp_all(fd, a);
-			zero(fd, a->map + i % STRESS_PAGES * PAGE, 0, NULL);
-			usleep(50);
-		}
-		for (int i = 0; i < 2; i++)
-			pthread_join(counter[i], NULL);
-		stress.stop = true;
-		for (int i = 0; i < 2; i++)
-			pthread_join(handler[i], NULL);
-		uffd_end(fd);
-		for (unsigned page = 0; page < STRESS_PAGES; page++)
-			stress.wrong +=
-				*(uint32_t *)(a->map + page * PAGE + 128) != stress.count[page];
-		note("mode %llu: wrong %u", (unsigned long long)modes[mode],
-		     (unsigned)stress.wrong);
-		area_free(a);
-	}
-}
-
-/* Registered, protected, unregistered, closed while threads write: none waits, nothing is lost. */
-static void stress_registrations(void)
-{
-	struct area *a = area_still(STRESS_PAGES, STRESS_PAGES);
-	pthread_t counter[2], handler;
-	unsigned failed = 0;
-
-	for (unsigned long page = 0; page < STRESS_PAGES; page++)
-		*(uint32_t *)(a->map + page * PAGE + 128) = 0;
-	stress_start(a, counter);
-	for (unsigned i = 0; i < 30; i++) {
-		int fd = uffd_new(O_NONBLOCK, SHMEM_ALL);
-
-		reg_all(fd, a, i % 2 ? MODE_WP : MODE_WP | MODE_MISS);
-		stress.stop = false;
-		if (pthread_create(&handler, NULL, stress_handle, &fd))
-			die("thread");
-		wp_all(fd, a);
-		usleep(200);
-		wp_all(fd, a);
-		if (i % 3 == 0)
-			failed += unreg(fd, a->map + 8 * PAGE, 8 * PAGE) < 0;
-		if (i % 3 == 1)
-			failed += unreg(fd, a->map, a->all * PAGE) < 0;
-		stress.stop = true;
-		pthread_join(handler, NULL);
-		if (i % 4 == 3)
-			failed += dup2(a->file, fd) < 0;
-		failed += close(fd) < 0;
-	}
-	stress_end(counter);
-	note("failed %u", failed);
-}
-
 const struct conf_case conf_ways[] = {
 	{"read-blocking", read_blocking},
 	{"read-poll", read_poll},
 	{"read-epoll", read_epoll},
 	{"read-io_uring", read_uring},
+	{"read-select", read_select},
+	{"read-cancel", read_cancel},
 	{"flags-change", flags_change},
 	{"several", several},
 	{"two-mappings", two_mappings},
@@ -762,11 +706,10 @@ const struct conf_case conf_ways[] = {
 	{"close-raw", close_raw},
 	{"close-io_uring", close_uring},
 	{"close-read", close_read},
+	{"close-and-replace", close_and_replace},
 	{"handed-on", handed_on},
 	{"handed-on-and-killed", handed_on_and_killed},
 	{"inherited", inherited},
 	{"in-flight", in_flight},
-	{"stress-faults", stress_faults},
-	{"stress-registrations", stress_registrations},
 	{NULL, NULL},
 };
