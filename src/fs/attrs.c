@@ -110,17 +110,22 @@ static int truncate_lower(struct fs *fs, uint64_t ino, int fd, const struct stat
 static int set_size(fuse_req_t req, uint64_t ino, int fd, off_t size, bool by_fd)
 {
 	struct creds_caller caller = fs_caller(req);
+	struct fs_drop drop = {.ino = ino, .off = (uint64_t)size};
 	struct fs *fs = fs_of(req);
 	struct stat st;
+	bool shrinks;
 	int r;
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	if (size < st.st_size && st.st_size - size >= FS_MUCH)
+	shrinks = size < st.st_size;
+	if (shrinks && st.st_size - size >= FS_MUCH)
 		fs_request_may_wait();
+	if (shrinks)
+		fs_hook_drop_begin(fs, &drop);
 	r = fs_hook_io_begin(fs, ino, (uint64_t)size, 0, FS_IO_DROP);
 	if (r)
-		return r;
+		goto out;
 	fs_touch(fs, ino);
 	r = creds_become_writer(&caller, &st);
 	if (!r)
@@ -128,8 +133,9 @@ static int set_size(fuse_req_t req, uint64_t ino, int fd, off_t size, bool by_fd
 	creds_restore();
 	fs_touch(fs, ino); /* again: a flush that has read it in between must not be the last */
 	fs_hook_io_end(fs, ino, (uint64_t)size, 0, FS_IO_DROP, !r);
-	if (!r && size < st.st_size)
-		fs_hook_dropped(fs, ino, (uint64_t)size, 0);
+out:
+	if (shrinks)
+		fs_hook_drop_end(fs, &drop);
 	return r;
 }
 

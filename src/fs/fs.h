@@ -46,13 +46,24 @@ enum fs_io {
 };
 
 /*
+ * Contents [off, off + len) of file `ino` that are about to go (punch, zero, truncate, shift); len
+ * 0: to the end. On the stack of whoever drops them, zeroed else; the links belong to who is told.
+ */
+struct fs_drop {
+	uint64_t ino, off, len;
+	struct fs_drop *prev, *next;
+};
+
+/*
  * What the rooms above want to know. Called from FUSE threads, several at once, with no lock of
  * this room held; the request is answered when the hook has returned. Any may be NULL.
  */
 struct fs_hooks {
 	void *ctx;
-	/* [off, off + len) of file `ino` was dropped (punch, zero, truncate); len 0: to the end */
-	void (*dropped)(void *ctx, uint64_t ino, uint64_t off, uint64_t len);
+	/* before contents are dropped, which then may fail, and when that is over (or was not
+	 * begun) */
+	void (*drop_begin)(void *ctx, struct fs_drop *drop);
+	void (*drop_end)(void *ctx, struct fs_drop *drop);
 	/* a statfs is about to be answered: umount(8) makes one first */
 	void (*settle)(void *ctx);
 	void *io_ctx;

@@ -170,27 +170,33 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, of
 	const int shifts = FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE;
 	const int drops = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE;
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
-	bool drop = (mode & (shifts | drops)) != 0;
+	struct fs_drop drop = {.ino = ino, .off = (uint64_t)off};
 	struct fs *fs = fs_of(req);
 	int r = fs_inode_ref_contents(fs, ino, O_RDWR, &ref);
 
 	if (len >= FS_MUCH)
 		fs_request_may_wait();
-	if ((mode & FALLOC_FL_KEEP_SIZE) && !drop)
+	if ((mode & FALLOC_FL_KEEP_SIZE) && !(mode & (shifts | drops)))
 		atomic_store(&fs->behind_end, true);
-	if (!r && drop) {
+	if (!r && (mode & (shifts | drops))) {
+		const bool punch = mode & FALLOC_FL_PUNCH_HOLE;
+
+		drop.len = mode & shifts ? 0 : (uint64_t)len;
+		if (punch)
+			fs_hook_drop_begin(fs, &drop);
 		r = fs_hook_io_begin(fs, ino, (uint64_t)off, (uint64_t)len, FS_IO_DROP);
 		if (!r) {
 			r = fallocate_as_caller(req, ref.fd, mode, off, len);
 			fs_hook_io_end(fs, ino, (uint64_t)off, (uint64_t)len, FS_IO_DROP, !r);
 		}
+		/* tmpfs refuses the others: to tell of them before would make pages dirty for
+		 * nothing. */
+		if (!r && !punch)
+			fs_hook_drop_begin(fs, &drop);
+		fs_hook_drop_end(fs, &drop);
 	} else if (!r) {
 		r = fallocate_pieces(req, ino, ref.fd, mode, off, len);
 	}
-	if (!r && (mode & shifts))
-		fs_hook_dropped(fs, ino, (uint64_t)off, 0);
-	else if (!r && (mode & drops))
-		fs_hook_dropped(fs, ino, (uint64_t)off, (uint64_t)len);
 	fuse_reply_err(req, -r);
 }
 

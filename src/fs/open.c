@@ -19,18 +19,24 @@ static int open_truncate(fuse_req_t req, fuse_ino_t ino, mode_t *mode)
 	struct creds_caller caller = fs_caller(req);
 	struct fs *fs = fs_of(req);
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	struct fs_drop drop = {.ino = ino};
 	struct stat st;
+	bool shrinks;
 	int r;
 
 	r = fs_inode_ref_contents(fs, ino, O_RDWR, &ref);
 	if (!r && fstat(ref.fd, &st) < 0)
 		r = -errno;
-	if (!r)
-		r = fs_hook_io_begin(fs, ino, 0, 0, FS_IO_DROP);
 	if (r)
 		return r;
 	if (st.st_size >= FS_MUCH)
 		fs_request_may_wait();
+	shrinks = st.st_size > 0;
+	if (shrinks)
+		fs_hook_drop_begin(fs, &drop);
+	r = fs_hook_io_begin(fs, ino, 0, 0, FS_IO_DROP);
+	if (r)
+		goto out;
 	fs_touch(fs, ino); /* an open for reading, it may be */
 	r = creds_become_writer(&caller, &st);
 	if (!r)
@@ -38,9 +44,10 @@ static int open_truncate(fuse_req_t req, fuse_ino_t ino, mode_t *mode)
 	creds_restore();
 	fs_touch(fs, ino);
 	fs_hook_io_end(fs, ino, 0, 0, FS_IO_DROP, !r);
-	if (!r && st.st_size > 0)
-		fs_hook_dropped(fs, ino, 0, 0);
 	*mode = fstat(ref.fd, &st) == 0 ? st.st_mode : S_ISUID;
+out:
+	if (shrinks)
+		fs_hook_drop_end(fs, &drop);
 	return r;
 }
 

@@ -471,7 +471,9 @@ void fs_dirs_free(struct fs *fs);
 
 /* ---- session.c -------------------------------------------------------------------------- */
 
-void fs_hook_dropped(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len);
+/* Around a drop; neither between fs_hook_io_begin and fs_hook_io_end. */
+void fs_hook_drop_begin(struct fs *fs, struct fs_drop *drop);
+void fs_hook_drop_end(struct fs *fs, struct fs_drop *drop);
 void fs_hook_settle(struct fs *fs);
 int fs_hook_sync_file(struct fs *fs, uint64_t ino);
 void fs_hook_contents_begin(struct fs *fs, uint64_t ino);

@@ -311,11 +311,19 @@ void fs_set_hooks(struct fs *fs, const struct fs_hooks *hooks)
 	pthread_rwlock_unlock(&fs->hooks_lock);
 }
 
-void fs_hook_dropped(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len)
+void fs_hook_drop_begin(struct fs *fs, struct fs_drop *drop)
 {
 	pthread_rwlock_rdlock(&fs->hooks_lock);
-	if (fs->hooks && fs->hooks->dropped)
-		fs->hooks->dropped(fs->hooks->ctx, ino, off, len);
+	if (fs->hooks && fs->hooks->drop_begin)
+		fs->hooks->drop_begin(fs->hooks->ctx, drop);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+}
+
+void fs_hook_drop_end(struct fs *fs, struct fs_drop *drop)
+{
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->drop_end)
+		fs->hooks->drop_end(fs->hooks->ctx, drop);
 	pthread_rwlock_unlock(&fs->hooks_lock);
 }
 

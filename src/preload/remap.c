@@ -257,53 +257,81 @@ long map_protect(uint64_t addr, uint64_t len, int prot)
 	return ret;
 }
 
-static void tell_removed(uint64_t addr, uint64_t len)
+/*
+ * Contents that go keep their marks: the daemons are asked first, and may make an epoch end between
+ * that and the call. Each counts what was to go as changed in the next one too, until it hears of
+ * something else; one that was started meanwhile has to be asked again.
+ */
+struct removal {
+	uint64_t cookies[SHIM_MOUNTS]; /* of the daemons that were asked; 0: none was */
+	bool untold;
+};
+
+/* Asks one of the mounts. False: it does not know now. */
+static bool removal_ask(struct removal *removal, uint32_t mount, uint64_t addr, uint64_t len)
+{
+	struct wpfs_range body = {.addr = addr, .len = len};
+	int status = 0;
+
+	if (mount_call(&shim.mounts[mount], WPFS_OP_REMOVE, &body, sizeof(body), NULL, &status,
+		       NULL, 0, NULL) != 0 ||
+	    status < 0) {
+		removal->untold = true;
+		return false;
+	}
+	removal->cookies[mount] = shim.mounts[mount].cookie;
+	return true;
+}
+
+static void removal_ask_known(struct removal *removal, uint64_t addr, uint64_t len)
 {
 	uint64_t end = addr + len;
 	struct range piece;
 
 	for (; addr < end && ranges_next(addr, end, &piece); addr = piece.end) {
-		struct wpfs_range body = {.addr = piece.start, .len = piece.end - piece.start};
-		struct mount *mount = &shim.mounts[piece.mount];
-		int status = 0;
-
-		if (mount_call(mount, WPFS_OP_REMOVE, &body, sizeof(body), NULL, &status, NULL, 0,
-			       NULL) != 0 ||
-		    status < 0)
-			untold_count(mount, piece.ino | WPFS_UNTOLD_DROPPED);
+		if (!removal_ask(removal, piece.mount, piece.start, piece.end - piece.start))
+			untold_count(&shim.mounts[piece.mount], piece.ino | WPFS_UNTOLD_DROPPED);
 	}
 }
 
 /* Memory of which nothing is known here: it may be a mapping that was made past us. */
-static void ask_removed(uint64_t addr, uint64_t len)
+static void removal_ask_all(struct removal *removal, uint64_t addr, uint64_t len)
 {
-	struct wpfs_range body = {.addr = addr, .len = len};
-
 	for (uint32_t i = 0; i < SHIM_MOUNTS && shim.mounts[i].state != MOUNT_NONE; i++) {
-		struct mount *mount = &shim.mounts[i];
-		int status = 0;
-
-		if (mount->state != MOUNT_ATTACHED && mount->state != MOUNT_FORKED)
+		if (shim.mounts[i].state != MOUNT_ATTACHED && shim.mounts[i].state != MOUNT_FORKED)
 			continue;
-		if (mount_call(mount, WPFS_OP_REMOVE, &body, sizeof(body), NULL, &status, NULL, 0,
-			       NULL) != 0 ||
-		    status < 0)
+		if (!removal_ask(removal, i, addr, len))
 			untold_count_unknown();
 	}
 }
 
-/* Contents that go keep their marks: the daemon must know before. Under the lock. */
-static void about_to_remove(uint64_t addr, uint64_t len)
+/* Before the call, under the lock. */
+static void removal_begin(struct removal *removal, uint64_t addr, uint64_t len)
 {
 	if (!mapping_span_valid(addr, len))
 		return; /* nor does the kernel take it */
 	if (ranges_overlap(addr, page_align_up(len)))
-		tell_removed(addr, page_align_up(len));
+		removal_ask_known(removal, addr, page_align_up(len));
 	else
-		ask_removed(addr, page_align_up(len));
+		removal_ask_all(removal, addr, page_align_up(len));
 }
 
-/* The same where nothing may be asked: it finds out when it looks next. */
+/* The call has been made. False: not all that were asked know that it was to come. */
+static bool removal_over(const struct removal *removal)
+{
+	const struct wpfs_map nothing = {0};
+	bool known = !removal->untold;
+
+	for (uint32_t i = 0; i < SHIM_MOUNTS; i++) {
+		if (!removal->cookies[i])
+			continue;
+		mount_tell(&shim.mounts[i], WPFS_OP_ANNOUNCE, &nothing, sizeof(nothing));
+		known &= shim.mounts[i].cookie == removal->cookies[i];
+	}
+	return known;
+}
+
+/* Before and after it where nothing may be asked: it is found out at the next look. */
 static void count_removed(uint64_t addr, uint64_t len)
 {
 	uint64_t end = addr + page_align_up(len);
@@ -324,17 +352,24 @@ static void count_removed(uint64_t addr, uint64_t len)
 
 long map_remove(uint64_t addr, uint64_t len)
 {
+	struct removal removal = {0};
 	struct shim_guard guard;
 	long ret;
 
 	if (!shim_lock(&guard)) {
 		count_removed(addr, len);
-		return raw(madvise, addr, len, MADV_REMOVE);
+		ret = raw(madvise, addr, len, MADV_REMOVE);
+		count_removed(addr, len);
+		return ret;
 	}
-	about_to_remove(addr, len);
+	removal_begin(&removal, addr, len);
 	shim_lock_waits(true);
 	ret = raw(madvise, addr, len, MADV_REMOVE);
 	shim_lock_waits(false);
+	if (!removal_over(&removal)) {
+		removal_begin(&removal, addr, len);
+		removal_over(&removal);
+	}
 	shim_unlock(&guard);
 	return ret;
 }
@@ -342,19 +377,24 @@ long map_remove(uint64_t addr, uint64_t len)
 /* If it is another process's memory that is meant, the kernel says no. */
 long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flags)
 {
+	struct removal removal = {0};
 	struct shim_guard guard;
 	struct iovec one;
 	long ret;
 
 	if (!shim_lock(&guard)) {
 		untold_count_unknown(); /* the list is in memory that may not be read */
-		return raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
+		ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
+		untold_count_unknown();
+		return ret;
 	}
 	for (size_t i = 0; i < nr && i < IOV_MAX && raw_peek(&vec[i], &one, sizeof(one)); i++)
-		about_to_remove((uint64_t)one.iov_base, one.iov_len);
+		removal_begin(&removal, (uint64_t)one.iov_base, one.iov_len);
 	shim_lock_waits(true);
 	ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
 	shim_lock_waits(false);
+	if (!removal_over(&removal))
+		untold_count_unknown(); /* the list may have been in what went */
 	shim_unlock(&guard);
 	return ret;
 }

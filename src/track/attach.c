@@ -127,8 +127,8 @@ static void attach_again(struct request *rq)
 
 	life_sweep_pid(rq->t, c->id.pid);
 	DL_FOREACH (rq->t->tmms, tm) {
-		if (tm->state == TMM_DETACHED || tm->program.pid != c->id.pid ||
-		    tm->program.start_time != c->id.start_time)
+		if (tm->state == TMM_DETACHED || tm->state == TMM_FORKED ||
+		    tm->program.pid != c->id.pid || tm->program.start_time != c->id.start_time)
 			continue;
 		attach_take_client(tm, c);
 		reply.mm = tm->mm.id;
@@ -201,6 +201,9 @@ static int attach_take(struct request *rq, struct tmm *tm)
 	} else {
 		tm->uffd_copy = steal_fd(&fds->fd[0]);
 	}
+	tm->mm_fd = pagemap_open(witness ? tm->witness.pid : rq->c->id.pid);
+	if (tm->mm_fd < 0)
+		tm->mm_fd = -1;
 	tm->program = rq->c->id;
 	tm->program_watch.fd = proc_open(&tm->program);
 	if (tm->program_watch.fd < 0)
@@ -265,7 +268,7 @@ static int attach_renew(struct request *rq, struct tmm *tm)
 	tm->nr_kept = 0;
 	residency_moved(rq->t, tm); /* the old witness shows its mappings no more */
 	if (!rq->t->config.capped)
-		r = fork_lose_strays(rq->t, tm);
+		r = strays_lose(rq->t, tm);
 	if (r == 0 && !rq->t->config.capped)
 		r = mm_lost_registration(&tm->mm);
 	rq->t->conservative += tm->mm.conservative - before;

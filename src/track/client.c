@@ -62,8 +62,11 @@ void client_reap(struct track *t)
 
 	DL_FOREACH_SAFE(t->clients, c, next)
 	{
-		if (c->closing)
-			client_free(t, c);
+		if (!c->closing)
+			continue;
+		if (c->tmm && c->tmm->state == TMM_FORKED)
+			life_end(t, c->tmm); /* or it goes on, and nobody looks */
+		client_free(t, c);
 	}
 }
 
@@ -136,7 +139,7 @@ static const struct {
 	[WPFS_OP_MAP] = {ROLE_ATTACHED, mapping_map},
 	[WPFS_OP_ANNOUNCE] = {ROLE_ATTACHED, mapping_announce},
 	[WPFS_OP_UNMAP] = {ROLE_ATTACHED, mapping_unmap},
-	[WPFS_OP_REMOVE] = {ROLE_ATTACHED, mapping_remove},
+	[WPFS_OP_REMOVE] = {ROLE_ATTACHED, drops_request},
 	[WPFS_OP_MSYNC] = {ROLE_ATTACHED, durable_msync},
 	[WPFS_OP_UFFD_PRE] = {ROLE_ATTACHED, own_pre},
 	[WPFS_OP_UFFD_POST] = {ROLE_ATTACHED, own_post},
@@ -202,19 +205,24 @@ static void client_request(struct track *t, struct client *c, const void *packet
 	}
 	if (c->tmm && hdr->op != WPFS_OP_UNMAP) /* which may be one of several for one munmap */
 		c->tmm->announced = (struct announced){0};
+	if (c->tmm && hdr->op != WPFS_OP_REMOVE)
+		drops_removed(t, c->tmm);
 	request_table[hdr->op].fn(&rq);
 }
 
-const struct wpfs_map *client_peek_announce(const struct client *c, void *packet, size_t size)
+const struct wpfs_map *client_peek_map(const struct client *c, void *packet, size_t size)
 {
 	const struct ipc_fds none = IPC_FDS_INIT;
 	const struct wpfs_hdr *hdr = packet;
 	ssize_t n = recv(c->watch.fd, packet, size, MSG_PEEK | MSG_DONTWAIT | MSG_TRUNC);
 
+	const struct wpfs_map *map;
+
 	if (n < 0 || (size_t)n > size || ipc_check_request(packet, (size_t)n, &none) < 0 ||
-	    hdr->op != WPFS_OP_ANNOUNCE)
+	    (hdr->op != WPFS_OP_ANNOUNCE && hdr->op != WPFS_OP_MAP))
 		return NULL;
-	return ipc_body(packet, (size_t)n);
+	map = ipc_body(packet, (size_t)n);
+	return map->query ? NULL : map;
 }
 
 void client_event(struct track *t, struct client *c, uint32_t events)

@@ -73,7 +73,7 @@ static int turn_doubt_untracked(struct track *t, const struct tmm *tm,
 
 	if (tm->state != TMM_DETACHED)
 		return 0;
-	if (slash && strcmp(slash, FORK_UNTRACKED) == 0)
+	if (slash && strcmp(slash, STRAYS_NAME) == 0)
 		unseen_holders(t, turn->f->id, "", line, sizeof(line));
 	if (!line[0] && (!tm->maybe_shared || !unseen_is_mapped(t, turn->f->id)))
 		return 0;
@@ -121,7 +121,11 @@ static int turn_mark(struct track *t, struct tmm *tm, int uffd, int pagemap,
 	    !protect_part(sel, vma, &start, &end, &pgoff))
 		return 0;
 	if (!vma->registered || vma->owner == MM_PROGRAM) {
-		r = residency_register(t, uffd, vma->start, vma->end, vma->file);
+		/* Where the program is about to register its own it must find nothing. */
+		if (vma->start < tm->announced.aside_end && tm->announced.aside_start < vma->end)
+			r = -EBUSY;
+		else
+			r = residency_register(t, uffd, vma->start, vma->end, vma->file);
 		if (r == -EPERM) {
 			vma->sealed = true;
 			return 0;
@@ -134,10 +138,15 @@ static int turn_mark(struct track *t, struct tmm *tm, int uffd, int pagemap,
 	if (r == 0)
 		r = residency_protect(t, tm, uffd, pagemap, start, end, &written);
 	if (r < 0) {
-		/* Unmarked, so dirty from the first moment of the new epoch. */
+		/* Unmarked, so dirty from the first moment of the new epoch; and what was stored
+		 * since the harvest may be marked already. */
 		log_warn("track: cannot protect a mapping of pid %d: %s", tm->program.pid,
 			 log_errstr(r));
-		return mm_set_add_range(&turn->stays, pgoff, (end - start) >> WPFS_PAGE_SHIFT);
+		r = mm_set_or_range(&turn->was_dirty, &turn->was_armed, pgoff,
+				    (end - start) >> WPFS_PAGE_SHIFT);
+		return r < 0 ? r
+			     : mm_set_add_range(&turn->stays, pgoff,
+						(end - start) >> WPFS_PAGE_SHIFT);
 	}
 	/* As a look just then would have shown it: what is stored of it is read by the next daemon.
 	 */
@@ -249,11 +258,13 @@ static int protect_recheck(struct track *t, struct tmm *tm, const struct protect
 }
 
 /* Step 2 for one file: the new epoch has nothing dirty but what stays. */
-static int turn_end(const struct protect_selection *sel, struct turn *turn)
+static int turn_end(struct track *t, const struct protect_selection *sel, struct turn *turn)
 {
 	struct mm_owned *own = &turn->f->own[MM_WPFS];
 	int r = mm_set_copy(&own->dirty, &turn->stays);
 
+	if (r == 0)
+		r = drops_under_way(t, turn->f->id, &own->armed, &own->dirty);
 	if (r == 0)
 		r = mm_set_and(&own->dirty, &own->armed);
 	if (!sel->ranged)
@@ -350,7 +361,7 @@ int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *
 		if (r == 0 && tm->state == TMM_LIVE)
 			r = protect_recheck(t, tm, sel, turns, nr);
 		for (size_t i = 0; r == 0 && i < nr; i++)
-			r = turn_end(sel, &turns[i]);
+			r = turn_end(t, sel, &turns[i]);
 		if (r == 0) {
 			const uint64_t epoch = tm->mm.epoch;
 

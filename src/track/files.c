@@ -124,7 +124,7 @@ bool files_is_mapped(struct track *t, uint64_t ino)
 	struct tmm *tm;
 
 	DL_FOREACH (t->tmms, tm) {
-		if (tm->state != TMM_LIVE)
+		if (tm->state == TMM_NEW || tm->state == TMM_DETACHED)
 			continue;
 		for (size_t i = 0; i < tm->mm.nr_vmas; i++) {
 			if (tm->mm.vmas[i].file == ino)

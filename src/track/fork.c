@@ -2,8 +2,9 @@
 /*
  * Fork children. With EVENT_FORK the kernel copies the marks and hands a uffd of the child's mm to
  * whoever reads the event: the parent's witness. The child comes and claims it before its fork()
- * returns. One that does not come (a raw clone, or a fork while no daemon was there) has stores
- * that nobody watches: they are in doubt, in a row of their own.
+ * returns, and then attaches. Until it has, its row says that it is live and has no witness: should
+ * it not come to that, or this daemon not live to see it, what it was born with counts as dirty.
+ * One that does not come at all is strays.c's.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -11,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <utlist.h>
 
 #include "base/cleanup.h"
@@ -87,38 +87,6 @@ void fork_witness_tell(const struct tmm *tm, const struct wpfs_witness_cmd *cmd,
 			 log_errstr(chan < 0 ? chan : errno));
 }
 
-static uint64_t fork_now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
-}
-
-static struct stray *fork_stray(struct tmm *tm, int fd)
-{
-	for (size_t i = 0; i < tm->nr_strays; i++) {
-		if (tm->strays[i].fd == fd)
-			return &tm->strays[i];
-	}
-	if (tm->nr_strays == WPFS_WITNESS_FDS)
-		return NULL;
-	tm->strays[tm->nr_strays] = (struct stray){.fd = fd, .since_ms = fork_now_ms()};
-	return &tm->strays[tm->nr_strays++];
-}
-
-/* The witness closes it when it reads the command: until then it is no stray. */
-static void fork_witness_close(struct tmm *tm, int fd)
-{
-	struct stray *stray = fork_stray(tm, fd);
-
-	const struct wpfs_witness_cmd cmd = {.op = WPFS_WITNESS_CLOSE, .fd = fd};
-
-	if (stray)
-		*stray = (struct stray){fd, true, fork_now_ms()};
-	fork_witness_tell(tm, &cmd, -1);
-}
-
 void fork_new_life(struct track *t, const struct tmm *tm)
 {
 	const struct wpfs_witness_cmd cmd = {.op = WPFS_WITNESS_LIFE, .fd = -1};
@@ -128,14 +96,16 @@ void fork_new_life(struct track *t, const struct tmm *tm)
 
 /*
  * The child's uffd, which the kernel handed to whoever read the parent's fork event: the parent's
- * witness. Gives our copy, or -errno; -ENOENT: there is none (nothing was registered).
+ * witness, under *number. Gives our copy, or -errno; -ENOENT: there is none (nothing was
+ * registered).
  */
-static int fork_find_uffd(struct tmm *parent, pid_t child, uint64_t scratch)
+static int fork_find_uffd(struct track *t, struct tmm *parent, pid_t child, uint64_t scratch,
+			  int *number)
 {
 	_cleanup_close_ int pagemap = pagemap_open(child);
 	_cleanup_dir_ DIR *dir = NULL;
-	char path[64];
 	struct dirent *de;
+	char path[64];
 
 	if (pagemap < 0)
 		return pagemap;
@@ -153,18 +123,18 @@ static int fork_find_uffd(struct tmm *parent, pid_t child, uint64_t scratch)
 		if (uffd < 0 || !uffd_is_uffd(uffd))
 			continue;
 		if (fork_uffd_is_of(uffd, pagemap, scratch)) {
-			fork_witness_close(parent, fd);
+			*number = fd;
 			return steal_fd(&uffd);
 		}
 		/* Of a child that never came (a raw clone) and is gone: it takes up a place. */
-		if (uffd_writeprotect(uffd, 0, WPFS_PAGE_SIZE, false) == -ESRCH)
-			fork_witness_close(parent, fd);
+		if (uffd_writeprotect_once(uffd, 0, WPFS_PAGE_SIZE, false) == -ESRCH &&
+		    strays_doubt(t, parent) == 0)
+			strays_close(parent, fd);
 	}
 	return -ENOENT;
 }
 
-/* The child begins with its parent's armed pages and what is known to be dirty of them. */
-static int fork_copy_model(struct mm *to, const struct mm *from)
+int fork_copy_model(struct mm *to, const struct mm *from)
 {
 	struct mm_file *f, *next;
 
@@ -224,11 +194,7 @@ static bool fork_has_armed_mappings(const struct mm *mm)
 	return false;
 }
 
-/*
- * A child whose uffd is lost (its parent has no witness, or a witness with more children than it
- * keeps uffds of): nothing watches the mappings it was born with, so what is armed there is dirty.
- */
-static int fork_doubt_mapped(struct mm *child, const struct mm *parent)
+int fork_doubt_mapped(struct mm *child, const struct mm *parent)
 {
 	int r = 0;
 
@@ -254,177 +220,81 @@ static void fork_name(struct track *t, struct tmm *tm, const char *parent, pid_t
 	snprintf(tm->name, sizeof(tm->name), "%s", name);
 }
 
+/* What the child is, before it knows of it itself. 0 or -errno. */
+static int fork_fill(struct track *t, struct tmm *tm, struct tmm *parent, const struct client *c,
+		     bool watched)
+{
+	int r = fork_copy_model(&tm->mm, &parent->mm);
+
+	if (r == 0)
+		r = watched ? fork_copy_vmas(&tm->mm, &parent->mm)
+			    : fork_doubt_mapped(&tm->mm, &parent->mm);
+	if (r < 0)
+		return r;
+	tm->mm.id = t->next_mm++;
+	tm->uid = parent->uid;
+	tm->program = c->id;
+	tm->state = TMM_FORKED;
+	tm->fork_child = true;
+	tm->fork_epoch = protect_last_epoch(t);
+	if (parent->name[0])
+		fork_name(t, tm, parent->name, c->id.pid);
+	proc_comm(c->id.pid, tm->comm);
+	return protect_store_born(t, tm);
+}
+
+/* *uffd is its own, under `number` in the parent's witness; -1: it has none. */
+static int fork_make(struct request *rq, struct tmm *parent, int *uffd, int number)
+{
+	struct wpfs_forked_reply reply = {.nr_fds = *uffd >= 0};
+	struct client *c = rq->c;
+	struct tmm *tm = tmm_new(rq->t);
+	int r = tm ? fork_fill(rq->t, tm, parent, c, *uffd >= 0) : -ENOMEM;
+
+	if (r < 0) {
+		if (tm)
+			tmm_free(rq->t, tm);
+		return r;
+	}
+	if (number >= 0)
+		strays_claim(parent, number, tm);
+	tm->client = c;
+	c->tmm = tm;
+	c->forked = reply.nr_fds;
+	request_reply_fds(rq, &reply, sizeof(reply), uffd, reply.nr_fds);
+	return 0;
+}
+
 void fork_forked(struct request *rq)
 {
 	const struct wpfs_forked *forked = rq->body;
 	struct wpfs_forked_reply reply = {0};
 	struct client *c = rq->c;
-	struct tmm *parent = fork_parent(rq->t, forked->cookie, c), *tm;
+	struct tmm *parent = fork_parent(rq->t, forked->cookie, c);
 	_cleanup_close_ int uffd = -1;
+	int number = -1, r = 0;
 
-	if (!parent) {
+	if (!parent || c->tmm) {
 		request_error(rq, -ESRCH, "no attached process has that cookie");
 		return;
 	}
-	if (parent->state == TMM_NEW || c->forked) {
+	if (parent->state == TMM_NEW) {
 		request_reply(rq, 0, &reply, sizeof(reply));
 		return;
 	}
 	if (rq->t->config.capped)
 		uffd = residency_find_child(rq->t, c->id.pid, forked->scratch);
 	else if (parent->witness_pidfd >= 0)
-		uffd = fork_find_uffd(parent, c->id.pid, forked->scratch);
+		uffd = fork_find_uffd(rq->t, parent, c->id.pid, forked->scratch, &number);
 	if (uffd < 0 && !fork_has_armed_mappings(&parent->mm)) {
 		request_reply(rq, 0, &reply, sizeof(reply)); /* a mm like any new one */
 		return;
 	}
 	/* What the parent could not tell of before the fork is the child's too. */
-	if (tmm_pid(parent) && tmm_untold(rq->t, parent, tmm_pid(parent)) == -ENOMEM) {
-		request_error(rq, -ENOMEM, "out of memory");
-		return;
-	}
-	tm = tmm_new(rq->t);
-	if (!tm || fork_copy_model(&tm->mm, &parent->mm) < 0 ||
-	    (uffd < 0 ? fork_doubt_mapped(&tm->mm, &parent->mm)
-		      : fork_copy_vmas(&tm->mm, &parent->mm)) < 0) {
-		if (tm)
-			tmm_free(rq->t, tm);
-		request_error(rq, -ENOMEM, "out of memory");
-		return;
-	}
-	tm->mm.id = rq->t->next_mm++;
-	tm->uid = parent->uid;
-	tm->fork_child = true;
-	if (parent->name[0])
-		fork_name(rq->t, tm, parent->name, c->id.pid);
-	proc_comm(c->id.pid, tm->comm);
-	tm->client = c;
-	c->tmm = tm;
-	c->forked = uffd >= 0;
-	reply.nr_fds = uffd >= 0;
-	request_reply_fds(rq, &reply, sizeof(reply), &uffd, reply.nr_fds);
-}
-
-/* ---- children that did not come ---- */
-
-/* Notes the uffds in the witness's table that are not its own; forgets those that have gone. */
-static int fork_note_strays(struct tmm *tm)
-{
-	bool seen[WPFS_WITNESS_FDS] = {false};
-	_cleanup_dir_ DIR *dir = NULL;
-	char path[64], target[64];
-	struct dirent *de;
-	size_t kept = 0;
-
-	snprintf(path, sizeof(path), "/proc/%d/fd", tm->witness.pid);
-	dir = opendir(path);
-	if (!dir)
-		return errno == ENOENT ? -ESRCH : -errno;
-	while ((de = readdir(dir))) {
-		ssize_t n = readlinkat(dirfd(dir), de->d_name, target, sizeof(target) - 1);
-		int fd = atoi(de->d_name);
-		struct stray *stray;
-
-		if (n < 0 || fd == tm->uffd_fd)
-			continue;
-		target[n] = '\0';
-		stray = strcmp(target, "anon_inode:[userfaultfd]") == 0 ? fork_stray(tm, fd) : NULL;
-		if (stray)
-			seen[stray - tm->strays] = true;
-	}
-	for (size_t i = 0; i < tm->nr_strays; i++) {
-		if (seen[i])
-			tm->strays[kept++] = tm->strays[i];
-	}
-	tm->nr_strays = kept;
-	return 0;
-}
-
-/* Is the mm of this uffd gone? */
-static bool fork_is_gone(const struct tmm *tm, int fd)
-{
-	_cleanup_close_ int uffd = proc_borrow_fd(tm->witness_pidfd, fd);
-
-	return uffd >= 0 && uffd_is_uffd(uffd) &&
-	       uffd_writeprotect(uffd, 0, WPFS_PAGE_SIZE, false) == -ESRCH;
-}
-
-void fork_resume_strays(struct tmm *tm)
-{
-	if (fork_note_strays(tm) < 0)
-		return; /* the next harvest finds the witness gone */
-	for (size_t i = 0; i < tm->nr_strays; i++)
-		tm->strays[i].since_ms = 0;
-}
-
-/*
- * The row that stands for the children of a program that nobody tracks: "db/untracked". What is
- * armed in the mappings they were born with is dirty in it; the parent's own marks stay exact.
- */
-static int fork_doubt_children(struct track *t, struct tmm *tm)
-{
-	char name[TRACK_NAME_SIZE];
-	struct tmm *row;
-	uint64_t before;
-	int r;
-
-	if (!tm->name[0])
-		return mm_lost(&tm->mm); /* its marks have no name to be kept under */
-	snprintf(name, sizeof(name), "%.*s" FORK_UNTRACKED, (int)strcspn(tm->name, "/"), tm->name);
-	row = tmm_by_name(t, tm->uid, name);
-	if (!row) {
-		row = tmm_new(t);
-		if (!row)
-			return -ENOMEM;
-		row->mm.id = t->next_mm++;
-		row->uid = tm->uid;
-		row->state = TMM_DETACHED;
-		row->fork_child = true;
-		snprintf(row->name, sizeof(row->name), "%s", name);
-		memcpy(row->comm, tm->comm, sizeof(row->comm));
-	}
-	before = tmm_dirty(row);
-	r = fork_copy_model(&row->mm, &tm->mm);
+	if (tmm_pid(parent) && tmm_untold(rq->t, parent, tmm_pid(parent)) == -ENOMEM)
+		r = -ENOMEM;
 	if (r == 0)
-		r = fork_doubt_mapped(&row->mm, &tm->mm);
-	return r < 0 || tmm_dirty(row) == before ? r : protect_store_born(t, row);
-}
-
-int fork_lose_strays(struct track *t, struct tmm *tm)
-{
-	bool doubt = false;
-
-	for (size_t i = 0; i < tm->nr_strays; i++)
-		doubt |= !tm->strays[i].claimed;
-	tm->nr_strays = 0;
-	return doubt ? fork_doubt_children(t, tm) : 0;
-}
-
-int fork_look_for_strays(struct track *t, struct tmm *tm)
-{
-	int dead[WPFS_WITNESS_FDS];
-	size_t nr_dead = 0;
-	bool doubt = false;
-	int r = fork_note_strays(tm);
-
-	for (size_t i = 0; r == 0 && i < tm->nr_strays; i++) {
-		struct stray *stray = &tm->strays[i];
-		uint64_t age = fork_now_ms() - stray->since_ms;
-
-		if (age > FORK_CLAIM_MS)
-			stray->claimed = false; /* the number is another child's by now */
-		if (stray->claimed)
-			continue;
-		if (fork_is_gone(tm, stray->fd))
-			dead[nr_dead++] = stray->fd;
-		else if (age > FORK_CLAIM_MS || tm->ending)
-			doubt = true; /* its uffd goes with the witness, if it does not come first
-				       */
-	}
-	if (r == 0 && (doubt || nr_dead))
-		r = fork_doubt_children(t, tm);
-	/* Only now: a daemon after this one must see them, if it was not committed. */
-	for (size_t i = 0; r == 0 && i < nr_dead; i++)
-		fork_witness_close(tm, dead[i]);
-	return r;
+		r = fork_make(rq, parent, &uffd, number);
+	if (r < 0)
+		request_error(rq, r, "pid %d cannot be tracked: %s", c->id.pid, log_errstr(r));
 }

@@ -67,15 +67,16 @@ struct announced {
 /* A child's uffd in the table of its parent's witness. */
 struct stray {
 	int fd;
-	bool claimed; /* the child has come; the witness is about to close it */
+	uint64_t claimer; /* mm id of the child that has come: the witness is to close it; or 0 */
 	uint64_t since_ms;
 };
 
 /*
- * A tracked mm. Moves: NEW (attached, nothing mapped, not in the database) -> LIVE (has a row)
- * -> DETACHED (kept in the database only; this struct stays while the mount does).
+ * A tracked mm. Moves: NEW (attached, nothing mapped, not in the database) or FORKED (has a row, in
+ * which it is live without a witness, and is about to attach) -> LIVE (has a row) -> DETACHED (kept
+ * in the database only; this struct stays while the mount does).
  */
-enum tmm_state { TMM_NEW, TMM_LIVE, TMM_DETACHED };
+enum tmm_state { TMM_NEW, TMM_FORKED, TMM_LIVE, TMM_DETACHED };
 
 struct tmm {
 	struct watch program_watch; /* pidfd of the program; readable when it has ended */
@@ -96,9 +97,11 @@ struct tmm {
 	bool ending;	     /* nobody will look at its witness again */
 	bool epoch_turned;   /* protected or unprotected since: fork_dirty tells nothing any more */
 	uint64_t fork_dirty; /* tmm_dirty() when it was forked */
+	uint64_t fork_epoch; /* protect_last_epoch() then */
 	struct proc_id program; /* pid 0 when detached */
 	struct proc_id witness; /* pid 0: none */
 	int witness_pidfd;
+	int mm_fd;     /* a pagemap of it: whether it is gone; -1: not known */
 	int uffd_fd;   /* of wpfs's uffd in the witness */
 	int chan_fd;   /* of the command channel in the witness */
 	int uffd_copy; /* ours, only when there is no witness (and no event to be read) */
@@ -113,7 +116,8 @@ struct tmm {
 	uint64_t kept[WPFS_WITNESS_FDS]; /* files whose struct file the witness holds */
 	size_t nr_kept;
 	struct announced announced;
-	struct client *client; /* may be NULL: the connection can be lost while the mm lives */
+	struct removal *removals; /* of drops.c */
+	struct client *client;	  /* may be NULL: the connection can be lost while the mm lives */
 	struct tmm *prev, *next;
 };
 
@@ -169,8 +173,12 @@ struct track {
 	pthread_cond_t durable_done;
 	unsigned nr_durable; /* durable_lock: requests that wait for a disk */
 
+	pthread_mutex_t drops_lock; /* innermost */
+	struct fs_drop *drops;	    /* drops_lock */
+
 	struct client *clients;
 	struct tmm *tmms;
+	atomic_uint nr_tmms;	       /* of these; any thread may look whether there are some */
 	struct track_file *files;      /* uthash by ino */
 	uint64_t devs[TRACK_MAX_DEVS]; /* st_dev numbers of this lower's mounts */
 	size_t nr_devs;
@@ -207,10 +215,10 @@ void client_accept(struct track *t);
 void client_event(struct track *t, struct client *c, uint32_t events);
 void client_free(struct track *t, struct client *c);
 /*
- * The ANNOUNCE that the client has sent and nobody has read yet, if that is its next message; in
- * `packet` (aligned to 8). NULL: it is not.
+ * The ANNOUNCE, or the MAP of what is mapped already, that the client has sent and nobody has read
+ * yet, if that is its next message; in `packet` (aligned to 8). NULL: it is not.
  */
-const struct wpfs_map *client_peek_announce(const struct client *c, void *packet, size_t size);
+const struct wpfs_map *client_peek_map(const struct client *c, void *packet, size_t size);
 /* Frees the clients that closed during this round of events. */
 void client_reap(struct track *t);
 
@@ -243,17 +251,34 @@ struct wpfs_witness_cmd;
 void fork_witness_tell(const struct tmm *tm, const struct wpfs_witness_cmd *cmd, int fd);
 /* Tells the witness of an mm taken back that there is a daemon again: it waits for that one. */
 void fork_new_life(struct track *t, const struct tmm *tm);
-/* Children of a live mm that nobody tracks get a row in which what is armed is dirty. -errno. */
-int fork_look_for_strays(struct track *t, struct tmm *tm);
-/* Children of before this daemon have had their time. */
-void fork_resume_strays(struct tmm *tm);
-/* The witness is dead, and what uffds of children it had: those that nobody came for are in doubt.
+/* Adds a parent's armed pages to a child's, and what is known to be dirty of them. 0 or -ENOMEM. */
+int fork_copy_model(struct mm *to, const struct mm *from);
+/*
+ * A child whose uffd is lost (its parent has no witness, or a witness with more children than it
+ * keeps uffds of): nothing watches the mappings it was born with, so what is armed there is dirty.
  */
-int fork_lose_strays(struct track *t, struct tmm *tm);
+int fork_doubt_mapped(struct mm *child, const struct mm *parent);
+
+/* ---- strays.c: children that nobody tracks ---- */
+/* The child has come for what the parent's witness has under this number, which closes it. */
+void strays_claim(struct tmm *parent, int fd, const struct tmm *child);
+/* The witness closes it when it reads the command. */
+void strays_close(struct tmm *tm, int fd);
+/* Children of a live mm that nobody tracks get a row in which what is armed is dirty. -errno. */
+int strays_look(struct track *t, struct tmm *tm);
+/* That row, now. */
+int strays_doubt(struct track *t, struct tmm *tm);
+/* Children of before this daemon have had their time. */
+void strays_resume(struct tmm *tm);
+/*
+ * The witness was dead, and what uffds of children it had: those that nobody came for, and whoever
+ * was born since, are in doubt.
+ */
+int strays_lose(struct track *t, struct tmm *tm);
 /* What the row of a program's children that nobody tracks is called, behind its name. */
-#define FORK_UNTRACKED "/untracked"
+#define STRAYS_NAME	"/untracked"
 /* How long a child may take to claim its uffd before it counts as one that does not. */
-#define FORK_CLAIM_MS  1000
+#define STRAYS_CLAIM_MS 1000
 
 /* ---- mapping.c ---- */
 void mapping_map(struct request *rq);
@@ -261,9 +286,23 @@ void mapping_announce(struct request *rq);
 /* A mapping like this is about to be made. */
 void mapping_is_coming(struct announced *a, const struct wpfs_map *map);
 void mapping_unmap(struct request *rq);
-void mapping_remove(struct request *rq);
-/* [off, off + len) bytes of the file were dropped: saves what became dirty. 0 or -errno. */
-int mapping_dropped(struct track *t, uint64_t ino, uint64_t off, uint64_t len);
+/* Whole pages of a user's address space, at least one. */
+bool mapping_aligned(uint64_t addr, uint64_t len);
+
+/* ---- drops.c: contents that go while their marks stay ---- */
+/* Notes what is about to go; the two are the only ones here that any thread may call. */
+void drops_add(struct track *t, struct fs_drop *drop);
+/* It is over. Nothing if it was not noted. */
+void drops_remove(struct track *t, struct fs_drop *drop);
+/* Adds to *set what is about to go of these armed pages of the file: they are dirty. 0 or -ENOMEM.
+ */
+int drops_under_way(struct track *t, uint64_t ino, const struct mm_set *armed, struct mm_set *set);
+/* [off, off + len) bytes of the file go (len 0: to the end): saves what is dirty. 0 or -errno. */
+int drops_tell(struct track *t, uint64_t ino, uint64_t off, uint64_t len);
+/* MADV_REMOVE is about to be done. */
+void drops_request(struct request *rq);
+/* What the program was about to take out is gone, or stays. */
+void drops_removed(struct track *t, struct tmm *tm);
 
 /* ---- durable.c ---- */
 void durable_msync(struct request *rq);
@@ -298,6 +337,8 @@ bool tmm_selected(const struct tmm *tm, uid_t uid, const char *name);
 int tmm_uffd(const struct tmm *tm);
 /* Had it a witness, which is dead while it lives? The program can make another one. */
 bool tmm_has_lost_witness(const struct tmm *tm);
+/* Nobody has it any more, as far as one knows. */
+bool tmm_is_gone(const struct tmm *tm);
 /* A pid whose page tables are the mm's: the witness's, else the program's. 0: none. */
 pid_t tmm_pid(const struct tmm *tm);
 /* Pages that are dirty of what wpfs armed, over all files, as of the last harvest. */
@@ -345,6 +386,8 @@ void life_sweep_name(struct track *t, uid_t uid, const char *name);
 int life_look(struct track *t);
 /* Takes back what the database says was live when the last daemon went. */
 int life_resume(struct track *t);
+/* As tmm_harvest; what is armed in a live one that nobody can look at any more is dirty. */
+int life_harvest(struct track *t, struct tmm *tm);
 /* Harvests and commits all live mms. 0 or the first -errno. */
 int life_sync_all(struct track *t);
 /* The mount is gone: every mm ends. */

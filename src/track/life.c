@@ -22,6 +22,7 @@
 #include "db/db.h"
 #include "track/residency.h"
 #include "uffd/maps.h"
+#include "uffd/pagemap.h"
 #include "uffd/uffd.h"
 
 #define LIFE_WITNESS_MS 5000 /* a killed task that has not gone by then is stuck in the kernel */
@@ -42,11 +43,13 @@ static void life_release_witness(struct tmm *tm)
 }
 
 /* Is there anything of this mm to remember after its end? */
-static bool life_worth_keeping(const struct tmm *tm)
+static bool life_worth_keeping(const struct track *t, const struct tmm *tm)
 {
 	if (!tm->name[0])
 		return false;
-	return !tm->fork_child || tm->epoch_turned || tmm_dirty(tm) != tm->fork_dirty;
+	/* What it was born with is its parent's as well, until that one begins another epoch. */
+	return !tm->fork_child || tm->epoch_turned || tmm_dirty(tm) != tm->fork_dirty ||
+	       (tm->fork_dirty && protect_last_epoch(t) != tm->fork_epoch);
 }
 
 /* Has the program, which lives, gone from this mm? */
@@ -54,12 +57,12 @@ static bool life_has_left(const struct tmm *tm)
 {
 	if (tm->widowed)
 		return uffd_writeprotect_once(tm->uffd_copy, 0, WPFS_PAGE_SIZE, false) == -ESRCH;
-	/* Without a witness nothing tells an exec but the end of the connection. */
 	if (tm->witness_pidfd < 0)
-		return tm->client == NULL;
+		return tm->client == NULL || tmm_is_gone(tm);
 	/* The number of a witness that is dead may be another's. */
-	return proc_same_mm(tm->program.pid, tm->witness.pid) == 0 &&
-	       !proc_is_dead(tm->witness_pidfd);
+	if (proc_same_mm(tm->program.pid, tm->witness.pid) == 0 && !proc_is_dead(tm->witness_pidfd))
+		return true;
+	return proc_is_dead(tm->witness_pidfd) && tmm_is_gone(tm);
 }
 
 static bool life_has_ended(const struct tmm *tm)
@@ -102,7 +105,7 @@ static void life_leave(struct track *t, struct tmm *tm, bool ended)
 		 tm->name[0] ? tm->name : tm->comm);
 	r = mm_lost(&tm->mm);
 	t->conservative += tm->mm.conservative - before;
-	if (r == 0 && life_worth_keeping(tm))
+	if (r == 0 && life_worth_keeping(t, tm))
 		r = persist_mm(t, tm);
 	if (r < 0)
 		log_err("track: the marks of %s may miss stores of that process: %s", tm->name,
@@ -158,7 +161,7 @@ int life_look(struct track *t)
 	return result;
 }
 
-static void life_disconnect(struct tmm *tm)
+static void life_disconnect(struct track *t, struct tmm *tm)
 {
 	if (tm->client) {
 		tm->client->tmm = NULL;
@@ -167,6 +170,7 @@ static void life_disconnect(struct tmm *tm)
 		tm->client = NULL;
 	}
 	tm->announced = (struct announced){0};
+	drops_removed(t, tm);
 }
 
 /* `ended`: not at an unmount, when the program itself lives on. */
@@ -201,7 +205,7 @@ static void life_end_mm(struct track *t, struct tmm *tm, bool ended)
 		/* Its row stays a live one: the next daemon finds nobody there and counts all. */
 		log_err("track: cannot count what %s had armed as dirty: %s", tm->name,
 			log_errstr(lost));
-	} else if (life_worth_keeping(tm)) {
+	} else if (life_worth_keeping(t, tm)) {
 		const int program = tm->program.pid;
 
 		tm->program.pid = 0;
@@ -215,9 +219,10 @@ static void life_end_mm(struct track *t, struct tmm *tm, bool ended)
 	life_leave(t, tm, ended);
 	own_free_all(tm);
 	close_fd(&tm->uffd_copy);
-	events_mm(t, tm, WPFS_EVENT_DETACH, lost < 0 || life_worth_keeping(tm));
+	close_fd(&tm->mm_fd);
+	events_mm(t, tm, WPFS_EVENT_DETACH, lost < 0 || life_worth_keeping(t, tm));
 	tm->program.pid = 0;
-	if (lost == 0 && !life_worth_keeping(tm))
+	if (lost == 0 && !life_worth_keeping(t, tm))
 		life_forget(t, tm);
 }
 
@@ -225,7 +230,7 @@ void life_end(struct track *t, struct tmm *tm)
 {
 	const bool ended = tm->program_watch.fd < 0 || life_has_ended(tm);
 
-	life_disconnect(tm);
+	life_disconnect(t, tm);
 	if (!ended || tm->state != TMM_LIVE || !shared_go_on(t, tm))
 		life_end_mm(t, tm, ended);
 }
@@ -275,6 +280,23 @@ void life_sweep_name(struct track *t, uid_t uid, const char *name)
 	}
 }
 
+/*
+ * As tmm_harvest, of one that is live. It may have none to look at any more, and not have ended: it
+ * is about to, and nothing was its witness, or a witness that was killed too. What is known of it
+ * is then what will be known at its end.
+ */
+int life_harvest(struct track *t, struct tmm *tm)
+{
+	uint64_t before = tm->mm.conservative;
+	int r = tmm_harvest(t, tm);
+
+	if (r != -ESRCH)
+		return r;
+	r = mm_lost(&tm->mm);
+	t->conservative += tm->mm.conservative - before;
+	return r;
+}
+
 int life_sync_all(struct track *t)
 {
 	_cleanup_free_ struct tmm **harvested = NULL;
@@ -291,7 +313,7 @@ int life_sync_all(struct track *t)
 	DL_FOREACH (t->tmms, tm) {
 		if (tm->state != TMM_LIVE)
 			continue;
-		r = tmm_harvest(t, tm);
+		r = life_harvest(t, tm);
 		if (r == 0)
 			harvested[nr++] = tm;
 		if (r < 0 && result == 0)
@@ -316,7 +338,7 @@ void life_end_all(struct track *t)
 		    mm_lost(&tm->mm) < 0)
 			log_err("track: out of memory: the marks of %s may miss its last stores",
 				tm->name);
-		life_disconnect(tm);
+		life_disconnect(t, tm);
 		life_end_mm(t, tm, life_has_ended(tm));
 	}
 }
@@ -350,6 +372,9 @@ static int life_resume_find(struct track *t, struct tmm *tm)
 		return r;
 	if (tm->program_watch.fd >= 0 && (tm->witness_pidfd < 0 || proc_is_dead(tm->witness_pidfd)))
 		residency_find_kept(t, tm);
+	tm->mm_fd = pagemap_open(tmm_pid(tm));
+	if (tm->mm_fd < 0)
+		tm->mm_fd = -1;
 	return 0;
 }
 
@@ -375,7 +400,7 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 	if (tm->witness_pidfd >= 0)
 		fork_new_life(t, tm);
 	if (tm->witness_pidfd >= 0 && !t->config.capped)
-		fork_resume_strays(tm);
+		strays_resume(tm);
 	log_info("track: pid %d (%s) is back", tm->program.pid, tm->comm);
 	return 0;
 }

@@ -16,7 +16,7 @@
 #include "track/residency.h"
 #include "uffd/maps.h"
 
-static bool mapping_aligned(uint64_t addr, uint64_t len)
+bool mapping_aligned(uint64_t addr, uint64_t len)
 {
 	return !((addr | len) & (WPFS_PAGE_SIZE - 1)) && len && addr + len > addr &&
 	       addr + len <= (uint64_t)1 << 56;
@@ -50,7 +50,8 @@ static const char *mapping_bad(const struct track *t, const struct wpfs_map *map
  * [pgoff, pgoff + nr) of a file is armed from now on, because the mm is one that has all its
  * mappings protected. *first: nothing of the file was before; *more: something is new. 0 or -errno.
  */
-static int mapping_arm_fresh(struct tmm *tm, const struct wpfs_map *map, bool *first, bool *more)
+static int mapping_arm_fresh(struct track *t, struct tmm *tm, const struct wpfs_map *map,
+			     bool *first, bool *more)
 {
 	uint64_t pgoff = map->offset >> WPFS_PAGE_SHIFT, nr = mapping_len(map) >> WPFS_PAGE_SHIFT;
 	struct mm_file *f = mm_file_get(&tm->mm, map->ino);
@@ -62,6 +63,8 @@ static int mapping_arm_fresh(struct tmm *tm, const struct wpfs_map *map, bool *f
 	before = mm_set_count(&f->own[MM_WPFS].armed);
 	*first = before == 0;
 	r = mm_set_add_range(&f->own[MM_WPFS].armed, pgoff, nr);
+	if (r == 0)
+		r = drops_under_way(t, f->id, &f->own[MM_WPFS].armed, &f->own[MM_WPFS].dirty);
 	if (r < 0)
 		return r;
 	if (f->protect && mm_set_count(&f->own[MM_WPFS].armed) == before)
@@ -156,7 +159,7 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 		.owner = MM_WPFS,
 	};
 	bool first = false, more = false, watched;
-	int r = fresh ? mapping_arm_fresh(tm, map, &first, &more) : 0;
+	int r = fresh ? mapping_arm_fresh(t, tm, map, &first, &more) : 0;
 
 	mm_set_init(&vma.marked);
 	watched = vma.registered = vma.async = mapping_is_watched(tm, map->ino);
@@ -314,98 +317,6 @@ void mapping_unmap(struct request *rq)
 			a->going[slot].end = range->addr + range->len;
 			tmm_announce(a);
 		}
-	}
-	request_reply(rq, r, NULL, 0);
-}
-
-/* Calls fn for the parts of the mm's mappings in [start, end): file, page offset, pages. */
-static int mapping_for_parts(struct tmm *tm, uint64_t start, uint64_t end,
-			     int (*fn)(void *arg, uint64_t file, uint64_t pgoff, uint64_t nr),
-			     void *arg)
-{
-	int r = 0;
-
-	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
-		const struct mm_vma *vma = &tm->mm.vmas[i];
-		uint64_t from = vma->start > start ? vma->start : start;
-		uint64_t to = vma->end < end ? vma->end : end;
-
-		if (from < to)
-			r = fn(arg, vma->file,
-			       vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
-			       (to - from) >> WPFS_PAGE_SHIFT);
-	}
-	return r;
-}
-
-static uint64_t mapping_file_dirty(const struct mm_file *f)
-{
-	return mm_set_count(&f->own[MM_WPFS].dirty) + mm_set_count(&f->own[MM_PROGRAM].dirty);
-}
-
-int mapping_dropped(struct track *t, uint64_t ino, uint64_t off, uint64_t len)
-{
-	/* A page of which a byte was dropped has other contents than before. */
-	uint64_t first = off >> WPFS_PAGE_SHIFT;
-	uint64_t end = len ? (off + len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT : MM_PGOFF_MAX;
-	struct tmm *tm;
-	int result = 0;
-
-	DL_FOREACH (t->tmms, tm) {
-		struct mm_file *f = mm_file_find(&tm->mm, ino);
-		uint64_t before = f ? mapping_file_dirty(f) : 0;
-		int r;
-
-		if (!f || first >= end)
-			continue;
-		r = mm_drop(&tm->mm, ino, first, end - first);
-		/* The drop leaves the mark where it is: only this set remembers. */
-		if (r == 0 && tm->state != TMM_NEW && mapping_file_dirty(f) != before)
-			r = persist_mm(t, tm);
-		if (r < 0 && result == 0)
-			result = r;
-	}
-	if (result < 0)
-		log_err("track: cannot store what was dropped of file %llu: %s",
-			(unsigned long long)ino, log_errstr(result));
-	return result;
-}
-
-static int mapping_remove_part(void *arg, uint64_t file, uint64_t pgoff, uint64_t nr)
-{
-	int r = residency_remove(arg, file, pgoff, nr);
-
-	if (r < 0)
-		return r;
-	return mapping_dropped(arg, file, pgoff << WPFS_PAGE_SHIFT, nr << WPFS_PAGE_SHIFT);
-}
-
-/* Is something of this mount mapped there? The shim asks also of mappings that it does not know. */
-static bool mapping_is_ours(struct track *t, struct tmm *tm, uint64_t start, uint64_t end)
-{
-	struct maps_list maps = {0};
-	bool ours = maps_read(tmm_pid(tm), t->devs, t->nr_devs, &maps) < 0;
-
-	for (size_t i = 0; i < maps.nr; i++)
-		ours |= maps.vmas[i].start < end && start < maps.vmas[i].end;
-	maps_free(&maps);
-	return ours;
-}
-
-void mapping_remove(struct request *rq)
-{
-	const struct wpfs_range *range = rq->body;
-	int r = -EINVAL;
-
-	if (mapping_aligned(range->addr, range->len)) {
-		if (!mapping_is_ours(rq->t, rq->c->tmm, range->addr, range->addr + range->len)) {
-			request_reply(rq, 0, NULL, 0);
-			return;
-		}
-		r = tmm_harvest(rq->t, rq->c->tmm);
-		if (r == 0)
-			r = mapping_for_parts(rq->c->tmm, range->addr, range->addr + range->len,
-					      mapping_remove_part, rq->t);
 	}
 	request_reply(rq, r, NULL, 0);
 }

@@ -196,7 +196,7 @@ static void persist_row(const struct track *t, const struct tmm *tm, struct db_m
 	*row = (struct db_mm){
 		.id = tm->mm.id,
 		.uid = tm->uid,
-		.state = tm->state == TMM_LIVE ? WPFS_MM_LIVE : WPFS_MM_DETACHED,
+		.state = tm->state == TMM_DETACHED ? WPFS_MM_DETACHED : WPFS_MM_LIVE,
 		.uffd_fd = -1,
 		.chan_fd = -1,
 		.epoch = tm->mm.epoch,
@@ -215,7 +215,7 @@ static void persist_row(const struct track *t, const struct tmm *tm, struct db_m
 	snprintf(row->comm, sizeof(row->comm), "%s", tm->comm);
 	snprintf(row->boot_id, sizeof(row->boot_id), "%s", t->boot_id);
 	snprintf(row->lower_id, sizeof(row->lower_id), "%s", t->config.lower_id);
-	if (tm->state == TMM_LIVE) {
+	if (tm->state != TMM_DETACHED) {
 		row->pid = tm->program.pid;
 		row->start_time = tm->program.start_time;
 	}

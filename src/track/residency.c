@@ -613,7 +613,7 @@ static void residency_look_coming(void *ctx)
 		if (tm->announced.coming_pages)
 			coming->inos[coming->nr++] = tm->announced.coming_file;
 		if (tm->client && !tm->client->closing)
-			map = client_peek_announce(tm->client, packet, sizeof(packet));
+			map = client_peek_map(tm->client, packet, sizeof(packet));
 		if (map)
 			coming->inos[coming->nr++] = map->ino;
 	}

@@ -30,8 +30,8 @@ static struct tmm *self_mm(struct request *rq)
 
 	life_sweep(rq->t);
 	DL_FOREACH (rq->t->tmms, tm) {
-		if (tm->state != TMM_DETACHED && tm->program.pid == id->pid &&
-		    tm->program.start_time == id->start_time)
+		if (tm->state != TMM_DETACHED && tm->state != TMM_FORKED &&
+		    tm->program.pid == id->pid && tm->program.start_time == id->start_time)
 			break;
 	}
 	if (!tm || (tm->state == TMM_NEW && !tm->client)) {

@@ -15,6 +15,7 @@
 #include "base/units.h"
 #include "track/residency.h"
 #include "uffd/harvest.h"
+#include "uffd/pagemap.h"
 #include "uffd/uffd.h"
 
 #define TMM_ANNOUNCED_NS 2000000000u /* between a request and its system call, at most */
@@ -27,8 +28,9 @@ struct tmm *tmm_new(struct track *t)
 		return NULL;
 	mm_init(&tm->mm);
 	tm->program_watch = (struct watch){WATCH_PROGRAM, -1};
-	tm->witness_pidfd = tm->uffd_fd = tm->chan_fd = tm->uffd_copy = -1;
+	tm->witness_pidfd = tm->uffd_fd = tm->chan_fd = tm->uffd_copy = tm->mm_fd = -1;
 	DL_APPEND(t->tmms, tm);
+	atomic_fetch_add(&t->nr_tmms, 1);
 	return tm;
 }
 
@@ -43,9 +45,12 @@ void tmm_free(struct track *t, struct tmm *tm)
 	own_free_all(tm);
 	close_fd(&tm->witness_pidfd);
 	close_fd(&tm->uffd_copy);
+	close_fd(&tm->mm_fd);
 	mm_free(&tm->mm);
 	free(tm->stored);
+	drops_removed(t, tm);
 	DL_DELETE(t->tmms, tm);
+	atomic_fetch_sub(&t->nr_tmms, 1);
 	free(tm);
 }
 
@@ -64,7 +69,7 @@ bool tmm_selected(const struct tmm *tm, uid_t uid, const char *name)
 {
 	size_t len;
 
-	if (tm->state == TMM_NEW || (uid != 0 && uid != tm->uid))
+	if (tm->state < TMM_LIVE || (uid != 0 && uid != tm->uid))
 		return false;
 	if (!name)
 		return true;
@@ -99,17 +104,27 @@ bool tmm_has_lost_witness(const struct tmm *tm)
 	return tm->witness_pidfd >= 0 ? proc_is_dead(tm->witness_pidfd) : tm->widowed;
 }
 
-pid_t tmm_pid(const struct tmm *tm)
+bool tmm_is_gone(const struct tmm *tm)
+{
+	return tm->mm_fd >= 0 && pagemap_is_gone(tm->mm_fd);
+}
+
+/* The program's; not of another image that it has executed. */
+static pid_t tmm_program_pid(const struct tmm *tm)
 {
 	pid_t pid;
 
+	if (tm->program_watch.fd < 0 || proc_is_dead(tm->program_watch.fd) || tmm_is_gone(tm))
+		return 0;
+	pid = proc_thread(tm->program.pid);
+	return pid > 0 ? pid : 0;
+}
+
+pid_t tmm_pid(const struct tmm *tm)
+{
 	if (tm->witness_pidfd >= 0 && !proc_is_dead(tm->witness_pidfd))
 		return tm->witness.pid;
-	if (tm->program_watch.fd >= 0 && !proc_is_dead(tm->program_watch.fd)) {
-		pid = proc_thread(tm->program.pid);
-		return pid > 0 ? pid : 0;
-	}
-	return 0;
+	return tmm_program_pid(tm);
 }
 
 uint64_t tmm_dirty(const struct tmm *tm)
@@ -192,9 +207,10 @@ static int tmm_hide_announced(const struct tmm *tm, struct harvest *h)
 	const struct wpfs_map *map = NULL;
 	int r = 0;
 
-	/* Sent before the call, so if the harvest has seen the mapping it is there to be seen. */
+	/* Sent before the call, so if the harvest has seen the mapping it is there to be seen, or
+	 * has been read already and what follows the call is. */
 	if (tm->client && !tm->client->closing)
-		map = client_peek_announce(tm->client, packet, sizeof(packet));
+		map = client_peek_map(tm->client, packet, sizeof(packet));
 	if (map) {
 		/* What was going may have been there still when the harvest looked. */
 		if (tmm_now_ns() >= a.until_ns)
@@ -242,7 +258,8 @@ static int tmm_seal(struct track *t, struct tmm *tm, struct harvest *h)
 		if (uffd < 0)
 			return uffd == -ESRCH ? 0 : uffd;
 		r = residency_register(t, uffd, vma->start, vma->end, vma->file);
-		vma->sealed = r == -EPERM;
+		/* What can be written now was not it: that mapping has come since. */
+		vma->sealed = r == -EPERM && !(vma->prot & PROT_WRITE);
 		if (r == 0 && tmm_knows(tm, vma)) {
 			vma->registered = vma->async = true;
 			r = mm_set_registered(&tm->mm, vma->start, vma->end, true, MM_WPFS, true);
@@ -255,11 +272,12 @@ static int tmm_seal(struct track *t, struct tmm *tm, struct harvest *h)
 	return 0;
 }
 
-int tmm_look(struct track *t, const struct tmm *tm, uint64_t skip_start, uint64_t skip_end,
-	     struct harvest *h)
+/* Of one of its tasks. */
+static int tmm_look_at(struct track *t, const struct tmm *tm, pid_t pid, uint64_t skip_start,
+		       uint64_t skip_end, struct harvest *h)
 {
 	struct harvest_request req = {
-		.pid = tmm_pid(tm),
+		.pid = pid,
 		.devs = t->devs,
 		.nr_devs = t->nr_devs,
 		.skip_start = skip_start,
@@ -270,12 +288,12 @@ int tmm_look(struct track *t, const struct tmm *tm, uint64_t skip_start, uint64_
 	};
 	int r;
 
-	if (req.pid == 0)
+	if (pid == 0)
 		return -ESRCH;
 	r = harvest_mm(&req, h);
 	if (r < 0)
 		return r;
-	if (tmm_pid(tm) != req.pid) {
+	if (tmm_pid(tm) != pid && tmm_program_pid(tm) != pid) {
 		mm_vmas_free(h->vmas, h->nr); /* it died under the scan: the pid may be another's */
 		return -ESRCH;
 	}
@@ -286,13 +304,25 @@ int tmm_look(struct track *t, const struct tmm *tm, uint64_t skip_start, uint64_
 	return r;
 }
 
+int tmm_look(struct track *t, const struct tmm *tm, uint64_t skip_start, uint64_t skip_end,
+	     struct harvest *h)
+{
+	pid_t pid = tmm_pid(tm);
+	int r = tmm_look_at(t, tm, pid, skip_start, skip_end, h);
+
+	/* A witness that was killed just now: the program shows the same. */
+	if (r == -ESRCH && pid == tm->witness.pid)
+		r = tmm_look_at(t, tm, tmm_program_pid(tm), skip_start, skip_end, h);
+	return r;
+}
+
 /* All that is armed of one file (0: of any) is dirty. */
 static int tmm_doubt_file(struct track *t, struct tmm *tm, uint64_t file)
 {
 	struct mm_file *f = file ? mm_file_find(&tm->mm, file) : NULL;
 
 	if (file & WPFS_UNTOLD_DROPPED) /* for everybody; nobody can say any more which pages */
-		return mapping_dropped(t, file & ~WPFS_UNTOLD_DROPPED, 0, 0);
+		return drops_tell(t, file & ~WPFS_UNTOLD_DROPPED, 0, 0);
 	if (!file)
 		return mm_lost(&tm->mm);
 	return f ? mm_doubt(&tm->mm, f, 0, MM_PGOFF_MAX) : 0;
@@ -407,8 +437,10 @@ int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64
 	r = mm_observe(&tm->mm, h.vmas, h.nr);
 	if (r == 0)
 		r = tmm_untold(t, tm, tmm_pid(tm));
+	if (r == -ESRCH)
+		r = tmm_untold(t, tm, tmm_program_pid(tm));
 	if (r == 0 && tm->witness_pidfd >= 0 && !t->config.capped)
-		r = fork_look_for_strays(t, tm);
+		r = strays_look(t, tm);
 	if (r == 0 && tm->mm.protect_new)
 		r = tmm_open_epochs(t, tm);
 	broken = mm_check(&tm->mm);
@@ -454,6 +486,7 @@ int tmm_take_name(struct track *t, struct tmm *tm)
 
 		mm_free(&tm->mm);
 		tm->mm = old->mm;
+		tm->epoch_unsaved = old->epoch_unsaved;
 		mm_init(&old->mm);
 		tmm_free(t, old);
 		mm_forget_vmas(&tm->mm);

@@ -189,6 +189,7 @@ static void track_free(struct track *t)
 	free((char *)t->config.aside);
 	pthread_mutex_destroy(&t->queue_lock);
 	pthread_mutex_destroy(&t->durable_lock);
+	pthread_mutex_destroy(&t->drops_lock);
 	pthread_cond_destroy(&t->durable_done);
 	free(t);
 }
@@ -255,6 +256,7 @@ int track_start(const struct track_config *config, struct track **track)
 	t->next_mm = 1;
 	pthread_mutex_init(&t->queue_lock, NULL);
 	pthread_mutex_init(&t->durable_lock, NULL);
+	pthread_mutex_init(&t->drops_lock, NULL);
 	pthread_cond_init(&t->durable_done, NULL);
 	r = track_copy_config(t, config);
 	if (r == 0)
@@ -326,22 +328,26 @@ int track_serving(struct track *track)
 	return track_call(track, track_serving_fn, NULL);
 }
 
-struct dropped_args {
-	uint64_t ino, off, len;
-};
-
-static int track_dropped_fn(struct track *t, void *arg)
+static int track_drop_fn(struct track *t, void *arg)
 {
-	const struct dropped_args *a = arg;
+	const struct fs_drop *drop = arg;
 
-	return mapping_dropped(t, a->ino, a->off, a->len);
+	return drops_tell(t, drop->ino, drop->off, drop->len);
 }
 
-void track_dropped(struct track *track, uint64_t ino, uint64_t off, uint64_t len)
+/* Noted first: who is armed after the look at nr_tmms finds it noted. */
+void track_drop_begin(struct track *track, struct fs_drop *drop)
 {
-	struct dropped_args args = {ino, off, len};
+	drops_add(track, drop);
+	if (!atomic_load(&track->nr_tmms))
+		return;
+	fs_request_may_wait();
+	track_call(track, track_drop_fn, drop);
+}
 
-	track_call(track, track_dropped_fn, &args);
+void track_drop_end(struct track *track, struct fs_drop *drop)
+{
+	drops_remove(track, drop);
 }
 
 static int contents_begin_fn(struct track *t, void *arg)
@@ -394,7 +400,7 @@ static int track_sync_file_fn(struct track *t, void *arg)
 
 		if (tm->state != TMM_LIVE || !mm_file_find(&tm->mm, ino))
 			continue;
-		r = tmm_harvest(t, tm);
+		r = life_harvest(t, tm);
 		if (r == 0)
 			r = persist_mm(t, tm);
 		if (r < 0 && result == 0)

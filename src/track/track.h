@@ -16,6 +16,7 @@
 struct capped;
 struct db;
 struct fs;
+struct fs_drop;
 struct track;
 
 enum track_uffd_policy { TRACK_UFFD_WRITERS, TRACK_UFFD_ALL, TRACK_UFFD_GID, TRACK_UFFD_ROOT };
@@ -49,9 +50,13 @@ int track_serving(struct track *track);
 /* Returns when every mm that has ended is harvested, committed and let go. */
 void track_settle(struct track *track);
 
-/* The contents of [off, off + len) of file `ino` are gone (punch, truncate): armed pages there are
- * dirty. Call after it is done, before the caller's request is answered. len 0 = to the end. */
-void track_dropped(struct track *track, uint64_t ino, uint64_t off, uint64_t len);
+/*
+ * Contents are about to go: when this returns, armed pages there are dirty and that is committed,
+ * so that no daemon after this one takes them for what they were. What is armed until
+ * track_drop_end, which is no call to the track thread, is dirty as well.
+ */
+void track_drop_begin(struct track *track, struct fs_drop *drop);
+void track_drop_end(struct track *track, struct fs_drop *drop);
 
 /*
  * Contents of `ino` are about to be read for the store, and later are durable there as they were

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "base/compat.h"
 #include "base/units.h"
@@ -22,6 +23,13 @@ int pagemap_open(pid_t pid)
 	if (fd < 0)
 		return errno == ENOENT ? -ESRCH : -errno;
 	return fd;
+}
+
+bool pagemap_is_gone(int pagemap)
+{
+	uint64_t entry;
+
+	return pread(pagemap, &entry, sizeof(entry), 0) == 0;
 }
 
 /* Runs one scan over [start, end) in batches and adds what it returns to the builder. */

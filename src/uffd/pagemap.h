@@ -20,6 +20,9 @@
 /* Opens /proc/PID/pagemap; it stays bound to the mm the process has now. -errno. */
 int pagemap_open(pid_t pid);
 
+/* Has nobody that address space any more? The descriptor keeps none alive. */
+bool pagemap_is_gone(int pagemap);
+
 /*
  * Adds to *marked the marked pages of [start, end) as page indices relative to `start`. With
  * `async` only pages of mappings registered with a WP_ASYNC uffd count (PAGE_IS_WPALLOWED).

@@ -8,9 +8,14 @@
 
 #define REMOVED_TRIES 10 /* naps of 2 ms, until the kernel has forgotten a file */
 
-static void on_dropped(void *ctx, uint64_t ino, uint64_t off, uint64_t len)
+static void on_drop_begin(void *ctx, struct fs_drop *drop)
 {
-	track_dropped(((const struct hooks *)ctx)->track, ino, off, len);
+	track_drop_begin(((const struct hooks *)ctx)->track, drop);
+}
+
+static void on_drop_end(void *ctx, struct fs_drop *drop)
+{
+	track_drop_end(((const struct hooks *)ctx)->track, drop);
 }
 
 static void on_settle(void *ctx)
@@ -123,7 +128,8 @@ const struct fs_hooks *hooks_make(struct hooks *h, struct fs *fs, struct track *
 	*h = (struct hooks){.fs = fs, .track = track, .capped = capped};
 	h->table.ctx = h->table.io_ctx = h;
 	if (track) {
-		h->table.dropped = on_dropped;
+		h->table.drop_begin = on_drop_begin;
+		h->table.drop_end = on_drop_end;
 		h->table.settle = on_settle;
 		h->table.sync_file = on_sync_file;
 		h->table.contents_begin = on_contents_begin;

@@ -50,13 +50,13 @@ class Child:
 
     number = 0
 
-    def __init__(self, wpfs, parent, meanwhile=None):
+    def __init__(self, wpfs, parent, meanwhile=None, how=""):
         """meanwhile() is called when the order to fork has been given."""
         Child.number += 1
         self.fifos = [wpfs.dir / f"child{Child.number}.{end}" for end in ("in", "out")]
         for fifo in self.fifos:
             os.mkfifo(fifo)
-        parent.send(f"fork {self.fifos[0]} {self.fifos[1]}")
+        parent.send(f"fork {self.fifos[0]} {self.fifos[1]} {how}")
         if meanwhile:
             meanwhile()
         answer = parent.read()

@@ -89,6 +89,12 @@ def pidfd_of(pid):
         return None
 
 
+def is_traced(pid):
+    """Has somebody attached to it, as strace(1) does?"""
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        return next(line.split()[1] != "0" for line in status if line.startswith("TracerPid"))
+
+
 def kill(pid):
     """SIGKILL; a process that is gone already is as good."""
     try:

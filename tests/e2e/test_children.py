@@ -2,13 +2,16 @@
 """No store of a fork child is lost, however it was born and whatever else has its name."""
 
 import os
+import subprocess
 
 import pytest
 
 import harness
+import proc
 import report
 from harness import PAGE
 from mapper import ALL, Child, mapped
+from test_witness import lose_witness
 
 
 def union(wpfs, name="t"):
@@ -360,4 +363,155 @@ def test_of_a_program_that_has_a_userfaultfd_where_it_was_armed(wpfs):
     wpfs.wpctl("protect", wpfs.mnt)
     child.order("store 0 7 1")
     assert report.dirty(wpfs, f"t/{child.pid}") == {7}
+    child.end()
+
+
+def test_a_raw_child_that_ended_before_another_came(wpfs):
+    """Nobody had looked meanwhile: the other's coming must not make it forgotten."""
+    program = mapped(wpfs)
+    program.order("child raw 0 5")
+    child = Child(wpfs, program)
+    child.order("store 0 8 1")
+    assert union(wpfs) >= {5, 8}
+    assert report.dirty(wpfs, "t") == set()
+    assert report.dirty(wpfs, f"t/{child.pid}") == {8}
+    child.end()
+
+
+def test_a_raw_child_and_a_witness_that_is_killed(wpfs):
+    """The witness has what would tell of the child, whoever looks afterwards."""
+    program = mapped(wpfs)
+    child = Child(wpfs, program, how="raw")
+    lose_witness(program)
+    assert union(wpfs) == ALL
+    program.order(f"map 1 0 0 {8 * PAGE}")  # another one
+    for page in (34, 35):
+        wpfs.wpctl("protect", wpfs.mnt)
+        child.order(f"store 0 {page} 1")
+        assert page in union(wpfs)
+    assert report.dirty(wpfs, "t") == set()
+    child.end()
+
+
+def in_call(pid, nr):
+    """Is the thread held at the system call of this number?"""
+    try:
+        with open(f"/proc/{pid}/syscall", encoding="ascii") as call:
+            return call.read().split()[0] == str(nr)
+    except OSError:
+        return False
+
+
+SOCKETPAIR = 53  # system call of x86-64
+
+
+@pytest.fixture
+def fork_held(wpfs):
+    """
+    A child that its parent's daemon has given its userfaultfd, on its way to attach: what keeps it
+    from that happens in the test. Gives the program, the child, its pid, and a function that lets it
+    go on.
+    """
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    strace = trace(program, "trace=socketpair", "inject=socketpair:delay_enter=100s")
+
+    def let_go():
+        strace.kill()
+        strace.wait()
+
+    child = ChildToBe(wpfs, program)
+    yield program, child, child.find(lambda pid: in_call(pid, SOCKETPAIR)), let_go
+    let_go()
+
+
+def trace(program, *expressions):
+    argv = ["strace", "-f", "-o", "/dev/null", "-p", str(program.pid)]
+    for expression in expressions:
+        argv += ["-e", expression]
+    strace = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    proc.wait_for(lambda: proc.is_traced(program.pid), harness.SECONDS, "strace")
+    return strace
+
+
+class ChildToBe(Child):
+    """One whose fork() does not return yet."""
+
+    def __init__(self, wpfs, parent):
+        Child.number += 1
+        self.parent = parent
+        self.before = set(proc.children(parent.pid))
+        self.fifos = [wpfs.dir / f"child{Child.number}.{end}" for end in ("in", "out")]
+        for fifo in self.fifos:
+            os.mkfifo(fifo)
+        parent.send(f"fork {self.fifos[0]} {self.fifos[1]}")
+
+    def find(self, condition):
+        def found():
+            return [pid for pid in set(proc.children(self.parent.pid)) - self.before if condition(pid)]
+
+        proc.wait_for(found, harness.SECONDS, "the child")
+        return found()[0]
+
+    def begin(self):
+        self.pid = int(self.parent.read().removeprefix("ok "))
+        self.stdin = open(self.fifos[0], "w", encoding="ascii")
+        self.stdout = open(self.fifos[1], encoding="ascii")
+        assert self.read() == "ok 0", "fork's value in the child"
+        return self
+
+
+def test_daemon_killed_before_a_child_has_attached(wpfs, fork_held):
+    """It is not tracked then, and what it stores is in doubt, now and in each epoch."""
+    program, child, _, let_go = fork_held
+    wpfs.kill9()
+    wpfs.restart()
+    let_go()
+    child.begin()
+    child.order("store 0 33 1")
+    assert 33 in union(wpfs)
+    assert report.dirty(wpfs, "t") == {1}
+    for page in (34, 35):
+        wpfs.wpctl("protect", wpfs.mnt)
+        child.order(f"store 0 {page} 1")
+        assert page in union(wpfs)
+    child.end()
+    assert 35 in union(wpfs)
+    wpfs.wpctl("protect", wpfs.mnt)
+    wpfs.wpctl("protect", wpfs.mnt)
+    assert union(wpfs) == set()
+    program.order("store 0 2 1")
+    assert union(wpfs) == {2}
+
+
+def test_a_child_that_is_killed_before_it_has_attached(wpfs, fork_held):
+    """Nothing of it stays behind in the daemon, nor is anything forgotten that it might have stored."""
+    _, _, pid, let_go = fork_held
+    pidfd = os.pidfd_open(pid)
+    os.kill(pid, 9)
+    let_go()
+    assert proc.is_over(pidfd, harness.SECONDS)
+    os.close(pidfd)
+    proc.wait_for(lambda: len(wpfs.wpctl_json("ps")["mms"]) == 2, harness.SECONDS, "its row")
+    assert report.dirty(wpfs, "t") == {1}
+    assert union(wpfs) == ALL
+    wpfs.wpctl("protect", wpfs.mnt)
+    wpfs.wpctl("protect", wpfs.mnt)
+    assert union(wpfs) == set()
+    assert [mm["name"] for mm in wpfs.wpctl_json("ps")["mms"]] == ["t", "t/ended"]
+
+
+def test_a_child_that_gives_up(wpfs):
+    """It could not take the answer, and goes on without being tracked."""
+    program = mapped(wpfs)
+    strace = trace(program, "trace=recvmsg", "inject=recvmsg:error=EIO:when=2")  # in each process
+    child = ChildToBe(wpfs, program).begin()
+    strace.kill()
+    strace.wait()
+    child.order("store 0 33 1")
+    assert 33 in union(wpfs)
+    wpfs.wpctl("protect", wpfs.mnt)
+    child.order("store 0 34 1")
+    assert 34 in union(wpfs)
+    assert report.dirty(wpfs, "t") == set()
     child.end()

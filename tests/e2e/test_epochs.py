@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Epochs: what one protect begins and the next one closes, and what write(2) changed in them."""
 
+import json
 import os
 import subprocess
 import threading
@@ -12,6 +13,7 @@ import proc
 import report
 from harness import PAGE
 from mapper import ALL, Child, mapped
+from test_failure import witness_of
 
 
 def test_the_daemon_waits_for_nobody(wpfs):
@@ -399,3 +401,44 @@ def test_armed_again_after_an_unprotect(any_wpfs):
     wpfs.kill9()
     wpfs.restart()
     assert closed(wpfs, first) == {5} and closed(wpfs, third - 1) == closed(wpfs, second)
+
+
+def held(pid):
+    """Is a thread of the process at a call that strace lets fail, and is late with?"""
+    def state(task):
+        try:
+            with open(f"/proc/{pid}/task/{task}/syscall", encoding="ascii") as call, \
+                    open(f"/proc/{pid}/task/{task}/stat", encoding="ascii") as stat:
+                return call.read().split()[0] == "-1" and ") t " in stat.read()
+        except OSError:
+            return False
+
+    return any(state(task) for task in os.listdir(f"/proc/{pid}/task"))
+
+
+def test_what_cannot_be_marked_is_in_both_epochs(wpfs):
+    """What was stored since the look before it, and nobody has seen, is in the one that ends too."""
+    wpfs.allow_log("cannot protect a mapping")
+    program = mapped(wpfs)
+    protect(wpfs)
+    # The look asks two questions; then the pages are to be marked, and that fails late.
+    strace = subprocess.Popen(
+        ["strace", "-f", "-o", "/dev/null", "-p", str(wpfs.pid), "-P",
+         f"/proc/{witness_of(program)}/pagemap", "-e", "trace=ioctl", "-e",
+         "inject=ioctl:error=EIO:delay_enter=3s:when=3"],
+        stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        proc.wait_for(lambda: proc.is_traced(wpfs.pid), harness.SECONDS, "strace")
+        with subprocess.Popen([harness.WPCTL, "protect", wpfs.mnt, "--json"], env=wpfs.env(),
+                              stdout=subprocess.PIPE) as waits:
+            proc.wait_for(lambda: held(wpfs.pid), harness.SECONDS, "protect")
+            program.order("store 0 5 1")
+            assert waits.poll() is None
+            epoch = json.loads(waits.stdout.read())["epoch"]
+    finally:
+        strace.kill()
+        strace.wait()
+    assert 5 in closed(wpfs, epoch - 1)
+    assert report.dirty(wpfs, "t") == ALL
+    protect(wpfs)
+    assert report.dirty(wpfs, "t") == set()

@@ -274,3 +274,39 @@ def test_another_one_when_there_are_descriptors_for_it(wpfs, make_wpfs, options,
     assert report.dirty(wpfs, "t") >= {5}
     program.kill9()
     assert report.dirty(wpfs, "t") >= {5}
+
+
+def test_reaped_by_its_program(wpfs):
+    """Nothing is left of it but that it was there; its number may be another process's."""
+    program = mapper.mapped(wpfs)
+    other = mapper.mapped(wpfs, name="o", path="g")
+    other.order("store 0 4 1")
+    witness = witness_of(program)
+    lose_witness(program)
+    assert program.order("reap") == witness
+    assert report.dirty(wpfs, "t") == ALL
+    assert report.dirty(wpfs, "o", "/g") == {4}
+    program.order("fsync 0")
+    wpfs.wpctl("sync", wpfs.mnt)
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "o")
+    program.order(f"map 1 0 0 {8 * PAGE}")  # with this one it gets another witness
+    wpfs.wpctl("protect", wpfs.mnt)
+    program.order("store 0 5 1")
+    assert report.dirty(wpfs, "t") == {5}
+
+
+def test_none_that_tells_an_exec_of_who_is_not_tracked(wpfs):
+    """The mm has ended, whatever the process does now: its name is free, and its marks are kept."""
+    program = mapper.mapped(wpfs)
+    lose_witness(program)
+    program.order("setenv LD_PRELOAD /no/such.so")
+    program.send("exec /usr/bin/sleep 100")
+    proc.wait_for(lambda: proc.describe(program.pid).startswith("sleep"), harness.SECONDS, "exec")
+    assert report.names(wpfs)["t"] == "detached"
+    assert report.dirty(wpfs, "t") == ALL
+    again = mapper.mapped(wpfs, protect=False)
+    again.order("store 0 5 1")
+    assert report.names(wpfs)["t"] == "live"
+    wpfs.wpctl("protect", wpfs.mnt)
+    again.order("store 0 6 1")
+    assert report.dirty(wpfs, "t") == {6}

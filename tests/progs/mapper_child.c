@@ -9,6 +9,7 @@
  *                                     vm (CLONE_VM), spawn (posix_spawn of `true`, no store)
  *   setsid    uid UID    chroot PATH    closefrom N    rawclosefrom N    closeall N (one by one)
  *   dup FD NEW   dup2 of numbers
+ *   reap -> PID  wait(2) for any child, also one without an exit signal
  */
 /* clang-format on */
 #include "mapper.h"
@@ -186,6 +187,11 @@ static long do_dup(const struct order *o)
 	return result(dup2((int)number(o, 1), (int)number(o, 2)));
 }
 
+static long do_reap(const struct order *o)
+{
+	return result(waitpid(-1, NULL, __WALL));
+}
+
 const struct verb child_verbs[] = {
 	{"child", 4, do_child},
 	{"setsid", 1, do_setsid},
@@ -195,5 +201,6 @@ const struct verb child_verbs[] = {
 	{"rawclosefrom", 2, do_rawclosefrom},
 	{"closeall", 2, do_closeall},
 	{"dup", 3, do_dup},
+	{"reap", 1, do_reap},
 	{0},
 };

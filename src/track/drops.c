@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Contents that go while their marks stay: punched, truncated, taken out by MADV_REMOVE. No page
+ * table tells of it, so it is told before it is done, and committed: a daemon that is killed in the
+ * midst of it leaves a page that is dirty and perhaps as it was, never one that is neither.
+ *
+ * An epoch may begin between the telling and the deed. So what is about to go is noted until it is
+ * over, and what is armed meanwhile is dirty from the beginning.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <utlist.h>
+
+#include "base/log.h"
+#include "base/units.h"
+#include "track/residency.h"
+#include "uffd/maps.h"
+
+/* What a program's madvise(2) is about to take out; over with its next message. */
+struct removal {
+	struct fs_drop drop;
+	struct removal *next;
+};
+
+void drops_add(struct track *t, struct fs_drop *drop)
+{
+	pthread_mutex_lock(&t->drops_lock);
+	DL_APPEND(t->drops, drop);
+	pthread_mutex_unlock(&t->drops_lock);
+}
+
+void drops_remove(struct track *t, struct fs_drop *drop)
+{
+	pthread_mutex_lock(&t->drops_lock);
+	if (drop->prev)
+		DL_DELETE(t->drops, drop);
+	pthread_mutex_unlock(&t->drops_lock);
+}
+
+/* The pages of which a byte goes: each has other contents then. */
+static void drops_pages(uint64_t off, uint64_t len, uint64_t *first, uint64_t *nr)
+{
+	uint64_t end = len ? (off + len + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT : MM_PGOFF_MAX;
+
+	*first = off >> WPFS_PAGE_SHIFT;
+	*nr = end > *first ? end - *first : 0;
+}
+
+/* Has a message come after that madvise(2)? */
+static bool drops_are_over(const struct tmm *tm)
+{
+	_Alignas(8) char packet[sizeof(struct wpfs_hdr) + sizeof(struct wpfs_map)];
+
+	return tm->client && !tm->client->closing &&
+	       client_peek_map(tm->client, packet, sizeof(packet));
+}
+
+int drops_under_way(struct track *t, uint64_t ino, const struct mm_set *armed, struct mm_set *set)
+{
+	struct fs_drop *drop;
+	struct tmm *tm;
+	int r = 0;
+
+	DL_FOREACH (t->tmms, tm) {
+		if (tm->removals && drops_are_over(tm))
+			drops_removed(t, tm);
+	}
+	pthread_mutex_lock(&t->drops_lock);
+	DL_FOREACH (t->drops, drop) {
+		uint64_t first, nr;
+
+		drops_pages(drop->off, drop->len, &first, &nr);
+		if (r == 0 && drop->ino == ino && nr)
+			r = mm_set_or_range(set, armed, first, nr);
+	}
+	pthread_mutex_unlock(&t->drops_lock);
+	return r;
+}
+
+static uint64_t drops_file_dirty(const struct mm_file *f)
+{
+	return mm_set_count(&f->own[MM_WPFS].dirty) + mm_set_count(&f->own[MM_PROGRAM].dirty);
+}
+
+int drops_tell(struct track *t, uint64_t ino, uint64_t off, uint64_t len)
+{
+	uint64_t first, nr;
+	struct tmm *tm;
+	int result = 0;
+
+	drops_pages(off, len, &first, &nr);
+	DL_FOREACH (t->tmms, tm) {
+		struct mm_file *f = mm_file_find(&tm->mm, ino);
+		uint64_t before = f ? drops_file_dirty(f) : 0;
+		int r;
+
+		if (!f || !nr)
+			continue;
+		r = mm_drop(&tm->mm, ino, first, nr);
+		/* The drop leaves the mark where it is: only this set remembers. */
+		if (r == 0 && tm->state != TMM_NEW && drops_file_dirty(f) != before)
+			r = persist_mm(t, tm);
+		if (r < 0 && result == 0)
+			result = r;
+	}
+	if (result < 0)
+		log_err("track: cannot store what was dropped of file %llu: %s",
+			(unsigned long long)ino, log_errstr(result));
+	return result;
+}
+
+/* ---- MADV_REMOVE ---- */
+
+void drops_removed(struct track *t, struct tmm *tm)
+{
+	while (tm->removals) {
+		struct removal *removal = tm->removals;
+
+		tm->removals = removal->next;
+		drops_remove(t, &removal->drop);
+		free(removal);
+	}
+}
+
+/* One for each file: whoever asks for ranges without end costs no more. */
+static int drops_note_removal(struct track *t, struct tmm *tm, uint64_t ino, uint64_t off,
+			      uint64_t len)
+{
+	struct removal *removal;
+
+	LL_SEARCH_SCALAR(tm->removals, removal, drop.ino, ino);
+	if (removal) {
+		uint64_t end = removal->drop.off + removal->drop.len;
+
+		drops_remove(t, &removal->drop);
+		if (end < off + len)
+			end = off + len;
+		if (removal->drop.off > off)
+			removal->drop.off = off;
+		removal->drop.len = end - removal->drop.off;
+	} else {
+		removal = calloc(1, sizeof(*removal));
+		if (!removal)
+			return -ENOMEM;
+		removal->drop = (struct fs_drop){.ino = ino, .off = off, .len = len};
+		LL_PREPEND(tm->removals, removal);
+	}
+	drops_add(t, &removal->drop);
+	return 0;
+}
+
+static int drops_remove_part(struct track *t, struct tmm *tm, uint64_t file, uint64_t pgoff,
+			     uint64_t nr)
+{
+	uint64_t off = pgoff << WPFS_PAGE_SHIFT, len = nr << WPFS_PAGE_SHIFT;
+	int r = residency_remove(t, file, pgoff, nr);
+
+	if (r == 0)
+		r = drops_note_removal(t, tm, file, off, len);
+	return r < 0 ? r : drops_tell(t, file, off, len);
+}
+
+/* All that the mm's mappings show in [start, end). */
+static int drops_remove_shown(struct track *t, struct tmm *tm, uint64_t start, uint64_t end)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
+		const struct mm_vma *vma = &tm->mm.vmas[i];
+		uint64_t from = vma->start > start ? vma->start : start;
+		uint64_t to = vma->end < end ? vma->end : end;
+
+		if (from < to)
+			r = drops_remove_part(t, tm, vma->file,
+					      vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
+					      (to - from) >> WPFS_PAGE_SHIFT);
+	}
+	return r;
+}
+
+/* Is something of this mount mapped there? The shim asks also of mappings that it does not know. */
+static bool drops_are_ours(struct track *t, struct tmm *tm, uint64_t start, uint64_t end)
+{
+	struct maps_list maps = {0};
+	bool ours = maps_read(tmm_pid(tm), t->devs, t->nr_devs, &maps) < 0;
+
+	for (size_t i = 0; i < maps.nr; i++)
+		ours |= maps.vmas[i].start < end && start < maps.vmas[i].end;
+	maps_free(&maps);
+	return ours;
+}
+
+void drops_request(struct request *rq)
+{
+	const struct wpfs_range *range = rq->body;
+	uint64_t end = range->addr + range->len;
+	struct tmm *tm = rq->c->tmm;
+	int r = -EINVAL;
+
+	if (mapping_aligned(range->addr, range->len)) {
+		if (!drops_are_ours(rq->t, tm, range->addr, end)) {
+			request_reply(rq, 0, NULL, 0);
+			return;
+		}
+		r = tmm_harvest(rq->t, tm);
+		if (r == 0)
+			r = drops_remove_shown(rq->t, tm, range->addr, end);
+	}
+	request_reply(rq, r, NULL, 0);
+}

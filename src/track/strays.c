@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Children that nobody tracks. A child's uffd is in the table of its parent's witness until the
+ * child claims it (fork.c); whose is not claimed was made by a raw clone, or while no daemon was
+ * there. Its stores are in doubt: in a row that stands for all such children of a program.
+ *
+ * The witness closes what it is told to when it comes to it, and the number may be another child's
+ * then: whether what is under it was claimed is asked of the kernel (kcmp).
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <linux/kcmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#include <utlist.h>
+
+#include "base/cleanup.h"
+#include "base/units.h"
+#include "track/internal.h"
+#include "uffd/uffd.h"
+
+static uint64_t strays_now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+static struct stray *strays_get(struct tmm *tm, int fd)
+{
+	for (size_t i = 0; i < tm->nr_strays; i++) {
+		if (tm->strays[i].fd == fd)
+			return &tm->strays[i];
+	}
+	if (tm->nr_strays == WPFS_WITNESS_FDS)
+		return NULL;
+	tm->strays[tm->nr_strays] = (struct stray){.fd = fd, .since_ms = strays_now_ms()};
+	return &tm->strays[tm->nr_strays++];
+}
+
+void strays_close(struct tmm *tm, int fd)
+{
+	const struct wpfs_witness_cmd cmd = {.op = WPFS_WITNESS_CLOSE, .fd = fd};
+
+	fork_witness_tell(tm, &cmd, -1);
+}
+
+void strays_claim(struct tmm *parent, int fd, const struct tmm *child)
+{
+	struct stray *stray = strays_get(parent, fd);
+
+	if (stray)
+		*stray = (struct stray){fd, child->mm.id, strays_now_ms()};
+	strays_close(parent, fd);
+}
+
+/* Is what the witness has under this number the uffd of a child that has come? */
+static bool strays_is_claimed(const struct track *t, const struct tmm *tm,
+			      const struct stray *stray)
+{
+	const struct tmm *child;
+
+	DL_FOREACH (t->tmms, child) {
+		if (stray->claimer && child->mm.id == stray->claimer)
+			break;
+	}
+	if (!child || child->state == TMM_DETACHED)
+		return false;
+	/* Not attached yet: it has it, and no witness that could be asked. */
+	return child->state == TMM_FORKED ||
+	       (child->witness_pidfd >= 0 && syscall(SYS_kcmp, tm->witness.pid, child->witness.pid,
+						     KCMP_FILE, stray->fd, child->uffd_fd) == 0);
+}
+
+/*
+ * Notes the uffds in the witness's table that are not its own; forgets those that were claimed and
+ * have gone. -ESRCH: one has gone that was not, as the witness is dead or about to be.
+ */
+static int strays_note(struct tmm *tm)
+{
+	bool seen[WPFS_WITNESS_FDS] = {false}, lost = false;
+	_cleanup_dir_ DIR *dir = NULL;
+	char path[64], target[64];
+	struct dirent *de;
+	size_t kept = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", tm->witness.pid);
+	dir = opendir(path);
+	if (!dir)
+		return errno == ENOENT ? -ESRCH : -errno;
+	while ((de = readdir(dir))) {
+		ssize_t n = readlinkat(dirfd(dir), de->d_name, target, sizeof(target) - 1);
+		int fd = atoi(de->d_name);
+		struct stray *stray;
+
+		if (n < 0 || fd == tm->uffd_fd)
+			continue;
+		target[n] = '\0';
+		stray = strcmp(target, "anon_inode:[userfaultfd]") == 0 ? strays_get(tm, fd) : NULL;
+		if (stray)
+			seen[stray - tm->strays] = true;
+	}
+	for (size_t i = 0; i < tm->nr_strays; i++) {
+		lost |= !seen[i] && !tm->strays[i].claimer;
+		if (seen[i] || !tm->strays[i].claimer)
+			tm->strays[kept++] = tm->strays[i];
+	}
+	tm->nr_strays = kept;
+	return lost ? -ESRCH : 0;
+}
+
+/* Is the mm of this uffd gone? */
+static bool strays_is_gone(const struct tmm *tm, int fd)
+{
+	_cleanup_close_ int uffd = proc_borrow_fd(tm->witness_pidfd, fd);
+
+	return uffd >= 0 && uffd_is_uffd(uffd) &&
+	       uffd_writeprotect_once(uffd, 0, WPFS_PAGE_SIZE, false) == -ESRCH;
+}
+
+void strays_resume(struct tmm *tm)
+{
+	if (strays_note(tm) < 0)
+		return; /* the next harvest finds the witness gone */
+	for (size_t i = 0; i < tm->nr_strays; i++)
+		tm->strays[i].since_ms = 0;
+}
+
+int strays_doubt(struct track *t, struct tmm *tm)
+{
+	char name[TRACK_NAME_SIZE];
+	struct tmm *row;
+	uint64_t before;
+	int r;
+
+	if (!tm->name[0])
+		return mm_lost(&tm->mm); /* its marks have no name to be kept under */
+	snprintf(name, sizeof(name), "%.*s" STRAYS_NAME, (int)strcspn(tm->name, "/"), tm->name);
+	row = tmm_by_name(t, tm->uid, name);
+	if (!row) {
+		row = tmm_new(t);
+		if (!row)
+			return -ENOMEM;
+		row->mm.id = t->next_mm++;
+		row->uid = tm->uid;
+		row->state = TMM_DETACHED;
+		row->fork_child = true;
+		snprintf(row->name, sizeof(row->name), "%s", name);
+		memcpy(row->comm, tm->comm, sizeof(row->comm));
+	}
+	before = tmm_dirty(row);
+	r = fork_copy_model(&row->mm, &tm->mm);
+	if (r == 0)
+		r = fork_doubt_mapped(&row->mm, &tm->mm);
+	return r < 0 || tmm_dirty(row) == before ? r : protect_store_born(t, row);
+}
+
+/* Does a process that is not tracked map what is armed? Those that were born meanwhile do. */
+static bool strays_are_there(struct track *t, const struct tmm *tm)
+{
+	const struct mm_file *f;
+
+	for (f = tm->mm.files; f; f = f->hh.next) {
+		if (!mm_set_is_empty(&f->own[MM_WPFS].armed) && unseen_is_mapped(t, f->id))
+			return true;
+	}
+	return false;
+}
+
+int strays_lose(struct track *t, struct tmm *tm)
+{
+	bool doubt = false;
+
+	for (size_t i = 0; i < tm->nr_strays; i++)
+		doubt |= !tm->strays[i].claimer;
+	tm->nr_strays = 0;
+	return doubt || strays_are_there(t, tm) ? strays_doubt(t, tm) : 0;
+}
+
+/* What is gone of those that nobody came for: their numbers to dead[]; *doubt: others are there. */
+static size_t strays_sort(struct track *t, struct tmm *tm, int *dead, bool *doubt)
+{
+	const uint64_t now = strays_now_ms();
+	size_t nr_dead = 0, kept = 0;
+
+	for (size_t i = 0; i < tm->nr_strays; i++) {
+		struct stray stray = tm->strays[i];
+
+		if (stray.claimer && !strays_is_claimed(t, tm, &stray))
+			stray = (struct stray){.fd = stray.fd, .since_ms = now};
+		if (!stray.claimer && strays_is_gone(tm, stray.fd)) {
+			dead[nr_dead++] = stray.fd;
+			continue;
+		}
+		/* Its uffd goes with the witness, if it does not come first. */
+		if (!stray.claimer && (now - stray.since_ms > STRAYS_CLAIM_MS || tm->ending))
+			*doubt = true;
+		tm->strays[kept++] = stray;
+	}
+	tm->nr_strays = kept;
+	return nr_dead;
+}
+
+int strays_look(struct track *t, struct tmm *tm)
+{
+	int dead[WPFS_WITNESS_FDS];
+	bool doubt = false;
+	size_t nr_dead;
+	int r = strays_note(tm);
+
+	/* A witness that is dead has taken them along, and its number may be another's. What is
+	 * armed is dirty until there is another one, and then they are in doubt. */
+	if (r == -ESRCH || proc_is_dead(tm->witness_pidfd))
+		return 0;
+	if (r < 0)
+		return r;
+	nr_dead = strays_sort(t, tm, dead, &doubt);
+	if (doubt || nr_dead)
+		r = strays_doubt(t, tm);
+	/* Only now: a daemon after this one must see them, if it was not committed. */
+	for (size_t i = 0; r == 0 && i < nr_dead; i++)
+		strays_close(tm, dead[i]);
+	return r;
+}
