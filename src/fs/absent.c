@@ -17,10 +17,12 @@
 #include "base/cleanup.h"
 #include "base/fdio.h"
 #include "base/log.h"
+#include "base/units.h"
 #include "fs/priv.h"
 #include "fs/store_data.h"
 
 #define ABSENT_FILE "absent"
+#define LOOKING_MAX (FS_THREADS / 4)
 
 enum absent_state {
 	ABSENT_STORED,	/* in the store only */
@@ -47,6 +49,8 @@ struct fs_absent {
 	bool mapped;
 	/* With the entries: 1 + the st_blocks that each is going to have; 0: not looked at yet. */
 	_Atomic uint64_t *blocks;
+
+	_Atomic unsigned looking; /* threads that may wait for a disk to tell it */
 
 	_Atomic uint64_t left; /* entries that are not PRESENT */
 	pthread_mutex_t lock;  /* moves of states; innermost */
@@ -279,24 +283,30 @@ void fs_absent_release_empty(struct fs_absent *absent, uint64_t ino)
 	absent_end(absent, absent_find(absent, ino), ABSENT_PRESENT);
 }
 
-/* It has the room that it is going to take: so du(1) tells the same before and after. */
-static void absent_blocks(struct fs_absent *a, const struct absent_entry *e, struct stat *st)
+/*
+ * The room that it is going to take: so du(1) tells the same before and after. Not `exactly`, or on
+ * a disk that is so slow that many wait for it: the room that it takes without holes.
+ */
+static void absent_blocks(struct fs_absent *a, const struct absent_entry *e, bool exactly,
+			  struct stat *st)
 {
 	_Atomic uint64_t *known = &a->blocks[e - a->entries];
+	uint64_t pages = ((uint64_t)st->st_size + WPFS_PAGE_SIZE - 1) / WPFS_PAGE_SIZE;
 	uint64_t blocks = atomic_load(known);
-	int r = 0;
 
-	if (!blocks) {
-		r = store_data_blocks(a->data_fd, e->ino, (uint64_t)st->st_size, &blocks);
-		if (!r)
+	st->st_blocks = (blkcnt_t)(pages * (WPFS_PAGE_SIZE / 512));
+	if (!blocks && exactly) {
+		/* What cannot be read now may be at the open, which then says so. */
+		if (atomic_fetch_add(&a->looking, 1) < LOOKING_MAX &&
+		    store_data_blocks(a->data_fd, e->ino, (uint64_t)st->st_size, &blocks) == 0)
 			atomic_store(known, ++blocks);
+		atomic_fetch_sub(&a->looking, 1);
 	}
-	/* What cannot be read now may be at the open, which then says so. */
-	if (!r)
+	if (blocks)
 		st->st_blocks = (blkcnt_t)(blocks - 1);
 }
 
-int fs_absent_stat(struct fs_absent *absent, uint64_t ino, int fd, struct stat *st)
+int fs_absent_stat(struct fs_absent *absent, uint64_t ino, int fd, bool exactly, struct stat *st)
 {
 	for (;;) {
 		struct absent_entry *e = absent_find(absent, ino);
@@ -316,7 +326,7 @@ int fs_absent_stat(struct fs_absent *absent, uint64_t ino, int fd, struct stat *
 		pthread_mutex_unlock(&absent->lock);
 		if (!same)
 			continue; /* its times may have been looked at in between */
-		absent_blocks(absent, e, st);
+		absent_blocks(absent, e, exactly, st);
 		return 0;
 	}
 }

@@ -58,9 +58,10 @@ void fs_absent_release_empty(struct fs_absent *absent, uint64_t ino);
 
 /*
  * fstat(2), with the times and blocks that the file will have when contents that are still in the
- * store are there. 0 or -errno.
+ * store are there. Not `exactly`: its blocks may be too many, and no disk is waited for. 0 or
+ * -errno.
  */
-int fs_absent_stat(struct fs_absent *absent, uint64_t ino, int fd, struct stat *st);
+int fs_absent_stat(struct fs_absent *absent, uint64_t ino, int fd, bool exactly, struct stat *st);
 
 /* Is it not all there? */
 bool fs_absent_is(struct fs_absent *absent, uint64_t ino);

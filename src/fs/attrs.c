@@ -17,7 +17,7 @@ static void reply_attr(fuse_req_t req, uint64_t ino, int fd, bool changed)
 	struct fs_inode *inode = fs_inode_find(fs, ino);
 	double timeout = inode ? fs_backing_attr_timeout(fs, inode) : 0;
 	struct stat st;
-	int r = inode ? fs_stat_of(fs, ino, fd, &st) : -ESTALE;
+	int r = inode ? fs_stat_of(fs, ino, fd, true, &st) : -ESTALE;
 
 	if (r) {
 		fuse_reply_err(req, -r);
@@ -55,7 +55,7 @@ static void op_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct
 	    statx(ref.fd, "", AT_EMPTY_PATH, (unsigned int)mask | STATX_BASIC_STATS, &stx) < 0)
 		r = -errno;
 	if (!r && (fs->kind == WPFS_KIND_CAPPED || fs_absent_is(fs->absent, ino))) {
-		r = fs_stat_of(fs, ino, ref.fd, &st);
+		r = fs_stat_of(fs, ino, ref.fd, true, &st);
 		stx.stx_atime.tv_sec = st.st_atim.tv_sec;
 		stx.stx_atime.tv_nsec = (uint32_t)st.st_atim.tv_nsec;
 		stx.stx_mtime.tv_sec = st.st_mtim.tv_sec;
@@ -230,27 +230,38 @@ static int set_with_contents(fuse_req_t req, uint64_t ino, int fd, const struct 
 	return r;
 }
 
-static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
-		       struct fuse_file_info *fi)
+static void setattr(fuse_req_t req, struct fs_wait *wait)
 {
 	struct fs *fs = fs_of(req);
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
-	int r = fs_inode_ref(fs, ino, &ref);
+	int r = fs_inode_ref(fs, wait->ino, &ref);
 
 	if (!r) {
-		r = set_with_contents(req, ino, ref.fd, attr, to_set, fi != NULL);
+		r = set_with_contents(req, wait->ino, ref.fd, &wait->attr, wait->to_set,
+				      wait->by_fd);
 		if (r) /* part of it may have been done */
 			fs_symlink_touched(fs, ref.fd, "");
-		fs_change_inode(fs, ino);
+		fs_change_inode(fs, wait->ino);
 	}
 	if (r)
 		fuse_reply_err(req, -r);
 	else
-		reply_attr(req, ino, ref.fd, true);
+		reply_attr(req, wait->ino, ref.fd, true);
+}
+
+static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
+		       struct fuse_file_info *fi)
+{
+	struct fs_wait wait = {.ino = ino, .attr = *attr, .to_set = to_set, .by_fd = fi != NULL};
+
+	if ((to_set & FUSE_SET_ATTR_SIZE) || fs_absent_is(fs_of(req)->absent, ino))
+		fs_wait_in(req, &wait, setattr);
+	else
+		setattr(req, &wait);
 }
 
 /* umount(8) asks for the file system's type first: whatever would keep it busy goes now. */
-static void op_statfs(fuse_req_t req, fuse_ino_t ino)
+static void statfs_settled(fuse_req_t req, struct fs_wait *wait)
 {
 	struct fs *fs = fs_of(req);
 	struct statvfs st;
@@ -262,6 +273,11 @@ static void op_statfs(fuse_req_t req, fuse_ino_t ino)
 	}
 	fs_hook_space(fs, &st);
 	fuse_reply_statfs(req, &st);
+}
+
+static void op_statfs(fuse_req_t req, fuse_ino_t ino)
+{
+	fs_wait_in(req, &(struct fs_wait){.ino = ino}, statfs_settled);
 }
 
 void fs_ops_attrs(struct fuse_lowlevel_ops *ops)

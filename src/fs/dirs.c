@@ -201,15 +201,17 @@ static void op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t of
 	read_entries(req, size, off, dir_of(fi), true);
 }
 
-static void sync_names(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+static void sync_names(fuse_req_t req, struct fs_wait *wait)
 {
+	if (fs_of(req)->store)
+		fs_request_may_wait();
 	fuse_reply_err(req, -fs_store_flush_names(fs_of(req)));
 }
 
 static void op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
 {
 	fs_change_inode(fs_of(req), ino);
-	fs_wait_in(req, ino, fi, sync_names);
+	fs_wait_in(req, &(struct fs_wait){.ino = ino}, sync_names);
 }
 
 void fs_ops_dirs(struct fuse_lowlevel_ops *ops)

@@ -17,7 +17,8 @@
 #include "fs/priv.h"
 #include "fs/store.h"
 
-#define FALLOCATE_PIECE ((off_t)1 << 20)
+#define FALLOCATE_PIECE	 ((off_t)1 << 20)
+#define FALLOCATE_SHIFTS (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE)
 
 /*
  * On native mounts a read comes for a file that we read and write (see backing.c), and to fill the
@@ -99,14 +100,16 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
 		fuse_reply_write(req, (size_t)n);
 }
 
-static void sync_file(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+static void sync_file(fuse_req_t req, struct fs_wait *wait)
 {
-	fuse_reply_err(req, -fs_store_sync_file(fs_of(req), ino));
+	if (fs_of(req)->store)
+		fs_request_may_wait();
+	fuse_reply_err(req, -fs_store_sync_file(fs_of(req), wait->ino));
 }
 
 static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
 {
-	fs_wait_in(req, ino, fi, sync_file);
+	fs_wait_in(req, &(struct fs_wait){.ino = ino}, sync_file);
 }
 
 static int fallocate_as_caller(fuse_req_t req, int fd, int mode, off_t off, off_t len)
@@ -164,39 +167,54 @@ static int fallocate_pieces(fuse_req_t req, fuse_ino_t ino, int fd, int mode, of
 	return r;
 }
 
+/* Punches, zeroes, or shifts what is behind. */
+static void fallocate_drop(fuse_req_t req, struct fs_wait *wait)
+{
+	const uint64_t off = (uint64_t)wait->off, len = (uint64_t)wait->len;
+	const bool punch = wait->mode & FALLOC_FL_PUNCH_HOLE;
+	struct fs_drop drop = {
+		.ino = wait->ino, .off = off, .len = wait->mode & FALLOCATE_SHIFTS ? 0 : len};
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	struct fs *fs = fs_of(req);
+	int r = fs_inode_ref_contents(fs, wait->ino, O_RDWR, &ref);
+
+	if (r) {
+		fuse_reply_err(req, -r);
+		return;
+	}
+	if (punch)
+		fs_hook_drop_begin(fs, &drop);
+	r = fs_hook_io_begin(fs, wait->ino, off, len, FS_IO_DROP);
+	if (!r) {
+		r = fallocate_as_caller(req, ref.fd, wait->mode, wait->off, wait->len);
+		fs_hook_io_end(fs, wait->ino, off, len, FS_IO_DROP, !r);
+	}
+	/* tmpfs refuses the others: to tell of them before would make pages dirty for nothing. */
+	if (!r && !punch)
+		fs_hook_drop_begin(fs, &drop);
+	fs_hook_drop_end(fs, &drop);
+	fuse_reply_err(req, -r);
+}
+
 static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len,
 			 struct fuse_file_info *fi)
 {
-	const int shifts = FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE;
-	const int drops = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE;
+	const struct fs_wait wait = {.ino = ino, .mode = mode, .off = off, .len = len};
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
-	struct fs_drop drop = {.ino = ino, .off = (uint64_t)off};
 	struct fs *fs = fs_of(req);
-	int r = fs_inode_ref_contents(fs, ino, O_RDWR, &ref);
+	int r;
 
 	if (len >= FS_MUCH)
 		fs_request_may_wait();
-	if ((mode & FALLOC_FL_KEEP_SIZE) && !(mode & (shifts | drops)))
-		atomic_store(&fs->behind_end, true);
-	if (!r && (mode & (shifts | drops))) {
-		const bool punch = mode & FALLOC_FL_PUNCH_HOLE;
-
-		drop.len = mode & shifts ? 0 : (uint64_t)len;
-		if (punch)
-			fs_hook_drop_begin(fs, &drop);
-		r = fs_hook_io_begin(fs, ino, (uint64_t)off, (uint64_t)len, FS_IO_DROP);
-		if (!r) {
-			r = fallocate_as_caller(req, ref.fd, mode, off, len);
-			fs_hook_io_end(fs, ino, (uint64_t)off, (uint64_t)len, FS_IO_DROP, !r);
-		}
-		/* tmpfs refuses the others: to tell of them before would make pages dirty for
-		 * nothing. */
-		if (!r && !punch)
-			fs_hook_drop_begin(fs, &drop);
-		fs_hook_drop_end(fs, &drop);
-	} else if (!r) {
-		r = fallocate_pieces(req, ino, ref.fd, mode, off, len);
+	if (mode & (FALLOCATE_SHIFTS | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) {
+		fs_wait_in(req, &wait, fallocate_drop);
+		return;
 	}
+	if (mode & FALLOC_FL_KEEP_SIZE)
+		atomic_store(&fs->behind_end, true);
+	r = fs_inode_ref_contents(fs, ino, O_RDWR, &ref);
+	if (!r)
+		r = fallocate_pieces(req, ino, ref.fd, mode, off, len);
 	fuse_reply_err(req, -r);
 }
 

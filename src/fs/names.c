@@ -26,7 +26,8 @@ static int entry_fill(struct fs *fs, struct fs_inode *inode, int fd, const char 
 	*entry = (struct fuse_entry_param){.ino = ino, .entry_timeout = FS_LONG_TIMEOUT};
 	entry->attr_timeout = fs_backing_attr_timeout(fs, inode);
 	if (!name)
-		r = fs_stat_of(fs, ino, fd, &entry->attr);
+		/* It holds up the directory; and who wants to know asks for the attributes. */
+		r = fs_stat_of(fs, ino, fd, false, &entry->attr);
 	else
 		r = fs_hook_stat(fs, ino, fd, name, &entry->attr);
 	if (!r && name && fs_ids_get(fs->ids, entry->attr.st_ino) != ino)

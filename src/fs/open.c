@@ -51,9 +51,11 @@ out:
 	return r;
 }
 
-static void open_file(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+static void open_file(fuse_req_t req, struct fs_wait *wait)
 {
 	struct fs *fs = fs_of(req);
+	struct fuse_file_info *fi = &wait->fi;
+	fuse_ino_t ino = wait->ino;
 	struct fs_inode *inode = fs_inode_find(fs, ino);
 	int r = inode ? fs_backing_open(fs, inode, -1, fuse_req_ctx(req)->pid, fi) : -ESTALE;
 
@@ -74,10 +76,12 @@ static void open_file(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
 static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
+	struct fs_wait wait = {.ino = ino, .fi = *fi};
+
 	if (fs_absent_is(fs_of(req)->absent, ino))
-		fs_wait_in(req, ino, fi, open_file); /* its contents come first */
+		fs_wait_in(req, &wait, open_file); /* its contents come first */
 	else
-		open_file(req, ino, fi);
+		open_file(req, &wait);
 }
 
 /* Enters a file just made into the table and answers with it. Takes fd over. */

@@ -315,13 +315,24 @@ int fs_handle_open_at(int lower_fd, const struct fs_handle *handle, int flags);
 
 /* ---- waits.c ---------------------------------------------------------------------------- */
 
-typedef void (*fs_wait_fn)(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+/* What a request asks for; zeros where it says nothing. */
+struct fs_wait {
+	fuse_ino_t ino;
+	struct fuse_file_info fi;
+	bool by_fd;	  /* there is one */
+	struct stat attr; /* setattr, with the next */
+	int to_set;
+	int mode; /* fallocate, with the next */
+	off_t off, len;
+};
+
+typedef void (*fs_wait_fn)(fuse_req_t req, struct fs_wait *wait);
 
 /*
- * Calls `fn`, which answers the request and may wait for a disk: in this thread, or later in
- * another one, if too many wait already.
+ * Calls `fn`, which answers the request and may wait for a disk or for tracking: in this thread, or
+ * later in another one, if too many wait already. `wait` is copied.
  */
-void fs_wait_in(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, fs_wait_fn fn);
+void fs_wait_in(fuse_req_t req, const struct fs_wait *wait, fs_wait_fn fn);
 
 void fs_waits_init(struct fs *fs);
 void fs_waits_end(struct fs *fs); /* no request comes any more: returns when all are answered */
@@ -490,7 +501,7 @@ int fs_hook_set_times(struct fs *fs, uint64_t ino, int fd, const struct timespec
 /* What a user is told of a file: of `fd` with name "", or of that name in a directory. */
 int fs_hook_stat(struct fs *fs, uint64_t ino, int fd, const char *name, struct stat *st);
 /* The same of a file whose contents may be still to come (fs_absent_stat). */
-int fs_stat_of(struct fs *fs, uint64_t ino, int fd, struct stat *st);
+int fs_stat_of(struct fs *fs, uint64_t ino, int fd, bool exactly, struct stat *st);
 int fs_hook_opened(struct fs *fs, uint64_t ino, pid_t opener, bool must); /* native: 0 */
 void fs_hook_released(struct fs *fs, uint64_t ino);
 void fs_hook_space(struct fs *fs, struct statvfs *st);

@@ -99,10 +99,10 @@ int fs_hook_stat(struct fs *fs, uint64_t ino, int fd, const char *name, struct s
 	return r;
 }
 
-int fs_stat_of(struct fs *fs, uint64_t ino, int fd, struct stat *st)
+int fs_stat_of(struct fs *fs, uint64_t ino, int fd, bool exactly, struct stat *st)
 {
 	if (fs_absent_is(fs->absent, ino))
-		return fs_absent_stat(fs->absent, ino, fd, st);
+		return fs_absent_stat(fs->absent, ino, fd, exactly, st);
 	return fs_hook_stat(fs, ino, fd, "", st);
 }
 

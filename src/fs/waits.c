@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Requests that may wait long for a disk: an fsync, and an open of a file whose contents are in the
- * store. There are only so many FUSE threads, and if all of them waited nobody could as much as
- * look at a name. So only some of them may; more requests of this kind are done by threads of their
- * own, made when they are needed, and when there are enough of these they queue.
+ * Requests that may wait long for a disk: an fsync, an open or a change of a file whose contents
+ * are in the store; and for the track thread, which commits: a statfs, what drops contents. There
+ * are only so many FUSE threads, and if all of them waited nobody could as much as look at a name.
+ * So only some of them may; more requests of this kind are done by threads of their own, made when
+ * they are needed, and when there are enough of these they queue.
  *
  * Not all of them always: to hand a request over takes longer than many an fsync.
  */
@@ -21,8 +22,7 @@
 struct fs_wait_request {
 	struct fs_wait_request *prev, *next;
 	fuse_req_t req;
-	fuse_ino_t ino;
-	struct fuse_file_info fi;
+	struct fs_wait wait;
 	fs_wait_fn fn;
 };
 
@@ -68,7 +68,7 @@ static void *waits_thread(void *arg)
 	pthread_mutex_lock(&fs->waits.lock);
 	while ((one = waits_next(&fs->waits))) {
 		pthread_mutex_unlock(&fs->waits.lock);
-		one->fn(one->req, one->ino, &one->fi);
+		one->fn(one->req, &one->wait);
 		free(one);
 		pthread_mutex_lock(&fs->waits.lock);
 	}
@@ -95,15 +95,15 @@ static bool waits_have_thread(struct fs *fs)
 	return fs->waits.threads > 0;
 }
 
-static bool waits_hand_over(struct fs *fs, fuse_req_t req, fuse_ino_t ino,
-			    const struct fuse_file_info *fi, fs_wait_fn fn)
+static bool waits_hand_over(struct fs *fs, fuse_req_t req, const struct fs_wait *wait,
+			    fs_wait_fn fn)
 {
 	struct fs_wait_request *one = calloc(1, sizeof(*one));
 	bool handed;
 
 	if (!one)
 		return false;
-	*one = (struct fs_wait_request){.req = req, .ino = ino, .fi = *fi, .fn = fn};
+	*one = (struct fs_wait_request){.req = req, .wait = *wait, .fn = fn};
 	handed = waits_have_thread(fs);
 	if (handed) {
 		DL_APPEND(fs->waits.queue, one);
@@ -115,21 +115,20 @@ static bool waits_hand_over(struct fs *fs, fuse_req_t req, fuse_ino_t ino,
 	return handed;
 }
 
-void fs_wait_in(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, fs_wait_fn fn)
+void fs_wait_in(fuse_req_t req, const struct fs_wait *wait, fs_wait_fn fn)
 {
+	struct fs_wait own = *wait;
 	struct fs *fs = fs_of(req);
 	bool handed;
 
 	pthread_mutex_lock(&fs->waits.lock);
 	/* With io_uring the entry of a request belongs to the thread that answers it. */
-	handed = !fs->uring && fs->waits.here >= HERE_MAX && waits_hand_over(fs, req, ino, fi, fn);
+	handed = !fs->uring && fs->waits.here >= HERE_MAX && waits_hand_over(fs, req, wait, fn);
 	fs->waits.here += !handed;
 	pthread_mutex_unlock(&fs->waits.lock);
 	if (handed)
 		return;
-	if (fs->store)
-		fs_request_may_wait();
-	fn(req, ino, fi);
+	fn(req, &own);
 	pthread_mutex_lock(&fs->waits.lock);
 	fs->waits.here--;
 	pthread_mutex_unlock(&fs->waits.lock);

@@ -8,9 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import harness
 import proc
+from test_store import stored
 
 MANY = 60
 
@@ -27,7 +31,7 @@ def run(call, names):
 
 def in_call(pid, name):
     """How many threads of a process wait in this system call."""
-    number = {"utimensat": 280, "readlink": 89, "chmod": 90, "truncate": 76}[name]
+    number = {"utimensat": 280, "readlink": 89, "chmod": 90, "truncate": 76, "openat": 257, "stat": 262}[name]
     found = 0
     for task in os.listdir(f"/proc/{pid}/task"):
         try:
@@ -50,7 +54,12 @@ class Calls:
         self.popen.stdin.flush()
 
     def wait(self, call, count):
-        proc.wait_for(lambda: in_call(self.popen.pid, call) == count, harness.SECONDS, f"{count} times {call}")
+        """Until so many threads wait in the call; None: all that are left."""
+        def they_do():
+            left = len(os.listdir(f"/proc/{self.popen.pid}/task")) - 1
+            return in_call(self.popen.pid, call) == (left if count is None else count)
+
+        proc.wait_for(they_do, harness.SECONDS, f"{count} times {call}")
 
     def end(self, seconds=harness.SECONDS):
         """It ends by itself."""
@@ -83,3 +92,62 @@ for thread in threads + run(os.readlink, names):
         os.kill(wpfs.pid, signal.SIGCONT)
     calls.end()
     assert all(os.lstat(wpfs.mnt / f"l{number}").st_mtime == 2 for number in range(MANY))
+
+
+def slow_disk(wpfs):
+    """Contents that are still in the store take until the returned function is called."""
+    pipes = [path for path in Path(wpfs.store, "data").rglob("*") if path.is_file()]
+    for path in pipes:
+        path.unlink()
+        os.mkfifo(path)
+
+    def go_on(over=False):
+        for path in pipes:
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+            except OSError:
+                pass  # nobody waits there
+            if over:
+                path.unlink()
+
+    return go_on
+
+
+@pytest.mark.parametrize("call", ["truncate", "chmod", "stat"])
+def test_files_that_are_still_in_the_store(make_wpfs, call):
+    """Contents come before the size changes, the mode does not change while they come; and their room is looked at."""
+    wpfs, _ = stored(make_wpfs, count=MANY + 1, options=["size=8M"], small=0)
+    wpfs.options.append("size=16K")  # so that nothing comes in the background
+    wpfs.restart()
+    harness.proc.wait_for(lambda: "stay in the store" in wpfs.read_log(), harness.SECONDS, "nothing comes")
+    paths = [wpfs.mnt / f"f{number}" for number in range(1, MANY + 1)]
+    if call != "stat":
+        for path in paths:
+            path.stat()
+    go_on = slow_disk(wpfs)
+    calls = Calls("""
+names = [f"{sys.argv[1]}/f{number}" for number in range(1, int(sys.argv[2]) + 1)]
+opened = run(lambda name: os.close(os.open(name, os.O_RDONLY)), names if sys.argv[3] == "chmod" else [])
+sys.stdin.readline()
+calls = {"chmod": lambda name: os.chmod(name, 0o600), "truncate": lambda name: os.truncate(name, 100), "stat": os.stat}
+threads = run(calls[sys.argv[3]], names) + opened
+print("all of them", flush=True)
+for thread in threads:
+    thread.join()
+""", wpfs.mnt, MANY, call)
+    try:
+        if call == "chmod":
+            calls.wait("openat", MANY)
+        calls.go()
+        calls.popen.stdout.readline()
+        calls.wait(call, None if call == "stat" else MANY)  # of stats only some wait
+        assert in_call(calls.popen.pid, call) >= 8
+        other = subprocess.Popen(["touch", wpfs.mnt / "new"])
+        proc.wait_for(lambda: other.poll() is not None, 10, "a file is made beside")
+    finally:
+        proc.wait_for(lambda: go_on() or calls.popen.poll() is not None, harness.SECONDS, "all go on")
+        go_on(over=True)
+    assert other.wait(harness.SECONDS) == 0
+    calls.end()
+    assert {path.stat().st_mode & 0o777 for path in paths} == ({0o600} if call == "chmod" else {0o644})
+    assert call != "truncate" or {path.stat().st_size for path in paths} == {100}
