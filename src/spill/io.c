@@ -72,8 +72,9 @@ int spill_io_new(enum spill_path want, size_t buf_size, struct spill_stats *stat
 	io->stats = stats;
 	io->pipe[0] = io->pipe[1] = -1;
 	io->spin_credit = SPIN_CREDIT;
+	/* The thread is not interrupted when a piece is done: it looks, or waits. */
 	if (want == SPILL_PATH_URING)
-		r = io_uring_queue_init(SPILL_IO_DEPTH, &io->ring, 0);
+		r = io_uring_queue_init(SPILL_IO_DEPTH, &io->ring, IORING_SETUP_COOP_TASKRUN);
 	io->path = r < 0 ? SPILL_PATH_SYNC : SPILL_PATH_URING;
 	if (r < 0 && r != -ENOSYS && r != -EPERM) {
 		free(io);

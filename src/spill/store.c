@@ -143,21 +143,21 @@ static int store_run(struct spill_io *io, int fd, bool write, const struct spill
 	return store_refused(fd, r) ? run(io, fd, segs, nr_segs) : r;
 }
 
-int spill_store_write_begin(struct spill_io *io, struct spill_job *job, int fd,
-			    const struct spill_run *runs, size_t nr)
+int spill_store_begin(struct spill_io *io, struct spill_job *job, int fd, bool write,
+		      const struct spill_run *runs, size_t nr)
 {
 	size_t nr_segs;
 	_cleanup_free_ struct spill_seg *segs = store_pieces(runs, nr, &nr_segs);
 
-	return segs ? spill_io_begin(io, job, fd, true, segs, nr_segs) : -ENOMEM;
+	return segs ? spill_io_begin(io, job, fd, write, segs, nr_segs) : -ENOMEM;
 }
 
-int spill_store_write_end(struct spill_io *io, struct spill_job *job, const struct spill_run *runs,
-			  size_t nr)
+int spill_store_end(struct spill_io *io, struct spill_job *job, const struct spill_run *runs,
+		    size_t nr)
 {
 	int r = spill_io_end(io, job);
 
-	return store_refused(job->fd, r) ? store_run(io, job->fd, true, runs, nr) : r;
+	return store_refused(job->fd, r) ? store_run(io, job->fd, job->write, runs, nr) : r;
 }
 
 void spill_store_reserve(int fd, uint64_t pages)

@@ -45,10 +45,10 @@ int spill_store_write(struct spill_io *io, int fd, const struct spill_run *runs,
 int spill_store_read(struct spill_io *io, int fd, const struct spill_run *runs, size_t nr);
 
 /* The same in two steps, as spill_io_begin and spill_io_end; `runs` stays as long too. */
-int spill_store_write_begin(struct spill_io *io, struct spill_job *job, int fd,
-			    const struct spill_run *runs, size_t nr);
-int spill_store_write_end(struct spill_io *io, struct spill_job *job, const struct spill_run *runs,
-			  size_t nr);
+int spill_store_begin(struct spill_io *io, struct spill_job *job, int fd, bool write,
+		      const struct spill_run *runs, size_t nr);
+int spill_store_end(struct spill_io *io, struct spill_job *job, const struct spill_run *runs,
+		    size_t nr);
 
 /*
  * The file is long enough for so many pages from now on, sparse: writes behind the end of a file

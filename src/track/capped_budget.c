@@ -202,8 +202,8 @@ void capped_set_stuck(struct capped *c, bool stuck)
 void capped_retry(struct capped *c)
 {
 	const uint64_t one = 1;
-	/* Those who read ahead already look for more by themselves. */
-	bool ahead = c->aheads && c->nr_reading_ahead < CAPPED_AHEADS;
+	/* Who reads ahead already looks for more by itself. */
+	bool ahead = c->aheads && !c->reading_ahead;
 
 	if ((c->waits || ahead) && write(c->retry_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
 		log_err("capped: cannot wake the fault threads: %s", log_errstr(errno));

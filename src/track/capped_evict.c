@@ -218,7 +218,7 @@ static int chunk_end(struct saving *sv, struct chunk *k)
 
 	if (!k->writing)
 		return 0;
-	r = spill_store_write_end(c->evict_io, &k->job, k->runs, k->nr_runs);
+	r = spill_store_end(c->evict_io, &k->job, k->runs, k->nr_runs);
 	if (r == 0)
 		r = capped_test_fail("spill-write");
 	if (r == 0) {
@@ -241,7 +241,7 @@ static int chunk_write(struct saving *sv)
 
 	if (k->nr_parts == 0)
 		return 0;
-	r = spill_store_write_begin(sv->c->evict_io, &k->job, sv->fd, k->runs, k->nr_runs);
+	r = spill_store_begin(sv->c->evict_io, &k->job, sv->fd, true, k->runs, k->nr_runs);
 	if (r < 0)
 		return r;
 	k->writing = true;

@@ -290,12 +290,14 @@ static int fault_unprotect(const struct capped_mm *mm, uint64_t addr)
 }
 
 /*
- * 0: served, or nobody waits any more; else -errno: to be tried again. *full is set if that is
+ * 0: served, or nobody waits any more; else -errno: to be tried again. w->full is set if that is
  * since there is no room for a page more: only for one of zeros, which nobody has written yet. One
  * that exists has its room, and waits for it.
  */
-static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t addr, bool *full)
+static int fault_serve(struct capped *c, struct capped_mm *mm, struct capped_wait *w)
 {
+	const uint64_t addr = w->addr;
+	const bool wp = w->wp;
 	enum fault_residency residency = FAULT_RESIDENT;
 	struct capped_file *f = NULL;
 	uint64_t page = 0;
@@ -303,7 +305,7 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t
 	bool held = false;
 	int r;
 
-	*full = false;
+	w->full = false;
 	/*
 	 * With no batch under way nothing is held. Should the page have left since the thread
 	 * asked, its mark goes a little before its store: nobody can tell.
@@ -313,6 +315,8 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t
 	r = fault_resolve(c, mm, addr, &f, &page);
 
 	if (r == 0) {
+		w->ino = f->ino;
+		w->page = page;
 		held = capped_batch_has(c, f, page, page + 1);
 		if (capped_used(c, f->ino, page, page + 1,
 				1 << CAPPED_USE_DROP | 1 << CAPPED_USE_LOAD))
@@ -340,7 +344,7 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, bool wp, uint64_t
 		/* A page that is coming back is counted twice until it has come. */
 		if (r == -ENOSPC && action == FAULT_ZERO && c->loading)
 			r = -EAGAIN;
-		*full = r == -ENOSPC && action == FAULT_ZERO && capped_is_exhausted(c);
+		w->full = r == -ENOSPC && action == FAULT_ZERO && capped_is_exhausted(c);
 		break;
 	case FAULT_WAKE:
 		r = 0;
@@ -412,6 +416,28 @@ static void fault_later(struct capped *c, const struct capped_wait *fault)
 	fault_keep(c, mm, w);
 }
 
+/*
+ * What was looked up may have been unmapped or moved since: then somebody is woken for nothing, and
+ * faults again.
+ */
+void capped_fault_arrived(struct capped *c, const struct capped_file *f, uint64_t first,
+			  uint64_t nr)
+{
+	struct capped_wait *w, *next;
+
+	DL_FOREACH_SAFE(c->waits, w, next)
+	{
+		struct capped_mm *mm = capped_mm_find(c, w->mm);
+
+		if (w->ino != f->ino || w->page < first || w->page - first >= nr || w->wp ||
+		    w->err != -EAGAIN || !mm)
+			continue;
+		DL_DELETE(c->waits, w);
+		uffd_wake(mm->uffd, w->addr, w->addr + WPFS_PAGE_SIZE);
+		free(w);
+	}
+}
+
 uint64_t capped_failing(struct capped *c)
 {
 	struct capped_wait *w;
@@ -454,7 +480,7 @@ static void on_message(struct capped *c, struct capped_mm *mm, const struct uffd
 	switch (msg->event) {
 	case UFFD_EVENT_PAGEFAULT:
 		c->counts.faults++;
-		fault.err = fault_serve(c, mm, fault.wp, fault.addr, &fault.full);
+		fault.err = fault_serve(c, mm, &fault);
 		if (fault.err < 0)
 			fault_later(c, &fault);
 		break;
@@ -519,7 +545,7 @@ void capped_fault_retry(struct capped *c)
 			continue;
 		}
 		mm = capped_mm_find(c, w->mm);
-		w->err = mm ? fault_serve(c, mm, w->wp, w->addr, &w->full) : 0;
+		w->err = mm ? fault_serve(c, mm, w) : 0;
 		mm = capped_mm_find(c, w->mm);
 		if (w->err < 0 && mm) {
 			fault_keep(c, mm, w);

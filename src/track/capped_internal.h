@@ -10,6 +10,7 @@
 #define WPFS_TRACK_CAPPED_INTERNAL_H
 
 #include <pthread.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <uthash.h>
@@ -28,7 +29,6 @@
 #define CAPPED_CLUSTER	64u  /* pages read from the store at once: 256 KiB */
 #define CAPPED_ENGINES	16   /* reads from the store at once */
 #define CAPPED_WORKERS	4    /* threads that serve faults */
-#define CAPPED_AHEADS	3    /* of them read ahead at once, at most */
 #define CAPPED_STREAMS	4    /* sequential readers of a file that are followed */
 #define CAPPED_TICKETS	256
 #define CAPPED_TRIES	2000 /* naps until an unread event counts as a hang */
@@ -116,6 +116,7 @@ struct capped_wait {
 	int err;
 	uint32_t ptid; /* who waits */
 	bool wp, said, full;
+	uint64_t ino, page; /* what is there, as far as it was looked up; ino 0: it was not */
 	struct capped_wait *prev, *next;
 };
 
@@ -199,8 +200,8 @@ struct capped {
 	bool asked;	      /* evict_fd was written and the track thread has not looked yet */
 	bool stuck;	      /* nothing can be evicted: what does not fit is let in */
 	uint32_t next_worker; /* the last number given to a fault thread */
-	unsigned nr_reading_ahead;
-	bool spinning;			    /* a fault thread looks for messages before it sleeps */
+	bool reading_ahead;   /* a fault thread does */
+	bool spinning;	      /* a fault thread looks for messages before it sleeps */
 	unsigned spin_credit, spin_skipped; /* how often that was of use lately; tries left out */
 	struct spill_io *engines[CAPPED_ENGINES]; /* free ones */
 	unsigned nr_engines, made_engines;
@@ -267,22 +268,52 @@ void capped_use_end(struct capped *c, struct capped_use *use);
 int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr,
 		uint64_t *loaded);
 
+/* The same at once, of pages that are all spilled and that nobody is at. */
+int capped_load_run(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr);
+
+/* The run of spilled pages at `first` that nobody is at, at most `max` and before `end`. */
+uint64_t capped_free_run(const struct capped *c, const struct capped_file *f, uint64_t first,
+			 uint64_t end, uint64_t max);
+
+/* Pages on their way from the store. */
+struct capped_load {
+	struct capped_file *file;
+	struct capped_use use;
+	struct spill_run run;
+	struct spill_io *io; /* the caller's, with its buffer, which `run` is to be read into */
+	int fd;		     /* of the store; -errno: there is none */
+};
+
+/*
+ * The same in two steps, with the read in between, the lock not held meanwhile. It is at the pages
+ * of `load`, which stays where it is, from the one to the other.
+ */
+void capped_load_begin(struct capped *c, struct capped_file *f, struct capped_load *load,
+		       uint64_t first, uint64_t nr);
+/* `r` is what came of the read. Takes the lock and keeps it. 0 or -errno, as capped_load. */
+int capped_load_end(struct capped *c, struct capped_load *load, int r);
+
+/* ---- capped_ahead.c: before anybody asks; lock held, let go meanwhile ---- */
+
 /*
  * For a fault: brings one page in, and those behind it if somebody reads on. Waits for nobody:
- * -EAGAIN. The lock is let go meanwhile.
+ * -EAGAIN.
  */
 int capped_load_fault(struct capped *c, struct capped_file *f, uint64_t page);
 /* The same of a page of zeros. The lock is not let go. */
 int capped_zero_fault(struct capped *c, struct capped_file *f, uint64_t page);
 
-/* Reads ahead what was asked for first, if anything. Lock held, let go meanwhile. */
-void capped_ahead_one(struct capped *c);
+/* Reads ahead what is asked for, until there is nothing more. One thread at a time. */
+void capped_ahead_run(struct capped *c);
 void capped_ahead_forget(struct capped *c, uint64_t ino);
 
 /* ---- capped_times.c: nobody sees that pages are moved; lock held ---- */
 
 /* Around work that moves that time of the lower file, during which the file stays known. */
 void capped_time_begin(struct capped *c, struct capped_file *f, enum capped_time which);
+/* `st`: what the lower file says, looked at under this same lock. */
+void capped_time_begin_at(struct capped *c, struct capped_file *f, enum capped_time which,
+			  const struct stat *st);
 void capped_time_end(struct capped_file *f, enum capped_time which);
 
 /* A use has begun, or has ended. `f` may be NULL. */
@@ -494,6 +525,10 @@ bool capped_fault_read(struct capped *c, uint64_t id);
 
 /* Looks once at what waits and is due. Lock not held. */
 void capped_fault_retry(struct capped *c);
+
+/* Pages are in the lower file: whoever waits for one of them is woken. Lock held. */
+void capped_fault_arrived(struct capped *c, const struct capped_file *f, uint64_t first,
+			  uint64_t nr);
 
 /*
  * Serves the faults of the mm of process `pid`; `uffd` is duplicated, `task` is one of the mm's

@@ -6,9 +6,6 @@
  *
  * The lock is not held while the store is read: an entry in c->uses keeps everybody else away from
  * the pages, and their spilled bits stay until they are in. Several threads load at once.
- *
- * Who faults on pages one after the other gets the next ones before asking, more each time. What is
- * read ahead goes to the lower file only: no page table changes, so no mark is made or lost.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -17,31 +14,30 @@
 #include <utlist.h>
 
 #include "base/cleanup.h"
-#include "base/fdio.h"
 #include "base/log.h"
 #include "base/units.h"
 #include "track/capped_internal.h"
 #include "track/capped_test.h"
 
 #define LIMIT_TRIES 8
-#define WINDOW_MIN  16u
-#define WINDOW_MAX  2048u	   /* pages that are asked for ahead of a reader */
-#define AHEAD_CHUNK CAPPED_CLUSTER /* of them, read at once */
-#define ZERO_MAX    64u		   /* pages of zeros made at once */
 
 /* ---- engines ---- */
 
+/* Lock held. */
+static struct spill_io *engine_at_hand(struct capped *c)
+{
+	return c->nr_engines ? c->engines[--c->nr_engines] : NULL;
+}
+
 struct spill_io *capped_engine_take(struct capped *c)
 {
-	struct spill_io *io = NULL;
+	struct spill_io *io;
 
 	pthread_mutex_lock(&c->lock);
 	while (c->nr_engines == 0 && c->made_engines == CAPPED_ENGINES)
 		pthread_cond_wait(&c->engine_cond, &c->lock);
-	if (c->nr_engines)
-		io = c->engines[--c->nr_engines];
-	else
-		c->made_engines++;
+	io = engine_at_hand(c);
+	c->made_engines += !io;
 	pthread_mutex_unlock(&c->lock);
 	if (io || spill_store_engine(c->store, CAPPED_CLUSTER * WPFS_PAGE_SIZE, &io) == 0)
 		return io;
@@ -51,12 +47,18 @@ struct spill_io *capped_engine_take(struct capped *c)
 	return NULL;
 }
 
-void capped_engine_give(struct capped *c, struct spill_io *io)
+/* Lock held. */
+static void engine_back(struct capped *c, struct spill_io *io)
 {
 	spill_io_hurry(io, false);
-	pthread_mutex_lock(&c->lock);
 	c->engines[c->nr_engines++] = io;
 	pthread_cond_signal(&c->engine_cond);
+}
+
+void capped_engine_give(struct capped *c, struct spill_io *io)
+{
+	pthread_mutex_lock(&c->lock);
+	engine_back(c, io);
 	pthread_mutex_unlock(&c->lock);
 }
 
@@ -88,39 +90,34 @@ void capped_use_end(struct capped *c, struct capped_use *use)
 
 /* ---- one read ---- */
 
-/* Reads pages and puts them into the lower file. */
-static int fill(struct capped *c, struct capped_file *f, struct spill_io *io, int spill_fd,
-		uint64_t first, uint64_t nr)
+/*
+ * Puts the pages into the lower file, but for the first ones, which are there. The file never grows
+ * by this; what lay behind its end is nobody's. Lock held, let go meanwhile. 0 or -errno.
+ */
+static int put(struct capped *c, const struct capped_load *load, uint64_t there)
 {
-	const struct spill_run run = {first, nr, spill_io_buf(io)};
-	uint64_t off = first << WPFS_PAGE_SHIFT, len = nr << WPFS_PAGE_SHIFT;
+	struct capped_file *f = load->file;
+	const char *buf = (const char *)load->run.buf + (there << WPFS_PAGE_SHIFT);
+	uint64_t off = (load->run.first + there) << WPFS_PAGE_SHIFT;
+	uint64_t len = (load->run.nr - there) << WPFS_PAGE_SHIFT;
 	struct stat st;
-	int cut, r = capped_test_fail("spill-read");
+	int cut, r = capped_test_fail("lower-write");
 
-	capped_test_point("asked");
-	if (r == 0)
-		r = spill_store_read(io, spill_fd, &run, 1);
 	if (r == 0 && fstat(f->fd, &st) < 0)
 		r = -errno;
-	if (r == 0)
-		r = capped_test_fail("lower-write");
 	if (r < 0)
 		return r;
-	capped_test_point("read");
-	/* The file never grows by this; what lay behind its end is nobody's. */
 	if (off + len > (uint64_t)st.st_size)
 		len = off < (uint64_t)st.st_size ? (uint64_t)st.st_size - off : 0;
 	cut = capped_test_fail("lower-short");
 	if (cut < 0)
 		len = len / 2 & ~(WPFS_PAGE_SIZE - 1);
-	pthread_mutex_lock(&c->lock);
-	capped_time_begin(c, f, CAPPED_MTIME);
+	capped_time_begin_at(c, f, CAPPED_MTIME, &st);
 	pthread_mutex_unlock(&c->lock);
-	r = spill_io_put(io, f->fd, run.buf, len, off) ?: cut;
+	r = spill_io_put(load->io, f->fd, buf, len, off) ?: cut;
 	capped_test_point("filled");
 	pthread_mutex_lock(&c->lock);
 	capped_time_end(f, CAPPED_MTIME);
-	pthread_mutex_unlock(&c->lock);
 	return r;
 }
 
@@ -150,44 +147,39 @@ static uint64_t load_arrived(struct capped *c, struct capped_file *f, uint64_t f
 	return there;
 }
 
-/* Loads pages that are all spilled and that nobody is at. Lock held, let go meanwhile. */
-static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr)
+void capped_load_begin(struct capped *c, struct capped_file *f, struct capped_load *load,
+		       uint64_t first, uint64_t nr)
 {
-	struct capped_use use = {
+	load->file = f;
+	load->use = (struct capped_use){
 		.ino = f->ino, .first = first, .end = first + nr, .kind = CAPPED_USE_LOAD};
-	int fd = capped_spill_fd(c, f, false), r = fd < 0 ? fd : 0;
-	/* Somebody waits for it, and nobody for anything else. */
-	bool hurry = c->spins && nr == 1 && !c->aheads && !c->loading;
-	struct spill_io *io;
-	uint64_t there = 0;
-
-	capped_use_begin(c, &use);
+	load->run = (struct spill_run){first, nr, NULL};
+	load->fd = capped_spill_fd(c, f, false);
+	capped_use_begin(c, &load->use);
 	c->loading += nr;
 	capped_limit_set(c, false);
-	pthread_mutex_unlock(&c->lock);
-	io = r < 0 ? NULL : capped_engine_take(c);
-	if (r == 0 && !io)
-		r = -ENOMEM;
-	if (io)
-		spill_io_hurry(io, hurry);
+}
+
+int capped_load_end(struct capped *c, struct capped_load *load, int r)
+{
+	struct capped_file *f = load->file;
+	uint64_t first = load->run.first, nr = load->run.nr, there = 0;
+
 	if (r == 0)
-		r = fill(c, f, io, fd, first, nr);
-	for (int tries = 0; r == -ENOSPC && tries < LIMIT_TRIES; tries++) {
-		/* Somebody else has taken the room: then there is more for a while. */
-		pthread_mutex_lock(&c->lock);
-		there += load_arrived(c, f, first + there, nr - there);
-		tries = c->size ? tries : LIMIT_TRIES;
-		capped_limit_set(c, true);
-		pthread_mutex_unlock(&c->lock);
-		if (there == nr)
-			r = 0;
-		else if (tries < LIMIT_TRIES)
-			r = fill(c, f, io, fd, first + there, nr - there);
-	}
-	if (io)
-		capped_engine_give(c, io);
+		capped_test_point("read");
 	pthread_mutex_lock(&c->lock);
-	capped_use_end(c, &use);
+	if (r == 0)
+		r = put(c, load, 0);
+	for (int tries = 0; r == -ENOSPC && c->size && tries < LIMIT_TRIES; tries++) {
+		/* Somebody else has taken the room: then there is more for a while. */
+		there += load_arrived(c, f, first + there, nr - there);
+		capped_limit_set(c, true);
+		r = there == nr ? 0 : put(c, load, there);
+	}
+	/* Who waits for these pages is told here, not by another thread that has to be woken. */
+	if (r == 0)
+		capped_fault_arrived(c, f, first, nr);
+	capped_use_end(c, &load->use);
 	c->loading -= nr;
 	if (r < 0)
 		load_arrived(c, f, first + there, nr - there);
@@ -202,8 +194,32 @@ static int load_run(struct capped *c, struct capped_file *f, uint64_t first, uin
 	return 0;
 }
 
-/* The run of spilled pages at `first` that nobody is at, at most `max` and before `end`. */
-static uint64_t free_run(const struct capped *c, const struct capped_file *f, uint64_t first,
+int capped_load_run(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr)
+{
+	/* Somebody waits for it, and nobody for anything else. */
+	bool hurry = c->spins && nr == 1 && !c->aheads && !c->loading;
+	struct capped_load load;
+	int r;
+
+	capped_load_begin(c, f, &load, first, nr);
+	load.io = load.fd < 0 ? NULL : engine_at_hand(c);
+	pthread_mutex_unlock(&c->lock);
+	if (load.fd >= 0 && !load.io)
+		load.io = capped_engine_take(c);
+	r = load.fd < 0 ? load.fd : load.io ? capped_test_fail("spill-read") : -ENOMEM;
+	capped_test_point("asked");
+	if (r == 0) {
+		load.run.buf = spill_io_buf(load.io);
+		spill_io_hurry(load.io, hurry);
+		r = spill_store_read(load.io, load.fd, &load.run, 1);
+	}
+	r = capped_load_end(c, &load, r);
+	if (load.io)
+		engine_back(c, load.io);
+	return r;
+}
+
+uint64_t capped_free_run(const struct capped *c, const struct capped_file *f, uint64_t first,
 			 uint64_t end, uint64_t max)
 {
 	uint64_t nr = 0;
@@ -231,14 +247,14 @@ int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_
 	int r = 0;
 
 	while (r == 0 && (page = spill_bits_next(&f->bits, first)) < end) {
-		uint64_t run = free_run(c, f, page, end, CAPPED_CLUSTER);
+		uint64_t run = capped_free_run(c, f, page, end, CAPPED_CLUSTER);
 
 		fs_request_may_wait();
 		if (run == 0) {
 			pthread_cond_wait(&c->cond, &c->lock);
 			continue;
 		}
-		r = load_run(c, f, page, run);
+		r = capped_load_run(c, f, page, run);
 		if (r == 0 && loaded) {
 			*loaded += run;
 			if (c->progress)
@@ -279,169 +295,4 @@ int capped_load_file(struct capped *c, uint64_t ino, uint64_t *loaded)
 	capped_use_end(c, &use);
 	pthread_mutex_unlock(&c->lock);
 	return r;
-}
-
-/* ---- reading ahead ---- */
-
-/* Whose next page is this? A new one if nobody's. */
-static struct capped_stream *stream_find(const struct capped *c, struct capped_file *f,
-					 uint64_t page)
-{
-	const uint64_t most = c->config.resident >> (WPFS_PAGE_SHIFT + 4);
-	struct capped_stream *oldest = &f->streams[0];
-
-	f->stream_clock++;
-	for (size_t i = 0; i < CAPPED_STREAMS; i++) {
-		struct capped_stream *s = &f->streams[i];
-
-		/* What was read ahead makes no faults: the next one is where that ends. */
-		if (s->next && page >= s->next &&
-		    page <= (s->ahead > s->next ? s->ahead : s->next)) {
-			s->used = f->stream_clock;
-			s->window = s->window ? s->window * 2 : WINDOW_MIN;
-			if (s->window > WINDOW_MAX)
-				s->window = WINDOW_MAX;
-			if (s->window > most)
-				s->window = (uint32_t)most;
-			s->next = page + 1;
-			return s;
-		}
-		if (f->stream_clock - s->used > f->stream_clock - oldest->used)
-			oldest = s;
-	}
-	*oldest = (struct capped_stream){.next = page + 1, .used = f->stream_clock};
-	return oldest;
-}
-
-static void ahead_add(struct capped *c, const struct capped_file *f, uint64_t first, uint64_t end)
-{
-	struct capped_ahead *a;
-
-	/* `first` may be behind the end. */
-	for (; first < end; first += AHEAD_CHUNK) {
-		a = calloc(1, sizeof(*a));
-		if (!a)
-			return; /* then it will be asked for */
-		*a = (struct capped_ahead){
-			.ino = f->ino,
-			.first = first,
-			.nr = end - first < AHEAD_CHUNK ? end - first : AHEAD_CHUNK,
-		};
-		DL_APPEND(c->aheads, a);
-	}
-	capped_retry(c);
-}
-
-void capped_ahead_forget(struct capped *c, uint64_t ino)
-{
-	struct capped_ahead *a, *next;
-
-	DL_FOREACH_SAFE(c->aheads, a, next)
-	{
-		if (a->ino == ino) {
-			DL_DELETE(c->aheads, a);
-			free(a);
-		}
-	}
-}
-
-void capped_ahead_one(struct capped *c)
-{
-	struct capped_ahead *a = c->aheads;
-	struct capped_file *f;
-	uint64_t page, end, run;
-
-	if (!a)
-		return;
-	DL_DELETE(c->aheads, a);
-	f = capped_file_find(c, a->ino);
-	page = a->first;
-	end = a->first + a->nr;
-	free(a);
-	/* Unasked it never takes the last room. */
-	while (f && (page = spill_bits_next(&f->bits, page)) < end &&
-	       capped_resident(c) < c->config.resident) {
-		run = free_run(c, f, page, end, AHEAD_CHUNK);
-		if (run == 0)
-			break;
-		if (load_run(c, f, page, run) < 0)
-			break; /* who needs it will ask, and be told */
-		c->counts.ahead += run;
-		page += run;
-		/* The lock was let go of. */
-		f = capped_file_find(c, f->ino);
-	}
-}
-
-int capped_load_fault(struct capped *c, struct capped_file *f, uint64_t page)
-{
-	struct capped_stream *s = stream_find(c, f, page);
-	uint64_t want = s->window < AHEAD_CHUNK ? s->window + 1 : AHEAD_CHUNK;
-	uint64_t run = free_run(c, f, page, UINT64_MAX, want), ahead = page + s->window;
-
-	if (run == 0)
-		return -EAGAIN;
-	/*
-	 * One page is left out: the fault there tells that the reader is half way through, and the
-	 * disk goes on meanwhile.
-	 */
-	if (s->window > AHEAD_CHUNK && ahead > s->ahead) {
-		uint64_t first = page + run, out = page + s->window / 2;
-
-		if (s->ahead > first)
-			first = out = s->ahead;
-		ahead_add(c, f, first, out);
-		/* In a narrow window that page comes with the run itself. */
-		ahead_add(c, f, out + 1 > first ? out + 1 : first, ahead);
-		s->ahead = ahead;
-	} else if (s->ahead < page + run) {
-		s->ahead = page + run;
-	}
-	c->counts.ahead += run - 1;
-	return load_run(c, f, page, run);
-}
-
-/*
- * Pages of zeros up to the next one that is something else. Behind the end of the file there is
- * nothing: the fault will be SIGBUS, as on tmpfs.
- */
-int capped_zero_fault(struct capped *c, struct capped_file *f, uint64_t page)
-{
-	struct capped_stream *s = stream_find(c, f, page);
-	uint64_t nr = s->window ? (s->window < ZERO_MAX ? s->window : ZERO_MAX) : 1, end;
-	off_t off = (off_t)(page << WPFS_PAGE_SHIFT);
-	struct stat st;
-
-	/* What room there is in the lower tmpfs then is that of pages which are being loaded. */
-	if (capped_is_exhausted(c))
-		return -ENOSPC;
-	if (fstat(f->fd, &st) < 0)
-		return -errno;
-	end = ((uint64_t)st.st_size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
-	if (page >= end)
-		nr = 1;
-	else if (nr > end - page)
-		nr = end - page;
-	if (nr > 1 && spill_bits_next(&f->bits, page) < page + nr)
-		nr = spill_bits_next(&f->bits, page) - page;
-	while (nr > 1 && capped_in_memory(f->fd, page, nr))
-		nr /= 2;
-	if (nr > 1 && (capped_batch_has(c, f, page, page + nr) ||
-		       capped_used(c, f->ino, page, page + nr, ~0u)))
-		nr = 1;
-	/* A call that cannot have all of it may have had a part: that is given back by the kernel.
-	 */
-	if (fallocate(f->fd, FALLOC_FL_KEEP_SIZE, off, (off_t)(nr << WPFS_PAGE_SHIFT)) < 0) {
-		if (errno != ENOSPC || nr == 1)
-			return -errno;
-		nr = 1;
-		if (fallocate(f->fd, FALLOC_FL_KEEP_SIZE, off, (off_t)WPFS_PAGE_SIZE) < 0)
-			return -errno;
-	}
-	if (s->ahead < page + nr)
-		s->ahead = page + nr;
-	for (uint64_t i = page; capped_is_chosen(f) && i < page + nr; i++)
-		policy_insert(c->policy, f->slot, i);
-	capped_added(c, nr);
-	return 0;
 }

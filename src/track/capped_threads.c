@@ -156,25 +156,16 @@ static void serve(struct capped *c, uint64_t id)
 	mm_give(c, id);
 }
 
-/*
- * Reads some pages ahead, several threads at once; one is left for faults, and whoever has read
- * some looks for faults before more. True: there is more.
- */
-static bool read_ahead(struct capped *c)
+/* Reads ahead, unless another thread does. */
+static void read_ahead(struct capped *c)
 {
-	bool more = false;
-
 	pthread_mutex_lock(&c->lock);
-	if (c->aheads && c->nr_reading_ahead < CAPPED_AHEADS) {
-		c->nr_reading_ahead++;
-		if (c->aheads->next)
-			capped_retry(c);
-		capped_ahead_one(c);
-		c->nr_reading_ahead--;
-		more = c->aheads;
+	if (c->aheads && !c->reading_ahead) {
+		c->reading_ahead = true;
+		capped_ahead_run(c);
+		c->reading_ahead = false;
 	}
 	pthread_mutex_unlock(&c->lock);
-	return more;
 }
 
 static bool anything_waits(struct capped *c)
@@ -182,7 +173,7 @@ static bool anything_waits(struct capped *c)
 	bool any;
 
 	pthread_mutex_lock(&c->lock);
-	any = c->waits || c->aheads;
+	any = c->waits || (c->aheads && !c->reading_ahead);
 	pthread_mutex_unlock(&c->lock);
 	return any;
 }
@@ -206,19 +197,14 @@ static void *thread_main(void *arg)
 {
 	struct capped *c = arg;
 	uint64_t count;
-	bool more = false;
 
 	pthread_mutex_lock(&c->lock);
 	me = ++c->next_worker;
 	pthread_mutex_unlock(&c->lock);
 	for (;;) {
 		struct epoll_event ev;
-		int n = epoll_wait(c->epoll_fd, &ev, 1,
-				   more		       ? 0
-				   : anything_waits(c) ? RETRY_MS
-						       : -1);
+		int n = epoll_wait(c->epoll_fd, &ev, 1, anything_waits(c) ? RETRY_MS : -1);
 
-		more = false;
 		if (n > 0 && ev.data.u64 == 0)
 			return NULL; /* stop_fd, which stays readable for the others */
 		if (n > 0 && ev.data.u64 == UINT64_MAX) {
@@ -232,7 +218,7 @@ static void *thread_main(void *arg)
 		}
 		if (anything_waits(c)) {
 			capped_fault_retry(c);
-			more = read_ahead(c);
+			read_ahead(c);
 		}
 	}
 }

@@ -38,18 +38,26 @@ static bool is_changing(const struct capped *c, const struct capped_file *f, enu
 	return false;
 }
 
-void capped_time_begin(struct capped *c, struct capped_file *f, enum capped_time which)
+void capped_time_begin_at(struct capped *c, struct capped_file *f, enum capped_time which,
+			  const struct stat *st)
 {
 	struct capped_moving *time = &f->times[which];
-	struct stat st;
 
 	if (time->inside++)
 		return;
 	time->changing = is_changing(c, f, which);
-	if (fstat(f->fd, &st) == 0)
-		time->was = time_of(&st, which);
+	if (st)
+		time->was = time_of(st, which);
 	else
 		time->was.tv_nsec = UTIME_OMIT;
+}
+
+void capped_time_begin(struct capped *c, struct capped_file *f, enum capped_time which)
+{
+	struct stat st;
+
+	capped_time_begin_at(c, f, which,
+			     f->times[which].inside == 0 && fstat(f->fd, &st) == 0 ? &st : NULL);
 }
 
 void capped_time_end(struct capped_file *f, enum capped_time which)

@@ -185,14 +185,14 @@ static void jobs_round(enum spill_path want)
 		for (size_t i = 0; i < 100; i++) /* every other page: each a piece of its own */
 			runs[j][i] = (struct spill_run){j * 200 + i * 2, 1,
 							wrote + (j * 100 + i) * WPFS_PAGE_SIZE};
-		assert_int_equal(spill_store_write_begin(f.io, &jobs[j], fd, runs[j], 100), 0);
+		assert_int_equal(spill_store_begin(f.io, &jobs[j], fd, true, runs[j], 100), 0);
 		if (j == 0)
-			assert_int_equal(spill_store_write_begin(f.io, &jobs[3], ro, &bad, 1), 0);
+			assert_int_equal(spill_store_begin(f.io, &jobs[3], ro, true, &bad, 1), 0);
 	}
-	assert_int_equal(spill_store_write_end(f.io, &jobs[2], runs[2], 100), 0);
-	assert_true(spill_store_write_end(f.io, &jobs[3], &bad, 1) < 0);
-	assert_int_equal(spill_store_write_end(f.io, &jobs[0], runs[0], 100), 0);
-	assert_int_equal(spill_store_write_end(f.io, &jobs[1], runs[1], 100), 0);
+	assert_int_equal(spill_store_end(f.io, &jobs[2], runs[2], 100), 0);
+	assert_true(spill_store_end(f.io, &jobs[3], &bad, 1) < 0);
+	assert_int_equal(spill_store_end(f.io, &jobs[0], runs[0], 100), 0);
+	assert_int_equal(spill_store_end(f.io, &jobs[1], runs[1], 100), 0);
 	assert_int_equal(spill_store_stats(f.store)->depth, 0);
 	for (size_t j = 0; j < 3; j++) {
 		for (size_t i = 0; i < 100; i++)
