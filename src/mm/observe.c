@@ -284,9 +284,24 @@ static int observe_unwatched(struct mm *mm, const struct mm_vma *now, size_t nr)
 	return r;
 }
 
-/* Pages of a wholly protected file that are mapped but were never armed: written for all we know.
+/* Removes what mappings of the file were known to show before. */
+static int observe_known(const struct mm *mm, uint64_t file, struct mm_set *set)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < mm->nr_vmas && !mm_set_is_empty(set); i++) {
+		if (mm->vmas[i].file == file)
+			r = mm_set_remove_range(set, mm->vmas[i].pgoff, mm_vma_pages(&mm->vmas[i]));
+	}
+	return r;
+}
+
+/*
+ * Pages of a wholly protected file that are mapped and were neither armed nor mapped before:
+ * written for all we know. What was mapped and is not armed was unprotected, and is left so; the
+ * file may be protected again since for the sake of a mapping that came later.
  */
-static int observe_grown(struct mm *mm, struct mm_file *f, const struct mm_vma *vma)
+static int observe_grown(struct mm *mm, struct mm_file *f, const struct mm_vma *vma, bool news)
 {
 	struct mm_owned *own = &f->own[MM_WPFS];
 	uint64_t nr = mm_vma_pages(vma);
@@ -299,6 +314,8 @@ static int observe_grown(struct mm *mm, struct mm_file *f, const struct mm_vma *
 	r = mm_set_add_range(&grown, vma->pgoff, nr);
 	if (r == 0)
 		r = mm_set_andnot(&grown, &own->armed);
+	if (r == 0 && !news)
+		r = observe_known(mm, f->id, &grown);
 	if (r == 0)
 		r = mm_set_or(&own->armed, &grown);
 	if (r == 0)
@@ -309,14 +326,14 @@ static int observe_grown(struct mm *mm, struct mm_file *f, const struct mm_vma *
 	return r;
 }
 
-static int observe_fold_wpfs(struct mm *mm, struct mm_file *f, const struct mm_vma *vma)
+static int observe_fold_wpfs(struct mm *mm, struct mm_file *f, const struct mm_vma *vma, bool news)
 {
 	int r;
 
 	if (vma->sealed)
 		return 0;
 	if (f->protect) {
-		r = observe_grown(mm, f, vma);
+		r = observe_grown(mm, f, vma, news);
 		if (r < 0)
 			return r;
 	}
@@ -382,17 +399,19 @@ static int observe_arm_program(struct mm_file *f, const struct mm_vma *vma)
 /* Step 3. */
 static int observe_fold(struct mm *mm, const struct mm_vma *now, size_t nr)
 {
+	_cleanup_free_ bool *news = calloc(nr + 1, sizeof(*news));
 	size_t begin = 0;
-	int r = 0;
+	int r = news ? 0 : -ENOMEM;
 
-	for (size_t i = 0; i < nr; i++) {
+	for (size_t i = 0; r == 0 && i < nr; i++) {
 		struct mm_file *f = mm_file_get(mm, now[i].file);
 
 		if (!f)
 			return -ENOMEM;
-		if (observe_is_news(mm, &now[i], &begin)) {
+		news[i] = observe_is_news(mm, &now[i], &begin);
+		if (news[i]) {
 			f->unopened |= mm_set_is_empty(&f->own[MM_WPFS].armed);
-			f->protect = true; /* of all its mappings, those before this one too */
+			f->protect = true;
 		}
 	}
 	for (size_t i = 0; r == 0 && i < nr; i++) {
@@ -401,7 +420,7 @@ static int observe_fold(struct mm *mm, const struct mm_vma *now, size_t nr)
 		if (now[i].registered && now[i].owner == MM_PROGRAM)
 			r = observe_arm_program(f, &now[i]);
 		if (r == 0)
-			r = observe_fold_wpfs(mm, f, &now[i]);
+			r = observe_fold_wpfs(mm, f, &now[i], news[i]);
 	}
 	for (size_t i = 0; r == 0 && i < nr; i++) {
 		struct mm_owned *own = &mm_file_find(mm, now[i].file)->own[MM_PROGRAM];

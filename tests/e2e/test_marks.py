@@ -498,3 +498,16 @@ def test_fork(wpfs):
         one.end()
     assert report.dirty(wpfs, name) == {1, 2, 5, 6}
     assert report.dirty(wpfs, f"t/{grandchild.pid}") == {1, 2, 4}
+
+
+def test_what_was_unprotected_stays_so(wpfs):
+    """A mapping that comes later is armed under --protect, and only that."""
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    wpfs.wpctl("unprotect", wpfs.mnt, "--name", "t")
+    program.order(f"size 0 {(PAGES + 8) * PAGE}")
+    program.order(f"map 1 0 {PAGES * PAGE} {8 * PAGE}")
+    assert report.dirty(wpfs, "t") == set()
+    program.order("store 0 1 2")
+    program.order("store 1 2 1")
+    assert report.dirty(wpfs, "t") == {PAGES + 2}

@@ -197,6 +197,30 @@ static void test_protected_file_grows_dirty(void **state)
 	mm_free(&mm);
 }
 
+/* It is protected again because of a mapping that came later; what was mapped before is left so. */
+static void test_unprotected_mapping_stays_so(void **state)
+{
+	struct view view = {0};
+	struct mm mm;
+
+	mm_init(&mm);
+	view_unregister(view_add(&view, 100, 10, F1, 0));
+	observe(&mm, &view);
+	mm_file_find(&mm, F1)->protect = true;
+	arm(&mm, F1, MM_WPFS, 8, 8);
+	view_unregister(view_add(&view, 100, 10, F1, 0));
+	view_add(&view, 200, 8, F1, 8);
+	observe(&mm, &view);
+	assert_armed(&mm, F1, MM_WPFS, 8);
+	assert_dirty(&mm, F1, 8, 2);
+	/* What it grows by was not there to be unprotected. */
+	view_unregister(view_add(&view, 100, 10, F1, 0));
+	view_add(&view, 200, 9, F1, 8);
+	observe(&mm, &view);
+	assert_armed(&mm, F1, MM_WPFS, 9);
+	mm_free(&mm);
+}
+
 /* ---- harvest: what went from its address ---- */
 
 static void test_gone_unseen_is_dirty(void **state)
@@ -381,6 +405,7 @@ int main(void)
 		cmocka_unit_test(test_unregistered_mapping_may_turn_out_sealed),
 		cmocka_unit_test(test_sealed_mapping_is_harmless),
 		cmocka_unit_test(test_protected_file_grows_dirty),
+		cmocka_unit_test(test_unprotected_mapping_stays_so),
 		cmocka_unit_test(test_gone_unseen_is_dirty),
 		cmocka_unit_test(test_other_file_or_offset_there_is_not_the_same),
 		cmocka_unit_test(test_replaced_by_unregistered_is_dirty),
