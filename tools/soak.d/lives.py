@@ -43,6 +43,9 @@ class Lives:
         self.say(f"  is {name}")
         mm = runner.mm.fork(name)
         mm.family |= not self.alive or runner.mm.family
+        for page in runner.pages.values():
+            if page.in_doubt():
+                mm.doubted(page.key, {page.pgoff})
         if runner.thread:  # what it had stored by then is not known
             mm.doubted(runner.thread.key, runner.thread.pages())
         self.mms[name] = mm

@@ -32,6 +32,8 @@ class Mappings:
             if runner.runs_held(runner.slots[slot][0] // PAGE, count) != \
                     [[runner.slots[slot][0] // PAGE, count]]:
                 return
+        if at:
+            runner.went(runner.slots[slot][0] // PAGE, count)
         if at and (kind == " raw" or not self.alive):
             runner.doubted(runner.slots[slot][0] // PAGE, count)
         if not self.alive and kind in ("", " ro"):
@@ -71,6 +73,9 @@ class Mappings:
         if old and old[0] == addr and old[1] > count:
             # The rest is there still, and no number means it any more.
             for first, more in runner.runs_held(addr // PAGE + count, old[1] - count):
+                runner.went(first, more)
+                if not self.alive:
+                    runner.doubted(first, more)
                 self.order(runner, f"map {SLOTS} 0 0 {more * PAGE} anon at={first * PAGE}")
                 self.clear(runner, first * PAGE, more)
 
@@ -99,6 +104,7 @@ class Mappings:
         if whole:
             first, count = 0, runner.slots[slot][1]
         for page, pages in runner.runs_held(addr // PAGE + first, count):
+            runner.went(page, pages)
             if raw == "rawunmap" or not self.alive:
                 runner.doubted(page, pages)
             if self.order(runner, f"{raw} {slot} {page - addr // PAGE} {pages}") is not None:
@@ -128,6 +134,7 @@ class Mappings:
                 for n, page in enumerate(there)}) != 1:
             return  # more than one mapping: EFAULT before Linux 6.17
         size = max(1, count + grown)
+        runner.went(at + size, count - size)
         if not self.alive:
             runner.mm.doubted(there[0].key, {ALL} if size > count else set())
             runner.doubted(at + size, count - size)
@@ -146,6 +153,7 @@ class Mappings:
             page = there[min(n, count - 1)]
             runner.pages[to // PAGE + n] = Page(page.key, there[0].pgoff + n, page.prot,
                                                 raw=page.raw)
+            runner.pages[to // PAGE + n].past_shim = page.past_shim
         if any(page.own for page in there):  # its uffd has no EVENT_REMAP: gone, unwatched
             self.unwatch(runner, to, size)
 
@@ -184,9 +192,17 @@ class Mappings:
             runner.doubted(addr // PAGE + first, count)
         if self.order(runner, f"advise {slot} {first} {count} {what}") is None:
             return
+        if what == "remove" and not self.alive:
+            self.removed_untold({page.key for page in there})
         if what == "remove" and self.is_tracked(runner) and runner.known:  # wpfs(8)
             for page in there:  # no call that inotify tells of: its pages are dirty, that is all
                 self.dropped(page.key, page.pgoff, page.pgoff + 1, called=False)
+
+    def removed_untold(self, keys):
+        """There is nobody to be told which pages: all of the file is in doubt, in every program."""
+        for mm in self.mms.values():
+            for key in keys & set(mm.files):
+                mm.doubted(key, {ALL})
 
     # -- stores
 

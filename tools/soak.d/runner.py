@@ -13,10 +13,15 @@ class Page:
     stored to it since is seen if the mapping is still there when somebody looks: wpfs(7).
     """
 
-    def __init__(self, key, pgoff, prot, own=False, raw=False):
+    def __init__(self, key, pgoff, prot, own=False, raw=False, aside=False):
         self.key, self.pgoff, self.prot, self.own, self.raw = key, pgoff, prot, own, raw
+        self.past_shim = raw  # still, when a protect has made it known to the daemon
         self.stored = False
-        self.aside = False  # moved with a userfaultfd of the program's, which may have it still
+        self.aside = aside  # moved, or born, with a userfaultfd of the program's, which may have it
+
+    def in_doubt(self):
+        """Nobody watches it."""
+        return self.raw or self.own or self.aside
 
 
 class Runner:
@@ -41,7 +46,10 @@ class Runner:
         other.threaded = self.threaded  # the notes are its parent's
         other.held = set(self.held)
         other.slots = {slot: list(where) for slot, where in self.slots.items()}
-        other.pages = {at: Page(p.key, p.pgoff, p.prot, raw=p.raw) for at, p in self.pages.items()}
+        other.pages = {at: Page(p.key, p.pgoff, p.prot, raw=p.raw, aside=p.own or p.aside)
+                       for at, p in self.pages.items()}
+        for at, page in self.pages.items():
+            other.pages[at].past_shim = page.past_shim
         return other
 
     def runs_held(self, first, count):
@@ -61,13 +69,19 @@ class Runner:
         for page in self.pages.values():
             if page.stored:
                 self.mm.changed(page.key, {page.pgoff})
-            if page.raw or page.own or page.aside:
+            if page.in_doubt():
                 self.mm.doubted(page.key, {page.pgoff})
 
     def doubted(self, first, count):
         """Nobody was told before these pages of the address space went."""
         for at in range(first, first + count):
             if at in self.pages:
+                self.mm.doubted(self.pages[at].key, {self.pages[at].pgoff})
+
+    def went(self, first, count):
+        """These pages of the address space go, and the shim tells of those that it knows of."""
+        for at in range(first, first + count):
+            if at in self.pages and self.pages[at].past_shim:
                 self.mm.doubted(self.pages[at].key, {self.pages[at].pgoff})
 
     def told(self, keys, span):

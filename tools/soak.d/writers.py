@@ -65,6 +65,8 @@ class Writers:
         thread = runner.thread
         if what != "move":
             done = self.order(runner, f"advise {WRITTEN} 0 {thread.count} {what}")
+            if what == "remove" and not self.alive:
+                self.removed_untold({thread.key})
             if what == "remove" and done is not None and self.is_tracked(runner):
                 self.dropped(thread.key, thread.first, thread.first + thread.count, called=False)
             return
