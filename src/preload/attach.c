@@ -95,6 +95,11 @@ static void mount_disconnect(struct mount *mount)
  */
 static void mount_give_up(struct mount *mount, const char *why)
 {
+	int sock = atomic_load(&mount->sock);
+
+	/* A child may have a copy of it, and still this has to be seen. */
+	if (client_sock_ours(mount, sock))
+		raw(shutdown, sock, SHUT_RDWR);
 	mount_disconnect(mount);
 	mount->state = MOUNT_UNTRACKED;
 	mount->why = why;

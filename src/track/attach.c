@@ -212,14 +212,6 @@ static int attach_take(struct request *rq, struct tmm *tm)
 	return r < 0 ? r : track_watch_add(rq->t, &tm->program_watch, EPOLLIN);
 }
 
-/* Has the other end of a connection been closed, heard of or not? */
-static bool attach_is_hung_up(const struct client *c)
-{
-	struct pollfd pfd = {.fd = c ? c->watch.fd : -1, .events = POLLRDHUP};
-
-	return !c || c->closing || poll(&pfd, 1, 0) > 0;
-}
-
 /* The live mm of this process whose witness is dead, or NULL. */
 static struct tmm *attach_find_widow(const struct track *t, const struct client *c)
 {
@@ -291,7 +283,7 @@ void attach_attach(struct request *rq)
 	tm = attach_find_widow(rq->t, c);
 	if (tm && !attach->again) {
 		/* No witness tells an exec any more. */
-		if (attach_is_hung_up(tm->client))
+		if ((!tm->client || client_is_hung_up(tm->client)))
 			life_end(rq->t, tm);
 		tm = NULL;
 	}

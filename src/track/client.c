@@ -5,6 +5,7 @@
  * mean is each handler's business.
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -223,6 +224,13 @@ const struct wpfs_map *client_peek_map(const struct client *c, void *packet, siz
 		return NULL;
 	map = ipc_body(packet, (size_t)n);
 	return map->query ? NULL : map;
+}
+
+bool client_is_hung_up(const struct client *c)
+{
+	struct pollfd pfd = {.fd = c->watch.fd, .events = POLLRDHUP};
+
+	return c->closing || poll(&pfd, 1, 0) > 0;
 }
 
 void client_event(struct track *t, struct client *c, uint32_t events)

@@ -219,6 +219,8 @@ void client_free(struct track *t, struct client *c);
  * yet, if that is its next message; in `packet` (aligned to 8). NULL: it is not.
  */
 const struct wpfs_map *client_peek_map(const struct client *c, void *packet, size_t size);
+/* Has its other end been closed, heard of or not? It waits for no answer then. */
+bool client_is_hung_up(const struct client *c);
 /* Frees the clients that closed during this round of events. */
 void client_reap(struct track *t);
 

@@ -228,6 +228,23 @@ void mapping_announce(struct request *rq)
 	mapping_is_coming(&rq->c->tmm->announced, rq->body);
 }
 
+/*
+ * Has the program given up waiting, before this or while it was done? Then it goes on without an
+ * answer, and has perhaps stored to what is marked only now.
+ */
+static int mapping_look_late(struct request *rq, const struct wpfs_map *map)
+{
+	struct tmm *tm = rq->c->tmm;
+	struct mm_file *f = mm_file_find(&tm->mm, map->ino);
+	int r;
+
+	if (!f || !client_is_hung_up(rq->c))
+		return 0;
+	r = mm_doubt(&tm->mm, f, map->offset >> WPFS_PAGE_SHIFT,
+		     mapping_len(map) >> WPFS_PAGE_SHIFT);
+	return r < 0 ? r : persist_mm_lazy(rq->t, tm);
+}
+
 void mapping_map(struct request *rq)
 {
 	const struct wpfs_map *map = rq->body;
@@ -275,6 +292,10 @@ void mapping_map(struct request *rq)
 	if (r == 0 && !map->query)
 		armed = mapping_new(rq->t, tm, map, &set, fresh, changed);
 	mm_set_free(&set);
+	if (armed >= 0 && !map->query)
+		r = mapping_look_late(rq, map);
+	if (r < 0)
+		armed = r;
 	if (armed < 0) {
 		/* The program has the mapping all the same, and nobody watches it. */
 		f = mm_file_find(&tm->mm, map->ino);

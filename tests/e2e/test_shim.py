@@ -611,3 +611,23 @@ def test_a_device_number_again(make_wpfs):
     program.order(f"map 0 0 0 {4 * PAGE}")
     program.order("store 0 2 1")
     assert report.dirty(wpfs, "t") == {2}
+
+
+def test_a_daemon_that_comes_to_it_when_nobody_waits_any_more(make_wpfs):
+    """What it was told of the mapping is old then: stores may have come before the marks."""
+    wpfs = make_wpfs(options=["harvest=1"])
+    program = mapped(wpfs)
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"size 1 {8 * PAGE}")
+    os.kill(wpfs.pid, signal.SIGSTOP)
+    try:
+        # It is to look at all marks first when it goes on: that is due before the program says anything.
+        due = time.monotonic() + 1.2
+        proc.wait_for(lambda: time.monotonic() > due, harness.SECONDS, "a second")
+        program.order(f"map 1 1 0 {8 * PAGE}")
+        program.order("store 1 3 1")
+    finally:
+        os.kill(wpfs.pid, signal.SIGCONT)
+    assert 3 in report.dirty(wpfs, "t", "/g")
+    program.kill9()
+    assert 3 in report.dirty(wpfs, "t", "/g")
