@@ -89,6 +89,16 @@ def pidfd_of(pid):
         return None
 
 
+def stop(pid):
+    """SIGSTOP. Its threads stand still when this returns; until then they may still do something."""
+    def stands():
+        return all(state(f"{pid}/task/{task}") in ("T", "t", "Z", None)
+                   for task in os.listdir(f"/proc/{pid}/task"))
+
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(stands, 30, f"{describe(pid)} to stop")
+
+
 def is_traced(pid):
     """Has somebody attached to it, as strace(1) does?"""
     with open(f"/proc/{pid}/status", encoding="ascii") as status:

@@ -83,7 +83,7 @@ sys.stdin.readline()
 for thread in threads + run(os.readlink, names):
     thread.join()
 """, wpfs.mnt, MANY)
-    os.kill(wpfs.pid, signal.SIGSTOP)
+    proc.stop(wpfs.pid)
     try:
         calls.wait("utimensat", MANY)
         calls.go()

@@ -176,7 +176,7 @@ def test_the_pages_of_a_file_in_another_order(wpfs):
 def test_a_store_before_the_daemon_knows(wpfs):
     """Another thread uses what mremap(2) grows to, at an address it knows, before it is armed."""
     program = mapped(wpfs, "grow", send=False)
-    os.kill(wpfs.pid, signal.SIGSTOP)
+    proc.stop(wpfs.pid)
     try:
         program.send("store")
         readable, _, _ = select.select([program.popen.stdout], [], [], 0.5)
@@ -258,7 +258,7 @@ def test_a_stopped_witness_and_who_outlives_the_program(wpfs):
     """What the witness does not say is looked for."""
     survivor = Survivor(wpfs)
     (witness,) = [pid for pid in proc.children(survivor.program.pid) if pid != survivor.pid]
-    os.kill(witness, signal.SIGSTOP)
+    proc.stop(witness)
     survivor.program.kill9()
     assert report.ps(wpfs, "t")["pid"] == survivor.pid
     survivor.store()

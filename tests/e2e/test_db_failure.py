@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import harness
+import proc
 import report
 from harness import PAGE
 from mapper import ALL, PAGES, killed, mapped
@@ -393,7 +394,7 @@ def test_a_daemon_that_is_stopped_for_a_while(make_wpfs):
     wpfs = make_wpfs(store=True)
     program = mapped(wpfs, "t")
     program.order(f"pwrite 0 0 {PAGE} 1")  # the first asks for the file's capabilities
-    os.kill(wpfs.pid, signal.SIGSTOP)
+    proc.stop(wpfs.pid)
     try:
         harness.proc.wait_for(lambda: harness.proc.state(wpfs.pid) in "Tt", harness.SECONDS, "stop")
         prompt(program, "store 0 10 1 20", 1)

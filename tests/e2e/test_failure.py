@@ -76,7 +76,7 @@ def test_the_whole_cgroup_is_killed(wpfs, cgroup):
     wpfs.wpctl("sync", wpfs.mnt)
     program.order("store 0 2 1")
     pidfds = [os.pidfd_open(pid) for pid in group.pids()]
-    os.kill(wpfs.pid, signal.SIGSTOP)  # or it might be quick enough to see the last marks
+    proc.stop(wpfs.pid)  # or it might be quick enough to see the last marks
     for pid in group.pids():
         os.kill(pid, signal.SIGKILL)
     for pidfd in pidfds:
@@ -135,7 +135,7 @@ def test_everything_is_stopped(wpfs):
         program.order(f"store 0 {n} 1")
         order = everybody[n:] + everybody[:n]
         for pid in order:
-            os.kill(pid, signal.SIGSTOP)
+            proc.stop(pid)
         for pid in order:
             proc.wait_for(lambda: proc.state(pid) == "T", harness.SECONDS, "it is stopped")
         program.send(f"store 0 {10 + n} 1")
@@ -143,7 +143,7 @@ def test_everything_is_stopped(wpfs):
             os.kill(pid, signal.SIGCONT)
         assert program.read() == "ok 0"
     assert report.dirty(wpfs, "t") == {0, 1, 2, 10, 11, 12}
-    os.kill(everybody[1], signal.SIGSTOP)
+    proc.stop(everybody[1])
     program.kill9()
     assert report.dirty(wpfs, "t") == {0, 1, 2, 10, 11, 12}, "a stopped witness is harvested too"
 

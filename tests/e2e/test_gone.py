@@ -20,7 +20,7 @@ LAST = {"export": "out", "evict": "/f", "load": "/f"}
 
 def stop(pid):
     """Stops all threads of a process."""
-    os.kill(pid, signal.SIGSTOP)
+    proc.stop(pid)
     proc.wait_for(lambda: all(proc.state(f"{pid}/task/{task}") == "T" for task in os.listdir(f"/proc/{pid}/task")),
                   harness.SECONDS, "its stop")
 

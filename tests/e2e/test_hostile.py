@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import harness
+import proc
 import report
 import wire
 from mapper import Child, killed, map_file, mapped
@@ -119,7 +120,7 @@ def test_thousands_of_connections(wpfs):
 def test_a_full_backlog(wpfs):
     """The daemon stands still and everybody wants to speak with it; one who was there is served."""
     program, written = mapped(wpfs), set()
-    os.kill(wpfs.pid, signal.SIGSTOP)
+    proc.stop(wpfs.pid)
     socks = []
     try:
         while len(socks) < 10000:

@@ -470,7 +470,7 @@ def test_a_daemon_that_stands_still(wpfs):
     """It is waited for once by a program; then neither it nor its children ever wait again."""
     program = mapped(wpfs)
     program.order("store 0 1 1")
-    os.kill(wpfs.pid, signal.SIGSTOP)
+    proc.stop(wpfs.pid)
     try:
         start = time.monotonic()
         program.order(f"map 1 0 {8 * PAGE} {8 * PAGE}")
@@ -619,7 +619,7 @@ def test_a_daemon_that_comes_to_it_when_nobody_waits_any_more(make_wpfs):
     program = mapped(wpfs)
     program.order(f"open 1 {wpfs.mnt}/g")
     program.order(f"size 1 {8 * PAGE}")
-    os.kill(wpfs.pid, signal.SIGSTOP)
+    proc.stop(wpfs.pid)
     try:
         # It is to look at all marks first when it goes on: that is due before the program says anything.
         due = time.monotonic() + 1.2
