@@ -9,8 +9,9 @@
  *
  * Direct I/O that is under way into a page writes into the page itself, past every protection. It
  * began while the page was mapped, so a page that has not been mapped for the settle time is safe
- * at once; for others the time is waited for under the fence. The lease shows that nobody else has
- * the file open.
+ * at once; for others the time is waited for under the fence. A read(2) of a file of the mount is
+ * such direct I/O, and can wait for the store for longer: but when it began is known. The lease
+ * shows that nobody else has the file open.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -30,7 +31,8 @@
 
 #define PASS_PAGES  4096u /* of a batch that somebody asked for: 16 MiB */
 #define PUNCH_PARTS 16	  /* parts punched without anybody being served in between */
-#define LEASE_TRIES 200	  /* naps: as long as an open of a moment may take */
+#define WHY_READING "a read(2) that may go right into its pages has not ended: try again"
+#define LEASE_TRIES 200 /* naps: as long as an open of a moment may take */
 
 /*
  * A part of a batch on its way to the store: while one is written the next are read. Each has its
@@ -316,6 +318,14 @@ static int take_lease(int fd)
 	return 0;
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
 /* Direct I/O into pages of the batch has ended, or they stay. */
 static int wait_settled(struct capped *c, struct capped_batch *b, bool settle, struct mm_set *used)
 {
@@ -330,8 +340,10 @@ static int wait_settled(struct capped *c, struct capped_batch *b, bool settle, s
 	if (!mapped)
 		return 0;
 	if (settle) {
+		uint64_t fenced = now_ns();
+
 		nanosleep(&time, NULL);
-		return 0;
+		return capped_wait_readings(c, fenced);
 	}
 	pthread_mutex_lock(&c->lock);
 	r = capped_batch_mapped(b, &b->used);
@@ -356,6 +368,10 @@ static int batch_run(struct capped *c, struct capped_batch *b, const struct capp
 		return r;
 	capped_test_point("fenced");
 	r = wait_settled(c, b, settle, used);
+	if (r < 0 && settle) {
+		snprintf(why, why_size, WHY_READING);
+		return r;
+	}
 	if (r < 0) {
 		snprintf(why, why_size, "its mappings change just now (%s): try again",
 			 log_errstr(r));
@@ -461,9 +477,13 @@ static int evict_pass(struct capped *c, struct capped_file *f, const struct capp
 		if (nr_runs == 0)
 			break;
 		if (unmapper)
-			capped_unmap_wait(unmapper, page, c->config.settle_ms);
-		r = capped_evict_runs(c, f, maps, nr, runs, nr_runs, !unmapper, used, pages, why,
-				      why_size);
+			r = capped_wait_readings(
+				c, capped_unmap_wait(unmapper, page, c->config.settle_ms));
+		if (r < 0)
+			snprintf(why, why_size, WHY_READING);
+		else
+			r = capped_evict_runs(c, f, maps, nr, runs, nr_runs, !unmapper, used, pages,
+					      why, why_size);
 		pthread_mutex_lock(&c->lock);
 		for (size_t i = 0; r == 0 && capped_is_chosen(f) && i < nr_runs; i++)
 			policy_drop(c->policy, f->slot, runs[i].first, runs[i].nr);

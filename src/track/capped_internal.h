@@ -85,7 +85,9 @@ struct capped_use {
 	uint64_t ino, first, end;
 	enum capped_use_kind kind;
 	bool reads, writes; /* through the mount, which changes the times */
+	uint64_t since_ns;  /* of one that reads: when its request came */
 	struct capped_use *prev, *next;
+	struct capped_use *reading_prev, *reading_next;
 };
 
 /* Pages to be brought in before anybody asks. */
@@ -189,6 +191,8 @@ struct capped {
 	uint64_t retry_ms; /* by then they are looked at again, whatever else comes */
 	struct capped_ahead *aheads;
 	struct capped_use *uses;
+	struct capped_use
+		*readings;	    /* requests under way, the oldest first; some wait to be uses */
 	struct capped_batch *batch; /* set and cleared by the track thread */
 	struct policy *policy;
 	uint64_t pinned;  /* pages of pinned files */
@@ -306,6 +310,18 @@ int capped_zero_fault(struct capped *c, struct capped_file *f, uint64_t page);
 /* Reads ahead what is asked for, until there is nothing more. One thread at a time. */
 void capped_ahead_run(struct capped *c);
 void capped_ahead_forget(struct capped *c, uint64_t ino);
+
+/* ---- capped_io.c: what reads ---- */
+
+/*
+ * Since when the oldest read(2) is under way: it writes right into pages that the program may map,
+ * which it has pinned before, past every protection. UINT64_MAX: there is none. CLOCK_MONOTONIC;
+ * lock not held, like the next one.
+ */
+uint64_t capped_reading_since(struct capped *c);
+
+/* Waits a while for those to end that began before `ns`. 0, or -EBUSY. */
+int capped_wait_readings(struct capped *c, uint64_t ns);
 
 /* ---- capped_times.c: nobody sees that pages are moved; lock held ---- */
 
@@ -626,8 +642,8 @@ void capped_unmap(int pidfd, const struct iovec *iov, size_t nr);
 struct capped_unmapper;
 struct capped_unmapper *capped_unmap_begin(const struct capped_mapping *maps, size_t nr,
 					   uint64_t pages);
-/* Waits until `settle_ms` have gone by since what is before page `end` was unmapped. */
-void capped_unmap_wait(struct capped_unmapper *u, uint64_t end, unsigned settle_ms);
+/* Waits until `settle_ms` have gone by since what is before page `end` was unmapped: then. */
+uint64_t capped_unmap_wait(struct capped_unmapper *u, uint64_t end, unsigned settle_ms);
 /* Stops it. May be NULL. */
 void capped_unmap_end(struct capped_unmapper *u);
 

@@ -22,6 +22,8 @@
 #include "track/capped_internal.h"
 #include "track/capped_test.h"
 
+#define READING_TRIES 200 /* naps */
+
 /* Pages [first, end) that [off, off + len) touches; len 0: to the end. */
 static struct capped_use use_of(uint64_t ino, uint64_t off, uint64_t len, enum capped_io io)
 {
@@ -92,6 +94,52 @@ static int use_enter(struct capped *c, struct capped_use *use, uint64_t off, uin
 	}
 }
 
+/* ---- what reads ---- */
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+static void reading_begin(struct capped *c, struct capped_use *use)
+{
+	if (!use->reads)
+		return;
+	use->since_ns = now_ns();
+	DL_APPEND2(c->readings, use, reading_prev, reading_next);
+}
+
+static void reading_end(struct capped *c, struct capped_use *use)
+{
+	if (use->reads)
+		DL_DELETE2(c->readings, use, reading_prev, reading_next);
+}
+
+uint64_t capped_reading_since(struct capped *c)
+{
+	uint64_t since;
+
+	pthread_mutex_lock(&c->lock);
+	since = c->readings ? c->readings->since_ns : UINT64_MAX;
+	pthread_mutex_unlock(&c->lock);
+	return since;
+}
+
+int capped_wait_readings(struct capped *c, uint64_t ns)
+{
+	for (int tries = 0; capped_reading_since(c) <= ns; tries++) {
+		if (tries == READING_TRIES)
+			return -EBUSY;
+		capped_nap();
+	}
+	return 0;
+}
+
+/* ---- before and after ---- */
+
 int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, enum capped_io io)
 {
 	struct capped_use *use = calloc(1, sizeof(*use));
@@ -101,6 +149,7 @@ int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, 
 		return -ENOMEM;
 	*use = use_of(ino, off, len, io);
 	pthread_mutex_lock(&c->lock);
+	reading_begin(c, use);
 	if (io != CAPPED_DROP)
 		capped_wait_room(c);
 	if (io == CAPPED_WRITE && use->end != UINT64_MAX)
@@ -109,8 +158,12 @@ int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, 
 	if (r == 0) {
 		capped_use_begin(c, use);
 		capped_times_used(c, capped_file_find(c, ino), use);
+	} else {
+		reading_end(c, use);
 	}
 	pthread_mutex_unlock(&c->lock);
+	if (r == 0 && io == CAPPED_READ)
+		capped_test_point("reading");
 	if (r == 0)
 		return 0;
 	free(use);
@@ -159,15 +212,17 @@ void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, e
 		   bool done)
 {
 	const struct capped_use like = use_of(ino, off, len, io);
-	struct capped_use *use;
+	struct capped_use *use = NULL, *one;
 
 	if (io == CAPPED_DROP && done)
 		capped_test_point("dropped");
 	pthread_mutex_lock(&c->lock);
-	DL_FOREACH (c->uses, use) {
-		if (use->ino == ino && use->first == like.first && use->end == like.end &&
-		    use->kind == like.kind && use->writes == like.writes)
-			break;
+	/* Of several that are alike the youngest: none is taken for younger than it is. */
+	DL_FOREACH (c->uses, one) {
+		if (one->ino == ino && one->first == like.first && one->end == like.end &&
+		    one->kind == like.kind && one->writes == like.writes &&
+		    (!use || one->since_ns > use->since_ns))
+			use = one;
 	}
 	if (io != CAPPED_DROP)
 		know_accessed(c, &like, io == CAPPED_WRITE && done);
@@ -175,6 +230,7 @@ void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, e
 		drop_done(c, capped_file_find(c, ino), off, len);
 	capped_limit_set(c, false);
 	capped_use_end(c, use);
+	reading_end(c, use);
 	capped_times_used(c, capped_file_find(c, ino), use);
 	pthread_mutex_unlock(&c->lock);
 	free(use);

@@ -17,6 +17,7 @@
 #include "uffd/pagemap.h"
 
 #define TICK_MS	    8
+#define TICKS_MAX   16384
 #define IOV_BATCH   512
 #define PROBE_TRIES 3
 #define VAIN_TURNS  8
@@ -35,7 +36,25 @@ static uint16_t settle_ticks(const struct capped *c)
 {
 	uint64_t ticks = c->config.settle_ms ? c->config.settle_ms / TICK_MS + 2 : 0;
 
-	return ticks > 16384 ? 16384 : (uint16_t)ticks;
+	return ticks > TICKS_MAX ? TICKS_MAX : (uint16_t)ticks;
+}
+
+/* So long ago pages have to have been unmapped that no direct I/O can have pinned since. */
+static uint16_t pin_ticks(struct capped *c)
+{
+	uint16_t settle = settle_ticks(c);
+	uint64_t since = capped_reading_since(c), ticks;
+	struct timespec ts;
+
+	if (since == UINT64_MAX)
+		return settle;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	ticks = ((uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec - since) / 1000000 /
+			TICK_MS +
+		2;
+	if (ticks > TICKS_MAX)
+		return TICKS_MAX;
+	return ticks > settle ? (uint16_t)ticks : settle;
 }
 
 static int by_page(const void *a, const void *b)
@@ -231,7 +250,7 @@ static int turn_judge(struct capped *c, struct capped_turn *turn, const struct c
 {
 	_cleanup_set_ struct mm_set mapped = {0}, stay = {0};
 	bool probe = nr && capped_can_unmap();
-	uint16_t now = tick_now(), age = settle_ticks(c);
+	uint16_t now = tick_now(), age = pin_ticks(c);
 	int r = nr ? turn_mapped(turn, maps, nr, NULL, &mapped) : 0;
 
 	if (r == 0)

@@ -121,7 +121,7 @@ struct capped_unmapper *capped_unmap_begin(const struct capped_mapping *maps, si
 	return NULL;
 }
 
-void capped_unmap_wait(struct capped_unmapper *u, uint64_t end, unsigned settle_ms)
+uint64_t capped_unmap_wait(struct capped_unmapper *u, uint64_t end, unsigned settle_ms)
 {
 	uint64_t parts = (end + PART_PAGES - 1) / PART_PAGES, since = 0, due, now = now_ns();
 
@@ -140,6 +140,7 @@ void capped_unmap_wait(struct capped_unmapper *u, uint64_t end, unsigned settle_
 
 		clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL);
 	}
+	return since;
 }
 
 void capped_unmap_end(struct capped_unmapper *u)

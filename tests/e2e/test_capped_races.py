@@ -663,6 +663,68 @@ def test_everything_that_holds_a_userfaultfd_is_gone(wpfs):
     assert "not tracked" in wpfs.wpctl("evict", wpfs.mnt, "/f", status=1).stderr
 
 
+READ_INTO = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+view = mmap.mmap(fd, 0)
+other = os.open(sys.argv[2], os.O_RDONLY | os.O_DIRECT)
+for page in range(len(view) // 4096):
+    view[page * 4096] = (page + 1) % 256
+print("mapped", flush=True)
+for line in sys.stdin:
+    os.preadv(other, [memoryview(view)[5 * 4096:6 * 4096]], 0)
+    print([view[page * 4096] for page in range(64)], flush=True)
+"""
+
+
+def test_evict_during_a_read_into_a_mapping(wpfs):
+    """read(2) of a file of the mount goes right into pages that a program maps, as direct I/O does:
+    they do not leave before it has ended, however long it waits for the store."""
+    (wpfs.mnt / "g").write_bytes(b"g" * PAGE)
+    wpfs.wpctl("evict", wpfs.mnt, "/g")
+    (wpfs.mnt / "f").write_bytes(bytes(64 * PAGE))
+    program = wpfs.spawn("/usr/bin/python3", "-c", READ_INTO, wpfs.mnt / "f", wpfs.mnt / "g")
+    assert program.read() == "mapped"
+    wpfs.seam.pause("asked")
+    program.send("")
+    wpfs.seam.wait_at("asked")
+    told = ended(evict_meanwhile(wpfs), None)
+    wpfs.seam.go("asked")
+    assert program.read() == str(as_filled(p5=ord("g"))), told
+    assert evict(wpfs) == 64
+    program.send("")
+    assert program.read() == str(as_filled(p5=ord("g")))
+
+
+READ_ROUND = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+view = mmap.mmap(fd, 0)
+for _ in range(6):
+    for page in range(64, len(view) // 4096):
+        assert view[page * 4096] == (page + 1) % 256
+"""
+
+
+def test_pressure_during_a_read_into_a_mapping(make_wpfs):
+    """The same where pages leave by themselves."""
+    wpfs = make_wpfs("store", ["resident=8M", "settle=0", "flush=0"], start=False)
+    wpfs.seam = Seam(wpfs)
+    wpfs.start()
+    (wpfs.mnt / "g").write_bytes(b"g" * PAGE)
+    wpfs.wpctl("evict", wpfs.mnt, "/g")
+    (wpfs.mnt / "f").write_bytes(bytes(12 << 20))
+    program = wpfs.spawn("/usr/bin/python3", "-c", READ_INTO, wpfs.mnt / "f", wpfs.mnt / "g")
+    assert program.read() == "mapped"
+    wpfs.seam.pause("reading")
+    program.send("")
+    wpfs.seam.wait_at("reading")
+    done = wpfs.run("/usr/bin/python3", "-c", READ_ROUND, wpfs.mnt / "f", name="other")
+    assert done.returncode == 0, done.stderr
+    wpfs.seam.go("reading")
+    assert program.read() == str(as_filled(p5=ord("g")))
+
+
 def mtime(wpfs):
     return os.stat(wpfs.mnt / "f").st_mtime_ns
 
