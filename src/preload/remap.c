@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Mappings that change: moved, grown, shrunk; emptied; made durable. Marks move with an mremap by
+ * Mappings that change: moved, grown, shrunk; emptied. Marks move with an mremap by
  * themselves, the witness reads its event; the shim only keeps its own notes right, tells of what
  * is new, and ends what goes away.
  */
@@ -221,26 +221,6 @@ long map_file_pages(uint64_t addr, uint64_t len, int prot, uint64_t pgoff, int f
 	return ret;
 }
 
-/* Tells each mount with a mapping in [addr, addr + len). 0, or the first -errno. */
-static int tell_pieces(enum wpfs_op op, uint64_t addr, uint64_t len)
-{
-	uint64_t end = addr + len;
-	struct range piece;
-	int first = 0;
-
-	while (addr < end && ranges_next(addr, end, &piece)) {
-		struct wpfs_range body = {.addr = piece.start, .len = piece.end - piece.start};
-		int status = 0;
-		int err = mount_call(&shim.mounts[piece.mount], op, &body, sizeof(body), NULL,
-				     &status, NULL, 0, NULL);
-
-		if (!first)
-			first = err ? err : status < 0 ? status : 0;
-		addr = piece.end;
-	}
-	return first;
-}
-
 /* Only noted: what is retired for a call that then fails gets its rights back. */
 long map_protect(uint64_t addr, uint64_t len, int prot)
 {
@@ -395,22 +375,6 @@ long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flag
 	shim_lock_waits(false);
 	if (!removal_over(&removal))
 		untold_count_unknown(); /* the list may have been in what went */
-	shim_unlock(&guard);
-	return ret;
-}
-
-long map_msync(uint64_t addr, uint64_t len, int flags)
-{
-	long ret = raw(msync, addr, len, flags);
-	struct shim_guard guard;
-
-	/* ENOMEM says that there are holes in it; what is around them was synced all the same. */
-	if ((ret && ret != -ENOMEM) || !mapping_span_valid(addr, len) ||
-	    !ranges_overlap(addr, page_align_up(len)) || !shim_lock(&guard))
-		return ret;
-	/* Whoever asks for durable must not be told so when it is not. */
-	if (tell_pieces(WPFS_OP_MSYNC, addr, page_align_up(len)) != 0 && !ret)
-		ret = -EIO;
 	shim_unlock(&guard);
 	return ret;
 }

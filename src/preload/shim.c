@@ -125,7 +125,7 @@ static void init_locked(void)
 	fork_watch();
 }
 
-static void leave(const struct shim_guard *guard)
+void shim_leave(const struct shim_guard *guard)
 {
 	atomic_fetch_add(&leaving, 1);
 	atomic_fetch_sub(&inside, 1);
@@ -148,7 +148,7 @@ bool shim_lock(struct shim_guard *guard)
 	raw(rt_sigprocmask, SIG_SETMASK, &all, &guard->mask, RAW_SIGSET_BYTES);
 	atomic_fetch_add(&inside, 1);
 	if (atomic_load(&filters) != 0 || !lock_take()) {
-		leave(guard);
+		shim_leave(guard);
 		return false;
 	}
 	atomic_store(&lock_owner, tid);
@@ -159,9 +159,22 @@ bool shim_lock(struct shim_guard *guard)
 
 void shim_unlock(const struct shim_guard *guard)
 {
+	shim_lock_pause();
+	shim_leave(guard);
+}
+
+void shim_lock_pause(void)
+{
 	atomic_store(&lock_owner, 0);
 	lock_drop();
-	leave(guard);
+}
+
+bool shim_lock_go_on(void)
+{
+	if (!lock_take())
+		return false;
+	atomic_store(&lock_owner, (int)raw(gettid));
+	return true;
 }
 
 bool shim_is_owner(void)

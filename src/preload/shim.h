@@ -109,6 +109,14 @@ bool shim_name_valid(const char *name);
  */
 void shim_lock_waits(bool waits);
 
+/*
+ * The holder of the lock lets others have it for a while, its signals blocked and inside still.
+ * Then it takes it again, or (it was refused: false, or it needs it no more) leaves without.
+ */
+void shim_lock_pause(void);
+bool shim_lock_go_on(void);
+void shim_leave(const struct shim_guard *guard);
+
 /* Is this the process whose state this is, or one that shares or copied it? Once initialised. */
 bool shim_is_owner(void);
 

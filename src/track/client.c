@@ -127,8 +127,9 @@ void request_none(struct request *rq, const char *name)
 			yours, others);
 }
 
-/* Who may ask: anybody, a program that said HELLO as itself, one that is attached, wpctl. */
-enum request_role { ROLE_ANY, ROLE_SHIM, ROLE_ATTACHED, ROLE_CTL };
+/* Who may ask: anybody, a program that said HELLO as itself, one that is attached, wpctl; either of
+ * these two. */
+enum request_role { ROLE_ANY, ROLE_SHIM, ROLE_ATTACHED, ROLE_CTL, ROLE_EITHER };
 
 static const struct {
 	enum request_role role;
@@ -141,7 +142,7 @@ static const struct {
 	[WPFS_OP_ANNOUNCE] = {ROLE_ATTACHED, mapping_announce},
 	[WPFS_OP_UNMAP] = {ROLE_ATTACHED, mapping_unmap},
 	[WPFS_OP_REMOVE] = {ROLE_ATTACHED, drops_request},
-	[WPFS_OP_MSYNC] = {ROLE_ATTACHED, durable_msync},
+	[WPFS_OP_MSYNC] = {ROLE_EITHER, durable_msync},
 	[WPFS_OP_UFFD_PRE] = {ROLE_ATTACHED, own_pre},
 	[WPFS_OP_UFFD_POST] = {ROLE_ATTACHED, own_post},
 	[WPFS_OP_UFFD_UNREG] = {ROLE_ATTACHED, own_unreg},
@@ -175,6 +176,8 @@ static bool request_allowed(const struct client *c, enum request_role role)
 		return c->attached && c->tmm;
 	case ROLE_CTL:
 		return c->ctl;
+	case ROLE_EITHER:
+		return c->ctl || (c->attached && c->tmm);
 	}
 	return false;
 }

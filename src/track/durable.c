@@ -67,9 +67,8 @@ static void durable_files(struct durable *d, const struct mm *mm, const struct w
 	}
 }
 
-static int durable_start(struct request *rq)
+static int durable_start(struct request *rq, const struct tmm *tm)
 {
-	const struct tmm *tm = rq->c->tmm;
 	struct durable *d = calloc(1, sizeof(*d) + tm->mm.nr_vmas * sizeof(d->inos[0]));
 	struct track *t = rq->t;
 	pthread_attr_t attr;
@@ -100,15 +99,19 @@ static int durable_start(struct request *rq)
 
 void durable_msync(struct request *rq)
 {
-	struct tmm *tm = rq->c->tmm;
-	int r = tmm_harvest(rq->t, tm);
+	/* On a connection of its own it says who it is by that. */
+	struct tmm *tm = rq->c->ctl ? self_mm(rq) : rq->c->tmm;
+	int r;
 
+	if (!tm)
+		return;
+	r = tmm_harvest(rq->t, tm);
 	if (r == 0)
 		r = persist_mm(rq->t, tm);
 	if (r == 0)
 		r = aside_retry(rq->t); /* MS_SYNC asks for what outlives the machine */
 	if (r == 0 && !rq->t->stopping) {
-		r = durable_start(rq);
+		r = durable_start(rq, tm);
 		if (r == 0)
 			return; /* answered by its thread */
 	}

@@ -508,6 +508,11 @@ void events_end(struct track *t);
 void events_send(struct track *t);
 
 /* ---- self.c: what a program asks about its own mm ---- */
+/*
+ * The mm of the process at the other end; answers with the error when there is none. One that has
+ * mapped nothing yet gets its row and its name here: what an earlier run of that name left is its.
+ */
+struct tmm *self_mm(struct request *rq);
 void self_protect(struct request *rq);
 void self_unprotect(struct request *rq);
 void self_sync(struct request *rq);

@@ -18,11 +18,7 @@
 #include "ipc/record.h"
 #include "track/internal.h"
 
-/*
- * The mm of the process at the other end; answers with the error when there is none. One that has
- * mapped nothing yet gets its row and its name here: what an earlier run of that name left is its.
- */
-static struct tmm *self_mm(struct request *rq)
+struct tmm *self_mm(struct request *rq)
 {
 	const struct proc_id *id = &rq->c->id;
 	struct tmm *tm;

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 import harness
+import powerloss
 import proc
 import report
-from mapper import mapped
+from mapper import Child, mapped
 
 PAGE = harness.PAGE
 
@@ -732,6 +733,31 @@ def test_msync_after_a_daemon_that_died(make_wpfs):
     assert report.dirty(wpfs, "t") == {3, 5}
     kept = (wpfs.mnt / "f").read_bytes()
     assert [any(kept[n * PAGE:(n + 1) * PAGE]) for n in range(8)] == [n in (3, 5) for n in range(8)]
+
+
+def test_others_go_on_while_one_waits_for_an_msync(make_wpfs):
+    """A disk may take long: other threads map, unmap and fork meanwhile."""
+    wpfs = make_wpfs(store=True, options=["flush=0"], start=False)
+    control = powerloss.watch(wpfs)
+    wpfs.start()
+    program = mapped(wpfs, pages=8)
+    program.order("store 0 3 7")
+    control.pause_before("S", database=False)
+    program.order("msync 0 thread")
+    proc.wait_for(lambda: control.paused, harness.SECONDS, "the disk to be waited for")
+    program.order(f"map 1 0 0 {8 * PAGE}")
+    program.order("store 1 4 7")
+    program.order("unmap 1")
+    child = Child(wpfs, program)
+    child.order("store 0 5 7")
+    child.end()
+    assert control.paused, "it did not wait any more"
+    control.go()
+    assert program.order("msync join") == 0
+    wpfs.lose_power()
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == {3, 4}
+    assert any((wpfs.mnt / "f").read_bytes()[3 * PAGE:4 * PAGE])
 
 
 def test_unmounted_while_somebody_waits_for_an_msync(make_wpfs):

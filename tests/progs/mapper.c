@@ -16,7 +16,7 @@
  *        -> PID            orders from fifo IN,   load M PAGE -> BYTE
  *                          answers in OUT         advise M PAGE COUNT WHAT [process]
  *   exec PATH [ARG...]     exit STATUS                madvise(2), process_madvise(2)
- *                                                 msync M
+ *                                                 msync M [thread]    msync join
  *                                                 prot M PAGE COUNT r|rw|none
  *   setenv NAME VALUE      for exec
  *   seccomp                no new processes, sockets or userfaultfds from now on
@@ -28,6 +28,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -255,11 +256,25 @@ static long do_prot(const struct order *o)
 	return result(mprotect(page_at(o, 1, 2), number(o, 3) * PAGE, prot));
 }
 
+static void *sync_map(void *arg)
+{
+	const struct map *map = arg;
+
+	return (void *)result(msync(map->addr, map->len, MS_SYNC));
+}
+
 static long do_msync(const struct order *o)
 {
-	size_t slot = number(o, 1) % SLOTS;
+	static pthread_t thread;
 
-	return result(msync(maps[slot].addr, maps[slot].len, MS_SYNC));
+	if (o->words > 2)
+		return -pthread_create(&thread, NULL, sync_map, map_at(o, 1));
+	if (strcmp(o->word[1], "join") == 0) {
+		void *ret;
+
+		return pthread_join(thread, &ret) ? -EINVAL : (long)ret;
+	}
+	return (long)sync_map(map_at(o, 1));
 }
 
 static long do_fork(const struct order *o)
