@@ -47,6 +47,13 @@ bool client_sock_ours(const struct mount *mount, int sock);
 /* The same of mount->keep. */
 bool client_keep_ours(const struct mount *mount, int keep);
 
+/* -1 is no descriptor. */
+static inline void client_close_if(int fd)
+{
+	if (fd >= 0)
+		raw(close, fd);
+}
+
 /* Moves a descriptor to a high number, out of the way of programs. Takes fd over. */
 int client_move_high(int fd);
 
