@@ -11,9 +11,9 @@
  * page is watched anew meanwhile, its bit is clear afterwards and it is called for again, before
  * the mark goes: the store that waits will come after that wpfs_watch.
  *
- * Locks: setup, then table, then the shim's (under setup only). UFFDIO_WRITEPROTECT is done under
- * table, where "protected" and "bit clear" must be one step; it waits for no page fault, since
- * those drop the kernel's locks before they wait for us. Both are taken over a fork.
+ * Locks: setup, then watch_table, then the shim's (under setup only). UFFDIO_WRITEPROTECT is done
+ * under watch_table, where "protected" and "bit clear" must be one step; it waits for no page
+ * fault, since those drop the kernel's locks before they wait for us. Both are taken over a fork.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,25 +24,13 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <utlist.h>
 
 #include "base/compat.h"
 #include "base/units.h"
-#include "lib/handle.h"
-
-struct watch {
-	uint64_t start, end; /* bytes; disjoint from all others */
-	struct wpfs *handle;
-	wpfs_write_fn fn;
-	void *arg;
-	struct watch *prev, *next;
-	uint64_t called[]; /* a bit per page: not protected any more */
-};
+#include "lib/watch.h"
 
 static pthread_mutex_t setup = PTHREAD_MUTEX_INITIALIZER; /* one change of watches at a time */
-static pthread_mutex_t table = PTHREAD_MUTEX_INITIALIZER;
 
-static struct watch *watches; /* guarded by table; changed under setup too */
 /* A userfaultfd, and what tells whether the number is it still. */
 struct reader {
 	int fd;
@@ -61,122 +49,6 @@ static uint64_t calling; /* guarded by table: the page of the callback that runs
 static const struct wpfs *calling_for; /* guarded by table: whose watch it was called for */
 static uint64_t calls;		       /* guarded by table: so far */
 static pthread_cond_t called_back = PTHREAD_COND_INITIALIZER; /* with table: a callback is over */
-
-/* ---- the table ---- */
-
-static struct watch *watch_new(uint64_t start, uint64_t end, const struct watch *like)
-{
-	size_t words = ((end - start) / WPFS_PAGE + 63) / 64;
-	struct watch *w = calloc(1, sizeof(*w) + words * sizeof(w->called[0]));
-
-	if (!w)
-		return NULL;
-	w->start = start;
-	w->end = end;
-	w->handle = like->handle;
-	w->fn = like->fn;
-	w->arg = like->arg;
-	return w;
-}
-
-static struct watch *watch_at(uint64_t addr)
-{
-	struct watch *w;
-
-	DL_FOREACH (watches, w) {
-		if (w->start <= addr && addr < w->end)
-			return w;
-	}
-	return NULL;
-}
-
-static bool test_bit(const struct watch *w, uint64_t page)
-{
-	uint64_t i = (page - w->start) / WPFS_PAGE;
-
-	return w->called[i / 64] >> i % 64 & 1;
-}
-
-static void set_bit(struct watch *w, uint64_t page)
-{
-	uint64_t i = (page - w->start) / WPFS_PAGE;
-
-	w->called[i / 64] |= (uint64_t)1 << i % 64;
-}
-
-/* The part [start, end) of a watch as one of its own. */
-static struct watch *watch_part(const struct watch *w, uint64_t start, uint64_t end)
-{
-	struct watch *part = watch_new(start, end, w);
-
-	for (uint64_t page = start; part && page < end; page += WPFS_PAGE) {
-		if (test_bit(w, page))
-			set_bit(part, page);
-	}
-	return part;
-}
-
-/* Takes [start, end) out of the table. 0, or -ENOMEM and nothing is changed. */
-static int watches_cut(uint64_t start, uint64_t end)
-{
-	struct watch *left = NULL, *right = NULL, *w, *next;
-
-	DL_FOREACH (watches, w) { /* at most one reaches out of either end */
-		if (w->end <= start || end <= w->start)
-			continue;
-		if (w->start < start && !(left = watch_part(w, w->start, start)))
-			goto no_memory;
-		if (end < w->end && !(right = watch_part(w, end, w->end)))
-			goto no_memory;
-	}
-	DL_FOREACH_SAFE(watches, w, next)
-	{
-		if (w->end <= start || end <= w->start)
-			continue;
-		DL_DELETE(watches, w);
-		free(w);
-	}
-	if (left)
-		DL_APPEND(watches, left);
-	if (right)
-		DL_APPEND(watches, right);
-	return 0;
-
-no_memory:
-	free(left);
-	free(right);
-	return -ENOMEM;
-}
-
-static void empty_table(void)
-{
-	struct watch *w, *next;
-
-	DL_FOREACH_SAFE(watches, w, next)
-	{
-		DL_DELETE(watches, w);
-		free(w);
-	}
-}
-
-static void forget_all(void)
-{
-	pthread_mutex_lock(&table);
-	empty_table();
-	pthread_mutex_unlock(&table);
-}
-
-bool watch_overlaps(uint64_t addr, uint64_t len)
-{
-	bool found = false;
-	struct watch *w;
-
-	pthread_mutex_lock(&table);
-	DL_FOREACH (watches, w)
-		found |= w->start < addr + len && addr < w->end;
-	pthread_mutex_unlock(&table);
-	return found;
-}
 
 /* ---- the thread ---- */
 
@@ -208,17 +80,17 @@ static void serve(int fd, uint64_t page)
 	bool called = false;
 	struct watch *w;
 
-	while ((w = watch_at(page)) && !test_bit(w, page)) {
+	while ((w = watch_at(page)) && !watch_test_called(w, page)) {
 		wpfs_write_fn fn = w->fn;
 		void *arg = w->arg;
 
-		set_bit(w, page);
+		watch_set_called(w, page);
 		calling = page;
 		calling_for = w->handle;
 		calls++;
-		pthread_mutex_unlock(&table);
+		pthread_mutex_unlock(&watch_table);
 		fn((void *)page, arg);
-		pthread_mutex_lock(&table);
+		pthread_mutex_lock(&watch_table);
 		calling = 0;
 		pthread_cond_broadcast(&called_back);
 		called = true;
@@ -264,9 +136,9 @@ static void *reader_main(void *arg)
 			break;
 		if (msg.event != UFFD_EVENT_PAGEFAULT)
 			continue;
-		pthread_mutex_lock(&table);
+		pthread_mutex_lock(&watch_table);
 		serve(me.fd, msg.arg.pagefault.address & ~(uint64_t)(WPFS_PAGE - 1));
-		pthread_mutex_unlock(&table);
+		pthread_mutex_unlock(&watch_table);
 	}
 	return NULL;
 }
@@ -299,18 +171,18 @@ static int start_thread(struct reader *reader)
 static void fork_before(void)
 {
 	pthread_mutex_lock(&setup);
-	pthread_mutex_lock(&table);
+	pthread_mutex_lock(&watch_table);
 }
 
 static void fork_in_parent(void)
 {
-	pthread_mutex_unlock(&table);
+	pthread_mutex_unlock(&watch_table);
 	pthread_mutex_unlock(&setup);
 }
 
 static void fork_in_child(void)
 {
-	empty_table();
+	watch_table_empty();
 	/* It is of the parent's memory: held here, it would outlive the parent. */
 	if (current.fd >= 0 && is_ours(&current))
 		close(current.fd);
@@ -318,7 +190,7 @@ static void fork_in_child(void)
 	running = false;
 	calling = 0;
 	pthread_cond_init(&called_back, NULL);
-	pthread_mutex_unlock(&table);
+	pthread_mutex_unlock(&watch_table);
 	pthread_mutex_unlock(&setup);
 }
 
@@ -341,7 +213,7 @@ static int start(struct wpfs *handle)
 	/* It was closed behind our back: its thread ends with the next message, and no watch is
 	 * one any more. */
 	running = false;
-	forget_all();
+	watch_table_forget();
 	/* After the shim's own: it is then called inside of ours. */
 	if (!forks_seen && pthread_atfork(fork_before, fork_in_parent, fork_in_child) != 0)
 		return -ENOMEM;
@@ -359,9 +231,9 @@ static int start(struct wpfs *handle)
 		close(fd);
 		return err;
 	}
-	pthread_mutex_lock(&table);
+	pthread_mutex_lock(&watch_table);
 	current = reader;
-	pthread_mutex_unlock(&table);
+	pthread_mutex_unlock(&watch_table);
 	running = true;
 	return 0;
 }
@@ -373,42 +245,19 @@ static bool pages_valid(uint64_t addr, uint64_t len)
 	return len > 0 && !((addr | len) & (WPFS_PAGE - 1)) && addr + len > addr;
 }
 
-/* Is some page watched by somebody else? */
-static bool others_watch(uint64_t start, uint64_t end, const struct watch *mine)
-{
-	struct watch *w;
-
-	DL_FOREACH (watches, w) {
-		if (w->start < end && start < w->end &&
-		    (w->handle != mine->handle || w->fn != mine->fn || w->arg != mine->arg))
-			return true;
-	}
-	return false;
-}
-
-/* Is all of it watched? Then it is registered. */
-static bool all_watched(uint64_t start, uint64_t end)
-{
-	struct watch *w;
-
-	while (start < end && (w = watch_at(start)))
-		start = w->end;
-	return start >= end;
-}
-
 /* In one step for the thread: these pages are protected, and none was called for. */
 static int insert_and_protect(struct watch *w, bool resume)
 {
 	int err;
 
-	pthread_mutex_lock(&table);
-	err = watches_cut(w->start, w->end);
+	pthread_mutex_lock(&watch_table);
+	err = watch_cut(w->start, w->end);
 	if (!err) {
-		DL_APPEND(watches, w);
+		watch_append(w);
 		if (!resume)
 			err = write_protect(current.fd, w->start, w->end - w->start, true);
 	}
-	pthread_mutex_unlock(&table);
+	pthread_mutex_unlock(&watch_table);
 	return err;
 }
 
@@ -419,9 +268,9 @@ static int end_watches(struct wpfs *handle, uint64_t start, uint64_t end)
 	struct uffdio_range range = {.start = start, .len = end - start};
 	int err;
 
-	pthread_mutex_lock(&table);
-	err = watches_cut(start, end);
-	pthread_mutex_unlock(&table);
+	pthread_mutex_lock(&watch_table);
+	err = watch_cut(start, end);
+	pthread_mutex_unlock(&watch_table);
 	if (!err)
 		handle->core->uffd_unregister(current.fd, &range);
 	return err;
@@ -439,12 +288,12 @@ static int watch_locked(struct wpfs *handle, uint64_t addr, uint64_t len, bool r
 
 	if (err)
 		return (int)err;
-	if (others_watch(addr, addr + len, like)) /* nobody changes them but under setup */
+	if (watch_by_others(addr, addr + len, like)) /* nobody changes them but under setup */
 		return -EEXIST;
 	w = watch_new(addr, addr + len, like);
 	if (!w)
 		return -ENOMEM;
-	if (!all_watched(addr, addr + len))
+	if (!watch_covers(addr, addr + len))
 		err = handle->core->uffd_register(current.fd, &reg);
 	if (err) {
 		free(w);
@@ -487,11 +336,11 @@ static void wait_for_call(uint64_t start, uint64_t end)
 
 	if (in_reader)
 		return;
-	pthread_mutex_lock(&table);
+	pthread_mutex_lock(&watch_table);
 	seen = calls;
 	while (calling >= start && calling < end && calls == seen)
-		pthread_cond_wait(&called_back, &table);
-	pthread_mutex_unlock(&table);
+		pthread_cond_wait(&called_back, &watch_table);
+	pthread_mutex_unlock(&watch_table);
 }
 
 int wpfs_unwatch(struct wpfs *handle, void *addr, size_t len)
@@ -518,35 +367,18 @@ static void wait_for_call_of(const struct wpfs *handle)
 
 	if (in_reader)
 		return;
-	pthread_mutex_lock(&table);
+	pthread_mutex_lock(&watch_table);
 	seen = calls;
 	while (calling && calling_for == handle && calls == seen)
-		pthread_cond_wait(&called_back, &table);
-	pthread_mutex_unlock(&table);
-}
-
-/* The range of some watch of this handle; false: there is none. */
-static bool any_of(const struct wpfs *handle, uint64_t *start, uint64_t *len)
-{
-	struct watch *w;
-
-	pthread_mutex_lock(&table);
-	DL_FOREACH (watches, w) {
-		if (w->handle != handle)
-			continue;
-		*start = w->start;
-		*len = w->end - w->start;
-		break;
-	}
-	pthread_mutex_unlock(&table);
-	return w != NULL;
+		pthread_cond_wait(&called_back, &watch_table);
+	pthread_mutex_unlock(&watch_table);
 }
 
 void watch_end_all(struct wpfs *handle)
 {
 	uint64_t start, len;
 
-	while (any_of(handle, &start, &len)) {
+	while (watch_any_of(handle, &start, &len)) {
 		if (wpfs_unwatch(handle, (void *)start, len) != 0)
 			return; /* whole watches need no memory to end */
 	}
