@@ -149,7 +149,7 @@ static void on_end(void *page, void *arg)
 	must(wpfs_unwatch(handle, map, PAGES / 2 * PAGE), "unwatch in the callback");
 }
 
-static _Atomic bool inside;
+static _Atomic bool inside, last_entered, last_left;
 
 static void on_slow(void *page, void *arg)
 {
@@ -164,7 +164,9 @@ static void on_slow(void *page, void *arg)
 static void on_last(void *page, void *arg)
 {
 	must(wpfs_unwatch(handle, map, PAGES * PAGE), "unwatch in the callback");
+	last_entered = true;
 	on_slow(page, arg);
+	last_left = true;
 }
 
 static void *store_last(void *arg)
@@ -200,10 +202,10 @@ static void end(void)
 	wrong += calls == 0;
 	must(wpfs_watch(handle, map, PAGES * PAGE, 0, on_last, NULL), "watch");
 	pthread_create(&threads[0], NULL, store_last, NULL);
-	while (!inside)
+	while (!last_entered)
 		sched_yield();
 	wpfs_detach(handle);
-	wrong += inside;
+	wrong += !last_left;
 	pthread_join(threads[0], NULL);
 }
 
