@@ -436,6 +436,7 @@ void capped_limit_look(struct capped *c);
 
 /* Bytes; 0: no limit. Lock not held. */
 uint64_t capped_size(struct capped *c);
+bool capped_has_limit(struct capped *c);
 
 /* Is there no room for a page more? */
 bool capped_is_exhausted(struct capped *c);

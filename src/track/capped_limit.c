@@ -151,6 +151,16 @@ uint64_t capped_size(struct capped *c)
 	return size;
 }
 
+bool capped_has_limit(struct capped *c)
+{
+	bool has;
+
+	pthread_mutex_lock(&c->lock);
+	has = c->size != 0;
+	pthread_mutex_unlock(&c->lock);
+	return has;
+}
+
 bool capped_is_exhausted(struct capped *c)
 {
 	return c->size && capped_resident(c) + (c->counts.spilled << WPFS_PAGE_SHIFT) >= c->size;

@@ -131,6 +131,12 @@ void residency_end(struct track *t, struct tmm *tm)
 	tm->capped = NULL;
 }
 
+const int *residency_askable(struct track *t, const struct tmm *tm)
+{
+	/* Where size= limits the room to the page there may be none to be taken for a moment. */
+	return tm->capped && !capped_has_limit(t->config.capped) ? &tm->capped->uffd : NULL;
+}
+
 void residency_moved(struct track *t, struct tmm *tm)
 {
 	if (tm->capped)

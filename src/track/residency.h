@@ -17,6 +17,12 @@ int residency_attach(struct track *t, struct tmm *tm, int uffd);
 /* wpfs's uffd of an mm whose witness is dead; the caller closes it. -ESRCH. Native: -ESRCH. */
 int residency_uffd(const struct tmm *tm);
 
+/*
+ * A uffd of the mm that may be asked what is registered (harvest_request.uffd), borrowed until the
+ * mm is let go of. Native: NULL.
+ */
+const int *residency_askable(struct track *t, const struct tmm *tm);
+
 /* Is this descriptor of wpfs's uffd of the mm? Native: false. */
 bool residency_is_uffd(const struct tmm *tm, int fd);
 

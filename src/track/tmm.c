@@ -282,9 +282,8 @@ static int tmm_look_at(struct track *t, const struct tmm *tm, pid_t pid, uint64_
 		.nr_devs = t->nr_devs,
 		.skip_start = skip_start,
 		.skip_end = skip_end,
-		/* a synchronous registration is in VmFlags only, and on a capped mount ours is one
-		 */
-		.own_uffds = tm->mm.own_uffds || t->config.capped,
+		.own_uffds = tm->mm.own_uffds || t->config.capped, /* ours is one there */
+		.uffd = residency_askable(t, tm),
 	};
 	int r;
 

@@ -8,6 +8,7 @@
 #include "base/units.h"
 #include "uffd/maps.h"
 #include "uffd/pagemap.h"
+#include "uffd/uffd.h"
 
 void (*harvest_test_hook)(pid_t pid);
 
@@ -54,6 +55,22 @@ static uint64_t clamp_u64(uint64_t value, uint64_t low, uint64_t high)
 	return value < low ? low : value > high ? high : value;
 }
 
+/* Which mappings are registered. False: smaps has to be read. */
+static bool harvest_ask(const struct harvest_request *req, const struct maps_list *maps,
+			uint8_t *modes)
+{
+	for (size_t i = 0; req->uffd && i < maps->nr; i++) {
+		int r = maps->vmas[i].shared
+				? uffd_is_registered_wp(*req->uffd, maps->vmas[i].start)
+				: 0;
+
+		if (r < 0)
+			return false;
+		modes[i] = r ? MAPS_UFFD_WP : 0;
+	}
+	return req->uffd;
+}
+
 static int harvest_scan(const struct harvest_request *req, const struct maps_list *maps,
 			struct harvest *out)
 {
@@ -69,7 +86,7 @@ static int harvest_scan(const struct harvest_request *req, const struct maps_lis
 	pagemap = pagemap_open(req->pid);
 	if (pagemap < 0)
 		return pagemap;
-	if (req->own_uffds) {
+	if (req->own_uffds && !harvest_ask(req, maps, modes)) {
 		r = maps_read_uffd(req->pid, maps, modes);
 		if (r < 0)
 			return r;

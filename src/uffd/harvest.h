@@ -14,7 +14,12 @@ struct harvest_request {
 	pid_t pid;	      /* any task of the mm */
 	const uint64_t *devs; /* st_dev numbers the mount has had */
 	size_t nr_devs;
-	bool own_uffds; /* the program has uffds of its own: look at VmFlags too */
+	bool own_uffds; /* look for synchronous registrations too, the program's own and others */
+	/*
+	 * A userfaultfd of the mm that may be asked for them; NULL: there is none. Without it they
+	 * are read from smaps, for which the kernel looks at each page of the mm.
+	 */
+	const int *uffd;
 	/* Addresses to leave out: a mapping that is just being made there. Empty: none. */
 	uint64_t skip_start, skip_end;
 };

@@ -3,9 +3,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -159,4 +161,33 @@ int uffd_wake_all(int uffd)
 	/* All user addresses with four levels of page tables; the kernel gives no others unasked.
 	 */
 	return uffd_wake(uffd, 1 << 16, ((uint64_t)1 << 47) - WPFS_PAGE_SIZE);
+}
+
+static void *nowhere;
+static pthread_once_t nowhere_once = PTHREAD_ONCE_INIT;
+
+static void nowhere_make(void)
+{
+	nowhere = mmap(NULL, WPFS_PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+/*
+ * A copy from where nothing can be read comes to nothing. But the kernel looks at the target first:
+ * ENOENT if it is not registered at all, EINVAL if not for write protection.
+ */
+int uffd_is_registered_wp(int uffd, uint64_t addr)
+{
+	struct uffdio_copy copy = {
+		.dst = addr,
+		.len = WPFS_PAGE_SIZE,
+		.mode = UFFDIO_COPY_MODE_WP | UFFDIO_COPY_MODE_DONTWAKE,
+	};
+
+	pthread_once(&nowhere_once, nowhere_make);
+	if (nowhere == MAP_FAILED)
+		return -ENOMEM;
+	copy.src = (uintptr_t)nowhere;
+	if (ioctl(uffd, UFFDIO_COPY, &copy) == 0)
+		return -EIO; /* it cannot */
+	return errno == EFAULT ? 1 : errno == ENOENT || errno == EINVAL ? 0 : -errno;
 }

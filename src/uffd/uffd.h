@@ -73,4 +73,11 @@ int uffd_wake(int uffd, uint64_t start, uint64_t end);
  */
 int uffd_wake_all(int uffd);
 
+/*
+ * Is what is mapped at an address registered for write protection, with this userfaultfd or another
+ * one of its mm? 1 or 0; -errno: that could not be told. A page of room in its file is taken for a
+ * moment; nothing else changes.
+ */
+int uffd_is_registered_wp(int uffd, uint64_t addr);
+
 #endif

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -287,6 +288,53 @@ static void test_sync_uffd_is_seen_through_vmflags(void **state)
 	assert_int_equal(mm_set_count(&marks), 15);
 }
 
+/* The uffd itself is asked, and says what smaps does; nothing comes into the file by that. */
+static void test_sync_uffd_is_asked(void **state)
+{
+	struct child *c = tracked(state);
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_MISSING_SHMEM |
+			    UFFD_FEATURE_WP_UNPOPULATED,
+	};
+	struct harvest_request req = {
+		.pid = c->pid, .devs = &c->dev, .nr_devs = 1, .own_uffds = true, .uffd = &c->uffd};
+	struct uffdio_register missing = {
+		.range = {.start = (uint64_t)AT(c, 200), .len = LEN(100)},
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	struct stat before, after;
+	struct harvest smaps, asked;
+
+	c->uffd = proc_borrow_fd(c->pidfd, (int)child_call(c, do_uffd, O_CLOEXEC, 0, 0, 0, 0, 0));
+	assert_int_equal(ioctl(c->uffd, UFFDIO_API, &api), 0);
+	assert_int_equal(uffd_is_registered_wp(c->uffd, (uint64_t)AT(c, 100)), 0);
+	assert_int_equal(uffd_register_wp(c->uffd, (uint64_t)AT(c, 100), (uint64_t)AT(c, 200)), 0);
+	assert_int_equal(ioctl(c->uffd, UFFDIO_REGISTER, &missing), 0);
+	assert_int_equal(uffd_register_missing(c->uffd, (uint64_t)AT(c, 300), (uint64_t)AT(c, 400)),
+			 0);
+	child_mark(c, 110, 20);
+	assert_int_equal(fstat(c->file, &before), 0);
+	child_harvest(c, true, &smaps);
+	assert_int_equal(harvest_mm(&req, &asked), 0);
+	assert_int_equal(fstat(c->file, &after), 0);
+	assert_int_equal(before.st_blocks, after.st_blocks);
+	assert_int_equal(uffd_is_registered_wp(c->uffd, (uint64_t)AT(c, 199)), 1);
+	assert_int_equal(uffd_is_registered_wp(c->uffd, (uint64_t)AT(c, 200)), 0);
+	assert_int_equal(uffd_is_registered_wp(c->uffd, (uint64_t)AT(c, 399)), 1);
+	assert_true(uffd_is_registered_wp(c->file, (uint64_t)AT(c, 399)) < 0);
+	assert_int_equal(asked.nr, 5);
+	assert_int_equal(smaps.nr, 5);
+	for (size_t i = 0; i < 5; i++) {
+		assert_int_equal(asked.vmas[i].start, smaps.vmas[i].start);
+		assert_int_equal(asked.vmas[i].registered, smaps.vmas[i].registered);
+		assert_int_equal(asked.vmas[i].registered, i == 1 || i == 3);
+	}
+	assert_int_equal(mm_set_count(&asked.vmas[1].marked), 20);
+	mm_vmas_free(smaps.vmas, smaps.nr);
+	mm_vmas_free(asked.vmas, asked.nr);
+}
+
 /* ---- maps that change under the harvest ---- */
 
 static struct {
@@ -451,6 +499,7 @@ int main(void)
 		T(test_private_mapping_is_reported_and_not_tracked),
 		T(test_other_devices_are_not_shown),
 		T(test_sync_uffd_is_seen_through_vmflags),
+		T(test_sync_uffd_is_asked),
 		T(test_unmapped_during_a_harvest),
 		T(test_replaced_during_a_harvest),
 		T(test_split_during_a_harvest),
