@@ -5,7 +5,8 @@
  *   record -> fence -> settle -> lease -> save -> spilled bits -> punch -> un-fence -> record away
  *
  * From save to punch a batch goes in chunks: while one is on its way to the disk the next is read,
- * and one that is there is punched.
+ * and one that is there is punched. Pages that lie close together are not read: the disk takes them
+ * from the lower file itself, by way of a mapping.
  *
  * Direct I/O that is under way into a page writes into the page itself, past every protection. It
  * began while the page was mapped, so a page that has not been mapped for the settle time is safe
@@ -18,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -60,6 +62,8 @@ struct saving {
 	uint64_t chunk_pages;
 	int fd; /* the file in the store */
 	off_t size;
+	char *map; /* of the lower file: all of the batch. NULL: pages are copied to the buffers */
+	uint64_t map_first, map_pages;
 	uint64_t *left; /* out: pages that went */
 };
 
@@ -79,23 +83,27 @@ static void save_page(struct chunk *k, uint64_t page, char *at)
 		k->runs[k->nr_runs++] = (struct spill_run){page, 1, at};
 }
 
-/* Reads what is resident of [first, first + nr) to `to`. 0 or -errno. */
-static int save_range(struct chunk *k, int fd, uint64_t first, uint64_t nr, char *to)
+/*
+ * Reads what is resident of [first, first + nr) to `to`, or finds it there, if that is in the
+ * mapping: a hole in the file must not be touched. 0 or -errno.
+ */
+static int save_range(const struct saving *sv, struct chunk *k, uint64_t first, uint64_t nr,
+		      char *to)
 {
+	int fd = sv->b->file->fd, r = 0;
 	uint64_t there = capped_in_memory(fd, first, nr);
-	int r;
 
 	if (there == 0)
 		return 0;
 	/* Some: halves, down to what is all or nothing. */
 	if (there < nr) {
-		r = save_range(k, fd, first, nr / 2, to);
+		r = save_range(sv, k, first, nr / 2, to);
 		return r < 0 ? r
-			     : save_range(k, fd, first + nr / 2, nr - nr / 2,
+			     : save_range(sv, k, first + nr / 2, nr - nr / 2,
 					  to + ((nr / 2) << WPFS_PAGE_SHIFT));
 	}
-	/* What is behind the end of the file is zeros. */
-	r = fdio_pread_zeros(fd, to, nr << WPFS_PAGE_SHIFT, first << WPFS_PAGE_SHIFT);
+	if (!sv->map) /* what is behind the end of the file is zeros */
+		r = fdio_pread_zeros(fd, to, nr << WPFS_PAGE_SHIFT, first << WPFS_PAGE_SHIFT);
 	for (uint64_t i = 0; r == 0 && i < nr; i++)
 		save_page(k, first + i, to + (i << WPFS_PAGE_SHIFT));
 	return r;
@@ -125,19 +133,33 @@ static int for_leaving(const struct capped_batch *b,
 	return r;
 }
 
-/* A page that did not go although it was punched may be zeros now. */
-static int put_back(struct saving *sv, uint64_t page, const char *from)
+/*
+ * A page that did not go although it was punched may be zeros now. `from`: a copy of it, or NULL;
+ * then it is in the store, which is waited for: nobody may look at it before.
+ */
+static int put_back(struct saving *sv, struct chunk *k, uint64_t page, const char *from)
 {
+	const struct spill_run run = {page, 1, k->buf};
 	off_t off = (off_t)(page << WPFS_PAGE_SHIFT);
 	off_t left = sv->size > off ? sv->size - off : 0;
 	size_t len = (size_t)(left < (off_t)WPFS_PAGE_SIZE ? left : (off_t)WPFS_PAGE_SIZE);
-	int r = fdio_pwrite_full(sv->b->file->fd, from, len, off);
+	int r = 0;
 
+	if (!from) {
+		from = k->buf;
+		if (spill_bits_test(&sv->b->file->bits, page))
+			r = spill_store_read(sv->c->evict_io, sv->fd, &run, 1);
+		else
+			memset(k->buf, 0, WPFS_PAGE_SIZE);
+	}
+	if (r == 0)
+		r = fdio_pwrite_full(sv->b->file->fd, from, len, off);
 	if (r == 0)
 		capped_forget(sv->c, sv->b->file, page, 1);
 	return r;
 }
 
+/* `from`: copies of the pages, or NULL. */
 static int punch_part(struct saving *sv, struct chunk *k, const struct capped_run *part,
 		      const char *from)
 {
@@ -154,7 +176,7 @@ static int punch_part(struct saving *sv, struct chunk *k, const struct capped_ru
 
 		if (capped_in_memory(fd, part->first + i, 1) == 0)
 			continue;
-		err = put_back(sv, part->first + i, from + (i << WPFS_PAGE_SHIFT));
+		err = put_back(sv, k, part->first + i, from ? from + (i << WPFS_PAGE_SHIFT) : NULL);
 		r = r < 0 ? r : err;
 		k->stay++;
 	}
@@ -182,7 +204,7 @@ static int chunk_punch(struct saving *sv, struct chunk *k)
 {
 	struct capped *c = sv->c;
 	struct capped_file *f = sv->b->file;
-	const char *from = k->buf;
+	const char *from = sv->map ? NULL : k->buf;
 	int r = 0;
 
 	/* All of them, whatever fails: a page that stays is not spilled, though the bits say so
@@ -198,7 +220,8 @@ static int chunk_punch(struct saving *sv, struct chunk *k)
 			int err = punch_part(sv, k, &k->parts[i], from);
 
 			r = r < 0 ? r : err;
-			from += k->parts[i].nr << WPFS_PAGE_SHIFT;
+			if (from)
+				from += k->parts[i].nr << WPFS_PAGE_SHIFT;
 		}
 		capped_time_end(f, CAPPED_MTIME);
 		pthread_mutex_unlock(&c->lock);
@@ -258,9 +281,10 @@ static int save_leaving(struct saving *sv, uint64_t first, uint64_t nr)
 	while (r == 0 && nr) {
 		struct chunk *k = &sv->chunks[sv->at];
 		uint64_t n = nr < sv->chunk_pages - k->pages ? nr : sv->chunk_pages - k->pages;
+		char *to = sv->map ? sv->map + ((first - sv->map_first) << WPFS_PAGE_SHIFT)
+				   : k->buf + (k->pages << WPFS_PAGE_SHIFT);
 
-		r = save_range(k, sv->b->file->fd, first, n,
-			       k->buf + (k->pages << WPFS_PAGE_SHIFT));
+		r = save_range(sv, k, first, n, to);
 		k->parts[k->nr_parts++] = (struct capped_run){first, n};
 		k->pages += n;
 		first += n;
@@ -269,6 +293,26 @@ static int save_leaving(struct saving *sv, uint64_t first, uint64_t nr)
 			r = chunk_write(sv);
 	}
 	return r;
+}
+
+/*
+ * Maps the batch, if it is most of what lies between its ends and all of it within the file. Nobody
+ * truncates that meanwhile. If it cannot be done its pages are copied.
+ */
+static void saving_map(struct saving *sv)
+{
+	const struct capped_run *last = &sv->b->runs[sv->b->nr_runs - 1];
+	uint64_t first = sv->b->runs[0].first, end = last->first + last->nr;
+
+	if (end - first > 2 * sv->b->pages ||
+	    end > ((uint64_t)sv->size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT)
+		return;
+	sv->map = mmap(NULL, (end - first) << WPFS_PAGE_SHIFT, PROT_READ, MAP_SHARED,
+		       sv->b->file->fd, (off_t)(first << WPFS_PAGE_SHIFT));
+	if (sv->map == MAP_FAILED)
+		sv->map = NULL;
+	sv->map_first = first;
+	sv->map_pages = end - first;
 }
 
 static int save_and_punch(struct saving *sv)
@@ -291,6 +335,7 @@ static int save_and_punch(struct saving *sv)
 		return r;
 	sv->size = st.st_size;
 	spill_store_reserve(sv->fd, ((uint64_t)st.st_size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT);
+	saving_map(sv);
 	r = for_leaving(sv->b, save_leaving, sv);
 	if (r == 0)
 		r = chunk_write(sv);
@@ -300,6 +345,8 @@ static int save_and_punch(struct saving *sv)
 
 		r = r < 0 ? r : err;
 	}
+	if (sv->map)
+		munmap(sv->map, sv->map_pages << WPFS_PAGE_SHIFT);
 	pthread_mutex_lock(&c->lock);
 	capped_time_end(f, CAPPED_ATIME);
 	pthread_mutex_unlock(&c->lock);
