@@ -30,9 +30,10 @@ struct snap {
 };
 
 /*
- * Walks the tree; the caller keeps names from changing. 0 or -errno; to be freed in either case.
+ * Walks the tree below `lower_fd`, the lower's root; the caller keeps names from changing. 0 or
+ * -errno; to be freed in either case.
  */
-int snap_take(struct snap *snap, struct fs *fs);
+int snap_take(struct snap *snap, struct fs *fs, int lower_fd);
 
 /*
  * Adds to a picture. keep_size: the contents that go with its present size are not stored. The size

@@ -66,7 +66,7 @@ static int delta_parent(struct delta *d, const struct fs_change_name *name)
 	if (d->parent != name->parent) {
 		if (d->parent_fd >= 0)
 			close(d->parent_fd);
-		d->parent_fd = fs_handle_open_at(d->store->fs->lower_fd, &name->parent_handle,
+		d->parent_fd = fs_handle_open_at(d->store->lower_fd, &name->parent_handle,
 						 O_PATH | O_DIRECTORY);
 		d->parent = name->parent;
 	}
@@ -99,7 +99,7 @@ static int delta_name(struct delta *d, const struct fs_change_name *name)
 static int delta_change(struct delta *d, const struct fs_change *change)
 {
 	_cleanup_close_ int fd =
-		fs_handle_open_at(d->store->fs->lower_fd, &change->handle, O_PATH | O_NOFOLLOW);
+		fs_handle_open_at(d->store->lower_fd, &change->handle, O_PATH | O_NOFOLLOW);
 	struct stat st;
 	int r;
 

@@ -310,7 +310,7 @@ int store_flush_whole(struct fs_store *store, bool final)
 	pthread_rwlock_wrlock(&fs->names_lock);
 	changes = fs_changes_take(fs);
 	touched = fs_touched_copy(fs);
-	r = snap_take(&snap, fs);
+	r = snap_take(&snap, fs, store->lower_fd);
 	pthread_rwlock_unlock(&fs->names_lock);
 	if (!r)
 		r = flush_picture(&flush, &snap);

@@ -54,9 +54,10 @@ struct store_known {
  * `commit`; names_lock is taken inside of it.
  */
 struct fs_store {
-	struct fs *fs; /* constant, like the next two */
+	struct fs *fs; /* constant, like the next three */
 	struct db *db;
 	int data_fd;
+	int lower_fd; /* the lower's root in a mount of its own: what is read there is no access */
 
 	fs_progress_fn progress; /* of the final flush; or NULL. Constant while one runs, as ctx */
 	void *progress_ctx;

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <sys/mount.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -15,12 +16,31 @@
 #include "fs/store_data.h"
 #include "fs/store_priv.h"
 
+/* A link's text cannot be read without moving its access time but where a mount has noatime. */
+static int open_unnoticed(int lower_fd)
+{
+	struct mount_attr attr = {.attr_set = MOUNT_ATTR_NOATIME, .attr_clr = MOUNT_ATTR__ATIME};
+	_cleanup_close_ int tree = -1;
+	int fd;
+
+	tree = open_tree(lower_fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+	if (tree < 0 || mount_setattr(tree, "", AT_EMPTY_PATH, &attr, sizeof(attr)) < 0)
+		return -errno;
+	fd = openat(tree, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
 int fs_store_attach(struct fs *fs, struct db *db, int data_fd, bool adopted)
 {
 	struct fs_store *store = calloc(1, sizeof(*store));
+	int lower_fd = open_unnoticed(fs->lower_fd);
 
-	if (!store)
-		return -ENOMEM;
+	if (!store || lower_fd < 0) {
+		free(store);
+		close_fd(&lower_fd);
+		return lower_fd < 0 ? lower_fd : -ENOMEM;
+	}
+	store->lower_fd = lower_fd;
 	store->fs = fs;
 	store->db = db;
 	store->data_fd = data_fd;
@@ -46,6 +66,7 @@ void fs_store_detach(struct fs *fs)
 		pthread_mutex_destroy(&store->data[i]);
 	pthread_mutex_destroy(&store->lock);
 	pthread_mutex_destroy(&store->commit);
+	close(store->lower_fd);
 	free(store);
 }
 

@@ -15,6 +15,7 @@
 struct walk {
 	struct snap *snap;
 	struct fs *fs;
+	int lower_fd;
 	struct fs_handle *dirs; /* still to be read */
 	size_t nr_dirs, dirs_room;
 	struct fs_change *linked; /* files with several names that were seen */
@@ -108,7 +109,7 @@ static int read_dir(struct walk *w, const struct fs_handle *handle)
 	struct stat st;
 	int fd, r = 0;
 
-	fd = fs_handle_open_at(w->fs->lower_fd, handle, O_RDONLY | O_DIRECTORY | O_NOATIME);
+	fd = fs_handle_open_at(w->lower_fd, handle, O_RDONLY | O_DIRECTORY | O_NOATIME);
 	if (fd < 0)
 		return fd;
 	dir = fdopendir(fd);
@@ -141,13 +142,13 @@ struct snap_file *snap_file_find(const struct snap *snap, uint64_t ino)
 		       : NULL;
 }
 
-int snap_take(struct snap *snap, struct fs *fs)
+int snap_take(struct snap *snap, struct fs *fs, int lower_fd)
 {
-	struct walk w = {.snap = snap, .fs = fs};
+	struct walk w = {.snap = snap, .fs = fs, .lower_fd = lower_fd};
 	int r;
 
 	*snap = (struct snap){.records = NULL};
-	r = visit(&w, fs->lower_fd, FS_ROOT_ID);
+	r = visit(&w, lower_fd, FS_ROOT_ID);
 	while (!r && w.nr_dirs) {
 		struct fs_handle dir = w.dirs[--w.nr_dirs];
 

@@ -11,6 +11,7 @@ import tempfile
 import pytest
 
 import harness
+from trees import everything
 
 LIMITS = "size=64M,mode=755"
 
@@ -47,6 +48,20 @@ def test_random_operations(make_wpfs, tmpfs, options):
     """
     limits = f"{LIMITS},{options}"
     compare(make_wpfs(options=limits.split(",")), tmpfs(limits), "--operations", 12000, "--seed", 1)
+
+
+def test_random_operations_while_they_are_stored(make_wpfs, tmpfs):
+    """Every second: nobody notices. And all of it is there after an unmount, and a mount."""
+    wpfs = make_wpfs(store=True, options=[*LIMITS.split(","), "relatime", "flush=1"])
+    compare(wpfs, tmpfs(f"{LIMITS},relatime"), "--operations", 12000, "--seed", 2)
+    before = everything(wpfs.mnt)
+    assert len(before) > 100
+    wpfs.umount()
+    assert wpfs.wpctl_json("check", target=wpfs.store)["findings"] == []
+    wpfs.restart()
+    after = everything(wpfs.mnt)
+    assert {path: (before.get(path), after.get(path)) for path in before.keys() | after.keys()
+            if before.get(path) != after.get(path)} == {}
 
 
 def test_random_operations_where_it_is_full(make_wpfs, tmpfs):

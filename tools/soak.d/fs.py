@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import harness
+from trees import everything
 
 MILLION = 1000000
 LIMIT = 20000
@@ -23,22 +24,41 @@ def tmpfs(options):
     return point
 
 
+def kept(one):
+    """Is all of it there after an unmount and a mount?"""
+    before = everything(one.mnt)
+    one.umount()
+    findings = one.wpctl_json("check", target=one.store)["findings"]
+    one.restart()
+    after = everything(one.mnt)
+    for name in before.keys() | after.keys():
+        if before.get(name) != after.get(name):
+            print(f"{name}: was {before.get(name)}, is {after.get(name)}")
+    for finding in findings:
+        print(finding)
+    return before == after and not findings
+
+
 def random_operations(args):
-    """Rounds of fsdiff, each with the next seed; 0 when there was no difference."""
+    """
+    Rounds of fsdiff, each with the next seed; every other one on a mount whose store is written each
+    second. 0 when there was no difference.
+    """
     end = time.monotonic() + args.minutes * 60
     seed = args.seed if args.seed is not None else int.from_bytes(os.urandom(4), "little")
     options = ["relatime", "noatime", "strictatime", "nodiratime"]
     rounds = 0
     while time.monotonic() < end:
         limits = ["size=256M", "mode=755", options[seed % 4]]
-        one, model = harness.Wpfs(options=limits), tmpfs(",".join(limits))
+        store = seed % 2 == 1
+        one, model = harness.Wpfs(store or "none", [*limits, "flush=1"]), tmpfs(",".join(limits))
         try:
             one.start()
             os.chmod(one.dir, 0o755)
             seconds = max(1, min(60, round(end - time.monotonic())))
             done = subprocess.run([harness.program("fsdiff"), "--seed", str(seed), "--seconds",
                                    str(seconds), model, one.mnt], check=False)
-            if done.returncode:
+            if done.returncode or (store and not kept(one)):
                 print(f"again: tools/soak --fs --seed {seed}")
                 return 1
         finally:
