@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/capability.h>
+#include <linux/xattr.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -12,6 +14,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -221,22 +224,41 @@ static void absent_end(struct fs_absent *a, struct absent_entry *e, enum absent_
 	pthread_mutex_unlock(&a->lock);
 }
 
-/* The contents, and the times as they were. */
+/*
+ * A write takes file capabilities away, whoever makes it. To be asked before; then what was there,
+ * `size` of it, is put back.
+ */
+static ssize_t caps_get(int fd, char *value, size_t size)
+{
+	return fgetxattr(fd, XATTR_NAME_CAPS, value, size);
+}
+
+static int caps_put_back(int fd, const char *value, ssize_t size)
+{
+	return size > 0 && fsetxattr(fd, XATTR_NAME_CAPS, value, (size_t)size, 0) < 0 ? -errno : 0;
+}
+
+/* The contents, and capabilities and times as they were. */
 static int absent_load(struct fs_absent *a, struct absent_entry *e)
 {
 	_cleanup_close_ int fd = fs_handle_open_at(a->lower_fd, &e->handle, O_RDWR);
+	char caps[XATTR_CAPS_SZ];
+	ssize_t caps_size;
 	struct stat st;
-	int r;
+	int r, put;
 
 	if (fd < 0)
 		return fd == -ESTALE ? 0 : fd; /* removed: nobody will ask */
 	if (fstat(fd, &st) < 0)
 		return -errno;
+	caps_size = caps_get(fd, caps, sizeof(caps));
 	absent_begin_load(a, e, &st);
 	r = store_data_read(a->data_fd, e->ino, fd, (uint64_t)st.st_size, &a->stop);
 	/* Half of a file is of no use to anybody, and its room may be. */
 	if (r && st.st_size)
 		fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, st.st_size);
+	put = caps_put_back(fd, caps, caps_size);
+	r = r ? r : put;
 	if (futimens(fd, e->times) < 0 && !r)
 		r = -errno;
 	return r;

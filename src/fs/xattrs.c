@@ -109,16 +109,25 @@ static int set_acl(fuse_req_t req, int fd, const char *value, size_t size, int f
 	return r;
 }
 
+/* Contents that come take capabilities away and put them back: not while they are changed. */
+static bool hold_caps(struct fs *fs, uint64_t ino, const char *name)
+{
+	return strcmp(name, XATTR_NAME_CAPS) == 0 && fs_absent_hold(fs->absent, ino);
+}
+
 static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
 			size_t size, int flags)
 {
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	bool held = hold_caps(fs_of(req), ino, name);
 	int r = fs_inode_ref(fs_of(req), ino, &ref);
 
 	if (!r && strcmp(name, ACL_ACCESS) == 0)
 		r = set_acl(req, ref.fd, value, size, flags);
 	else if (!r && setxattr(fs_proc_path(ref.fd).s, name, value, size, flags) < 0)
 		r = -errno;
+	if (held)
+		fs_absent_release(fs_of(req)->absent, ino);
 	if (!r)
 		fs_symlink_touched(fs_of(req), ref.fd, "");
 	fs_change_inode(fs_of(req), ino);
@@ -128,12 +137,15 @@ static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const 
 static void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 {
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	bool held = hold_caps(fs_of(req), ino, name);
 	int r = fs_inode_ref(fs_of(req), ino, &ref);
 
 	if (!r && strcmp(name, ACL_ACCESS) == 0)
 		r = set_acl(req, ref.fd, NULL, 0, 0);
 	else if (!r && removexattr(fs_proc_path(ref.fd).s, name) < 0)
 		r = -errno;
+	if (held)
+		fs_absent_release(fs_of(req)->absent, ino);
 	if (!r)
 		fs_symlink_touched(fs_of(req), ref.fd, "");
 	fs_change_inode(fs_of(req), ino);

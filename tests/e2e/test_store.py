@@ -551,6 +551,28 @@ def test_times_are_those_of_before(make_wpfs):
     assert (wpfs.mnt / "c").read_bytes() == b"c" * 10
 
 
+CAPABILITY = (0x02000001).to_bytes(4, "little") + (0x400).to_bytes(4, "little") + bytes(12)  # cap_net_bind_service
+
+
+def test_capabilities_and_set_user_id_are_those_of_before(make_wpfs):
+    """Contents come by a write, which takes them away."""
+    wpfs, contents = stored(make_wpfs, options=["size=2M"])
+    wpfs.restart()
+    for name in ("f30", "f31", "f32"):
+        os.setxattr(wpfs.mnt / name, "security.capability", CAPABILITY)
+    os.chmod(wpfs.mnt / "f33", 0o6755)
+    wpfs.umount()
+    wpfs.restart()
+    os.removexattr(wpfs.mnt / "f32", "security.capability")
+    assert (wpfs.mnt / "f30").read_bytes() == contents["f30"]
+    assert os.getxattr(wpfs.mnt / "f30", "security.capability") == CAPABILITY
+    assert tree(wpfs.mnt) == {name: ("file", 1, data) for name, data in contents.items()}
+    for name in ("f30", "f31"):
+        assert os.getxattr(wpfs.mnt / name, "security.capability") == CAPABILITY
+    assert "security.capability" not in os.listxattr(wpfs.mnt / "f32")
+    assert (wpfs.mnt / "f33").stat().st_mode & 0o7777 == 0o6755
+
+
 def test_the_daemon_dies_before_they_came(make_wpfs):
     wpfs, contents = stored(make_wpfs, options=["size=2M"], small=2)
     wpfs.options.append("size=16K")  # so that no other does
