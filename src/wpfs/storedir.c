@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -50,6 +51,30 @@ static bool is_begun(int fd, const char *name)
 	return dir >= 0 && is_empty(dir);
 }
 
+/*
+ * Who owns the directory reads what is in it, permissions or not, and can put another tree in its
+ * place, with set-user-ID programs of root. One that is empty becomes ours.
+ */
+static int check_owner(int fd, const char *path, bool database)
+{
+	struct stat st;
+	int r = fstat(fd, &st) < 0 ? -errno : 0;
+
+	if (!r && st.st_uid == geteuid())
+		return 0;
+	if (!r && database) {
+		log_err("the store %s belongs to user %u, who could change what is in it: chown it "
+			"to root, if nobody did",
+			path, st.st_uid);
+		return -EPERM;
+	}
+	if (!r && fchown(fd, geteuid(), getegid()) < 0)
+		r = -errno;
+	if (r)
+		log_err("cannot make the store %s root's: %s", path, log_errstr(r));
+	return r;
+}
+
 /* A store, or an empty directory that may become one. 0 or -errno, logged. */
 static int check_contents(int fd, const char *path)
 {
@@ -72,7 +97,7 @@ static int check_contents(int fd, const char *path)
 			foreign = true;
 	}
 	if (!foreign || database)
-		return 0;
+		return check_owner(fd, path, database);
 	log_err("%s is not a store: it has files in it, but no wpfs.db: give an empty or a new "
 		"directory",
 		path);

@@ -134,6 +134,23 @@ def test_not_past_the_mount(make_wpfs):
     assert not os.stat(run / "private").st_mode & 0o077 and not os.stat(wpfs.store).st_mode & 0o077
 
 
+def test_a_store_in_a_directory_of_hers(make_wpfs):
+    """An empty one becomes root's. One that is a store already may hold whatever its owner has put there."""
+    wpfs = make_wpfs(store=True, start=False)
+    os.chmod(wpfs.dir, 0o755)
+    os.chown(wpfs.store, ALICE, ALICE)
+    wpfs.start()
+    (wpfs.mnt / "secret").write_bytes(b"secret")
+    assert os.stat(wpfs.store).st_uid == 0
+    assert as_user(ALICE, os.listdir, wpfs.store) == "PermissionError"
+    wpfs.umount()
+    os.chown(wpfs.store, ALICE, ALICE)
+    done = wpfs.command(harness.WPFS, wpfs.store, wpfs.mnt)
+    assert done.returncode == 1 and f"belongs to user {ALICE}" in done.stderr
+    os.chown(wpfs.store, 0, 0)
+    wpfs.restart()
+
+
 def test_not_by_the_socket(wpfs):
     """Anyone may connect; of another's processes nothing is told."""
     os.chmod(wpfs.dir, 0o755)
