@@ -226,8 +226,16 @@ int rundir_lower_open(struct rundir *rd, const char *options, unsigned long flag
 
 	flags &= RUNDIR_LOWER_FLAGS;
 	rundir_private_path(rd, "lower", path, sizeof(path));
-	if (lower_adopt(rd, path, options, flags) == 0)
+	r = lower_adopt(rd, path, options, flags);
+	if (r == 0)
 		return 0;
+	if (r != -ENOENT) {
+		rd->adopted = true; /* it may hold what nothing else has: it is not to be removed */
+		log_err("cannot tell what a daemon that was killed has left in %s: %s: start it "
+			"again, or unmount that if it is not needed",
+			path, log_errstr(r));
+		return r;
+	}
 	fs_ids_clear(&rd->ids);
 	r = lower_mount(rd, path, options, flags);
 	if (r)

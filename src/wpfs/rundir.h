@@ -27,7 +27,7 @@ struct rundir {
 	int lock_fd;
 	int lower_fd; /* root of the lower, O_RDONLY; -1: not mounted by us */
 	char lower_id[RUNDIR_LOWER_ID_SIZE];
-	bool adopted; /* the lower was there, complete */
+	bool adopted; /* the lower was there, complete; or it may have been: it is not removed */
 	struct fs_ids ids;
 };
 

@@ -620,6 +620,21 @@ def test_removed_before_they_came(make_wpfs):
     assert wpfs.wpctl_json("check", target=wpfs.store)["findings"] == []
 
 
+def test_what_was_left_and_cannot_be_told(make_wpfs):
+    """The files that a killed daemon left in memory are not thrown away for an error."""
+    wpfs = make_wpfs()
+    (wpfs.mnt / "f").write_bytes(b"only here")
+    wpfs.kill9()
+    ids = harness.RUN_DIR / wpfs.id / "private/ids"
+    whole = ids.read_bytes()
+    ids.write_bytes(b"?" * len(whole))
+    done = wpfs.command(harness.WPFS, "none", wpfs.mnt)
+    assert done.returncode == 1 and "cannot tell what" in done.stderr
+    ids.write_bytes(whole)
+    wpfs.restart()
+    assert (wpfs.mnt / "f").read_bytes() == b"only here"
+
+
 def test_many_at_once(make_wpfs):
     wpfs, contents = stored(make_wpfs, count=60)
     wpfs.restart()
