@@ -77,8 +77,11 @@ class Work:
     synced = frozenset()
 
     def write(self, name):
+        """Some versions have a page of zeros, which is a hole in the store."""
         number = sum(map(len, self.versions.values())) + 1
         data = bytes([number % 255 + 1]) * (PAGES * PAGE)
+        if number % 2:
+            data = data[:PAGE] + bytes(PAGE) + data[2 * PAGE:]
         self.versions[name].append(data)
         fd = os.open(self.wpfs.mnt / name, os.O_WRONLY | os.O_CREAT)
         os.pwrite(fd, data, 0)
@@ -89,6 +92,13 @@ class Work:
             self.promise()
         os.close(fd)
 
+    def cut(self):
+        """One of many files gets another size."""
+        fd = os.open(self.wpfs.mnt / f"t{self.doer.random.randrange(40)}", os.O_RDWR | os.O_CREAT)
+        os.ftruncate(fd, self.doer.random.randrange(3 * PAGE))
+        os.pwrite(fd, b"t", 0)
+        os.close(fd)
+
     def run(self, steps):
         """Ends early when the daemon is gone."""
         for _ in range(steps):
@@ -96,6 +106,7 @@ class Work:
                 self.doer.step()
                 if self.doer.random.randrange(3) == 0:
                     self.write(self.doer.random.choice(list(self.versions)))
+                    self.cut()
                 os.listdir(self.wpfs.mnt)
             except OSError as problem:
                 if problem.errno in (errno.ENOTCONN, errno.ECONNABORTED):
@@ -159,7 +170,9 @@ def test_power_is_lost_at_any_call(make_wpfs, seed):
             assert told["findings"] == [] and told["leftovers"] == 0
 
 
-POINTS = [("C", False), ("W", False), ("S", False), ("Y", False), ("U", False), ("W", True), ("S", True)]
+# Of data files: made, written, cut, a hole punched, synced one by one and all, removed, a directory made for
+# them; of the database: written and synced.
+POINTS = [(op, False) for op in "CWTPSYUM"] + [("W", True), ("S", True)]
 
 
 @pytest.mark.parametrize("op,database", POINTS)
@@ -191,6 +204,31 @@ def test_killed_at_a_point(make_wpfs, op, database):
     wpfs.umount()
     assert stored_tree(wpfs.store) == now
     no_findings(wpfs, wpfs.store)
+
+
+AT_THE_END = [("W", False, 1), ("Y", False, 1), ("W", True, 1), ("S", True, 1), ("S", True, 2), ("W", True, 4), ("T", True, 1)]
+
+
+@pytest.mark.parametrize("op,database,nth", AT_THE_END)
+def test_killed_at_a_point_of_the_last_flush(make_wpfs, op, database, nth):
+    """Nobody uses the mount any more; the next daemon finds the files in memory, and stores them."""
+    wpfs, _, control = begun(make_wpfs)
+    work = Work(wpfs, nth)
+    work.run(20)
+    (wpfs.mnt / "last").write_bytes(b"l" * 3 * PAGE)
+    before = tree(wpfs.mnt)
+    control.kill_before(op, database, nth)
+    subprocess.run(["umount", wpfs.mnt], check=False, timeout=harness.SECONDS, capture_output=True)
+    assert harness.proc.is_over(wpfs.pidfd, harness.SECONDS), "it never came to that point"
+    assert wpfs._reaped() < 0, "it ended in order"
+    no_findings(wpfs, wpfs.store)
+    wpfs.daemon_env = {}
+    wpfs.restart()
+    assert tree(wpfs.mnt) == before
+    wpfs.umount()
+    assert stored_tree(wpfs.store) == before
+    no_findings(wpfs, wpfs.store)
+    wpfs.restart()
 
 
 def check_marks(make_wpfs, options):
