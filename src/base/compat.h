@@ -11,6 +11,7 @@
 #include <linux/fuse.h>
 #include <linux/types.h>
 #include <linux/userfaultfd.h>
+#include <stddef.h>
 #include <sys/syscall.h>
 
 #ifndef UFFD_FEATURE_WP_UNPOPULATED
@@ -151,5 +152,38 @@ struct cachestat {
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
 #endif
+
+/* statmount(2): Linux 6.8; the subtype 6.13. Of what it fills only what is asked for here. */
+#ifndef SYS_statmount
+#define SYS_statmount 457
+#endif
+
+struct compat_mnt_id_req {
+	__u32 size; /* of this struct */
+	__u32 spare;
+	__u64 mnt_id; /* STATX_MNT_ID_UNIQUE */
+	__u64 param;  /* COMPAT_STATMOUNT_* */
+};
+
+#define COMPAT_STATMOUNT_FS_TYPE    0x20U
+#define COMPAT_STATMOUNT_FS_SUBTYPE 0x100U
+
+struct compat_statmount {
+	__u32 size;
+	__u32 other1;
+	__u64 mask; /* what was filled in */
+	__u64 other2[2];
+	__u32 other3;
+	__u32 fs_type; /* in str */
+	__u64 other4[10];
+	__u32 fs_subtype; /* in str */
+	__u32 other5[97];
+	char str[64];
+};
+
+_Static_assert(sizeof(struct compat_mnt_id_req) == 24, "statmount ABI");
+_Static_assert(offsetof(struct compat_statmount, fs_type) == 36, "statmount ABI");
+_Static_assert(offsetof(struct compat_statmount, fs_subtype) == 120, "statmount ABI");
+_Static_assert(offsetof(struct compat_statmount, str) == 512, "statmount ABI");
 
 #endif

@@ -14,6 +14,7 @@
 #include <linux/magic.h>
 #include <sys/statfs.h>
 
+#include "base/compat.h"
 #include "preload/attach.h"
 #include "preload/mapping.h"
 
@@ -140,8 +141,24 @@ static size_t put_number(char *to, unsigned number)
 	return i;
 }
 
+/* The same where there is no /proc, after a chroot(2): the kernel is asked about that one mount. */
+static bool mount_is_wpfs(uint64_t mnt)
+{
+	struct compat_mnt_id_req req = {
+		.size = sizeof(req),
+		.mnt_id = mnt,
+		.param = COMPAT_STATMOUNT_FS_TYPE | COMPAT_STATMOUNT_FS_SUBTYPE,
+	};
+	struct compat_statmount stat = {0};
+
+	return raw(statmount, &req, &stat, sizeof(stat), 0) == 0 && stat.mask == req.param &&
+	       stat.fs_type < sizeof(stat.str) && stat.fs_subtype < sizeof(stat.str) &&
+	       text_equal(stat.str + stat.fs_type, "fuse") &&
+	       text_equal(stat.str + stat.fs_subtype, "wpfs");
+}
+
 /* Does the mount table call the file system with this st_dev fuse.wpfs? */
-static bool mount_table_says_wpfs(uint64_t dev)
+static bool mount_table_says_wpfs(uint64_t dev, uint64_t mnt)
 {
 	unsigned major = (unsigned)(dev >> 8 & 0xfff) | (unsigned)(dev >> 32 & ~0xfffull);
 	unsigned minor = (unsigned)(dev & 0xff) | (unsigned)(dev >> 12 & ~0xffull);
@@ -158,7 +175,7 @@ static bool mount_table_says_wpfs(uint64_t dev)
 
 	fd = (int)raw(openat, AT_FDCWD, "/proc/thread-self/mountinfo", O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		return false;
+		return mount_is_wpfs(mnt);
 	for (;;) {
 		long n = raw(read, fd, buf, sizeof(buf));
 
@@ -214,7 +231,7 @@ int discover_fd(int fd, uint64_t dev, uint64_t mnt)
 		return known;
 	if (raw(fstatfs, fd, &fs) != 0)
 		return DISCOVER_UNKNOWN;
-	if (fs.f_type != FUSE_SUPER_MAGIC || !mount_table_says_wpfs(dev)) {
+	if (fs.f_type != FUSE_SUPER_MAGIC || !mount_table_says_wpfs(dev, mnt)) {
 		cache_put(dev, CACHE_OTHER, mnt);
 		return DISCOVER_OTHER;
 	}

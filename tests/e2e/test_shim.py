@@ -137,6 +137,17 @@ def test_a_filter_that_only_knows_the_programs_calls(wpfs, how):
         assert report.dirty(wpfs, "s") >= {1, 2}
 
 
+def test_mapped_in_a_chroot(wpfs):
+    """There is no /proc there to look into, and the file is the first one that it opens."""
+    program = wpfs.spawn(harness.program("mapper"), name="c", protect=True)
+    program.order(f"chroot {wpfs.mnt}")
+    program.order("open 0 /f")
+    program.order(f"size 0 {8 * PAGE}")
+    program.order(f"map 0 0 0 {8 * PAGE}")
+    program.order("store 0 3 1")
+    assert report.dirty(wpfs, "c") == {3}
+
+
 def test_threads_that_fork_at_once(wpfs):
     """One to which the lock is refused must not give back another one's."""
     done = wpfs.run(harness.program("forkers"), wpfs.mnt / "f", name="t")
