@@ -251,6 +251,8 @@ static int insert_and_protect(struct watch *w, bool resume)
 	int err;
 
 	pthread_mutex_lock(&watch_table);
+	if (resume) /* nothing is protected anew: a late message must find what it was */
+		watch_keep_called(w);
 	err = watch_cut(w->start, w->end);
 	if (!err) {
 		watch_append(w);

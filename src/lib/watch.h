@@ -37,6 +37,9 @@ struct watch *watch_at(uint64_t addr);
 bool watch_test_called(const struct watch *w, uint64_t page);
 void watch_set_called(struct watch *w, uint64_t page);
 
+/* What is watched in the place of w, which is in no table, was called for: so it was for w. */
+void watch_keep_called(struct watch *w);
+
 /* Is some page watched by somebody else? */
 bool watch_by_others(uint64_t start, uint64_t end, const struct watch *mine);
 

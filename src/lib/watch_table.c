@@ -100,6 +100,20 @@ no_memory:
 	return -ENOMEM;
 }
 
+void watch_keep_called(struct watch *w)
+{
+	struct watch *old;
+
+	DL_FOREACH (watches, old) {
+		uint64_t page = old->start > w->start ? old->start : w->start;
+
+		for (; page < old->end && page < w->end; page += WPFS_PAGE) {
+			if (watch_test_called(old, page))
+				watch_set_called(w, page);
+		}
+	}
+}
+
 void watch_table_empty(void)
 {
 	struct watch *w, *next;

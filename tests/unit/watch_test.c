@@ -22,7 +22,7 @@
 #include <unistd.h>
 
 #include "base/compat.h"
-#include "lib/handle.h"
+#include "lib/watch.h"
 #include "wpfs.h"
 
 #define PAGE   4096
@@ -140,9 +140,30 @@ static void test_against_threads(void **state)
 	close(fd);
 }
 
+/* Watched again to go on where it was: what was called for stays so, the rest is as new. */
+static void test_called_is_kept(void **state)
+{
+	const struct watch like = {0};
+	struct watch *old = watch_new(2 * PAGE, 8 * PAGE, &like),
+		     *w = watch_new(0, 6 * PAGE, &like);
+
+	watch_set_called(old, 3 * PAGE);
+	watch_set_called(old, 7 * PAGE);
+	watch_append(old);
+	watch_keep_called(w);
+	for (uint64_t page = 0; page < 6; page++)
+		assert_int_equal(watch_test_called(w, page * PAGE), page == 3);
+	assert_int_equal(watch_cut(w->start, w->end), 0);
+	watch_append(w);
+	assert_true(watch_test_called(watch_at(7 * PAGE), 7 * PAGE));
+	assert_false(watch_test_called(watch_at(6 * PAGE), 6 * PAGE));
+	watch_table_forget();
+}
+
 int main(void)
 {
-	const struct CMUnitTest tests[] = {cmocka_unit_test(test_against_threads)};
+	const struct CMUnitTest tests[] = {cmocka_unit_test(test_called_is_kept),
+					   cmocka_unit_test(test_against_threads)};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
