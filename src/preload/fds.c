@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <sys/resource.h>
 
 #include "preload/attach.h"
 #include "preload/client.h"
@@ -163,6 +164,36 @@ static bool is_uffd(int fd, uint32_t *mount)
 	return false;
 }
 
+/*
+ * Every number is taken. One beyond the soft limit stays open when that is as it was; so it is only
+ * lost where the hard one is no higher. Another thread can be given the next number meanwhile.
+ */
+static long move_beyond(int fd)
+{
+	struct rlimit limit, more;
+	long moved;
+
+	if (raw(prlimit64, 0, RLIMIT_NOFILE, NULL, &limit) || limit.rlim_cur >= limit.rlim_max)
+		return -EMFILE;
+	more = limit;
+	more.rlim_cur++;
+	if (raw(prlimit64, 0, RLIMIT_NOFILE, &more, NULL))
+		return -EMFILE;
+	moved = raw(fcntl, fd, F_DUPFD_CLOEXEC, limit.rlim_cur);
+	raw(prlimit64, 0, RLIMIT_NOFILE, &limit, NULL);
+	return moved;
+}
+
+/* Ours makes way. */
+static long move_away(int fd)
+{
+	long moved = raw(fcntl, fd, F_DUPFD_CLOEXEC, fd + 1);
+
+	if (raw_failed(moved))
+		moved = raw(fcntl, fd, F_DUPFD_CLOEXEC, 0);
+	return raw_failed(moved) ? move_beyond(fd) : moved;
+}
+
 long fds_dup3(int old, int fd, int flags, bool is_dup2)
 {
 	struct shim_guard guard;
@@ -178,10 +209,8 @@ long fds_dup3(int old, int fd, int flags, bool is_dup2)
 	if (ours) {
 		/* Where it is now will be closed by the call; without a copy the next need
 		 * connects. */
-		long moved = raw(fcntl, fd, F_DUPFD_CLOEXEC, fd + 1);
+		long moved = move_away(fd);
 
-		if (raw_failed(moved))
-			moved = raw(fcntl, fd, F_DUPFD_CLOEXEC, 0);
 		atomic_store(ours, raw_failed(moved) ? -1 : (int)moved);
 	}
 	uffds_close((unsigned)fd, (unsigned)fd);

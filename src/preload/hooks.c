@@ -99,7 +99,8 @@ EXPORT void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 		new_addr = va_arg(ap, void *);
 		va_end(ap);
 	}
-	if (filtered() && (new_len > old_len || !old_len))
+	/* What may have grown, and nobody is told of. */
+	if ((filtered() || unlikely(ranges_lost)) && (new_len > old_len || !old_len))
 		untold_count_unknown();
 	if (!watched())
 		return (void *)result(raw(mremap, old, old_len, new_len, flags, new_addr));

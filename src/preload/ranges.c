@@ -14,6 +14,7 @@
 
 _Atomic uint32_t ranges_count;
 _Atomic uint32_t ranges_not_own;
+_Atomic bool ranges_lost;
 static _Atomic uint32_t sequence; /* odd: being changed */
 static struct range *_Atomic table;
 
@@ -91,8 +92,10 @@ static void append(const struct range *range)
 {
 	uint32_t nr = atomic_load(&ranges_count);
 
-	if (nr == RANGES_MAX)
+	if (nr == RANGES_MAX) {
+		atomic_store(&ranges_lost, true);
 		return;
+	}
 	atomic_load(&table)[nr] = *range;
 	atomic_store(&ranges_count, nr + 1);
 }
@@ -135,8 +138,10 @@ static void cut(uint64_t addr, uint64_t end)
 
 void ranges_add(const struct range *range)
 {
-	if (!reserve())
+	if (!reserve()) {
+		atomic_store(&ranges_lost, true);
 		return;
+	}
 	change_begin();
 	cut(range->start, range->end);
 	append(range);

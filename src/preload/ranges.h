@@ -27,6 +27,9 @@ static inline bool ranges_any(void)
 	return atomic_load_explicit(&ranges_count, memory_order_relaxed) != 0;
 }
 
+/* Was one ever forgotten, because there was no place for it? */
+extern _Atomic bool ranges_lost;
+
 /* Is any of [addr, addr + len) in a range? No lock; may say yes for a moment when it is no more. */
 bool ranges_overlap(uint64_t addr, uint64_t len);
 

@@ -229,13 +229,34 @@ def test_none_that_tells_an_exec(wpfs, make_wpfs, options):
     assert report.dirty(wpfs, "t") == ALL
 
 
+def test_none_that_tells_an_exec_and_a_child_has_the_connection(wpfs):
+    """That it is still open does not mean that it is still the same image."""
+    program = mapper.mapped(wpfs)
+    program.order("store 0 1 1")
+    child = mapper.Child(wpfs, program, how="raw")
+    lose_witness(program)
+    program.order("setenv WPFS_NAME u")
+    program.send(f"exec {harness.program('mapper')}")
+    program.order(f"open 0 {wpfs.mnt}/f")
+    program.order(f"map 0 0 0 {PAGES * PAGE}")
+    assert report.names(wpfs) == {"t": "detached", "u": "live"}
+    assert report.dirty(wpfs, "t") == ALL
+    program.order("store 0 40 1")
+    assert report.dirty(wpfs, "u") == {40}
+    child.end()
+    program.kill9()
+    assert report.dirty(wpfs, "u") == {40}
+
+
 def limit_descriptors(program, most):
     hard = resource.prlimit(program.pid, resource.RLIMIT_NOFILE)[1]
     resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (min(most, hard), hard))
 
 
-def test_killed_with_the_daemon_and_its_number_is_wanted(make_wpfs):
-    """What the program puts on the userfaultfd's number moves that, also with no number left above."""
+@pytest.mark.parametrize("full", [False, True])
+def test_killed_with_the_daemon_and_its_number_is_wanted(make_wpfs, full):
+    """What the program puts on the userfaultfd's number moves that, also with no number left above,
+    or none at all below the soft limit."""
     wpfs = make_wpfs("store", CAPPED)
     program = mapper.mapped(wpfs)
     program.order("store 0 3 4")
@@ -243,7 +264,10 @@ def test_killed_with_the_daemon_and_its_number_is_wanted(make_wpfs):
     fds = f"/proc/{program.pid}/fd"
     (kept,) = (fd for fd in os.listdir(fds) if "userfaultfd" in os.readlink(f"{fds}/{fd}"))
     limit_descriptors(program, int(kept) + 1)
+    if full:
+        program.order("fill 0")
     program.order(f"dup 0 {kept}")
+    assert resource.prlimit(program.pid, resource.RLIMIT_NOFILE)[0] == int(kept) + 1
     lose_witness(program)
     wpfs.kill9()
     program.send("load 0 3")

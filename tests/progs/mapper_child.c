@@ -8,7 +8,7 @@
  *                                     thread forks), raw (clone(2) without libc's handlers), vfork,
  *                                     vm (CLONE_VM), spawn (posix_spawn of `true`, no store)
  *   setsid    uid UID    chroot PATH    closefrom N    rawclosefrom N    closeall N (one by one)
- *   dup FD NEW   dup2 of numbers
+ *   dup FD NEW   dup2 of numbers    fill FD   dup until there is no number left
  *   reap -> PID  wait(2) for any child, also one without an exit signal
  */
 /* clang-format on */
@@ -192,6 +192,13 @@ static long do_reap(const struct order *o)
 	return result(waitpid(-1, NULL, __WALL));
 }
 
+static long do_fill(const struct order *o)
+{
+	while (dup((int)number(o, 1)) >= 0)
+		;
+	return errno == EMFILE ? 0 : -errno;
+}
+
 const struct verb child_verbs[] = {
 	{"child", 4, do_child},
 	{"setsid", 1, do_setsid},
@@ -201,6 +208,7 @@ const struct verb child_verbs[] = {
 	{"rawclosefrom", 2, do_rawclosefrom},
 	{"closeall", 2, do_closeall},
 	{"dup", 3, do_dup},
+	{"fill", 2, do_fill},
 	{"reap", 1, do_reap},
 	{0},
 };

@@ -8,6 +8,8 @@
 
 #include <cmocka.h>
 
+#include <sys/resource.h>
+
 #include "preload/attach.h"
 #include "preload/ranges.h"
 
@@ -113,9 +115,30 @@ static void test_ids(void **state)
 	assert_true(mount_id_valid("4337b81630dae5a54ec4c6bda3b1e704"));
 }
 
+/* First: there is no table yet, and no memory for one. */
+static void test_no_memory(void **state)
+{
+	const struct range range = {.start = SHIM_PAGE_SIZE, .end = 2 * SHIM_PAGE_SIZE};
+	struct rlimit before, none = {0};
+
+	assert_int_equal(getrlimit(RLIMIT_AS, &before), 0);
+	none.rlim_max = before.rlim_max;
+	assert_int_equal(setrlimit(RLIMIT_AS, &none), 0);
+	ranges_add(&range);
+	assert_int_equal(setrlimit(RLIMIT_AS, &before), 0);
+	assert_true(ranges_lost);
+	assert_false(ranges_any());
+	ranges_lost = false;
+	ranges_add(&range);
+	assert_false(ranges_lost);
+	assert_true(ranges_overlap(range.start, SHIM_PAGE_SIZE));
+	ranges_cut(range.start, SHIM_PAGE_SIZE);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_no_memory),
 		cmocka_unit_test(test_against_a_model),
 		cmocka_unit_test(test_clipped),
 		cmocka_unit_test(test_ids),
