@@ -166,6 +166,7 @@ struct track {
 	pthread_mutex_t queue_lock; /* innermost: nothing is called under it */
 	struct track_call *queue;   /* guarded by queue_lock */
 	atomic_flag settling;	    /* any thread: one is in track_settle */
+	_Atomic unsigned programs;  /* any thread: watched for their end */
 	bool written_unsaved;	    /* some struct mm_file.written is not in the database */
 	bool stop, stopping;	    /* track thread only; set by calls */
 	bool unmounted;		    /* track thread only */

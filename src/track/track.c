@@ -79,14 +79,20 @@ int track_watch_add(struct track *t, struct watch *watch, uint32_t events)
 {
 	struct epoll_event ev = {.events = events, .data.ptr = watch};
 
-	return epoll_ctl(track_epoll_of(t, watch), EPOLL_CTL_ADD, watch->fd, &ev) < 0 ? -errno : 0;
+	if (epoll_ctl(track_epoll_of(t, watch), EPOLL_CTL_ADD, watch->fd, &ev) < 0)
+		return -errno;
+	if (watch->kind == WATCH_PROGRAM)
+		atomic_fetch_add(&t->programs, 1);
+	return 0;
 }
 
 void track_watch_remove(struct track *t, struct watch *watch)
 {
 	if (watch->fd < 0)
 		return;
-	epoll_ctl(track_epoll_of(t, watch), EPOLL_CTL_DEL, watch->fd, NULL);
+	if (epoll_ctl(track_epoll_of(t, watch), EPOLL_CTL_DEL, watch->fd, NULL) == 0 &&
+	    watch->kind == WATCH_PROGRAM)
+		atomic_fetch_sub(&t->programs, 1);
 	close_fd(&watch->fd);
 }
 
@@ -301,6 +307,8 @@ static int track_settle_fn(struct track *t, void *arg)
  */
 void track_settle(struct track *track)
 {
+	if (!track->config.capped && atomic_load(&track->programs) == 0)
+		return; /* nobody to have left */
 	if (atomic_flag_test_and_set(&track->settling))
 		return;
 	track_call(track, track_settle_fn, NULL);

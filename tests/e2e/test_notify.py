@@ -52,6 +52,9 @@ class Manager:
         return found
 
 
+STATFS = {"x86_64": 137, "aarch64": 43}[os.uname().machine]
+
+
 class Stopped:
     """Some threads of the daemon, stopped one by one while the others go on."""
 
@@ -73,6 +76,12 @@ class Stopped:
     def go_on(self):
         for tid in self.tids:
             self.call(PTRACE_DETACH, tid)
+
+
+def in_system_call(pid, number):
+    """Does it sleep there?"""
+    with open(f"/proc/{pid}/syscall", encoding="ascii") as syscall:
+        return syscall.read().split()[0] == str(number)
 
 
 def threads(wpfs):
@@ -202,6 +211,37 @@ def test_watchdog_tells_a_hang(make_wpfs, names):
     assert late <= 1, "signs of life of one that hangs"
     manager.sock.settimeout(harness.SECONDS)
     manager.until("WATCHDOG")
+
+
+def test_statfs_without_programs(make_wpfs):
+    """Nobody can have left the mount, so the track thread, which may be busy, is not asked."""
+    wpfs = make_wpfs()
+    stopped = Stopped(wpfs, "wpfs-track")
+    with subprocess.Popen(["stat", "-f", wpfs.mnt], stdout=subprocess.DEVNULL) as asks:
+        try:
+            assert asks.wait(harness.SECONDS) == 0
+        finally:
+            stopped.go_on()
+
+
+def test_statfs_lets_go_of_a_program(make_wpfs):
+    """umount(8) makes one first: a program that has ended must not be in the way then."""
+    wpfs = make_wpfs()
+    program = wpfs.spawn(harness.program("mapper"), name="db", protect=True)
+    for order in (f"open 0 {wpfs.mnt}/f", "size 0 4096", "map 0 0 0 4096"):
+        program.order(order)
+    stopped = Stopped(wpfs, "wpfs-track")
+    with subprocess.Popen(["stat", "-f", wpfs.mnt], stdout=subprocess.DEVNULL) as asks:
+        try:
+            program.kill9()
+            proc.wait_for(lambda: asks.poll() is not None or in_system_call(asks.pid, STATFS), harness.SECONDS,
+                          "a statfs under way")
+            assert asks.poll() is None, "it did not wait"
+        finally:
+            stopped.go_on()
+        assert asks.wait(harness.SECONDS) == 0
+    subprocess.run(["umount", "-i", wpfs.mnt], check=True, timeout=harness.SECONDS)
+    assert proc.is_over(wpfs.pidfd, harness.SECONDS) and wpfs._reaped() == 0
 
 
 @pytest.mark.parametrize("what", ["file", "directory"])
