@@ -36,7 +36,7 @@
 
 #define LOOK_NS	    1000000
 #define QUIET_LOOKS 20 /* then the guard sleeps */
-#define PILED_UP    2  /* requests after each of which another one waited */
+#define PILED_UP    16 /* requests after each of which another one waited */
 #define MAX_EMPTY   4  /* requests after each of which none waited: a reader too many */
 
 /* Moves: FOLLOWS -> READS <-> SERVES -> AWAY -> FOLLOWS; READS -> FOLLOWS. */
