@@ -36,7 +36,8 @@
 
 #define LOOK_NS	    1000000
 #define QUIET_LOOKS 20 /* then the guard sleeps */
-#define PILED_UP    16 /* requests after each of which another one waited */
+#define LOOK_EVERY  4  /* requests: one that waits is looked for */
+#define PILED_UP    4  /* looks in a row that found one */
 #define MAX_EMPTY   4  /* requests after each of which none waited: a reader too many */
 
 /* Moves: FOLLOWS -> READS <-> SERVES -> AWAY -> FOLLOWS; READS -> FOLLOWS. */
@@ -206,7 +207,8 @@ static void call_for_help(struct worker *w)
 {
 	struct loop *loop = w->loop;
 
-	if (atomic_load(&loop->readers) >= loop->max_readers)
+	if (atomic_load(&loop->readers) >= loop->max_readers ||
+	    atomic_load(&w->served) % LOOK_EVERY)
 		return;
 	w->piled = request_waits(loop) ? w->piled + 1 : 0;
 	if (w->piled < PILED_UP)
@@ -316,7 +318,8 @@ static bool worker_follow(struct worker *w)
 	}
 	over = atomic_load(&loop->over);
 	if (!over) {
-		loop->wanted--;
+		if (--loop->wanted)
+			pthread_cond_signal(&loop->guarding);
 		loop->readers++;
 		atomic_store(&w->role, READS);
 		if (!loop->followers)
