@@ -23,6 +23,8 @@
 #include "track/capped_test.h"
 
 #define READING_TRIES 200 /* naps */
+#define ROOM_TRIES    1000
+#define ROOM_NS	      10000000
 
 /* Pages [first, end) that [off, off + len) touches; len 0: to the end. */
 static struct capped_use use_of(uint64_t ino, uint64_t off, uint64_t len, enum capped_io io)
@@ -75,7 +77,7 @@ static int use_enter(struct capped *c, struct capped_use *use, uint64_t off, uin
 	bool drop = use->kind == CAPPED_USE_DROP;
 	int r = 0;
 
-	for (;;) {
+	for (int tries = 0;;) {
 		struct capped_file *f = capped_file_find(c, use->ino);
 
 		if (must_wait(c, f, use)) {
@@ -89,8 +91,14 @@ static int use_enter(struct capped *c, struct capped_use *use, uint64_t off, uin
 			r = capped_load(c, f, use->first, use->end - use->first, NULL);
 		else
 			return 0;
-		if (r < 0)
+		/* It exists, so it has its room; others have that for a moment. */
+		if (r == -ENOSPC && c->size && tries++ < ROOM_TRIES) {
+			pthread_mutex_unlock(&c->lock);
+			nanosleep(&(struct timespec){.tv_nsec = ROOM_NS}, NULL);
+			pthread_mutex_lock(&c->lock);
+		} else if (r < 0) {
 			return r;
+		}
 	}
 }
 

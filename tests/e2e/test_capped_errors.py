@@ -202,6 +202,24 @@ def test_no_room_for_a_page_that_exists(make_wpfs, onerror):
     assert program.popen.wait(harness.SECONDS) == -signal.SIGBUS
 
 
+def test_no_room_for_a_page_that_is_read(make_wpfs):
+    """read(2) and write(2) of it wait too: there was room for it when it was written."""
+    wpfs = seamed(make_wpfs, "resident=256M", "size=2M")
+    (wpfs.mnt / "f").write_bytes(b"f" * (8 * harness.PAGE))
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    for flag, argv in (("iflag", (f"if={wpfs.mnt / 'f'}", "of=/dev/null")),
+                       ("oflag", ("if=/dev/zero", f"of={wpfs.mnt / 'f'}", "conv=notrunc", "seek=5"))):
+        before = status(wpfs)["store_errors"]
+        wpfs.seam.fail("lower-write", errno.ENOSPC)
+        dd = wpfs.spawn_bare("/usr/bin/dd", *argv, f"{flag}=direct", "bs=4096", "count=1", "status=none")
+        proc.wait_for(lambda: dd.popen.poll() is not None or status(wpfs)["store_errors"] >= before + 3,
+                      harness.SECONDS, "tries")
+        wpfs.seam.works("lower-write")
+        assert dd.popen.wait(harness.SECONDS) == 0
+    assert (wpfs.mnt / "f").read_bytes() == b"f" * (5 * harness.PAGE) + bytes(harness.PAGE) + \
+        b"f" * (2 * harness.PAGE)
+
+
 def test_the_last_page_while_others_come_back(make_wpfs):
     """Those are counted twice for a moment. A store to a new page has its room all the same."""
     wpfs = seamed(make_wpfs, "resident=256M", "size=2M")

@@ -551,6 +551,7 @@ def test_killed_in_a_truncation(wpfs):
     assert os.stat(wpfs.mnt / "f").st_size == 3 * PAGE + 1
     os.truncate(wpfs.mnt / "f", 64 * PAGE)
     assert loaded(program) == [1, 2, 3, 4] + [0] * 60
+    assert report.dirty(wpfs, "t") == ALL - {0, 1, 2}
 
 
 @pytest.mark.parametrize("step", LOAD_STEPS)
