@@ -22,6 +22,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 #include <utlist.h>
@@ -500,6 +501,20 @@ static void on_message(struct capped *c, struct capped_mm *mm, const struct uffd
 	}
 }
 
+/*
+ * The program has the same struct file and may make it a blocking one, by mistake or not: nobody
+ * may wait here, with the lock held. The uffd of a fork child knows no RWF_NOWAIT.
+ */
+static bool message_read(const struct capped_mm *mm, struct uffd_msg *msg)
+{
+	const struct iovec iov = {msg, sizeof(*msg)};
+	ssize_t n = preadv2(mm->uffd, &iov, 1, -1, RWF_NOWAIT);
+
+	if (n < 0 && errno == EOPNOTSUPP && fcntl(mm->uffd, F_SETFL, O_NONBLOCK) == 0)
+		n = read(mm->uffd, msg, sizeof(*msg));
+	return n == sizeof(*msg);
+}
+
 bool capped_fault_read(struct capped *c, uint64_t id)
 {
 	struct capped_mm *mm;
@@ -509,7 +524,7 @@ bool capped_fault_read(struct capped *c, uint64_t id)
 	capped_test_point("message");
 	pthread_mutex_lock(&c->lock);
 	mm = capped_mm_find(c, id);
-	if (mm && capped_mm_is_mine(mm) && read(mm->uffd, &msg, sizeof(msg)) == sizeof(msg)) {
+	if (mm && capped_mm_is_mine(mm) && message_read(mm, &msg)) {
 		any = true;
 		on_message(c, mm, &msg);
 	}

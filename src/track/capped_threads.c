@@ -10,6 +10,7 @@
  * where there are two processors, and the less often the less often it is of use.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <sys/epoll.h>
 #include <time.h>
@@ -178,14 +179,22 @@ static bool anything_waits(struct capped *c)
 	return any;
 }
 
-/* An error that polls for ever; its messages cannot be read. */
-static void stop_polling(struct capped *c, uint64_t id)
+/*
+ * A blocking one polls as an error, and the program can make it that, for it has it too. Any other
+ * error would poll for ever; its messages cannot be read.
+ */
+static void poll_failed(struct capped *c, uint64_t id)
 {
 	struct capped_mm *mm;
+	int flags;
 
 	pthread_mutex_lock(&c->lock);
 	mm = capped_mm_find(c, id);
-	if (mm) {
+	flags = mm ? fcntl(mm->uffd, F_GETFL) : -1;
+	if (flags >= 0 && !(flags & O_NONBLOCK) &&
+	    fcntl(mm->uffd, F_SETFL, flags | O_NONBLOCK) == 0) {
+		epoll_set(c, mm, EPOLL_CTL_MOD, EPOLLIN);
+	} else if (mm) {
 		log_err("the faults of pid %d cannot be served: its uffd polls as an error",
 			mm->pid);
 		epoll_ctl(c->epoll_fd, EPOLL_CTL_DEL, mm->uffd, NULL);
@@ -214,7 +223,7 @@ static void *thread_main(void *arg)
 		} else if (n > 0 && ev.events & EPOLLIN) {
 			serve(c, ev.data.u64);
 		} else if (n > 0) {
-			stop_polling(c, ev.data.u64);
+			poll_failed(c, ev.data.u64);
 		}
 		if (anything_waits(c)) {
 			capped_fault_retry(c);

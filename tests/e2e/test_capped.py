@@ -641,6 +641,51 @@ def test_store_unreadable(wpfs):
     assert report.marked(wpfs, "t") == ALL
 
 
+BLOCKING = """
+import fcntl, mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+view = mmap.mmap(fd, 0)
+print("mapped", flush=True)
+for line in sys.stdin:
+    if line == "fork\\n" and os.fork() == 0:
+        line = ""
+    nr = 0
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            if "userfaultfd" in os.readlink(f"/proc/self/fd/{number}"):
+                flags = fcntl.fcntl(int(number), fcntl.F_GETFL)
+                fcntl.fcntl(int(number), fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
+                nr += 1
+        except OSError:
+            pass
+    assert nr or not line
+    values = [view[page * 4096] for page in range(64)]
+    if not line:
+        os._exit(values != [page + 1 for page in range(64)])
+    if line == "fork\\n":
+        print(os.wait()[1], flush=True)
+    print(values, flush=True)
+"""
+
+
+def test_a_program_that_makes_its_descriptors_blocking(wpfs):
+    """All that it has, wpfs's userfaultfd too: it is served, and nobody else is held up."""
+    program = mapped(wpfs)
+    fill(program)
+    other = wpfs.spawn("/usr/bin/python3", "-c", BLOCKING, wpfs.mnt / "f", name="other")
+    assert other.read() == "mapped"
+    for line in ("", "fork", "", "fork"):
+        assert evict(wpfs) == 64
+        other.send(line)
+        if line:
+            assert other.read() == "0", "what the child has read"
+        assert other.read() == str([page + 1 for page in range(64)])
+        assert loaded(program)[5] == 6
+    other.send("")
+    assert other.read() == str([page + 1 for page in range(64)])
+    other.wait()
+
+
 RAW_FORK = """
 import ctypes, mmap, os, sys
 with open(sys.argv[1], "r+b") as file:
