@@ -9,6 +9,7 @@
 #ifndef WPFS_TRACK_CAPPED_INTERNAL_H
 #define WPFS_TRACK_CAPPED_INTERNAL_H
 
+#include <linux/capability.h>
 #include <pthread.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -72,6 +73,8 @@ struct capped_file {
 	struct capped_stream streams[CAPPED_STREAMS];
 	uint32_t stream_clock;
 	struct capped_moving times[CAPPED_TIMES];
+	char caps[XATTR_CAPS_SZ]; /* its security.capability while what takes it away is done */
+	ssize_t caps_size;	  /* at most 0: it has none */
 	UT_hash_handle hh;
 };
 

@@ -8,10 +8,14 @@
  * Who reads or writes meanwhile, through the mount, changes the time too: while that is under way
  * the lower file's own is not put back, for both are "now". A store through a mapping in just that
  * moment is not known of.
+ *
+ * File capabilities go with every change, whoever makes it, and are put back likewise.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/xattr.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <utlist.h>
 
 #include "track/capped_internal.h"
@@ -45,6 +49,8 @@ void capped_time_begin_at(struct capped *c, struct capped_file *f, enum capped_t
 
 	if (time->inside++)
 		return;
+	if (which == CAPPED_MTIME)
+		f->caps_size = fgetxattr(f->fd, XATTR_NAME_CAPS, f->caps, sizeof(f->caps));
 	time->changing = is_changing(c, f, which);
 	if (st)
 		time->was = time_of(st, which);
@@ -67,6 +73,10 @@ void capped_time_end(struct capped_file *f, enum capped_time which)
 
 	if (!time->changing) {
 		times[which] = time->was;
+		/* Only if there are none: somebody may have given it others. */
+		if (which == CAPPED_MTIME && f->caps_size > 0)
+			fsetxattr(f->fd, XATTR_NAME_CAPS, f->caps, (size_t)f->caps_size,
+				  XATTR_CREATE);
 		futimens(f->fd, times);
 	}
 	time->inside--;

@@ -329,6 +329,26 @@ def test_eviction_meanwhile(make_wpfs, what):
     assert report.marked(wpfs, "t") == set(range(512)) and report.dirty(wpfs, "t") == set()
 
 
+def test_capabilities_and_set_user_id(wpfs):
+    """To punch a page and to write it takes them away, which nobody has done."""
+    path = wpfs.mnt / "f"
+    path.write_bytes(b"x" * 64 * PAGE)
+    capability = (0x02000001).to_bytes(4, "little") + (0x400).to_bytes(4, "little") + bytes(12)
+    os.setxattr(path, "security.capability", capability)
+    os.chmod(path, 0o6755)
+    for _ in range(2):
+        assert evict(wpfs) == 64
+        assert os.getxattr(path, "security.capability") == capability
+        assert path.read_bytes() == b"x" * 64 * PAGE
+        assert os.getxattr(path, "security.capability") == capability
+        assert path.stat().st_mode & 0o7777 == 0o6755
+    assert evict(wpfs) == 64
+    fd = os.open(path, os.O_WRONLY)
+    os.pwrite(fd, b"y", 0)
+    os.close(fd)
+    assert "security.capability" not in os.listxattr(path), "a write of somebody does"
+
+
 def test_file_calls(wpfs):
     """pread, pwrite, punch and truncate of pages in the store."""
     program = mapped(wpfs)
