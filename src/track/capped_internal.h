@@ -11,6 +11,8 @@
 
 #include <linux/capability.h>
 #include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -172,6 +174,16 @@ struct capped_counts {
 	uint64_t errors;		      /* of the store */
 };
 
+/* capped_awake.c. Atomic, or constant after capped_awake_start. */
+struct capped_awake {
+	pthread_t thread;
+	bool runs;
+	sem_t wanted;
+	_Atomic bool sleeps, stop;
+	_Atomic int cpu;	/* of who waits */
+	_Atomic uint64_t until; /* ns */
+};
+
 struct capped {
 	struct capped_config config; /* constant, like all up to the lock */
 	uint64_t lower_dev;
@@ -183,6 +195,7 @@ struct capped {
 	pthread_t workers[CAPPED_WORKERS];
 	unsigned nr_workers;
 	bool spins; /* there is another processor for those who are served */
+	struct capped_awake awake;
 
 	/* Outermost of this room and of spill; fs may be called under it, but no hook is. */
 	pthread_mutex_t lock;
@@ -534,6 +547,15 @@ bool capped_mm_is_mine(const struct capped_mm *mm);
 /* Around a wait, if it is the calling thread's: another may have it meanwhile, and keep it. */
 void capped_mm_lend(struct capped *c, struct capped_mm *mm);
 void capped_mm_reclaim(struct capped *c, struct capped_mm *mm);
+
+/* ---- capped_awake.c ---- */
+
+/* Nobody is kept awake if it cannot be done; capped_awake_stop follows either way. */
+void capped_awake_start(struct capped_awake *a);
+void capped_awake_stop(struct capped_awake *a);
+
+/* The calling thread is going to wake somebody soon. Any thread, no lock. */
+void capped_stay_awake(struct capped_awake *a);
 
 /* ---- capped_fault.c: mms ---- */
 

@@ -194,6 +194,18 @@ int capped_load_end(struct capped *c, struct capped_load *load, int r)
 	return 0;
 }
 
+/* With the read under way there is time to see to it that who waits can be woken quickly. */
+static int load_read(struct capped *c, struct capped_load *load, bool hurry)
+{
+	struct spill_job job;
+	int r;
+
+	r = spill_store_begin(load->io, &job, load->fd, false, &load->run, 1);
+	if (r == 0 && hurry)
+		capped_stay_awake(&c->awake);
+	return r < 0 ? r : spill_store_end(load->io, &job, &load->run, 1);
+}
+
 int capped_load_run(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr)
 {
 	/* Somebody waits for it, and nobody for anything else. */
@@ -211,7 +223,7 @@ int capped_load_run(struct capped *c, struct capped_file *f, uint64_t first, uin
 	if (r == 0) {
 		load.run.buf = spill_io_buf(load.io);
 		spill_io_hurry(load.io, hurry);
-		r = spill_store_read(load.io, load.fd, &load.run, 1);
+		r = load_read(c, &load, hurry);
 	}
 	r = capped_load_end(c, &load, r);
 	if (load.io)

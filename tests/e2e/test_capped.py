@@ -764,3 +764,20 @@ def test_random(make_wpfs):
         assert program.order("verify 2") == 0
         program.wait()
         wpfs.umount()
+
+
+def test_a_processor_is_kept_awake_only_while_somebody_waits(wpfs):
+    """Where there are two, by a thread that runs when there is nothing else to run, and ends soon."""
+    program = refault(wpfs, pages=1024)
+    program.order("fill 1")
+    assert evict(wpfs) == 1024
+    tasks = f"/proc/{wpfs.pid}/task"
+    awake = [int(task) for task in os.listdir(tasks)
+             if open(f"{tasks}/{task}/comm", encoding="ascii").read() == "wpfs-awake\n"]
+    assert len(awake) == (os.sysconf("SC_NPROCESSORS_ONLN") == 2)
+    for page in random.Random(1).sample(range(1024), 100):
+        program.order(f"read {page} 1")
+    for task in awake:
+        assert os.sched_getscheduler(task) == os.SCHED_IDLE
+        proc.wait_for(lambda: proc.state(f"{wpfs.pid}/task/{task}") == "S", harness.SECONDS,
+                      "the thread to sleep")
