@@ -190,6 +190,14 @@ int db_call_lazy(struct db *db, db_job_fn fn, void *arg)
 	return db->writer ? writer_call_lazy(db->writer, fn, arg) : -EROFS;
 }
 
+int db_call_beside(struct db *db, db_job_fn fn, void *arg, void (*beside)(void *), void *beside_arg)
+{
+	if (db->writer)
+		return writer_call_beside(db->writer, fn, arg, beside, beside_arg);
+	beside(beside_arg);
+	return -EROFS;
+}
+
 int db_sync(struct db *db)
 {
 	return db->writer ? writer_sync(db->writer) : 0;

@@ -66,6 +66,13 @@ int db_call(struct db *db, db_job_fn fn, void *arg);
  */
 int db_call_lazy(struct db *db, db_job_fn fn, void *arg);
 
+/*
+ * As db_call_lazy, in another thread; meanwhile beside(beside_arg) is called in this one, once in
+ * any case. Worth it where that takes long.
+ */
+int db_call_beside(struct db *db, db_job_fn fn, void *arg, void (*beside)(void *),
+		   void *beside_arg);
+
 /* Makes durable what db_call_lazy did, here or in a process before that was killed. */
 int db_sync(struct db *db);
 

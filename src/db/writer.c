@@ -220,15 +220,20 @@ static void job_queue(struct writer *w, struct job *job)
 	pthread_mutex_unlock(&w->lock);
 }
 
-/* Queues a job of this stack and waits for it. */
-static int job_call(struct writer *w, struct job *job)
+/* Waits for a job of this stack that is queued. */
+static int job_wait(struct writer *w, const struct job *job)
 {
-	job_queue(w, job);
 	pthread_mutex_lock(&w->lock);
 	while (!job->done)
 		pthread_cond_wait(&w->done, &w->lock);
 	pthread_mutex_unlock(&w->lock);
 	return job->result;
+}
+
+static int job_call(struct writer *w, struct job *job)
+{
+	job_queue(w, job);
+	return job_wait(w, job);
 }
 
 int writer_call(struct writer *w, db_job_fn fn, void *arg)
@@ -263,6 +268,16 @@ int writer_call_lazy(struct writer *w, db_job_fn fn, void *arg)
 	struct job job = {.fn = fn, .arg = arg, .lazy = true};
 
 	return job_run_here(w, &job) ? job.result : job_call(w, &job);
+}
+
+int writer_call_beside(struct writer *w, db_job_fn fn, void *arg, void (*beside)(void *),
+		       void *beside_arg)
+{
+	struct job job = {.fn = fn, .arg = arg, .lazy = true};
+
+	job_queue(w, &job);
+	beside(beside_arg);
+	return job_wait(w, &job);
 }
 
 int writer_call_all(struct writer *w, db_job_fn fn, void *const *args, size_t nr, int *results)

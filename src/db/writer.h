@@ -13,6 +13,8 @@ int writer_start(struct db_tx *tx, struct writer **writer);
 
 int writer_call(struct writer *writer, db_job_fn fn, void *arg);
 int writer_call_lazy(struct writer *writer, db_job_fn fn, void *arg);
+int writer_call_beside(struct writer *writer, db_job_fn fn, void *arg, void (*beside)(void *),
+		       void *beside_arg);
 int writer_sync(struct writer *writer);
 int writer_call_all(struct writer *writer, db_job_fn fn, void *const *args, size_t nr,
 		    int *results);

@@ -568,10 +568,13 @@ int persist_mm_epochs_lazy(struct track *t, struct tmm *tm, const struct persist
 			   size_t nr);
 /* As persist_mm, all of these in one commit. 0 or the first -errno. */
 int persist_all(struct track *t, struct tmm *const *tmms, size_t nr);
-/* Lazily, of an mm that is stored but for a new mapping of `file` in [start, end), and (`sets`)
- * that file's sets. */
+/*
+ * Lazily, of an mm that is stored but for a new mapping of `file` in [start, end), and (`sets`)
+ * that file's sets. `beside` (may be NULL) is called once with `arg` in any case, if possible while
+ * that goes on: it must change nothing of what is stored.
+ */
 int persist_mapping(struct track *t, struct tmm *tm, uint64_t file, uint64_t start, uint64_t end,
-		    bool sets);
+		    bool sets, void (*beside)(void *), void *arg);
 /* Stores one mm, in a job that is at it. */
 int persist_mm_in(struct track *t, struct db_tx *tx, struct tmm *tm);
 /* The two halves of persist_mm. */

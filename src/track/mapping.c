@@ -87,14 +87,41 @@ static bool mapping_is_watched(const struct tmm *tm, uint64_t file)
 	return f && (f->protect || !mm_set_is_empty(&f->own[MM_WPFS].armed));
 }
 
+/* Marks that are put into a new mapping. */
+struct arming {
+	struct track *t;
+	struct tmm *tm;
+	const struct mm_vma *vma; /* where it is now */
+	const struct mm_set *set;
+	bool done;
+	int result; /* of arm_pages, when done */
+};
+
+static void mapping_arm(void *arg)
+{
+	struct arming *arming = arg;
+	const struct mm_vma *vma = arming->vma;
+
+	if (!arming->done)
+		arming->result = arm_pages(arming->t, arming->tm, vma->file, vma->start, vma->end,
+					   vma->pgoff, arming->set);
+	arming->done = true;
+}
+
+/* From here on the kernel takes longer for the marks than the database for the mapping. */
+#define MAPPING_LARGE 32768 /* pages */
+
 /*
- * Stores the mapping as it is going to be, with its marks; before the first of them, never after.
+ * Stores the mapping as it is going to be, with its marks; before the program goes on, never after.
  * A daemon after this one must know of it: that it is gone again tells that what is armed there is
  * dirty, as does that it is not registered, should this daemon not come to that. Where nothing is
  * armed there is nothing to make dirty, and the next harvest is soon enough.
+ *
+ * What `beside` (or NULL) is about may be marked meanwhile. A daemon that is killed in between has
+ * answered nobody: the program tells the next one of the mapping, and until then it cannot store.
  */
 static int mapping_persist(struct track *t, struct tmm *tm, const struct wpfs_map *map,
-			   bool changed, bool more)
+			   bool changed, bool more, struct arming *beside)
 {
 	const struct mm_file *f = mm_file_find(&tm->mm, map->ino);
 	uint64_t len = mapping_len(map);
@@ -110,7 +137,8 @@ static int mapping_persist(struct track *t, struct tmm *tm, const struct wpfs_ma
 	 * What the program arms is another matter.
 	 */
 	more |= tm->mm.own_uffds || !mm_set_is_empty(&f->own[MM_WPFS].dirty);
-	return persist_mapping(t, tm, map->ino, map->final, map->final + len, more);
+	return persist_mapping(t, tm, map->ino, map->final, map->final + len, more,
+			       beside ? mapping_arm : NULL, beside);
 }
 
 /* Into the model, at the address it will have when the program sees it. Takes vma->marked. */
@@ -141,7 +169,7 @@ static int mapping_not_armed(struct track *t, struct tmm *tm, const struct wpfs_
 		r = mm_unmap(&tm->mm, map->final, map->final + mapping_len(map), ZAP_UNMAP);
 	if (r == 0)
 		r = mapping_record(tm, map, vma);
-	return r < 0 ? r : mapping_persist(t, tm, map, false, true);
+	return r < 0 ? r : mapping_persist(t, tm, map, false, true, NULL);
 }
 
 /* Records the mapping and arms what has to be. Gives the number of pages armed or -errno. */
@@ -158,6 +186,7 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 		.prot = map->prot & (PROT_READ | PROT_WRITE | PROT_EXEC),
 		.owner = MM_WPFS,
 	};
+	struct arming arming = {.t = t, .tm = tm, .vma = &vma, .set = set};
 	bool first = false, more = false, watched;
 	int r = fresh ? mapping_arm_fresh(t, tm, map, &first, &more) : 0;
 
@@ -176,9 +205,12 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 	/* What has armed pages has an open epoch: if it had before, this is more of it. */
 	if (r == 0)
 		r = first ? protect_open_epoch(t, tm, map->ino)
-			  : mapping_persist(t, tm, map, changed, more);
+			  : mapping_persist(t, tm, map, changed, more,
+					    watched && mm_set_count(set) >= MAPPING_LARGE ? &arming
+											  : NULL);
 	if (r == 0 && watched) {
-		r = arm_pages(t, tm, vma.file, vma.start, vma.end, vma.pgoff, set);
+		mapping_arm(&arming);
+		r = arming.result;
 		if (r < 0) {
 			watched = false;
 			r = mapping_not_armed(t, tm, map, &vma, r);

@@ -402,17 +402,31 @@ static int persist_mapping_job(struct db_tx *tx, void *arg)
 		     : db_mapping_put(tx, &job->tm->mm, job->file, job->start, job->end, job->sets);
 }
 
+/* What such a commit gave: as persist_commit, and aside if that has to be. */
+static int persist_lazily(struct track *t, struct tmm *tm, int r)
+{
+	events_commit(t, &tm, 1, true, r);
+	r = persist_done(t, tm, r);
+	return aside_is_for(r) ? persist_mm_lazy(t, tm) : r;
+}
+
 int persist_mapping(struct track *t, struct tmm *tm, uint64_t file, uint64_t start, uint64_t end,
-		    bool sets)
+		    bool sets, void (*beside)(void *), void *arg)
 {
 	struct persist_job job = {
 		.t = t, .tm = tm, .file = file, .start = start, .end = end, .sets = sets};
 	int r;
 
-	if (t->db_error || tm->unsaved)
-		return persist_mm_lazy(t, tm);
-	r = persist_commit(t, tm, persist_mapping_job, &job, PERSIST_LAZY);
-	return aside_is_for(r) ? persist_mm_lazy(t, tm) : r;
+	if (t->db_error || tm->unsaved) {
+		r = persist_mm_lazy(t, tm);
+		if (beside)
+			beside(arg);
+		return r;
+	}
+	if (!beside)
+		return persist_lazily(t, tm, db_call_lazy(t->config.db, persist_mapping_job, &job));
+	return persist_lazily(t, tm,
+			      db_call_beside(t->config.db, persist_mapping_job, &job, beside, arg));
 }
 
 /* One commit for all. False: it could not be tried. */

@@ -511,3 +511,22 @@ def test_what_was_unprotected_stays_so(wpfs):
     program.order("store 0 1 2")
     program.order("store 1 2 1")
     assert report.dirty(wpfs, "t") == {PAGES + 2}
+
+
+def test_a_large_mapping_again(wpfs):
+    """What is large is marked while it is stored; a daemon after that one knows as much."""
+    pages = 40000
+    program = mapped(wpfs, pages=pages)
+    for page in (3, 39999):
+        program.order(f"store 0 {page} 1")
+    assert killed(wpfs, program) == {3, 39999}
+    program = mapped(wpfs, pages=pages)
+    program.order("store 0 20000 1")
+    wpfs.kill9()
+    program.order("store 0 20001 1")
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == {3, 20000, 20001, 39999}
+    program.order("unmap 0")
+    program.order(f"map 0 0 0 {pages * PAGE}")
+    program.order("store 0 7 1")
+    assert killed(wpfs, program) == {3, 7, 20000, 20001, 39999}
