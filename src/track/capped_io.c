@@ -475,7 +475,7 @@ static int redeem_open(struct capped *c, uint64_t ino, int accmode)
 	if (r < 0)
 		return r;
 	fd = fcntl(f->fd, F_DUPFD_CLOEXEC, 0);
-	if (fd >= 0)
+	if (fd >= 0 && !f->missing)
 		capped_file_unseen(c, f);
 	return fd < 0 ? -errno : fd;
 }
