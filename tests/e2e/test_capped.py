@@ -329,6 +329,26 @@ def test_eviction_meanwhile(make_wpfs, what):
     assert report.marked(wpfs, "t") == set(range(512)) and report.dirty(wpfs, "t") == set()
 
 
+def test_capabilities_and_set_user_id(wpfs):
+    """To punch a page and to write it takes them away, which nobody has done."""
+    path = wpfs.mnt / "f"
+    path.write_bytes(b"x" * 64 * PAGE)
+    capability = (0x02000001).to_bytes(4, "little") + (0x400).to_bytes(4, "little") + bytes(12)
+    os.setxattr(path, "security.capability", capability)
+    os.chmod(path, 0o6755)
+    for _ in range(2):
+        assert evict(wpfs) == 64
+        assert os.getxattr(path, "security.capability") == capability
+        assert path.read_bytes() == b"x" * 64 * PAGE
+        assert os.getxattr(path, "security.capability") == capability
+        assert path.stat().st_mode & 0o7777 == 0o6755
+    assert evict(wpfs) == 64
+    fd = os.open(path, os.O_WRONLY)
+    os.pwrite(fd, b"y", 0)
+    os.close(fd)
+    assert "security.capability" not in os.listxattr(path), "a write of somebody does"
+
+
 def test_file_calls(wpfs):
     """pread, pwrite, punch and truncate of pages in the store."""
     program = mapped(wpfs)
@@ -639,6 +659,51 @@ def test_store_unreadable(wpfs):
     assert program.read() == "ok 6"
     assert loaded(program) == [page + 1 for page in range(64)]
     assert report.marked(wpfs, "t") == ALL
+
+
+BLOCKING = """
+import fcntl, mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+view = mmap.mmap(fd, 0)
+print("mapped", flush=True)
+for line in sys.stdin:
+    if line == "fork\\n" and os.fork() == 0:
+        line = ""
+    nr = 0
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            if "userfaultfd" in os.readlink(f"/proc/self/fd/{number}"):
+                flags = fcntl.fcntl(int(number), fcntl.F_GETFL)
+                fcntl.fcntl(int(number), fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
+                nr += 1
+        except OSError:
+            pass
+    assert nr or not line
+    values = [view[page * 4096] for page in range(64)]
+    if not line:
+        os._exit(values != [page + 1 for page in range(64)])
+    if line == "fork\\n":
+        print(os.wait()[1], flush=True)
+    print(values, flush=True)
+"""
+
+
+def test_a_program_that_makes_its_descriptors_blocking(wpfs):
+    """All that it has, wpfs's userfaultfd too: it is served, and nobody else is held up."""
+    program = mapped(wpfs)
+    fill(program)
+    other = wpfs.spawn("/usr/bin/python3", "-c", BLOCKING, wpfs.mnt / "f", name="other")
+    assert other.read() == "mapped"
+    for line in ("", "fork", "", "fork"):
+        assert evict(wpfs) == 64
+        other.send(line)
+        if line:
+            assert other.read() == "0", "what the child has read"
+        assert other.read() == str([page + 1 for page in range(64)])
+        assert loaded(program)[5] == 6
+    other.send("")
+    assert other.read() == str([page + 1 for page in range(64)])
+    other.wait()
 
 
 RAW_FORK = """
