@@ -21,20 +21,30 @@ static bool is_inside(const char *path, const char *dir)
 	       (path[len] == '\0' || path[len] == '/' || strcmp(dir, "/") == 0);
 }
 
+/* What is in it; NULL: it cannot be read. */
+static DIR *list(int fd)
+{
+	int own = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *dir = own < 0 ? NULL : fdopendir(own);
+
+	if (!dir)
+		close_fd(&own);
+	return dir;
+}
+
+static bool is_dots(const char *name)
+{
+	return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
+}
+
 /* Also when it cannot be read. */
 static bool is_empty(int fd)
 {
-	_cleanup_dir_ DIR *dir = NULL;
+	_cleanup_dir_ DIR *dir = list(fd);
 	struct dirent *de;
-	int own = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
-	dir = own < 0 ? NULL : fdopendir(own);
-	if (!dir) {
-		close_fd(&own);
-		return true;
-	}
-	while ((de = readdir(dir))) {
-		if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0)
+	while (dir && (de = readdir(dir))) {
+		if (!is_dots(de->d_name))
 			return false;
 	}
 	return true;
@@ -52,56 +62,99 @@ static bool is_begun(int fd, const char *name)
 }
 
 /*
- * Who owns the directory reads what is in it, permissions or not, and can put another tree in its
- * place, with set-user-ID programs of root. One that is empty becomes ours.
+ * Who owns a part of a store, or can put another one in its place, reads what is in it, permissions
+ * or not, and can make a tree of his own of it, with set-user-ID programs of root.
  */
-static int check_owner(int fd, const char *path, bool database)
+static int check_owner(const struct stat *st, const char *path, const char *name)
 {
-	struct stat st;
-	int r = fstat(fd, &st) < 0 ? -errno : 0;
-
-	if (!r && st.st_uid == geteuid())
+	if (st->st_uid == geteuid())
 		return 0;
-	if (!r && database) {
-		log_err("the store %s belongs to user %u, who could change what is in it: chown it "
-			"to root, if nobody did",
-			path, st.st_uid);
-		return -EPERM;
-	}
-	if (!r && fchown(fd, geteuid(), getegid()) < 0)
-		r = -errno;
-	if (r)
-		log_err("cannot make the store %s root's: %s", path, log_errstr(r));
-	return r;
+	log_err("the store %s%s%s belongs to user %u, who could change what is in it: chown it to "
+		"root, if nobody did",
+		path, *name ? "/" : "", name, st->st_uid);
+	return -EPERM;
 }
 
-/* A store, or an empty directory that may become one. 0 or -errno, logged. */
-static int check_contents(int fd, const char *path)
+static int check_owner_of(int fd, const char *path, const char *name)
 {
-	_cleanup_dir_ DIR *dir = NULL;
-	bool foreign = false, database = false;
-	struct dirent *de;
-	int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	struct stat st;
 
-	dir = copy < 0 ? NULL : fdopendir(copy);
+	if (fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+		int r = errno == ENOENT ? 0 : -errno;
+
+		if (r)
+			log_err("cannot read %s/%s: %s", path, name, log_errstr(r));
+		return r;
+	}
+	return check_owner(&st, path, name);
+}
+
+static bool is_part(const char *name)
+{
+	return strncmp(name, "wpfs.db", 7) == 0 || strcmp(name, "lock") == 0 ||
+	       strcmp(name, "data") == 0 || strcmp(name, "spill") == 0;
+}
+
+/*
+ * A store, or an empty directory that may become one. With `ours` nobody else can change it any
+ * more, and its parts have to be ours too. 0 or -errno, logged.
+ */
+static int check_contents(int fd, const char *path, bool ours, bool *database)
+{
+	_cleanup_dir_ DIR *dir = list(fd);
+	bool foreign = false;
+	struct dirent *de;
+	int r = 0;
+
+	*database = false;
 	if (!dir) {
-		close_fd(&copy);
-		return -ENOMEM;
+		r = -errno;
+		log_err("cannot read the store %s: %s", path, log_errstr(r));
+		return r;
 	}
-	while ((de = readdir(dir))) {
-		if (strcmp(de->d_name, "wpfs.db") == 0)
-			database = true;
-		else if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0 &&
-			 strcmp(de->d_name, "lost+found") != 0 && strcmp(de->d_name, "lock") != 0 &&
-			 !is_begun(fd, de->d_name))
+	while (!r && (de = readdir(dir))) {
+		const char *name = de->d_name;
+
+		if (strcmp(name, "wpfs.db") == 0)
+			*database = true;
+		else if (!is_dots(name) && strcmp(name, "lost+found") != 0 &&
+			 strcmp(name, "lock") != 0 && !is_begun(fd, name))
 			foreign = true;
+		if (ours && is_part(name))
+			r = check_owner_of(fd, path, name);
 	}
-	if (!foreign || database)
-		return check_owner(fd, path, database);
+	if (r || !foreign || *database)
+		return r;
 	log_err("%s is not a store: it has files in it, but no wpfs.db: give an empty or a new "
 		"directory",
 		path);
 	return -ENOTEMPTY;
+}
+
+/* One that is empty becomes ours. What is in it counts from when nobody else can change it. */
+static int make_ours(int fd, const char *path)
+{
+	bool database, mine;
+	struct stat st;
+	int r = check_contents(fd, path, false, &database);
+
+	if (r)
+		return r;
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	mine = st.st_uid == geteuid();
+	if (database && !mine)
+		return check_owner(&st, path, "");
+	if (!mine && fchown(fd, geteuid(), getegid()) < 0)
+		r = -errno;
+	if (!r && (!mine || (st.st_mode & 022)) && fchmod(fd, 0700) < 0)
+		r = -errno;
+	if (r) {
+		log_err("cannot make the store %s root's: %s", path, log_errstr(r));
+		return r;
+	}
+	r = check_contents(fd, path, true, &database);
+	return !r && database && !mine ? check_owner(&st, path, "") : r;
 }
 
 static int open_dir(const char *path, const char *mountpoint, struct storedir *store)
@@ -136,7 +189,7 @@ static int open_dir(const char *path, const char *mountpoint, struct storedir *s
 		log_err("cannot open the store %s: %s", path, log_errstr(r));
 		return r;
 	}
-	r = check_contents(fd, path);
+	r = make_ours(fd, path);
 	return r ? r : steal_fd(&fd);
 }
 
@@ -153,6 +206,29 @@ static int lock_store(int fd, const char *path, const char *mountpoint, struct s
 	return store->lock_fd < 0 ? store->lock_fd : 0;
 }
 
+/* Files are written below the directories in it by name. 0 or -errno, logged. */
+static int check_part(int part, const char *path, const char *name)
+{
+	_cleanup_dir_ DIR *dir = list(part);
+	char below[PATH_MAX];
+	struct dirent *de;
+	struct stat st;
+	int r;
+
+	if (!dir || fstat(part, &st) < 0 || (st.st_uid == geteuid() && fchmod(part, 0700) < 0)) {
+		r = -errno;
+		log_err("cannot open %s/%s: %s", path, name, log_errstr(r));
+		return r;
+	}
+	r = check_owner(&st, path, name);
+	snprintf(below, sizeof(below), "%s/%s", path, name);
+	while (!r && (de = readdir(dir))) {
+		if (!is_dots(de->d_name))
+			r = check_owner_of(part, below, de->d_name);
+	}
+	return r;
+}
+
 /* A directory of the store, made if need be. */
 static int open_part(int fd, const char *path, const char *name, int *part)
 {
@@ -162,9 +238,11 @@ static int open_part(int fd, const char *path, const char *name, int *part)
 		*part = openat(fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 		r = *part < 0 ? -errno : 0;
 	}
-	if (r)
+	if (r) {
 		log_err("cannot open %s/%s: %s", path, name, log_errstr(r));
-	return r;
+		return r;
+	}
+	return check_part(*part, path, name);
 }
 
 int storedir_open(const char *path, const char *mountpoint, struct storedir *store)

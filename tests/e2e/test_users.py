@@ -151,6 +151,29 @@ def test_a_store_in_a_directory_of_hers(make_wpfs):
     wpfs.restart()
 
 
+@pytest.mark.parametrize("hers", ["data", "spill", "data/05", "lock", "wpfs.db-wal"])
+def test_a_store_with_a_part_of_hers(make_wpfs, hers):
+    """Through it she would write into files of root's."""
+    wpfs = make_wpfs(store=True, start=False)
+    part = Path(wpfs.store) / hers
+    is_begun = hers in ("data", "spill", "lock")
+    if not is_begun:
+        wpfs.start()
+        wpfs.umount()
+    if hers == "lock" or "." in hers:
+        part.touch()
+    else:
+        part.mkdir(exist_ok=True)
+    os.chown(part, ALICE, ALICE)
+    if is_begun:
+        os.chown(wpfs.store, ALICE, ALICE)
+    done = wpfs.command(harness.WPFS, wpfs.store, wpfs.mnt)
+    assert done.returncode == 1 and f"{part} belongs to user {ALICE}" in done.stderr, done.stderr
+    os.chown(part, 0, 0)
+    assert not os.stat(wpfs.store).st_mode & 0o077
+    wpfs.restart()
+
+
 def test_not_by_the_socket(wpfs):
     """Anyone may connect; of another's processes nothing is told."""
     os.chmod(wpfs.dir, 0o755)
