@@ -78,8 +78,9 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct fs_wait wait = {.ino = ino, .fi = *fi};
 
-	if (fs_absent_is(fs_of(req)->absent, ino))
-		fs_wait_in(req, &wait, open_file); /* its contents come first */
+	/* Its contents come first, or go, which tracking has to agree to. */
+	if ((fi->flags & O_TRUNC) || fs_absent_is(fs_of(req)->absent, ino))
+		fs_wait_in(req, &wait, open_file);
 	else
 		open_file(req, &wait);
 }
