@@ -164,13 +164,14 @@ int capped_load_end(struct capped *c, struct capped_load *load, int r)
 {
 	struct capped_file *f = load->file;
 	uint64_t first = load->run.first, nr = load->run.nr, there = 0;
+	const bool is_read = r == 0;
 
-	if (r == 0)
+	if (is_read)
 		capped_test_point("read");
 	pthread_mutex_lock(&c->lock);
-	if (r == 0)
+	if (is_read)
 		r = put(c, load, 0);
-	for (int tries = 0; r == -ENOSPC && c->size && tries < LIMIT_TRIES; tries++) {
+	for (int tries = 0; is_read && r == -ENOSPC && c->size && tries < LIMIT_TRIES; tries++) {
 		/* Somebody else has taken the room: then there is more for a while. */
 		there += load_arrived(c, f, first + there, nr - there);
 		capped_limit_set(c, true);
