@@ -17,8 +17,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <setjmp.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -30,6 +28,7 @@
 #include "base/cleanup.h"
 #include "base/compat.h"
 #include "base/log.h"
+#include "base/sigbus.h"
 #include "base/units.h"
 #include "fs/priv.h"
 
@@ -48,16 +47,6 @@ static uint64_t seed;	      /* constant after once, as the next two */
 static XXH128_hash_t zeros;   /* of a page of zeros */
 static int missing_uffd = -1; /* -1: nothing is mapped */
 
-/* Where the scan of this thread goes on after a page that is not there. */
-static _Thread_local sigjmp_buf *landing;
-
-static void on_sigbus(int number)
-{
-	if (landing)
-		siglongjmp(*landing, 1);
-	signal(number, SIG_DFL); /* not ours: again, and for good */
-}
-
 static int open_uffd(void)
 {
 	struct uffdio_api api = {.api = UFFD_API,
@@ -72,12 +61,11 @@ static int open_uffd(void)
 static void begin(void)
 {
 	static const char page[WPFS_PAGE_SIZE];
-	struct sigaction action = {.sa_handler = on_sigbus};
 
 	if (getrandom(&seed, sizeof(seed), 0) != (ssize_t)sizeof(seed))
-		seed = (uintptr_t)&action;
+		seed = (uintptr_t)&seed;
 	zeros = XXH3_128bits_withSeed(page, sizeof(page), seed);
-	if (sigaction(SIGBUS, &action, NULL) == 0)
+	if (sigbus_begin() == 0)
 		missing_uffd = open_uffd();
 	if (missing_uffd < 0)
 		log_info("files are compared with the store by reading them: %s",
@@ -225,7 +213,7 @@ static bool scan_run(const struct store_image *image, uint64_t first, size_t beg
 		may[at++] = true; /* a hole by now, or behind the end */
 		any = true;
 	}
-	landing = &here;
+	sigbus_landing = &here;
 	while (at < end) {
 		size_t n = at;
 
@@ -235,7 +223,7 @@ static bool scan_run(const struct store_image *image, uint64_t first, size_t beg
 			any = true;
 		at = n + 1;
 	}
-	landing = NULL;
+	sigbus_landing = NULL;
 	return any;
 }
 

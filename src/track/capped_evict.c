@@ -27,12 +27,14 @@
 #include "base/cleanup.h"
 #include "base/fdio.h"
 #include "base/log.h"
+#include "base/sigbus.h"
 #include "base/units.h"
 #include "track/capped_internal.h"
 #include "track/capped_test.h"
 
 #define PASS_PAGES  4096u /* of a batch that somebody asked for: 16 MiB */
 #define PUNCH_PARTS 16	  /* parts punched without anybody being served in between */
+#define PUNCH_TRIES 16	  /* of a page that comes back at once, and cannot be put back */
 #define WHY_READING "a read(2) that may go right into its pages has not ended: try again"
 #define LEASE_TRIES 200 /* naps: as long as an open of a moment may take */
 
@@ -84,6 +86,25 @@ static void save_page(struct chunk *k, uint64_t page, char *at)
 }
 
 /*
+ * Of pages that are all at `at`, in the mapping. Who has the file's descriptor may have cut it
+ * since they were looked at, and what is in swap may be unreadable. 0 or -EIO.
+ */
+static int save_mapped(struct chunk *k, uint64_t first, uint64_t nr, char *at)
+{
+	sigjmp_buf here;
+
+	if (sigsetjmp(here, 1)) { /* with the mask: SIGBUS is blocked in its handler */
+		sigbus_landing = NULL;
+		return -EIO;
+	}
+	sigbus_landing = &here;
+	for (uint64_t i = 0; i < nr; i++)
+		save_page(k, first + i, at + (i << WPFS_PAGE_SHIFT));
+	sigbus_landing = NULL;
+	return 0;
+}
+
+/*
  * Reads what is resident of [first, first + nr) to `to`, or finds it there, if that is in the
  * mapping: a hole in the file must not be touched. 0 or -errno.
  */
@@ -102,8 +123,12 @@ static int save_range(const struct saving *sv, struct chunk *k, uint64_t first, 
 			     : save_range(sv, k, first + nr / 2, nr - nr / 2,
 					  to + ((nr / 2) << WPFS_PAGE_SHIFT));
 	}
-	if (!sv->map) /* what is behind the end of the file is zeros */
-		r = fdio_pread_zeros(fd, to, nr << WPFS_PAGE_SHIFT, first << WPFS_PAGE_SHIFT);
+	if (sv->map) {
+		capped_test_point("looked");
+		return save_mapped(k, first, nr, to);
+	}
+	/* What is behind the end of the file is zeros. */
+	r = fdio_pread_zeros(fd, to, nr << WPFS_PAGE_SHIFT, first << WPFS_PAGE_SHIFT);
 	for (uint64_t i = 0; r == 0 && i < nr; i++)
 		save_page(k, first + i, to + (i << WPFS_PAGE_SHIFT));
 	return r;
@@ -133,6 +158,14 @@ static int for_leaving(const struct capped_batch *b,
 	return r;
 }
 
+static int punch(int fd, uint64_t first, uint64_t nr)
+{
+	return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			 (off_t)(first << WPFS_PAGE_SHIFT), (off_t)(nr << WPFS_PAGE_SHIFT)) < 0
+		       ? -errno
+		       : 0;
+}
+
 /*
  * A page that did not go although it was punched may be zeros now. `from`: a copy of it, or NULL;
  * then it is in the store, which is waited for: nobody may look at it before.
@@ -159,25 +192,52 @@ static int put_back(struct saving *sv, struct chunk *k, uint64_t page, const cha
 	return r;
 }
 
+/*
+ * Somebody who got past the fence has made a page there again. It goes, or what was saved is put
+ * back: it must not be both in memory and in the store. `from`: as for put_back.
+ */
+static int punch_again(struct saving *sv, struct chunk *k, uint64_t page, const char *from)
+{
+	int fd = sv->b->file->fd, r = 0;
+
+	for (int tries = 0; tries < PUNCH_TRIES; tries++) {
+		r = punch(fd, page, 1);
+		if (r == 0 && capped_in_memory(fd, page, 1) == 0)
+			return 0;
+		r = put_back(sv, k, page, from);
+		if (r == 0) {
+			k->stay++;
+			return 0;
+		}
+	}
+	k->stay++;
+	return r;
+}
+
 /* `from`: copies of the pages, or NULL. */
 static int punch_part(struct saving *sv, struct chunk *k, const struct capped_run *part,
 		      const char *from)
 {
-	int fd = sv->b->file->fd, r = capped_test_fail("punch");
+	int fd = sv->b->file->fd;
+	int r = capped_test_fail("punch") ?: punch(fd, part->first, part->nr);
+	bool punched = r == 0;
 
-	if (r == 0 && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-				(off_t)(part->first << WPFS_PAGE_SHIFT),
-				(off_t)(part->nr << WPFS_PAGE_SHIFT)) < 0)
-		r = -errno;
 	if (capped_in_memory(fd, part->first, part->nr) == 0)
 		return r;
 	for (uint64_t i = 0; i < part->nr; i++) {
-		int err;
+		uint64_t page = part->first + i;
 
-		if (capped_in_memory(fd, part->first + i, 1) == 0)
+		if (capped_in_memory(fd, page, 1) == 0)
 			continue;
-		err = put_back(sv, k, part->first + i, from ? from + (i << WPFS_PAGE_SHIFT) : NULL);
-		r = r < 0 ? r : err;
+		if (punched) {
+			int err = punch_again(sv, k, page,
+					      from ? from + (i << WPFS_PAGE_SHIFT) : NULL);
+
+			r = r < 0 ? r : err;
+			continue;
+		}
+		/* It was not touched, so it is whole. */
+		capped_forget(sv->c, sv->b->file, page, 1);
 		k->stay++;
 	}
 	return r;
@@ -305,7 +365,8 @@ static void saving_map(struct saving *sv)
 	uint64_t first = sv->b->runs[0].first, end = last->first + last->nr;
 
 	if (end - first > 2 * sv->b->pages ||
-	    end > ((uint64_t)sv->size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT)
+	    end > ((uint64_t)sv->size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT ||
+	    sigbus_begin() < 0)
 		return;
 	sv->map = mmap(NULL, (end - first) << WPFS_PAGE_SHIFT, PROT_READ, MAP_SHARED,
 		       sv->b->file->fd, (off_t)(first << WPFS_PAGE_SHIFT));

@@ -73,6 +73,21 @@ def fall_apart(wpfs, program):
         program.order(f"load 0 {page}")
 
 
+def test_pages_that_stay_with_a_store_that_cannot_be_read(wpfs):
+    """They are whole, and from then on in memory alone: what is stored to them is not undone."""
+    program = filled(wpfs)
+    wpfs.seam.fail("punch", errno.EIO)
+    wpfs.seam.fail("io-read", errno.EIO)
+    wpfs.wpctl("evict", wpfs.mnt, "/f", status=1)
+    assert status(wpfs)["spilled"] == 0
+    check(wpfs, program)
+    wpfs.seam.works("punch")
+    wpfs.seam.works("io-read")
+    program.order("store 0 11 91")
+    with direct_file(wpfs.mnt / "f") as fd:
+        assert os.pread(fd, 1, 11 * harness.PAGE) == bytes([91])
+
+
 @pytest.mark.parametrize("err", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("step", ["lower-read", "spill-open", "io-write", "punch"])
 def test_each_call_of_an_eviction(wpfs, step, err):
@@ -142,6 +157,20 @@ def test_refault(wpfs, step, err, order, value):
     assert program.read() == f"ok {value}"
     check(wpfs, program)
     assert status(wpfs)["failing"] == 0
+
+
+def test_a_read_that_fails_as_if_there_were_no_room(make_wpfs):
+    """Of a mount with a limit the room is looked for again, but what was not read is not put there."""
+    wpfs = seamed(make_wpfs, "resident=256M", "size=512M")
+    wpfs.allow_log("cannot be had")
+    program = filled(wpfs)
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
+    for page in range(0, 64, 8):
+        before = status(wpfs)["store_errors"]
+        wpfs.seam.fail_once("io-read", errno.ENOSPC, 0)
+        assert program.order(f"load 0 {page}") == (page + 1)
+        assert wpfs.seam.has_failed("io-read") and status(wpfs)["store_errors"] == before + 1
+    check(wpfs, program)
 
 
 def test_tries_are_further_and_further_apart(wpfs):

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Interleavings of evictions and refaults that are made to happen, one by one."""
 
+import ctypes
 import errno
+import fcntl
 import os
 import select
 import signal
@@ -21,6 +23,8 @@ from seam import Seam, wait_waiting, waiting
 EVICT_STEPS = ("recorded", "fencing", "fenced", "leased", "saved", "spilled", "punched",
                "unfencing", "unfenced")
 FENCED_STEPS = EVICT_STEPS[1:-1]
+SYS_PIDFD_GETFD = 438
+libc = ctypes.CDLL(None, use_errno=True)
 LOAD_STEPS = ("asked", "read", "filled")
 
 
@@ -742,6 +746,40 @@ def test_times_set_during_an_eviction(wpfs, step):
     wpfs.seam.go(step)
     ended(evicting)
     assert mtime(wpfs) == 10**18
+
+
+def cut_lower(wpfs, name):
+    """By way of the one struct file that the daemon has, and whoever maps the file was given."""
+    cut = False
+    for fd in os.listdir(f"/proc/{wpfs.pid}/fd"):
+        try:
+            if not os.readlink(f"/proc/{wpfs.pid}/fd/{fd}").endswith(f"/{name}"):
+                continue
+        except FileNotFoundError:
+            continue
+        copy = libc.syscall(SYS_PIDFD_GETFD, wpfs.pidfd, int(fd), 0)
+        assert copy >= 0, os.strerror(ctypes.get_errno())
+        if fcntl.fcntl(copy, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+            os.ftruncate(copy, 0)
+            cut = True
+        os.close(copy)
+    assert cut
+
+
+def test_cut_under_an_eviction(wpfs):
+    """A program may have the lower file's descriptor: that it cuts the file costs its own pages
+    and nobody else's mount."""
+    filled(wpfs)
+    wpfs.seam.pause("looked")
+    evicting = evict_meanwhile(wpfs)
+    wpfs.seam.wait_at("looked")
+    cut_lower(wpfs, "f")
+    wpfs.seam.go("looked")
+    _, err = evicting.communicate(timeout=harness.SECONDS)
+    assert evicting.returncode == 1 and "Input/output error" in err
+    assert wpfs.wpctl_json("status")["spilled"] == 0
+    (wpfs.mnt / "g").write_bytes(b"goes on")
+    assert (wpfs.mnt / "g").read_bytes() == b"goes on"
 
 
 @pytest.mark.parametrize("step", LOAD_STEPS)
