@@ -597,10 +597,13 @@ static int evict_others(struct track *t, uint64_t bytes)
 	while (capped_resident(c) + bytes > capped_cap(c)) {
 		int64_t n = evict_turn(t, t->evict_turn);
 
-		if (n > 0)
+		if (n > 0) {
 			since = now_ms();
-		else if (now_ms() - since > STUCK_MS || (n == -ENODATA && !evict_find(c)))
+			continue;
+		}
+		if (now_ms() - since > STUCK_MS || (n == -ENODATA && !evict_find(c)))
 			return -EFBIG;
+		capped_nap();
 	}
 	return 0;
 }
@@ -608,13 +611,14 @@ static int evict_others(struct track *t, uint64_t bytes)
 int evict_load(struct track *t, uint64_t ino, enum capped_hold how, uint64_t *loaded)
 {
 	struct capped *c = t->config.capped;
+	uint64_t left;
 	int r = capped_hold(c, ino, how);
 
 	if (r <= 0)
 		return r;
 	r = 0;
-	while (r == 0 && capped_nr_spilled(c, ino)) {
-		r = evict_others(t, LOAD_BYTES);
+	while (r == 0 && (left = capped_nr_spilled(c, ino) << WPFS_PAGE_SHIFT)) {
+		r = evict_others(t, left < LOAD_BYTES ? left : LOAD_BYTES);
 		if (r == 0 || (r == -EFBIG && how == CAPPED_HOLD_MUST))
 			r = capped_load_some(c, ino, LOAD_BYTES >> WPFS_PAGE_SHIFT, loaded);
 	}
