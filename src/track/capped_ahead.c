@@ -164,22 +164,25 @@ static void run_parts(struct capped *c, struct part *parts, size_t nr_parts)
 	}
 }
 
-void capped_ahead_run(struct capped *c)
+bool capped_ahead_run(struct capped *c)
 {
 	struct part parts[AHEAD_PARTS];
 	size_t nr = 0;
+	bool any;
 
 	pthread_mutex_unlock(&c->lock);
 	while (nr < AHEAD_PARTS && (parts[nr].load.io = capped_engine_take(c)))
 		nr++;
 	pthread_mutex_lock(&c->lock);
 	/* Without memory for one they wait for the next look. */
-	if (nr)
+	any = nr > 0;
+	if (any)
 		run_parts(c, parts, nr);
 	pthread_mutex_unlock(&c->lock);
 	while (nr)
 		capped_engine_give(c, parts[--nr].load.io);
 	pthread_mutex_lock(&c->lock);
+	return any;
 }
 
 /* ---- faults ---- */

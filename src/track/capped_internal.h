@@ -323,8 +323,11 @@ int capped_load_fault(struct capped *c, struct capped_file *f, uint64_t page);
 /* The same of a page of zeros. The lock is not let go. */
 int capped_zero_fault(struct capped *c, struct capped_file *f, uint64_t page);
 
-/* Reads ahead what is asked for, until there is nothing more. One thread at a time. */
-void capped_ahead_run(struct capped *c);
+/*
+ * Reads ahead what is asked for, until there is nothing more. One thread at a time. False: out of
+ * memory for it.
+ */
+bool capped_ahead_run(struct capped *c);
 void capped_ahead_forget(struct capped *c, uint64_t ino);
 
 /* ---- capped_io.c: what reads ---- */

@@ -166,7 +166,9 @@ static void read_ahead(struct capped *c)
 	pthread_mutex_lock(&c->lock);
 	if (c->aheads && !c->reading_ahead) {
 		c->reading_ahead = true;
-		capped_ahead_run(c);
+		/* What is asked for while it ends has woken others in vain. */
+		while (c->aheads && capped_ahead_run(c))
+			;
 		c->reading_ahead = false;
 	}
 	pthread_mutex_unlock(&c->lock);
