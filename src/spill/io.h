@@ -66,6 +66,7 @@ struct spill_job {
 	struct spill_piece *pieces;
 	int fd;
 	bool write;
+	bool direct; /* the store's: `fd` had O_DIRECT when it began */
 	size_t nr, next, in_flight;
 	int result;
 	struct spill_job *prev, *next_job;

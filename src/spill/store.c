@@ -120,12 +120,22 @@ static struct spill_seg *store_pieces(const struct spill_run *runs, size_t nr, s
 	return segs;
 }
 
-/* A file system that takes no O_DIRECT after all: from now on through its cache. */
-static bool store_refused(int fd, int r)
+static bool store_is_direct(int fd)
 {
-	int flags = r == -EINVAL ? fcntl(fd, F_GETFL) : -1;
+	int flags = fcntl(fd, F_GETFL);
 
-	return flags >= 0 && (flags & O_DIRECT) && fcntl(fd, F_SETFL, flags & ~O_DIRECT) == 0;
+	return flags >= 0 && (flags & O_DIRECT);
+}
+
+/*
+ * A file system that takes no O_DIRECT after all: from now on through its cache. `direct`: it was
+ * so when it began; by now another one that was under way may have found out.
+ */
+static bool store_refused(int fd, bool direct, int r)
+{
+	int flags = r == -EINVAL && direct ? fcntl(fd, F_GETFL) : -1;
+
+	return flags >= 0 && fcntl(fd, F_SETFL, flags & ~O_DIRECT) == 0;
 }
 
 static int store_run(struct spill_io *io, int fd, bool write, const struct spill_run *runs,
@@ -135,12 +145,13 @@ static int store_run(struct spill_io *io, int fd, bool write, const struct spill
 	_cleanup_free_ struct spill_seg *segs = store_pieces(runs, nr, &nr_segs);
 	int (*run)(struct spill_io *, int, const struct spill_seg *, size_t) =
 		write ? spill_io_write : spill_io_read;
+	bool direct = store_is_direct(fd);
 	int r;
 
 	if (!segs)
 		return -ENOMEM;
 	r = run(io, fd, segs, nr_segs);
-	return store_refused(fd, r) ? run(io, fd, segs, nr_segs) : r;
+	return store_refused(fd, direct, r) ? run(io, fd, segs, nr_segs) : r;
 }
 
 int spill_store_begin(struct spill_io *io, struct spill_job *job, int fd, bool write,
@@ -148,8 +159,11 @@ int spill_store_begin(struct spill_io *io, struct spill_job *job, int fd, bool w
 {
 	size_t nr_segs;
 	_cleanup_free_ struct spill_seg *segs = store_pieces(runs, nr, &nr_segs);
+	bool direct = store_is_direct(fd);
+	int r = segs ? spill_io_begin(io, job, fd, write, segs, nr_segs) : -ENOMEM;
 
-	return segs ? spill_io_begin(io, job, fd, write, segs, nr_segs) : -ENOMEM;
+	job->direct = direct;
+	return r;
 }
 
 int spill_store_end(struct spill_io *io, struct spill_job *job, const struct spill_run *runs,
@@ -157,7 +171,8 @@ int spill_store_end(struct spill_io *io, struct spill_job *job, const struct spi
 {
 	int r = spill_io_end(io, job);
 
-	return store_refused(job->fd, r) ? store_run(io, job->fd, job->write, runs, nr) : r;
+	return store_refused(job->fd, job->direct, r) ? store_run(io, job->fd, job->write, runs, nr)
+						      : r;
 }
 
 void spill_store_reserve(int fd, uint64_t pages)
