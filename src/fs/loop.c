@@ -125,9 +125,11 @@ void fs_request_may_wait(void)
 {
 	struct worker *w = this_worker;
 
-	if (!w || !serves_to_away(w))
+	if (!w)
 		return;
 	near_leave(&w->near);
+	if (!serves_to_away(w)) /* the guard was first */
+		return;
 	pthread_mutex_lock(&w->loop->lock);
 	reader_leave(w->loop);
 	pthread_mutex_unlock(&w->loop->lock);
@@ -391,8 +393,6 @@ int fs_loop_run(struct fuse_session *session, const struct fs_loop_calls *calls,
 			    .max_readers = max_readers,
 			    .wanted = 1};
 	int r = loop_init(&loop);
-
-	near_setup();
 
 	if (r)
 		return r;

@@ -13,19 +13,32 @@
 #define LOOK_EVERY 32 /* requests in a row: a look takes as long as half of one */
 #define STAT_CPU   36 /* fields of /proc/PID/stat from the one after the name to "processor" */
 
-static cpu_set_t allowed; /* constant after near_setup */
-
-void near_setup(void)
+/* Where threads of the daemon may run now: the first one, which serves nobody, may be anywhere. */
+static int allowed(cpu_set_t *set)
 {
-	CPU_ZERO(&allowed);
-	sched_getaffinity(0, sizeof(allowed), &allowed);
+	CPU_ZERO(set);
+	return sched_getaffinity(getpid(), sizeof(*set), set);
 }
 
-/* Where it runs, or did; -1: not known. */
+void near_anywhere(void)
+{
+	cpu_set_t set;
+
+	if (allowed(&set) == 0 && sched_setaffinity(0, sizeof(set), &set) == 0)
+		return;
+	memset(&set, 0xff, sizeof(set));
+	sched_setaffinity(0, sizeof(set), &set);
+}
+
+/*
+ * Where it runs, or did; -1: not known, or nothing to be beside of: a real-time program that
+ * computes there lets nobody else run.
+ */
 static int cpu_of(pid_t tid)
 {
 	char path[64], text[1024];
 	_cleanup_close_ int fd = -1;
+	int cpu, policy;
 	const char *at;
 	ssize_t n;
 
@@ -38,7 +51,9 @@ static int cpu_of(pid_t tid)
 	at = strrchr(text, ')');
 	for (int i = 0; at && i <= STAT_CPU; i++)
 		at = strchr(at + 1, ' ');
-	return at ? atoi(at) : -1;
+	if (!at || sscanf(at, " %d %*u %d", &cpu, &policy) != 2 || policy != SCHED_OTHER)
+		return -1;
+	return cpu;
 }
 
 void near_leave(struct near *near)
@@ -46,13 +61,13 @@ void near_leave(struct near *near)
 	near->caller = 0;
 	near->in_a_row = 0;
 	if (near->cpu)
-		sched_setaffinity(0, sizeof(allowed), &allowed);
+		near_anywhere();
 	near->cpu = 0;
 }
 
 void near_request(struct near *near, pid_t caller)
 {
-	cpu_set_t one;
+	cpu_set_t one, all;
 	int cpu;
 
 	if (!caller)
@@ -65,7 +80,11 @@ void near_request(struct near *near, pid_t caller)
 	if (++near->in_a_row % LOOK_EVERY)
 		return;
 	cpu = cpu_of(caller);
-	if (cpu < 0 || cpu + 1 == near->cpu || !CPU_ISSET(cpu, &allowed))
+	if (cpu < 0 && near->cpu) {
+		near_anywhere();
+		near->cpu = 0;
+	}
+	if (cpu < 0 || cpu + 1 == near->cpu || allowed(&all) < 0 || !CPU_ISSET(cpu, &all))
 		return;
 	CPU_ZERO(&one);
 	CPU_SET(cpu, &one);

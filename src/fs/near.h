@@ -19,8 +19,8 @@ struct near {
 	int cpu;	   /* 1 + where the thread is kept; 0: nowhere */
 };
 
-/* Once, before the threads start: which processors they may run on. */
-void near_setup(void);
+/* A new thread: it does not stay where the one is kept that has made it. */
+void near_anywhere(void);
 
 /* A request of thread `caller` has come to this thread; 0: of nobody. */
 void near_request(struct near *near, pid_t caller);
