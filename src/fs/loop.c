@@ -73,6 +73,7 @@ struct loop {
 	unsigned wanted;	  /* to become readers: with `readers` at least 1 until the end */
 	struct worker *guard;	  /* a follower, or NULL */
 	unsigned quiet;		  /* looks in a row that saw no request */
+	_Atomic bool lacks;	  /* one more worker could not be started; set with the lock held */
 	_Atomic bool watched;	  /* the guard looks */
 	_Atomic bool over;	  /* set with the lock held */
 	int error;
@@ -272,6 +273,15 @@ static bool worker_receive(struct worker *w)
 	return r > 0;
 }
 
+/* There is no other one that could read, or be the guard. */
+static void worker_start_again(struct loop *loop)
+{
+	pthread_mutex_lock(&loop->lock);
+	if (atomic_load(&loop->lacks) && !atomic_load(&loop->over))
+		atomic_store(&loop->lacks, worker_start(loop) != 0);
+	pthread_mutex_unlock(&loop->lock);
+}
+
 /* False: the session is over. */
 static bool worker_read(struct worker *w)
 {
@@ -284,6 +294,8 @@ static bool worker_read(struct worker *w)
 		atomic_store(&w->role, SERVES);
 		if (!atomic_load(&loop->watched))
 			loop_watch(loop);
+		if (atomic_load(&loop->lacks))
+			worker_start_again(loop);
 		call_for_help(w);
 		if (atomic_load(&loop->readers) == 1)
 			near_request(&w->near,
@@ -325,7 +337,7 @@ static bool worker_follow(struct worker *w)
 		loop->readers++;
 		atomic_store(&w->role, READS);
 		if (!loop->followers)
-			worker_start(loop);
+			atomic_store(&loop->lacks, worker_start(loop) != 0);
 	}
 	pthread_mutex_unlock(&loop->lock);
 	return !over;
