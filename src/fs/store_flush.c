@@ -264,8 +264,9 @@ static int flush_whole_file(struct flush *flush, struct snap *snap, struct snap_
 }
 
 struct keep {
-	struct fs *fs;
+	struct fs_store *store;
 	const struct snap *snap;
+	bool final;
 };
 
 /* Also what was made since the picture was taken: an fsync of it may be under way, or done. */
@@ -274,14 +275,19 @@ static bool keep_file(const void *ctx, uint64_t ino)
 	const struct keep *keep = ctx;
 	const struct snap_file *file = snap_file_find(keep->snap, ino);
 
-	return file ? !file->gone : fs_is_touched(keep->fs, ino);
+	if (file ? !file->gone : fs_is_touched(keep->store->fs, ino))
+		return true;
+	if (keep->final || !store_may_be_asked_for(keep->store, ino))
+		return false;
+	store_leftover_add(keep->store, ino);
+	return true;
 }
 
 static int flush_picture(struct flush *flush, struct snap *snap)
 {
 	struct fs_store *store = flush->store;
 	const bool told = flush->final && store->progress;
-	const struct keep keep = {store->fs, snap};
+	const struct keep keep = {store, snap, flush->final};
 	int r = 0;
 
 	for (size_t i = 0; told && i < snap->nr_files; i++)

@@ -154,6 +154,9 @@ void store_succeeded(struct fs_store *store, uint64_t ino);
 size_t store_failing(struct fs_store *store, int *error);
 
 /* Data files that are to be removed later: one more; all that were noted so far, to be freed. */
+/* May contents of a removed file, in the store only, be asked for by who knew it with a name? */
+bool store_may_be_asked_for(struct fs_store *store, uint64_t ino);
+
 void store_leftover_add(struct fs_store *store, uint64_t ino);
 struct store_leftover *store_leftovers_take(struct fs_store *store);
 bool store_has_leftovers(struct fs_store *store);

@@ -106,8 +106,7 @@ static bool has_name(struct fs *fs, uint64_t ino)
 	return has;
 }
 
-/* May its contents, which are in the store only, still be asked for by who knew it with a name? */
-static bool may_be_asked_for(struct fs_store *store, uint64_t ino)
+bool store_may_be_asked_for(struct fs_store *store, uint64_t ino)
 {
 	struct fs_inode *inode =
 		fs_absent_is(store->fs->absent, ino) ? fs_inode_get(store->fs, ino) : NULL;
@@ -126,7 +125,7 @@ static int remove_locked(struct fs_store *store, uint64_t ino, bool final)
 	if (has_name(store->fs, ino))
 		return 0;
 	store_size_forget(store, ino);
-	if (!final && may_be_asked_for(store, ino))
+	if (!final && store_may_be_asked_for(store, ino))
 		return -EBUSY;
 	store_unsynced_forget(store, ino);
 	store_succeeded(store, ino);
