@@ -145,7 +145,8 @@ struct wpfs_attach {
 #define WPFS_UNTOLD_DROPPED ((uint64_t)1 << 63) /* with a file: contents of it were removed */
 
 struct wpfs_untold {
-	uint64_t count;			  /* mappings so far; 0 at the first ATTACH */
+	uint64_t count;			  /* mappings so far; 0 at the first ATTACH. With
+					   * WPFS_UNTOLD_DROPPED once contents were removed. */
 	uint64_t file[WPFS_UNTOLD_FILES]; /* [n % 15]: st_ino of mapping n; 0: not known which */
 };
 

@@ -281,7 +281,7 @@ static void removal_ask_all(struct removal *removal, uint64_t addr, uint64_t len
 		if (shim.mounts[i].state != MOUNT_ATTACHED && shim.mounts[i].state != MOUNT_FORKED)
 			continue;
 		if (!removal_ask(removal, i, addr, len))
-			untold_count_unknown();
+			untold_count_unknown_drop();
 	}
 }
 
@@ -327,7 +327,7 @@ static void count_removed(uint64_t addr, uint64_t len)
 		any = true;
 	}
 	if (!any || (addr < end && found < 0))
-		untold_count_unknown();
+		untold_count_unknown_drop();
 }
 
 long map_remove(uint64_t addr, uint64_t len)
@@ -363,9 +363,9 @@ long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flag
 	long ret;
 
 	if (!shim_lock(&guard)) {
-		untold_count_unknown(); /* the list is in memory that may not be read */
+		untold_count_unknown_drop(); /* the list is in memory that may not be read */
 		ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
-		untold_count_unknown();
+		untold_count_unknown_drop();
 		return ret;
 	}
 	for (size_t i = 0; i < nr && i < IOV_MAX && raw_peek(&vec[i], &one, sizeof(one)); i++)
@@ -374,7 +374,7 @@ long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flag
 	ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
 	shim_lock_waits(false);
 	if (!removal_over(&removal))
-		untold_count_unknown(); /* the list may have been in what went */
+		untold_count_unknown_drop(); /* the list may have been in what went */
 	shim_unlock(&guard);
 	return ret;
 }

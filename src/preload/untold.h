@@ -9,11 +9,17 @@
 
 #include "preload/shim.h"
 
-/* A mapping of the file with this st_ino. Nothing if this mm never was attached to the mount. */
+/*
+ * A mapping of the file with this st_ino, or with WPFS_UNTOLD_DROPPED that contents of it go.
+ * Nothing if this mm never was attached to the mount.
+ */
 void untold_count(struct mount *mount, uint64_t ino);
 
 /* A mapping of who knows which file of which mount. */
 void untold_count_unknown(void);
+
+/* Contents of who knows which file go. */
+void untold_count_unknown_drop(void);
 
 /* In a fork child: it starts from nothing. */
 void untold_reset(struct mount *mount);

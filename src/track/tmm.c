@@ -327,14 +327,38 @@ static int tmm_doubt_file(struct track *t, struct tmm *tm, uint64_t file)
 	return f ? mm_doubt(&tm->mm, f, 0, MM_PGOFF_MAX) : 0;
 }
 
+/*
+ * What was untold is not known any more. If contents may have been removed that is so for everybody
+ * who has the files.
+ */
+static int tmm_doubt_all(struct track *t, struct tmm *tm, bool dropped)
+{
+	struct mm_file *f, *next;
+	int r = 0;
+
+	HASH_ITER (hh, tm->mm.files, f, next) {
+		if (r == 0 && dropped)
+			r = drops_tell(t, f->id, 0, 0);
+	}
+	for (size_t i = 0; r == 0 && dropped && i < tm->mm.nr_vmas; i++) {
+		uint64_t file = tm->mm.vmas[i].file;
+
+		/* Only what is armed here is among the files. */
+		if (!mm_file_find(&tm->mm, file) && (i == 0 || file != tm->mm.vmas[i - 1].file))
+			r = drops_tell(t, file, 0, 0);
+	}
+	return r < 0 ? r : mm_lost(&tm->mm);
+}
+
 int tmm_untold(struct track *t, struct tmm *tm, pid_t pid)
 {
 	struct wpfs_untold untold;
 	const struct iovec here = {&untold, sizeof(untold)};
 	const struct iovec there = {(void *)(uintptr_t)tm->untold, sizeof(untold)};
 	const struct iovec again = {(void *)(uintptr_t)tm->untold, sizeof(untold.count)};
-	uint64_t from = tm->untold_seen, last = 0;
+	uint64_t from = tm->untold_seen, last = 0, count;
 	const struct iovec here_again = {&last, sizeof(last)};
+	bool dropped;
 	int r = 0;
 
 	if (!tm->untold)
@@ -345,15 +369,18 @@ int tmm_untold(struct track *t, struct tmm *tm, pid_t pid)
 		if (errno == ESRCH)
 			return -ESRCH;
 		tm->untold = 0; /* not readable, or not there: nothing it says can be known */
-		return mm_lost(&tm->mm);
+		return tmm_doubt_all(t, tm, true);
 	}
-	if (untold.count < from || last - from > WPFS_UNTOLD_FILES)
-		r = mm_lost(&tm->mm);
+	dropped = last & WPFS_UNTOLD_DROPPED;
+	count = untold.count & ~WPFS_UNTOLD_DROPPED;
+	last &= ~WPFS_UNTOLD_DROPPED;
+	if (count < from || last - from > WPFS_UNTOLD_FILES)
+		r = tmm_doubt_all(t, tm, dropped);
 	else
-		for (uint64_t n = from; r == 0 && n < untold.count; n++)
+		for (uint64_t n = from; r == 0 && n < count; n++)
 			r = tmm_doubt_file(t, tm, untold.file[n % WPFS_UNTOLD_FILES]);
 	if (r == 0)
-		tm->untold_seen = untold.count;
+		tm->untold_seen = count;
 	return r;
 }
 

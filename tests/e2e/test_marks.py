@@ -159,6 +159,35 @@ def test_madv_remove_under_a_filter(wpfs):
     assert killed(wpfs, program) == ALL
 
 
+@pytest.mark.parametrize("how", ["often", "raw"])
+def test_madv_remove_under_a_filter_and_it_is_not_known_of_what(wpfs, how):
+    """More often than there is room to note it, or by a mapping nobody was told of: for all too."""
+    program, other = mapped(wpfs), mapped(wpfs, "other")
+    program.order("store 0 0 5 16")
+    wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
+    program.order("seccomp")
+    if how == "often":
+        for first in range(1, 10):
+            program.order(f"advise 0 {first} 8 remove")
+    else:
+        program.order(f"map 1 0 0 {PAGES * PAGE} raw")
+        program.order("advise 1 8 8 remove")
+    assert other.order("load 0 8") == 0
+    assert report.dirty(wpfs, "other") == ALL
+    assert report.dirty(wpfs, "t") == ALL
+
+
+def test_many_mappings_under_a_filter_are_nothing_to_others(wpfs):
+    program, other = mapped(wpfs), mapped(wpfs, "other")
+    program.order("seccomp")
+    for _ in range(20):
+        program.order(f"map 1 0 0 {PAGES * PAGE}")
+        program.order("unmap 1")
+    other.order("store 0 3 1")
+    assert report.dirty(wpfs, "other") == {3}
+    assert report.dirty(wpfs, "t") == ALL
+
+
 @pytest.mark.parametrize("options", [[], ["resident=16M"]], ids=["native", "capped"])
 def test_map_fixed_where_nothing_is(make_wpfs, options):
     """At the place where the kernel would put the next mapping by itself."""
