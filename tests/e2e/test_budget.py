@@ -211,6 +211,17 @@ def test_load_makes_room(wpfs):
     wpfs.wpctl("evict", wpfs.mnt, "/h")
 
 
+def test_load_of_what_fits_into_little(make_wpfs):
+    """Room is made for the file, not for the most that is brought in at once."""
+    wpfs = make_wpfs("store", ["resident=2M", "settle=0", "flush=0"])
+    contents = os.urandom(1 << 20)
+    (wpfs.mnt / "f").write_bytes(contents)
+    wpfs.wpctl("evict", wpfs.mnt, "/f")
+    assert status(wpfs)["spilled"] == 1 << 20
+    assert wpfs.wpctl_json("load", "/f")["pages"] == 256
+    assert (wpfs.mnt / "f").read_bytes() == contents
+
+
 def test_mapped_for_reading_only(wpfs):
     """Nobody can be told of its faults, so it has to be in memory whole: others leave for it, and what
     does not fit is not mapped."""
