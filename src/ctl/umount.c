@@ -241,7 +241,7 @@ static int wait_busy(struct unmounter *u, int64_t deadline)
 	if (staying) {
 		say_busy(u, &list);
 		r = -EBUSY;
-	} else if (!list.nr && say_mount_below(u)) {
+	} else if (say_mount_below(u)) {
 		r = -EBUSY;
 	} else if (left <= 0 || u->empty_looks > BUSY_LOOKS_MAX) {
 		ctl_say("%s: in use, but by no process that can be seen here and stays: look for "
