@@ -284,13 +284,13 @@ static int observe_unwatched(struct mm *mm, const struct mm_vma *now, size_t nr)
 	return r;
 }
 
-/* Removes what mappings of the file were known to show before. */
+/* Removes what mappings of the file that can be armed were known to show before. */
 static int observe_known(const struct mm *mm, uint64_t file, struct mm_set *set)
 {
 	int r = 0;
 
 	for (size_t i = 0; r == 0 && i < mm->nr_vmas && !mm_set_is_empty(set); i++) {
-		if (mm->vmas[i].file == file)
+		if (mm->vmas[i].file == file && !mm->vmas[i].sealed)
 			r = mm_set_remove_range(set, mm->vmas[i].pgoff, mm_vma_pages(&mm->vmas[i]));
 	}
 	return r;

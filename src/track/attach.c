@@ -328,8 +328,13 @@ void attach_attach(struct request *rq)
 	}
 	if (r < 0) {
 		log_warn("track: pid %d cannot attach: %s", c->id.pid, log_errstr(r));
-		tmm_free(rq->t, tm);
 		request_error(rq, r, "cannot attach pid %d: %s", c->id.pid, log_errstr(r));
+		if (tm->fork_child) {
+			tm->state = TMM_FORKED; /* has a row, which ends with the connection */
+			c->closing = true;
+		} else {
+			tmm_free(rq->t, tm);
+		}
 		return;
 	}
 	c->attached = true;

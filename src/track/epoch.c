@@ -343,7 +343,9 @@ uint64_t protect_last_epoch(const struct track *t)
 int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *sel,
 	       struct wpfs_protect_reply *reply)
 {
+	const uint64_t epoch = tm->mm.epoch;
 	struct turn *turns = NULL;
+	bool turned = false; /* turn_end may have taken from what is dirty */
 	size_t nr = 0;
 	int r = tm->state == TMM_LIVE ? tmm_harvest(t, tm) : 0;
 
@@ -360,18 +362,17 @@ int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *
 			r = protect_mark_all(t, tm, sel, turns, nr);
 		if (r == 0 && tm->state == TMM_LIVE)
 			r = protect_recheck(t, tm, sel, turns, nr);
+		turned = r == 0;
 		for (size_t i = 0; r == 0 && i < nr; i++)
 			r = turn_end(t, sel, &turns[i]);
 		if (r == 0) {
-			const uint64_t epoch = tm->mm.epoch;
-
 			if (!reply->epoch)
 				reply->epoch = protect_last_epoch(t) + 1;
 			tm->mm.epoch = reply->epoch;
 			r = protect_commit(t, tm, turns, nr);
-			if (r < 0)
-				protect_stay(t, tm, epoch, turns, nr);
 		}
+		if (r < 0 && turned)
+			protect_stay(t, tm, epoch, turns, nr);
 	}
 	for (size_t i = 0; r == 0 && i < nr; i++)
 		reply->pages +=

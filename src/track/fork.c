@@ -129,7 +129,7 @@ static int fork_find_uffd(struct track *t, struct tmm *parent, pid_t child, uint
 		/* Of a child that never came (a raw clone) and is gone: it takes up a place. */
 		if (uffd_writeprotect_once(uffd, 0, WPFS_PAGE_SIZE, false) == -ESRCH &&
 		    strays_doubt(t, parent) == 0)
-			strays_close(parent, fd);
+			strays_forget(parent, fd);
 	}
 	return -ENOENT;
 }

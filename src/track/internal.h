@@ -267,6 +267,8 @@ int fork_doubt_mapped(struct mm *child, const struct mm *parent);
 void strays_claim(struct tmm *parent, int fd, const struct tmm *child);
 /* The witness closes it when it reads the command. */
 void strays_close(struct tmm *tm, int fd);
+/* The same of one that was noted: the number may be another child's next. */
+void strays_forget(struct tmm *tm, int fd);
 /* Children of a live mm that nobody tracks get a row in which what is armed is dirty. -errno. */
 int strays_look(struct track *t, struct tmm *tm);
 /* That row, now. */

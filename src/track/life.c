@@ -198,7 +198,6 @@ static void life_end_mm(struct track *t, struct tmm *tm, bool ended)
 	}
 	if (!ended)
 		residency_let_alone(t, tm);
-	track_watch_remove(t, &tm->program_watch);
 	tm->state = TMM_DETACHED;
 	log_debug("track: pid %d ended", tm->program.pid);
 	if (lost < 0) {
@@ -217,6 +216,7 @@ static void life_end_mm(struct track *t, struct tmm *tm, bool ended)
 	residency_end(t, tm);
 	residency_busy(t, false);
 	life_leave(t, tm, ended);
+	track_watch_remove(t, &tm->program_watch); /* until here track_settle() waits for it */
 	own_free_all(tm);
 	close_fd(&tm->uffd_copy);
 	close_fd(&tm->mm_fd);

@@ -118,7 +118,8 @@ static void mapping_arm(void *arg)
  * armed there is nothing to make dirty, and the next harvest is soon enough.
  *
  * What `beside` (or NULL) is about may be marked meanwhile. A daemon that is killed in between has
- * answered nobody: the program tells the next one of the mapping, and until then it cannot store.
+ * answered nobody, and the program may go on without one: the next daemon must have read that these
+ * pages are armed, so none of them may be armed first here.
  */
 static int mapping_persist(struct track *t, struct tmm *tm, const struct wpfs_map *map,
 			   bool changed, bool more, struct arming *beside)
@@ -187,7 +188,7 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 		.owner = MM_WPFS,
 	};
 	struct arming arming = {.t = t, .tm = tm, .vma = &vma, .set = set};
-	bool first = false, more = false, watched;
+	bool first = false, more = false, watched, beside;
 	int r = fresh ? mapping_arm_fresh(t, tm, map, &first, &more) : 0;
 
 	mm_set_init(&vma.marked);
@@ -202,12 +203,11 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 		mm_set_free(&vma.marked);
 	if (r == 0)
 		files_learn_mapped(t, map->ino);
+	beside = watched && !more && !changed && mm_set_count(set) >= MAPPING_LARGE;
 	/* What has armed pages has an open epoch: if it had before, this is more of it. */
 	if (r == 0)
 		r = first ? protect_open_epoch(t, tm, map->ino)
-			  : mapping_persist(t, tm, map, changed, more,
-					    watched && mm_set_count(set) >= MAPPING_LARGE ? &arming
-											  : NULL);
+			  : mapping_persist(t, tm, map, changed, more, beside ? &arming : NULL);
 	if (r == 0 && watched) {
 		mapping_arm(&arming);
 		r = arming.result;

@@ -50,6 +50,15 @@ void strays_close(struct tmm *tm, int fd)
 	fork_witness_tell(tm, &cmd, -1);
 }
 
+void strays_forget(struct tmm *tm, int fd)
+{
+	for (size_t i = 0; i < tm->nr_strays; i++) {
+		if (tm->strays[i].fd == fd)
+			tm->strays[i--] = tm->strays[--tm->nr_strays];
+	}
+	strays_close(tm, fd);
+}
+
 void strays_claim(struct tmm *parent, int fd, const struct tmm *child)
 {
 	struct stray *stray = strays_get(parent, fd);
@@ -78,12 +87,12 @@ static bool strays_is_claimed(const struct track *t, const struct tmm *tm,
 }
 
 /*
- * Notes the uffds in the witness's table that are not its own; forgets those that were claimed and
- * have gone. -ESRCH: one has gone that was not, as the witness is dead or about to be.
+ * Notes the uffds in the witness's table that are not its own; forgets those that it has closed as
+ * it was told to. -ESRCH: the witness is dead, and its table says nothing.
  */
 static int strays_note(struct tmm *tm)
 {
-	bool seen[WPFS_WITNESS_FDS] = {false}, lost = false;
+	bool seen[WPFS_WITNESS_FDS] = {false};
 	_cleanup_dir_ DIR *dir = NULL;
 	char path[64], target[64];
 	struct dirent *de;
@@ -105,13 +114,14 @@ static int strays_note(struct tmm *tm)
 		if (stray)
 			seen[stray - tm->strays] = true;
 	}
+	if (proc_is_dead(tm->witness_pidfd))
+		return -ESRCH;
 	for (size_t i = 0; i < tm->nr_strays; i++) {
-		lost |= !seen[i] && !tm->strays[i].claimer;
-		if (seen[i] || !tm->strays[i].claimer)
+		if (seen[i])
 			tm->strays[kept++] = tm->strays[i];
 	}
 	tm->nr_strays = kept;
-	return lost ? -ESRCH : 0;
+	return 0;
 }
 
 /* Is the mm of this uffd gone? */

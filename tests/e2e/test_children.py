@@ -378,6 +378,23 @@ def test_a_raw_child_that_ended_before_another_came(wpfs):
     child.end()
 
 
+def test_a_raw_child_after_others_that_ended_unseen(wpfs):
+    """Of two that were looked at and have ended, a fork takes the numbers away: others are seen still."""
+    program = mapped(wpfs)
+    ended = [Child(wpfs, program, how="raw") for _ in range(2)]
+    assert report.dirty(wpfs, "t") == set()
+    for child in ended:
+        child.end()
+    Child(wpfs, program).end()
+    wpfs.wpctl("protect", wpfs.mnt)
+    wpfs.wpctl("protect", wpfs.mnt)
+    assert union(wpfs) == set()
+    child = Child(wpfs, program, how="raw")
+    child.order("store 0 8 1")
+    child.end()
+    assert 8 in union(wpfs)
+
+
 def test_a_raw_child_and_a_witness_that_is_killed(wpfs):
     """The witness has what would tell of the child, whoever looks afterwards."""
     program = mapped(wpfs)
