@@ -88,7 +88,14 @@ def test_on_a_capped_mount(make_wpfs, writers, protect):
     if protect:  # which differs for both reasons
         expected["register-refusals"] = PROMISED_ARMED["register-refusals"].replace(
             "private mapping: 0", "private mapping: EINVAL")
-    assert output(done) == expected
+    found = output(done)
+    # Whether the lock is had in time beside a handler that is busy, is chance: else it is refused.
+    busy, native = "handler-is-busy", "mmap: 0; register: 0; unregister: 0; munmap: 0"
+    refused = "mmap: ENODEV; register: EINVAL; unregister: EINVAL; munmap: EINVAL"
+    if busy in expected:
+        assert found[busy].replace(native, refused) == expected[busy].replace(native, refused)
+        expected[busy] = found[busy]
+    assert found == expected
 
 
 # There a store to a missing page makes a huge one, and some cases have nothing to see then; this
