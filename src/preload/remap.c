@@ -259,41 +259,56 @@ static bool removal_ask(struct removal *removal, uint32_t mount, uint64_t addr, 
 		removal->untold = true;
 		return false;
 	}
+	/* Another daemon than the one that was asked of the piece before: it has not heard of that.
+	 */
+	if (removal->cookies[mount] && removal->cookies[mount] != shim.mounts[mount].cookie)
+		removal->untold = true;
 	removal->cookies[mount] = shim.mounts[mount].cookie;
 	return true;
 }
 
-static void removal_ask_known(struct removal *removal, uint64_t addr, uint64_t len)
+/* What is known there of the mount that does not answer, or which files these may be. */
+static void removal_untold(uint32_t mount, uint64_t addr, uint64_t end)
 {
-	uint64_t end = addr + len;
+	struct range piece;
+
+	if (!known_whole(addr, end))
+		untold_count_unknown_drop();
+	for (; addr < end && ranges_next(addr, end, &piece); addr = piece.end) {
+		if (piece.mount == mount)
+			untold_count(&shim.mounts[mount], piece.ino | WPFS_UNTOLD_DROPPED);
+	}
+}
+
+static bool removal_knows(uint32_t mount, uint64_t addr, uint64_t end)
+{
 	struct range piece;
 
 	for (; addr < end && ranges_next(addr, end, &piece); addr = piece.end) {
-		if (!removal_ask(removal, piece.mount, piece.start, piece.end - piece.start))
-			untold_count(&shim.mounts[piece.mount], piece.ino | WPFS_UNTOLD_DROPPED);
+		if (piece.mount == mount)
+			return true;
 	}
+	return false;
 }
 
-/* Memory of which nothing is known here: it may be a mapping that was made past us. */
-static void removal_ask_all(struct removal *removal, uint64_t addr, uint64_t len)
-{
-	for (uint32_t i = 0; i < SHIM_MOUNTS && shim.mounts[i].state != MOUNT_NONE; i++) {
-		if (shim.mounts[i].state != MOUNT_ATTACHED && shim.mounts[i].state != MOUNT_FORKED)
-			continue;
-		if (!removal_ask(removal, i, addr, len))
-			untold_count_unknown_drop();
-	}
-}
-
-/* Before the call, under the lock. */
+/*
+ * Before the call, under the lock. Of all of it each mount is asked: what is not known here may be
+ * a mapping that was made past us.
+ */
 static void removal_begin(struct removal *removal, uint64_t addr, uint64_t len)
 {
+	uint64_t end = addr + page_align_up(len);
+
 	if (!mapping_span_valid(addr, len))
 		return; /* nor does the kernel take it */
-	if (ranges_overlap(addr, page_align_up(len)))
-		removal_ask_known(removal, addr, page_align_up(len));
-	else
-		removal_ask_all(removal, addr, page_align_up(len));
+	for (uint32_t i = 0; i < SHIM_MOUNTS && shim.mounts[i].state != MOUNT_NONE; i++) {
+		bool there = shim.mounts[i].state == MOUNT_ATTACHED ||
+			     shim.mounts[i].state == MOUNT_FORKED;
+
+		if ((there || removal_knows(i, addr, end)) &&
+		    !removal_ask(removal, i, addr, end - addr))
+			removal_untold(i, addr, end);
+	}
 }
 
 /* The call has been made. False: not all that were asked know that it was to come. */
@@ -306,7 +321,8 @@ static bool removal_over(const struct removal *removal)
 		if (!removal->cookies[i])
 			continue;
 		mount_tell(&shim.mounts[i], WPFS_OP_ANNOUNCE, &nothing, sizeof(nothing));
-		known &= shim.mounts[i].cookie == removal->cookies[i];
+		known &= shim.mounts[i].cookie == removal->cookies[i] &&
+			 atomic_load(&shim.mounts[i].sock) >= 0;
 	}
 	return known;
 }
@@ -316,17 +332,16 @@ static void count_removed(uint64_t addr, uint64_t len)
 {
 	uint64_t end = addr + page_align_up(len);
 	struct range piece;
-	bool any = false;
-	int found;
+	bool whole = true;
 
 	if (!mapping_span_valid(addr, len))
 		return;
-	while (addr < end && (found = ranges_peek(addr, end, &piece)) > 0) {
+	while (addr < end && ranges_peek(addr, end, &piece) > 0) {
 		untold_count(&shim.mounts[piece.mount], piece.ino | WPFS_UNTOLD_DROPPED);
+		whole &= piece.start == addr;
 		addr = piece.end;
-		any = true;
 	}
-	if (!any || (addr < end && found < 0))
+	if (!whole || addr < end)
 		untold_count_unknown_drop();
 }
 
@@ -368,8 +383,14 @@ long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flag
 		untold_count_unknown_drop();
 		return ret;
 	}
-	for (size_t i = 0; i < nr && i < IOV_MAX && raw_peek(&vec[i], &one, sizeof(one)); i++)
+	for (size_t i = 0; i < nr && i < IOV_MAX; i++) {
+		if (!raw_peek(&vec[i], &one, sizeof(one))) {
+			removal.untold = true;
+			untold_count_unknown_drop();
+			break;
+		}
 		removal_begin(&removal, (uint64_t)one.iov_base, one.iov_len);
+	}
 	shim_lock_waits(true);
 	ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
 	shim_lock_waits(false);

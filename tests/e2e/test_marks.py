@@ -229,6 +229,20 @@ def test_madv_remove_through_a_mapping_that_nobody_was_told_of(wpfs):
     assert killed(wpfs, program) == set(range(8, 16))
 
 
+@pytest.mark.parametrize("how", ["asked", "filter"])
+def test_madv_remove_of_a_mapping_and_one_beside_it_that_nobody_was_told_of(wpfs, how):
+    """In one call."""
+    program, other = mapped(wpfs), mapped(wpfs, "other", path="g")
+    at = 0x200000000000
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"map 1 1 {8 * PAGE} {8 * PAGE} raw at={at + 4 * PAGE}")
+    program.order(f"map 2 0 0 {4 * PAGE} at={at}")
+    if how == "filter":
+        program.order("seccomp")
+    program.order("advise 2 0 12 remove")
+    assert report.dirty(wpfs, "other", "/g") == (set(range(8, 16)) if how == "asked" else ALL)
+
+
 def test_truncate_and_extend(wpfs):
     program = mapped(wpfs)
     program.order("store 0 60 7")
