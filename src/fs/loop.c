@@ -10,6 +10,9 @@
  * - a request that was thought to be short does not end: another thread, the guard, looks once in a
  *   millisecond as long as there are requests, and then reads in its place
  *
+ * A thread is kept on a program's processor only as long as the guard sees it serve requests: while
+ * it waits for one, or is long at one, a real-time program there could keep it from running.
+ *
  * Nobody wakes up on a mount that is not used.
  *
  * Not chosen: to look for the next request for some time before sleeping. The program is waked on
@@ -55,7 +58,7 @@ struct worker {
 	_Atomic unsigned served;
 	unsigned seen;	       /* `served` when the guard looked; loop.lock */
 	unsigned piled, empty; /* requests in a row; its own */
-	struct near near;      /* its own */
+	struct near near;      /* its own, but to let it go */
 	struct fuse_buf buf;   /* its own */
 };
 
@@ -136,27 +139,56 @@ void fs_request_may_wait(void)
 	pthread_mutex_unlock(&w->loop->lock);
 }
 
-/* ---- the guard ---- */
+/* ---- the guard: all with the lock held ---- */
 
-/* With the lock held. Does anybody serve a request? Who does since the last look reads no more. */
+/* What a worker is at. */
+enum seen { IDLE, BUSY, STUCK };
+
+/* STUCK: at the same request as at the last look. */
+static enum seen worker_look(struct worker *w)
+{
+	unsigned served = atomic_load(&w->served);
+	bool old = served == w->seen;
+
+	w->seen = served;
+	if (atomic_load(&w->role) == SERVES)
+		return old ? STUCK : BUSY;
+	return old ? IDLE : BUSY;
+}
+
+static void workers_let_go(struct loop *loop, enum role role)
+{
+	for (unsigned i = 0; i < loop->nr; i++) {
+		if (atomic_load(&loop->workers[i].role) == role)
+			near_let_go(&loop->workers[i].near);
+	}
+}
+
+/* Is there any request? Who is at the same one as at the last look reads no more. */
 static bool guard_look(struct loop *loop)
 {
 	bool any = false;
 
 	for (unsigned i = 0; i < loop->nr; i++) {
 		struct worker *w = &loop->workers[i];
-		unsigned served = atomic_load(&w->served);
-		bool old = served == w->seen;
+		enum seen seen = worker_look(w);
 
-		any |= !old;
-		w->seen = served;
-		if (atomic_load(&w->role) != SERVES)
-			continue;
-		any = true;
-		if (old && serves_to_away(w))
+		any |= seen != IDLE;
+		if (seen == STUCK && serves_to_away(w))
 			reader_leave(loop);
 	}
+	workers_let_go(loop, AWAY);
 	return any;
+}
+
+static void guard_sleep(struct loop *loop)
+{
+	loop->quiet = 0;
+	atomic_store(&loop->watched, false);
+	if (guard_look(loop))
+		atomic_store(&loop->watched, true);
+	else
+		workers_let_go(loop, READS);
 }
 
 /*
@@ -180,12 +212,8 @@ static void guard_wait(struct loop *loop)
 	if (pthread_cond_timedwait(&loop->guarding, &loop->lock, &until) != ETIMEDOUT)
 		return;
 	loop->quiet = guard_look(loop) ? 0 : loop->quiet + 1;
-	if (loop->quiet < QUIET_LOOKS)
-		return;
-	loop->quiet = 0;
-	atomic_store(&loop->watched, false);
-	if (guard_look(loop))
-		atomic_store(&loop->watched, true);
+	if (loop->quiet == QUIET_LOOKS)
+		guard_sleep(loop);
 }
 
 static void loop_watch(struct loop *loop)
@@ -348,10 +376,13 @@ static void *worker_main(void *arg)
 	struct worker *w = arg;
 
 	pthread_setname_np(pthread_self(), "wpfs-fuse");
+	near_anywhere();
+	w->near.tid = gettid();
 	this_worker = w;
 	while (worker_follow(w) && worker_read(w))
 		;
 	this_worker = NULL;
+	near_leave(&w->near);
 	free(w->buf.mem);
 	return NULL;
 }

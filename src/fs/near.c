@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,7 @@
 
 #define LOOK_EVERY 32 /* requests in a row: a look takes as long as half of one */
 #define STAT_CPU   36 /* fields of /proc/PID/stat from the one after the name to "processor" */
+#define LET_GO	   (-1)
 
 /* Where threads of the daemon may run now: the first one, which serves nobody, may be anywhere. */
 static int allowed(cpu_set_t *set)
@@ -20,14 +22,28 @@ static int allowed(cpu_set_t *set)
 	return sched_getaffinity(getpid(), sizeof(*set), set);
 }
 
-void near_anywhere(void)
+static void anywhere(pid_t tid)
 {
 	cpu_set_t set;
 
-	if (allowed(&set) == 0 && sched_setaffinity(0, sizeof(set), &set) == 0)
+	if (allowed(&set) == 0 && sched_setaffinity(tid, sizeof(set), &set) == 0)
 		return;
 	memset(&set, 0xff, sizeof(set));
-	sched_setaffinity(0, sizeof(set), &set);
+	sched_setaffinity(tid, sizeof(set), &set);
+}
+
+void near_anywhere(void)
+{
+	anywhere(0);
+}
+
+/* The thread itself sees to it once more before it takes itself for free. */
+void near_let_go(struct near *near)
+{
+	int cpu = atomic_load(&near->cpu);
+
+	if (cpu > 0 && atomic_compare_exchange_strong(&near->cpu, &cpu, LET_GO))
+		anywhere(near->tid);
 }
 
 /*
@@ -56,13 +72,17 @@ static int cpu_of(pid_t tid)
 	return cpu;
 }
 
+static void free_again(struct near *near)
+{
+	if (atomic_exchange(&near->cpu, 0))
+		near_anywhere();
+}
+
 void near_leave(struct near *near)
 {
 	near->caller = 0;
 	near->in_a_row = 0;
-	if (near->cpu)
-		near_anywhere();
-	near->cpu = 0;
+	free_again(near);
 }
 
 void near_request(struct near *near, pid_t caller)
@@ -80,14 +100,13 @@ void near_request(struct near *near, pid_t caller)
 	if (++near->in_a_row % LOOK_EVERY)
 		return;
 	cpu = cpu_of(caller);
-	if (cpu < 0 && near->cpu) {
-		near_anywhere();
-		near->cpu = 0;
-	}
-	if (cpu < 0 || cpu + 1 == near->cpu || allowed(&all) < 0 || !CPU_ISSET(cpu, &all))
+	if (cpu < 0)
+		free_again(near);
+	if (cpu < 0 || cpu + 1 == atomic_load(&near->cpu) || allowed(&all) < 0 ||
+	    !CPU_ISSET(cpu, &all))
 		return;
 	CPU_ZERO(&one);
 	CPU_SET(cpu, &one);
 	if (sched_setaffinity(0, sizeof(one), &one) == 0)
-		near->cpu = cpu + 1;
+		atomic_store(&near->cpu, cpu + 1); /* then: who lets it go does so after it */
 }

@@ -10,17 +10,22 @@
 #ifndef WPFS_FS_NEAR_H
 #define WPFS_FS_NEAR_H
 
+#include <stdatomic.h>
 #include <sys/types.h>
 
-/* Of one thread; zero at first. */
+/* Of one thread; zero at first, but `tid`. */
 struct near {
+	pid_t tid; /* constant, and of that thread alone the next two */
 	pid_t caller;
 	unsigned in_a_row; /* requests of it */
-	int cpu;	   /* 1 + where the thread is kept; 0: nowhere */
+	_Atomic int cpu;   /* 1 + where the thread is kept; 0: nowhere; below: another let it go */
 };
 
 /* A new thread: it does not stay where the one is kept that has made it. */
 void near_anywhere(void);
+
+/* From any thread: that one may run anywhere, until it is near somebody again. */
+void near_let_go(struct near *near);
 
 /* A request of thread `caller` has come to this thread; 0: of nobody. */
 void near_request(struct near *near, pid_t caller);

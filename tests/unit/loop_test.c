@@ -85,6 +85,13 @@ static void some_time(struct fuse_session *s)
 	atomic_fetch_sub(&s->now, 1);
 }
 
+static void hang(struct fuse_session *s)
+{
+	sem_post(&s->begun);
+	while (sem_wait(&s->go) < 0)
+		;
+}
+
 static void test_process(struct fuse_session *s, const struct fuse_buf *buf)
 {
 	const struct message message = *(const struct message *)buf->mem;
@@ -94,13 +101,10 @@ static void test_process(struct fuse_session *s, const struct fuse_buf *buf)
 		atomic_fetch_add(&s->switches, 1);
 	if (message.kind == WAITS)
 		fs_request_may_wait();
-	if (message.kind == WAITS || message.kind == HANGS) {
-		sem_post(&s->begun);
-		while (sem_wait(&s->go) < 0)
-			;
-	} else if (message.kind == SLEEPS) {
+	if (message.kind == WAITS || message.kind == HANGS)
+		hang(s);
+	else if (message.kind == SLEEPS)
 		some_time(s);
-	}
 	if (write(s->ours, &message, sizeof(message)) != sizeof(message))
 		abort();
 }
@@ -198,19 +202,28 @@ static void test_one_after_the_other(void **state)
 	assert_int_equal(session_end(s), 0);
 }
 
-/* Asks once. May the thread that serves `caller` run on these processors, and no others? */
-static bool served_on(struct fuse_session *s, pid_t caller, const cpu_set_t *where)
+/* May the thread that has served last run on these processors, and no others? */
+static bool may_run_on(struct fuse_session *s, const cpu_set_t *where)
 {
 	cpu_set_t now;
 
-	ask_for(s, caller, SHORT, 0);
-	assert_int_equal(answer(s, ANSWER_MS), 0);
 	CPU_ZERO(&now);
 	sched_getaffinity(s->last, sizeof(now), &now);
 	return CPU_EQUAL(&now, where);
 }
 
+static void may_soon_run_on(struct fuse_session *s, const cpu_set_t *where)
+{
+	uint64_t end = now_ns() + 20000000000;
+
+	while (!may_run_on(s, where)) {
+		assert_true(now_ns() < end);
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	}
+}
+
 struct program {
+	pthread_t thread;
 	cpu_set_t where;
 	sem_t runs, ends;
 	pid_t tid;
@@ -228,42 +241,92 @@ static void *program_main(void *arg)
 	return NULL;
 }
 
-static void served_near_a_program_on(struct fuse_session *s, int cpu)
+/* There is one on that processor, and who serves it is kept there. */
+static void program_is_served(struct fuse_session *s, struct program *program, int cpu)
 {
-	struct program program;
-	pthread_t thread;
-	uint64_t end;
+	uint64_t end = now_ns() + 20000000000;
 
-	CPU_ZERO(&program.where);
-	CPU_SET(cpu, &program.where);
-	sem_init(&program.runs, 0, 0);
-	sem_init(&program.ends, 0, 0);
-	assert_int_equal(pthread_create(&thread, NULL, program_main, &program), 0);
-	while (sem_wait(&program.runs) < 0)
+	CPU_ZERO(&program->where);
+	CPU_SET(cpu, &program->where);
+	sem_init(&program->runs, 0, 0);
+	sem_init(&program->ends, 0, 0);
+	assert_int_equal(pthread_create(&program->thread, NULL, program_main, program), 0);
+	while (sem_wait(&program->runs) < 0)
 		;
-	end = now_ns() + 20000000000;
-	while (!served_on(s, program.tid, &program.where))
+	do {
 		assert_true(now_ns() < end);
-	sem_post(&program.ends);
-	pthread_join(thread, NULL);
-	sem_destroy(&program.runs);
-	sem_destroy(&program.ends);
+		ask_for(s, program->tid, SHORT, 0);
+		assert_int_equal(answer(s, ANSWER_MS), 0);
+	} while (!may_run_on(s, &program->where));
+}
+
+static void program_end(struct program *program)
+{
+	sem_post(&program->ends);
+	pthread_join(program->thread, NULL);
+	sem_destroy(&program->runs);
+	sem_destroy(&program->ends);
+}
+
+/* The one that this test may use and that has the highest number; *all: what it may use. */
+static int last_processor(cpu_set_t *all)
+{
+	int cpu = CPU_SETSIZE - 1;
+
+	assert_int_equal(sched_getaffinity(0, sizeof(*all), all), 0);
+	while (!CPU_ISSET(cpu, all))
+		cpu--;
+	return cpu;
 }
 
 /* Where the program runs, as long as it is one; with others it may run anywhere. */
 static void test_near_the_program(void **state)
 {
 	struct fuse_session *s = session_new(2);
+	struct program program;
+	cpu_set_t all;
+	int last = last_processor(&all);
+
+	for (int round = 0; round < 2; round++) {
+		for (int cpu = 0; cpu <= last; cpu++) {
+			if (!CPU_ISSET(cpu, &all))
+				continue;
+			program_is_served(s, &program, cpu);
+			program_end(&program);
+		}
+		ask_for(s, getppid(), SHORT, 0);
+		assert_int_equal(answer(s, ANSWER_MS), 0);
+		assert_true(may_run_on(s, &all));
+	}
+	assert_int_equal(session_end(s), 0);
+}
+
+/* Who waits for the next request may be kept from running there, by whatever else does. */
+static void test_not_near_when_nobody_asks(void **state)
+{
+	struct fuse_session *s = session_new(2);
+	struct program program;
 	cpu_set_t all;
 
-	assert_int_equal(sched_getaffinity(0, sizeof(all), &all), 0);
-	for (int round = 0; round < 2; round++) {
-		for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-			if (CPU_ISSET(cpu, &all))
-				served_near_a_program_on(s, cpu);
-		}
-		assert_true(served_on(s, getppid(), &all));
-	}
+	program_is_served(s, &program, last_processor(&all));
+	may_soon_run_on(s, &all);
+	program_end(&program);
+	assert_int_equal(session_end(s), 0);
+}
+
+static void test_not_near_when_it_takes_long(void **state)
+{
+	struct fuse_session *s = session_new(2);
+	struct program program;
+	cpu_set_t all;
+
+	program_is_served(s, &program, last_processor(&all));
+	ask_for(s, program.tid, HANGS, 0);
+	while (sem_wait(&s->begun) < 0)
+		;
+	may_soon_run_on(s, &all);
+	let_go(s, 1);
+	program_end(&program);
 	assert_int_equal(session_end(s), 0);
 }
 
@@ -430,6 +493,8 @@ int main(void)
 		cmocka_unit_test(test_handshake),
 		cmocka_unit_test(test_one_after_the_other),
 		cmocka_unit_test(test_near_the_program),
+		cmocka_unit_test(test_not_near_when_nobody_asks),
+		cmocka_unit_test(test_not_near_when_it_takes_long),
 		cmocka_unit_test(test_some_wait),
 		cmocka_unit_test(test_some_hang),
 		cmocka_unit_test(test_all_hang),
