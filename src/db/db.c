@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Opening and closing, the pool of readers, meta. */
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -130,36 +132,73 @@ void db_open_why(char *why, const char *path, int error)
 		snprintf(why, DB_WHY_SIZE, "%.160s: %s", path, text);
 }
 
-int db_open_schema(const char *path, unsigned flags, const struct db_migration *migrations, int nr,
-		   struct db **dbp, char why[DB_WHY_SIZE])
+static struct db *db_new(const char *path)
 {
 	struct db *db = calloc(1, sizeof(*db));
-	int r = 0;
 
 	if (db)
 		db->path = strdup(path);
 	if (!db || !db->path) {
 		free(db);
-		return -ENOMEM;
+		return NULL;
 	}
+	db->dir_fd = -1;
 	pthread_mutex_init(&db->lock, NULL);
+	return db;
+}
+
+/* Frees it where that fails; `shown` is its path for people. */
+static int db_begin(struct db *db, const char *shown, unsigned flags,
+		    const struct db_migration *migrations, int nr, char why[DB_WHY_SIZE])
+{
+	int r;
+
 	db->read = flags & DB_READONLY ? SQL_READ_ALL : SQL_READ;
 	if (!(flags & DB_READONLY))
 		r = open_writer(db, flags, migrations, nr);
 	else
 		r = open_reader(db, nr);
 	if (r < 0) {
-		db_open_why(why, path, r);
+		db_open_why(why, shown, r);
 		db_close(db);
-		return r;
 	}
-	*dbp = db;
-	return 0;
+	return r;
+}
+
+int db_open_schema(const char *path, unsigned flags, const struct db_migration *migrations, int nr,
+		   struct db **dbp, char why[DB_WHY_SIZE])
+{
+	struct db *db = db_new(path);
+	int r = db ? db_begin(db, path, flags, migrations, nr, why) : -ENOMEM;
+
+	if (r == 0)
+		*dbp = db;
+	return r;
 }
 
 int db_open(const char *path, unsigned flags, struct db **db, char why[DB_WHY_SIZE])
 {
 	return db_open_schema(path, flags, db_migrations, db_nr_migrations, db, why);
+}
+
+int db_open_at(int dir_fd, const char *path, unsigned flags, struct db **dbp, char why[DB_WHY_SIZE])
+{
+	_cleanup_close_ int own = fcntl(dir_fd, F_DUPFD_CLOEXEC, 0);
+	char inside[32 + NAME_MAX];
+	struct db *db;
+	int r;
+
+	if (own < 0)
+		return -errno;
+	snprintf(inside, sizeof(inside), "/proc/self/fd/%d/%s", own, strrchr(path, '/') + 1);
+	db = db_new(inside);
+	if (!db)
+		return -ENOMEM;
+	db->dir_fd = steal_fd(&own);
+	r = db_begin(db, path, flags, db_migrations, db_nr_migrations, why);
+	if (r == 0)
+		*dbp = db;
+	return r;
 }
 
 void db_close(struct db *db)
@@ -173,6 +212,7 @@ void db_close(struct db *db)
 	}
 	if (db->writer)
 		writer_stop(db->writer);
+	close_fd(&db->dir_fd);
 	pthread_mutex_destroy(&db->lock);
 	free(db->path);
 	free(db);

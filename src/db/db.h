@@ -36,6 +36,13 @@ struct db_tx; /* a connection inside a transaction: valid only within a job */
  */
 int db_open(const char *path, unsigned flags, struct db **db, char why[DB_WHY_SIZE]);
 
+/*
+ * The same of the file that `path` ends with, in the directory behind `dir_fd` (borrowed for the
+ * call), wherever that is by now and whatever `path` leads to; the rest of it is for people. Not
+ * DB_READONLY.
+ */
+int db_open_at(int dir_fd, const char *path, unsigned flags, struct db **db, char why[DB_WHY_SIZE]);
+
 /* The line for people about a database that is damaged, and what to do. */
 void db_why_damaged(const char *path, char why[DB_WHY_SIZE]);
 

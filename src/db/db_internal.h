@@ -11,6 +11,7 @@
 
 struct db {
 	char *path;	       /* constant */
+	int dir_fd;	       /* constant: of db_open_at, in `path`; else -1 */
 	enum sql_mode read;    /* constant: how readers open it */
 	struct writer *writer; /* constant; NULL: read-only */
 	pthread_mutex_t lock;  /* innermost */

@@ -9,6 +9,7 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,7 +95,33 @@ static int sql_failed(struct db_tx *tx, int rc, const char *text)
 	return sql_errno(tx, rc);
 }
 
-static int open_uri(struct db_tx *tx, const char *path, int flags, const char *query)
+/*
+ * SQLite resolves links in a path before it opens anything, that of /proc/self/fd/N too, and then
+ * goes by the path of a directory in whose place somebody may have put another one. Here the path
+ * is what is opened each time; a file that is a link itself is refused, by O_NOFOLLOW.
+ */
+static sqlite3_vfs literal; /* constant after literal_once */
+static const sqlite3_vfs *resolving;
+static pthread_once_t literal_once = PTHREAD_ONCE_INIT;
+
+static int literal_path(sqlite3_vfs *vfs, const char *path, int size, char *out)
+{
+	if (path[0] != '/')
+		return resolving->xFullPathname(vfs, path, size, out);
+	return snprintf(out, (size_t)size, "%s", path) < size ? SQLITE_OK : SQLITE_CANTOPEN;
+}
+
+static void literal_register(void)
+{
+	resolving = sqlite3_vfs_find(NULL);
+	literal = *resolving;
+	literal.zName = "wpfs";
+	literal.xFullPathname = literal_path;
+	sqlite3_vfs_register(&literal, 0);
+}
+
+static int open_uri(struct db_tx *tx, const char *path, int flags, const char *query,
+		    const char *vfs)
 {
 	_cleanup_free_ char *uri = NULL;
 	char *p;
@@ -113,7 +140,7 @@ static int open_uri(struct db_tx *tx, const char *path, int flags, const char *q
 			p += sprintf(p, "%%%02X", (unsigned char)*path);
 	}
 	strcpy(p, query);
-	rc = sqlite3_open_v2(uri, &tx->sql, flags | SQLITE_OPEN_URI | SQLITE_OPEN_NOMUTEX, NULL);
+	rc = sqlite3_open_v2(uri, &tx->sql, flags | SQLITE_OPEN_URI | SQLITE_OPEN_NOMUTEX, vfs);
 	if (!tx->sql)
 		return -ENOMEM;
 	sqlite3_extended_result_codes(tx->sql, 1);
@@ -147,7 +174,7 @@ static int first_read(struct db_tx *tx)
 
 static int open_foreign(struct db_tx *tx, const char *path)
 {
-	int r = open_uri(tx, path, SQLITE_OPEN_READWRITE, "");
+	int r = open_uri(tx, path, SQLITE_OPEN_READWRITE, "", NULL);
 
 	if (r == 0)
 		r = sql_exec_text(tx, "PRAGMA query_only=ON");
@@ -156,7 +183,7 @@ static int open_foreign(struct db_tx *tx, const char *path)
 	if ((r != -EROFS && r != -EACCES) || has_wal(path))
 		return r;
 	sql_close(tx);
-	r = open_uri(tx, path, SQLITE_OPEN_READONLY, "?immutable=1");
+	r = open_uri(tx, path, SQLITE_OPEN_READONLY, "?immutable=1", NULL);
 	return r < 0 ? r : first_read(tx);
 }
 
@@ -165,10 +192,11 @@ int sql_open(struct db_tx *tx, const char *path, enum sql_mode mode)
 	*tx = (struct db_tx){NULL};
 	if (mode == SQL_READ_ALL)
 		return open_foreign(tx, path);
+	pthread_once(&literal_once, literal_register);
 	return open_uri(tx, path,
 			mode == SQL_WRITE ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE
 					  : SQLITE_OPEN_READONLY,
-			"");
+			"", literal.zName);
 }
 
 void sql_close(struct db_tx *tx)

@@ -97,13 +97,13 @@ static int ignore_mm(void *ctx, const struct db_mm *row, struct mm *model)
 	return 0;
 }
 
-static int open_database(struct daemon *d, const char *dir, unsigned flags)
+static int open_database(struct daemon *d, const char *dir, int dir_fd, unsigned flags)
 {
 	char path[PATH_MAX + 16], why[DB_WHY_SIZE] = "";
 	int r;
 
 	snprintf(path, sizeof(path), "%s/wpfs.db", dir);
-	r = db_open(path, flags, &d->db, why);
+	r = db_open_at(dir_fd, path, flags, &d->db, why);
 	/* Before anything is done with it: sets of pages that are none are found by reading them.
 	 */
 	if (!r)
@@ -147,7 +147,7 @@ static int open_store(struct daemon *d)
 	int r = storedir_open(d->options->store, d->mountpoint, &d->store);
 
 	if (!r)
-		r = open_database(d, d->store.path,
+		r = open_database(d, d->store.path, d->store.dir_fd,
 				  storedir_has_contents(&d->store) ? DB_MUST_EXIST : 0);
 	if (r)
 		return r;
@@ -175,7 +175,7 @@ static int open_volatile(struct daemon *d)
 	if (r)
 		return r;
 	rundir_private_path(&d->run, "", private_path, sizeof(private_path));
-	return open_database(d, private_path, DB_VOLATILE);
+	return open_database(d, private_path, d->run.private_fd, DB_VOLATILE);
 }
 
 /* On a native mount contents come when they are asked for. */

@@ -247,11 +247,11 @@ static int open_part(int fd, const char *path, const char *name, int *part)
 
 int storedir_open(const char *path, const char *mountpoint, struct storedir *store)
 {
-	_cleanup_close_ int fd = open_dir(path, mountpoint, store);
-	int r;
+	int fd = open_dir(path, mountpoint, store), r;
 
 	if (fd < 0)
 		return fd;
+	store->dir_fd = fd;
 	r = lock_store(fd, path, mountpoint, store);
 	if (r)
 		return r;
@@ -274,4 +274,5 @@ void storedir_close(struct storedir *store)
 	close_fd(&store->data_fd);
 	close_fd(&store->spill_fd);
 	close_fd(&store->lock_fd);
+	close_fd(&store->dir_fd);
 }

@@ -12,7 +12,8 @@
 #include "wpfs/lockfile.h"
 
 struct storedir {
-	char path[PATH_MAX]; /* absolute, no symbolic links */
+	char path[PATH_MAX]; /* absolute, no symbolic links; of when it was opened */
+	int dir_fd;	     /* what is in it is reached by this, not by its path */
 	int data_fd;	     /* STORE/data */
 	int spill_fd;	     /* STORE/spill: pages of a capped mount that are out of memory */
 	int lock_fd;
@@ -20,7 +21,7 @@ struct storedir {
 
 #define STOREDIR_INIT                                                                              \
 	{                                                                                          \
-		.data_fd = -1, .spill_fd = -1, .lock_fd = -1                                       \
+		.dir_fd = -1, .data_fd = -1, .spill_fd = -1, .lock_fd = -1                         \
 	}
 
 /*

@@ -151,6 +151,40 @@ def test_a_store_in_a_directory_of_hers(make_wpfs):
     wpfs.restart()
 
 
+def test_a_store_below_a_directory_of_hers(make_wpfs):
+    """What she puts in the place of a store that is mounted is neither read nor written."""
+    wpfs = make_wpfs(store=True)
+    store, away = Path(wpfs.store), Path(wpfs.store + ".away")
+    os.rename(store, away)
+    (store / "data").mkdir(parents=True)
+    for name in ("wpfs.db", "wpfs.db-wal"):
+        (store / name).write_bytes(b"hers")
+
+    def seen():
+        stats = {path: path.stat() for path in store.rglob("*")}
+        return {path: (st.st_ino, st.st_size, st.st_mtime_ns) for path, st in stats.items()}
+
+    before = seen()
+    program = wpfs.spawn(harness.program("mapper"), name="mine", protect=True)
+    program.order(f"open 0 {wpfs.mnt}/f")
+    program.order("size 0 65536")
+    program.order("map 0 0 0 65536")
+    program.order("store 0 3 1")
+    assert wpfs.wpctl_json("dirty", "--name", "mine")["mms"][0]["maps"][0]["runs"][0]["pgoff"] == 3
+    fd = os.open(wpfs.mnt / "f", os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+    program.kill9()
+    wpfs.umount()
+    assert seen() == before
+    os.rename(store, str(store) + ".hers")
+    os.rename(away, store)
+    assert not (store / "wpfs.db-wal").exists()
+    wpfs.restart()
+    assert (wpfs.mnt / "f").stat().st_size == 65536
+    assert "mine" in str(wpfs.wpctl_json("ps"))
+
+
 @pytest.mark.parametrize("hers", ["data", "spill", "data/05", "lock", "wpfs.db-wal"])
 def test_a_store_with_a_part_of_hers(make_wpfs, hers):
     """Through it she would write into files of root's."""

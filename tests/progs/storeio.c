@@ -90,9 +90,13 @@ static bool inside(int fd, const char *name, char path[PATH_MAX])
 	char link[40], at[PATH_MAX] = "";
 	ssize_t n = 0;
 	size_t len;
+	int below = 0;
 
 	if (!control)
 		return false;
+	/* A name in the directory behind a descriptor. */
+	if (name && sscanf(name, "/proc/self/fd/%d/%n", &fd, &below) == 1 && below)
+		name += below;
 	if (!name || name[0] != '/') {
 		snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
 		n = readlink(fd == AT_FDCWD ? "/proc/self/cwd" : link, at, sizeof(at) - 1);
@@ -283,6 +287,29 @@ static void after(const char *path, char op, bool ok)
 		note(op, __VA_ARGS__);                                                             \
 	pthread_mutex_unlock(&lock);                                                               \
 	return r
+
+/* Reads change nothing, so they are not counted and not written down: they only wait. */
+static ssize_t read_at(int fd, void *buf, size_t len, off_t off)
+{
+	char path[PATH_MAX];
+
+	if (control && control->pause_op == 'R' && inside(fd, NULL, path)) {
+		pthread_mutex_lock(&lock);
+		waits(path, 'R');
+		pthread_mutex_unlock(&lock);
+	}
+	return REAL(pread)(fd, buf, len, off);
+}
+
+ssize_t pread(int fd, void *buf, size_t len, off_t off)
+{
+	return read_at(fd, buf, len, off);
+}
+
+ssize_t pread64(int fd, void *buf, size_t len, off64_t off)
+{
+	return read_at(fd, buf, len, off);
+}
 
 ssize_t pwrite(int fd, const void *buf, size_t len, off_t off)
 {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The database: opening, migrations, the writer's groups and failures, meta, the tree. */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -421,6 +422,55 @@ static void test_killed(void **state)
 	db_close(db);
 }
 
+static size_t entries_of(const char *name)
+{
+	DIR *d = opendir(name);
+	size_t nr = 0;
+
+	assert_non_null(d);
+	while (readdir(d))
+		nr++;
+	closedir(d);
+	return nr - 2;
+}
+
+/* The directory is moved away, and another one put in its place, with nothing or a link in it. */
+static void test_another_directory(void **state)
+{
+	char here[80], away[80], link[96], why[DB_WHY_SIZE] = "";
+	struct db *db = NULL;
+	uint64_t value;
+	int fd;
+
+	snprintf(here, sizeof(here), "%s/here", dir);
+	snprintf(away, sizeof(away), "%s/away", dir);
+	snprintf(path, sizeof(path), "%s/wpfs.db", here);
+	assert_int_equal(mkdir(here, 0700), 0);
+	fd = open(here, O_RDONLY | O_DIRECTORY);
+	assert_int_equal(db_open_at(fd, path, 0, &db, why), 0);
+	assert_int_equal(db_meta_set_u64(db, "n", 1), 0);
+	assert_int_equal(rename(here, away), 0);
+	assert_int_equal(mkdir(here, 0700), 0);
+	assert_int_equal(db_meta_get_u64(db, "n", &value), 0);
+	assert_int_equal(value, 1);
+	assert_int_equal(db_meta_set_u64(db, "n", 2), 0);
+	db_close(db);
+	assert_int_equal(entries_of(here), 0);
+	assert_int_equal(entries_of(away), 1);
+	assert_int_equal(db_open_at(fd, path, 0, &db, why), 0);
+	assert_int_equal(db_meta_get_u64(db, "n", &value), 0);
+	assert_int_equal(value, 2);
+	db_close(db);
+
+	snprintf(link, sizeof(link), "%s/link.db", away);
+	assert_int_equal(symlink(path, link), 0);
+	snprintf(path, sizeof(path), "%s/link.db", here);
+	assert_true(db_open_at(fd, path, 0, &db, why) < 0);
+	assert_non_null(strstr(why, path));
+	assert_int_equal(entries_of(here), 0);
+	close(fd);
+}
+
 static int job_read_only(struct db_tx *tx, void *arg)
 {
 	return job_insert(tx, arg);
@@ -669,7 +719,7 @@ int main(void)
 		TEST(test_migrations),	 TEST(test_group),   TEST(test_commit_fails),
 		TEST(test_full),	 TEST(test_threads), TEST(test_killed),
 		TEST(test_read_only),	 TEST(test_tree),    TEST(test_orphan),
-		TEST(test_hostile_tree), TEST(test_lazy),
+		TEST(test_hostile_tree), TEST(test_lazy),    TEST(test_another_directory),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
