@@ -9,13 +9,16 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/xattr.h>
 #include <unistd.h>
+#include <utlist.h>
 
 #include "base/cleanup.h"
 #include "base/fdio.h"
@@ -26,6 +29,7 @@
 
 #define ABSENT_FILE "absent"
 #define LOOKING_MAX (FS_THREADS / 4)
+#define NOTE_PREFIX "trusted.wpfs." /* and the number of a file: an attribute of ABSENT_FILE */
 
 enum absent_state {
 	ABSENT_STORED,	/* in the store only */
@@ -38,14 +42,23 @@ struct absent_entry {
 	uint64_t ino;
 	struct fs_handle handle;
 	_Atomic uint32_t state;
-	_Atomic uint32_t loads;	  /* begun so far */
+	_Atomic uint32_t loads;	  /* begun and ended so far: odd while LOADING */
 	struct timespec times[2]; /* of access and change, while LOADING */
 };
 
 _Static_assert(sizeof(struct absent_entry) == 80, "a file that another daemon reads");
 
+/* Of a file while LOADING: its capabilities, which writing the contents takes away. */
+struct absent_caps {
+	struct absent_caps *prev, *next;
+	uint64_t ino;
+	ssize_t size; /* at most 0: none */
+	char value[XATTR_CAPS_SZ];
+};
+
 struct fs_absent {
 	int private_fd, data_fd, lower_fd; /* constant */
+	int table_fd;			   /* -1: no table; constant once complete or adopted */
 	/* Constant once complete or adopted: ascending by ino. On the heap before, then mapped. */
 	struct absent_entry *entries;
 	size_t nr, room;
@@ -56,7 +69,8 @@ struct fs_absent {
 	_Atomic unsigned looking; /* threads that may wait for a disk to tell it */
 
 	_Atomic uint64_t left; /* entries that are not PRESENT */
-	pthread_mutex_t lock;  /* moves of states; innermost */
+	pthread_mutex_t lock;  /* moves of states, and the next; innermost */
+	struct absent_caps *loading;
 	pthread_cond_t moved;
 	pthread_t thread;
 	bool started;
@@ -72,6 +86,7 @@ int fs_absent_new(int private_fd, int data_fd, int lower_fd, struct fs_absent **
 	a->private_fd = private_fd;
 	a->data_fd = data_fd;
 	a->lower_fd = lower_fd;
+	a->table_fd = -1;
 	pthread_mutex_init(&a->lock, NULL);
 	pthread_cond_init(&a->moved, NULL);
 	*absent = a;
@@ -137,8 +152,46 @@ int fs_absent_complete(struct fs_absent *a)
 		r = absent_map(a, fd, a->nr);
 	if (r)
 		a->nr = 0;
+	a->table_fd = steal_fd(&fd);
 	atomic_store(&a->left, a->nr);
 	return r;
+}
+
+static struct absent_entry *entry_find(const struct fs_absent *a, uint64_t ino)
+{
+	const struct absent_entry key = {.ino = ino};
+
+	return a->nr ? bsearch(&key, a->entries, a->nr, sizeof(key), entry_compare) : NULL;
+}
+
+/* ---- what a daemon that is killed must leave of a file that is LOADING ---- */
+
+struct note_name {
+	char s[sizeof(NOTE_PREFIX) + 20];
+};
+
+static struct note_name note_name(uint64_t ino)
+{
+	struct note_name name;
+
+	snprintf(name.s, sizeof(name.s), NOTE_PREFIX "%" PRIu64, ino);
+	return name;
+}
+
+/* Before they go. They outlive a kill only if this works; else the contents matter more. */
+static void caps_note(const struct fs_absent *a, const struct absent_caps *caps)
+{
+	if (caps->size > 0 &&
+	    fsetxattr(a->table_fd, note_name(caps->ino).s, caps->value, (size_t)caps->size, 0) < 0)
+		log_warn("the capabilities of file %" PRIu64 " cannot be noted: %s", caps->ino,
+			 log_errstr(errno));
+}
+
+/* When they are back: they may change after that. */
+static void caps_unnote(const struct fs_absent *a, const struct absent_caps *caps)
+{
+	if (caps->size > 0)
+		fremovexattr(a->table_fd, note_name(caps->ino).s);
 }
 
 /* The daemon that was bringing it was killed. */
@@ -148,6 +201,33 @@ static void absent_restore_times(const struct fs_absent *a, const struct absent_
 
 	if (fd >= 0 && futimens(fd, e->times) < 0)
 		log_warn("the times of file %" PRIu64 " are lost: %s", e->ino, log_errstr(errno));
+}
+
+/* The note of one that was about to be brought, and was not begun, only goes. */
+static void absent_restore_caps(const struct fs_absent *a, const char *note)
+{
+	const struct absent_entry *e =
+		entry_find(a, strtoull(note + strlen(NOTE_PREFIX), NULL, 10));
+	_cleanup_close_ int fd = -1;
+	char value[XATTR_CAPS_SZ];
+	ssize_t size = fgetxattr(a->table_fd, note, value, sizeof(value));
+
+	if (e && size > 0 && atomic_load(&e->state) == ABSENT_LOADING)
+		fd = fs_handle_open_at(a->lower_fd, &e->handle, O_RDWR);
+	if (fd >= 0 && fsetxattr(fd, XATTR_NAME_CAPS, value, (size_t)size, 0) < 0)
+		log_warn("the capabilities of file %" PRIu64 " are lost: %s", e->ino,
+			 log_errstr(errno));
+	fremovexattr(a->table_fd, note);
+}
+
+static void absent_restore_all_caps(const struct fs_absent *a)
+{
+	_cleanup_free_ char *list = malloc(XATTR_LIST_MAX);
+	ssize_t n = list ? flistxattr(a->table_fd, list, XATTR_LIST_MAX) : 0;
+
+	for (ssize_t at = 0; at < n; at += (ssize_t)strlen(list + at) + 1)
+		if (strncmp(list + at, NOTE_PREFIX, strlen(NOTE_PREFIX)) == 0)
+			absent_restore_caps(a, list + at);
 }
 
 int fs_absent_adopt(struct fs_absent *a)
@@ -161,6 +241,9 @@ int fs_absent_adopt(struct fs_absent *a)
 	if (fd < 0 || fstat(fd, &st) < 0)
 		return -errno;
 	r = absent_map(a, fd, (size_t)st.st_size / sizeof(struct absent_entry));
+	a->table_fd = steal_fd(&fd);
+	if (!r)
+		absent_restore_all_caps(a);
 	for (size_t i = 0; !r && i < a->nr; i++) {
 		struct absent_entry *e = &a->entries[i];
 
@@ -168,6 +251,7 @@ int fs_absent_adopt(struct fs_absent *a)
 			continue;
 		if (atomic_load(&e->state) == ABSENT_LOADING)
 			absent_restore_times(a, e);
+		atomic_fetch_add(&e->loads, atomic_load(&e->loads) & 1);
 		atomic_store(&e->state, ABSENT_STORED);
 		atomic_fetch_add(&a->left, 1);
 	}
@@ -179,12 +263,11 @@ int fs_absent_adopt(struct fs_absent *a)
 /* NULL: it is all there, or never was in the table. */
 static struct absent_entry *absent_find(struct fs_absent *a, uint64_t ino)
 {
-	const struct absent_entry key = {.ino = ino};
 	struct absent_entry *e;
 
 	if (!a || atomic_load(&a->left) == 0)
 		return NULL;
-	e = bsearch(&key, a->entries, a->nr, sizeof(key), entry_compare);
+	e = entry_find(a, ino);
 	return e && atomic_load(&e->state) != ABSENT_PRESENT ? e : NULL;
 }
 
@@ -203,12 +286,14 @@ static bool absent_begin(struct fs_absent *a, struct absent_entry *e)
 	return begun;
 }
 
-/* From HELD: writing the contents moves the times. */
-static void absent_begin_load(struct fs_absent *a, struct absent_entry *e, const struct stat *st)
+/* From HELD: writing the contents moves the times and takes `caps` away, which stays to the end. */
+static void absent_begin_load(struct fs_absent *a, struct absent_entry *e, const struct stat *st,
+			      struct absent_caps *caps)
 {
 	pthread_mutex_lock(&a->lock);
 	e->times[0] = st->st_atim;
 	e->times[1] = st->st_mtim;
+	DL_APPEND(a->loading, caps);
 	atomic_fetch_add(&e->loads, 1);
 	atomic_store(&e->state, ABSENT_LOADING);
 	pthread_mutex_unlock(&a->lock);
@@ -216,7 +301,14 @@ static void absent_begin_load(struct fs_absent *a, struct absent_entry *e, const
 
 static void absent_end(struct fs_absent *a, struct absent_entry *e, enum absent_state state)
 {
+	struct absent_caps *caps = NULL;
+
 	pthread_mutex_lock(&a->lock);
+	if (atomic_load(&e->state) == ABSENT_LOADING) {
+		DL_SEARCH_SCALAR(a->loading, caps, ino, e->ino);
+		DL_DELETE(a->loading, caps);
+		atomic_fetch_add(&e->loads, 1);
+	}
 	if (state == ABSENT_PRESENT)
 		atomic_fetch_sub(&a->left, 1);
 	atomic_store(&e->state, state);
@@ -224,26 +316,18 @@ static void absent_end(struct fs_absent *a, struct absent_entry *e, enum absent_
 	pthread_mutex_unlock(&a->lock);
 }
 
-/*
- * A write takes file capabilities away, whoever makes it. To be asked before; then what was there,
- * `size` of it, is put back.
- */
-static ssize_t caps_get(int fd, char *value, size_t size)
+static int caps_put_back(int fd, const struct absent_caps *caps)
 {
-	return fgetxattr(fd, XATTR_NAME_CAPS, value, size);
-}
-
-static int caps_put_back(int fd, const char *value, ssize_t size)
-{
-	return size > 0 && fsetxattr(fd, XATTR_NAME_CAPS, value, (size_t)size, 0) < 0 ? -errno : 0;
+	return caps->size > 0 && fsetxattr(fd, XATTR_NAME_CAPS, caps->value, (size_t)caps->size,
+					   0) < 0
+		       ? -errno
+		       : 0;
 }
 
 /* The contents, and capabilities and times as they were. */
-static int absent_load(struct fs_absent *a, struct absent_entry *e)
+static int absent_load(struct fs_absent *a, struct absent_entry *e, struct absent_caps *caps)
 {
 	_cleanup_close_ int fd = fs_handle_open_at(a->lower_fd, &e->handle, O_RDWR);
-	char caps[XATTR_CAPS_SZ];
-	ssize_t caps_size;
 	struct stat st;
 	int r, put;
 
@@ -251,13 +335,15 @@ static int absent_load(struct fs_absent *a, struct absent_entry *e)
 		return fd == -ESTALE ? 0 : fd; /* removed: nobody will ask */
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	caps_size = caps_get(fd, caps, sizeof(caps));
-	absent_begin_load(a, e, &st);
+	caps->size = fgetxattr(fd, XATTR_NAME_CAPS, caps->value, sizeof(caps->value));
+	caps_note(a, caps);
+	absent_begin_load(a, e, &st, caps);
 	r = store_data_read(a->data_fd, e->ino, fd, (uint64_t)st.st_size, &a->stop);
 	/* Half of a file is of no use to anybody, and its room may be. */
 	if (r && st.st_size)
 		fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, st.st_size);
-	put = caps_put_back(fd, caps, caps_size);
+	put = caps_put_back(fd, caps);
+	caps_unnote(a, caps);
 	r = r ? r : put;
 	if (futimens(fd, e->times) < 0 && !r)
 		r = -errno;
@@ -266,12 +352,13 @@ static int absent_load(struct fs_absent *a, struct absent_entry *e)
 
 static int absent_bring(struct fs_absent *a, struct absent_entry *e)
 {
+	struct absent_caps caps = {.ino = e->ino};
 	int r;
 
 	fs_request_may_wait();
 	if (!absent_begin(a, e))
 		return 0;
-	r = absent_load(a, e);
+	r = absent_load(a, e, &caps);
 	absent_end(a, e, r ? ABSENT_STORED : ABSENT_PRESENT);
 	return r;
 }
@@ -328,29 +415,65 @@ static void absent_blocks(struct fs_absent *a, const struct absent_entry *e, boo
 		st->st_blocks = (blkcnt_t)(blocks - 1);
 }
 
+/*
+ * What was asked of a file since `loads` may be of before, while or after its contents came: true,
+ * with the lock held, if nothing began or ended meanwhile.
+ */
+static bool absent_same_lock(struct fs_absent *a, const struct absent_entry *e, uint32_t loads)
+{
+	pthread_mutex_lock(&a->lock);
+	if (atomic_load(&e->loads) == loads && atomic_load(&e->state) != ABSENT_PRESENT)
+		return true;
+	pthread_mutex_unlock(&a->lock);
+	return false;
+}
+
 int fs_absent_stat(struct fs_absent *absent, uint64_t ino, int fd, bool exactly, struct stat *st)
 {
-	for (;;) {
-		struct absent_entry *e = absent_find(absent, ino);
-		uint32_t loads = e ? atomic_load(&e->loads) : 0;
-		bool same;
+	struct absent_entry *e;
+	uint32_t loads;
 
+	do {
+		e = absent_find(absent, ino);
+		loads = e ? atomic_load(&e->loads) : 0;
 		if (fstat(fd, st) < 0)
 			return -errno;
 		if (!e)
 			return 0;
-		pthread_mutex_lock(&absent->lock);
-		same = atomic_load(&e->loads) == loads && atomic_load(&e->state) != ABSENT_PRESENT;
-		if (same && atomic_load(&e->state) == ABSENT_LOADING) {
-			st->st_atim = e->times[0];
-			st->st_mtim = e->times[1];
-		}
-		pthread_mutex_unlock(&absent->lock);
-		if (!same)
-			continue; /* its times may have been looked at in between */
-		absent_blocks(absent, e, exactly, st);
-		return 0;
+	} while (!absent_same_lock(absent, e, loads));
+	if (loads & 1) {
+		st->st_atim = e->times[0];
+		st->st_mtim = e->times[1];
 	}
+	pthread_mutex_unlock(&absent->lock);
+	absent_blocks(absent, e, exactly, st);
+	return 0;
+}
+
+ssize_t fs_absent_caps(struct fs_absent *absent, uint64_t ino, int fd, char *value, size_t size)
+{
+	const struct absent_caps *caps = NULL;
+	struct absent_entry *e;
+	uint32_t loads;
+	ssize_t n;
+
+	do {
+		e = absent_find(absent, ino);
+		loads = e ? atomic_load(&e->loads) : 0;
+		n = getxattr(fs_proc_path(fd).s, XATTR_NAME_CAPS, value, size);
+		if (n < 0)
+			n = -errno;
+		if (!e)
+			return n;
+	} while (!absent_same_lock(absent, e, loads));
+	if (loads & 1)
+		DL_SEARCH_SCALAR(absent->loading, caps, ino, ino);
+	if (caps && caps->size > 0) {
+		n = caps->size;
+		memcpy(value, caps->value, (size_t)n);
+	}
+	pthread_mutex_unlock(&absent->lock);
+	return n;
 }
 
 bool fs_absent_is(struct fs_absent *absent, uint64_t ino)
@@ -424,6 +547,7 @@ void fs_absent_free(struct fs_absent *a)
 	else
 		free(a->entries);
 	free(a->blocks);
+	close_fd(&a->table_fd);
 	pthread_cond_destroy(&a->moved);
 	pthread_mutex_destroy(&a->lock);
 	free(a);

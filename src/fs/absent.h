@@ -63,6 +63,12 @@ void fs_absent_release_empty(struct fs_absent *absent, uint64_t ino);
  */
 int fs_absent_stat(struct fs_absent *absent, uint64_t ino, int fd, bool exactly, struct stat *st);
 
+/*
+ * getxattr(2) of security.capability, which is away while contents come; `size` is at least
+ * XATTR_CAPS_SZ. -errno.
+ */
+ssize_t fs_absent_caps(struct fs_absent *absent, uint64_t ino, int fd, char *value, size_t size);
+
 /* Is it not all there? */
 bool fs_absent_is(struct fs_absent *absent, uint64_t ino);
 

@@ -39,8 +39,7 @@ int snap_take(struct snap *snap, struct fs *fs, int lower_fd);
  * Adds to a picture. keep_size: the contents that go with its present size are not stored. The size
  * that is stored is st's, whatever the file has. 0 or -errno.
  */
-int snap_put_inode(struct snap *snap, const struct fs_ids *ids, int fd, const struct stat *st,
-		   bool keep_size);
+int snap_put_inode(struct snap *snap, struct fs *fs, int fd, const struct stat *st, bool keep_size);
 int snap_put_name(struct snap *snap, uint64_t parent, const char *name, uint64_t id);
 int snap_remove_name(struct snap *snap, uint64_t parent, const char *name);
 int snap_remove_inode(struct snap *snap, uint64_t id);

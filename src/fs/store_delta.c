@@ -48,7 +48,7 @@ static int delta_inode(struct delta *d, uint64_t ino, int fd)
 
 	if (r <= 0)
 		return r;
-	r = fs_hook_stat(fs, ino, fd, "", &shown);
+	r = fs_stat_of(fs, ino, fd, false, &shown);
 	if (r)
 		return r;
 	if (S_ISREG(shown.st_mode)) {
@@ -58,7 +58,7 @@ static int delta_inode(struct delta *d, uint64_t ino, int fd)
 		else
 			keep_size = fs_is_touched(fs, ino);
 	}
-	return snap_put_inode(d->snap, fs->ids, fd, &shown, keep_size);
+	return snap_put_inode(d->snap, fs, fd, &shown, keep_size);
 }
 
 static int delta_parent(struct delta *d, const struct fs_change_name *name)

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <linux/limits.h>
+#include <linux/xattr.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/xattr.h>
@@ -75,15 +76,14 @@ static int64_t to_ns(struct timespec ts)
 	return ns;
 }
 
-static int add_inode(struct snap *snap, const struct fs_ids *ids, int fd, const struct stat *st,
-		     bool keep_size)
+static int add_inode(struct snap *snap, uint64_t id, int fd, const struct stat *st, bool keep_size)
 {
 	struct record rec = {.kind = RECORD_INODE, .keep_size = keep_size};
 	char target[PATH_MAX];
 	ssize_t n = 0;
 
 	rec.inode = (struct db_inode){
-		.id = fs_ids_get(ids, st->st_ino),
+		.id = id,
 		.mode = st->st_mode,
 		.uid = st->st_uid,
 		.gid = st->st_gid,
@@ -102,7 +102,7 @@ static int add_inode(struct snap *snap, const struct fs_ids *ids, int fd, const 
 	return snap_add(snap, &rec, target, NULL);
 }
 
-static int add_xattr(struct snap *snap, int fd, uint64_t ino, const char *name)
+static int add_xattr(struct snap *snap, struct fs *fs, int fd, uint64_t ino, const char *name)
 {
 	struct record rec = {.kind = RECORD_XATTR, .a = (uint32_t)strlen(name), .id = ino};
 	_cleanup_free_ char *value = malloc(XATTR_SIZE_MAX);
@@ -110,32 +110,43 @@ static int add_xattr(struct snap *snap, int fd, uint64_t ino, const char *name)
 
 	if (!value)
 		return -ENOMEM;
-	n = getxattr(fs_proc_path(fd).s, name, value, XATTR_SIZE_MAX);
+	if (strcmp(name, XATTR_NAME_CAPS) == 0) {
+		n = fs_absent_caps(fs->absent, ino, fd, value, XATTR_SIZE_MAX);
+	} else {
+		n = getxattr(fs_proc_path(fd).s, name, value, XATTR_SIZE_MAX);
+		n = n < 0 ? -errno : n;
+	}
 	if (n < 0)
-		return errno == ENODATA ? 0 : -errno; /* xattrs may go meanwhile */
+		return n == -ENODATA ? 0 : (int)n; /* xattrs may go meanwhile */
 	rec.b = (uint32_t)n;
 	return snap_add(snap, &rec, name, value);
 }
 
-static int add_xattrs(struct snap *snap, int fd, uint64_t ino)
+static int add_xattrs(struct snap *snap, struct fs *fs, int fd, uint64_t ino)
 {
+	/* Capabilities are not in the list while contents come, so they are asked for. */
+	bool caps = fs_absent_is(fs->absent, ino);
 	char list[XATTR_LIST_MAX];
 	ssize_t n = listxattr(fs_proc_path(fd).s, list, sizeof(list));
 	int r = 0;
 
 	if (n < 0)
 		return errno == ENOTSUP ? 0 : -errno;
-	for (ssize_t at = 0; !r && at < n; at += (ssize_t)strlen(list + at) + 1)
-		r = add_xattr(snap, fd, ino, list + at);
-	return r;
+	for (ssize_t at = 0; !r && at < n; at += (ssize_t)strlen(list + at) + 1) {
+		if (strcmp(list + at, XATTR_NAME_CAPS) == 0)
+			caps = true;
+		else
+			r = add_xattr(snap, fs, fd, ino, list + at);
+	}
+	return r || !caps ? r : add_xattr(snap, fs, fd, ino, XATTR_NAME_CAPS);
 }
 
-int snap_put_inode(struct snap *snap, const struct fs_ids *ids, int fd, const struct stat *st,
-		   bool keep_size)
+int snap_put_inode(struct snap *snap, struct fs *fs, int fd, const struct stat *st, bool keep_size)
 {
-	int r = add_inode(snap, ids, fd, st, keep_size);
+	const uint64_t ino = fs_ids_get(fs->ids, st->st_ino);
+	int r = add_inode(snap, ino, fd, st, keep_size);
 
-	return r ? r : add_xattrs(snap, fd, fs_ids_get(ids, st->st_ino));
+	return r ? r : add_xattrs(snap, fs, fd, ino);
 }
 
 int snap_put_name(struct snap *snap, uint64_t parent, const char *name, uint64_t id)

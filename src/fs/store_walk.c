@@ -75,12 +75,12 @@ static int seen_before(struct walk *w, const struct stat *st, uint64_t ino)
 static int visit(struct walk *w, int fd, uint64_t ino)
 {
 	struct stat st;
-	int r = fs_hook_stat(w->fs, ino, fd, "", &st);
+	int r = fs_stat_of(w->fs, ino, fd, false, &st);
 
 	if (!r && S_ISREG(st.st_mode))
 		r = add_file(w->snap, ino, fd, &st);
 	if (!r)
-		r = snap_put_inode(w->snap, w->fs->ids, fd, &st, false);
+		r = snap_put_inode(w->snap, w->fs, fd, &st, false);
 	if (!r && S_ISDIR(st.st_mode))
 		r = push_dir(w, fd);
 	return r;

@@ -27,25 +27,42 @@ static void reply_value(fuse_req_t req, ssize_t n, const char *buf, size_t size)
 		fuse_reply_buf(req, buf, (size_t)n);
 }
 
+/* getxattr(2); of a file whose contents come as it was and will be. -errno. */
+static ssize_t get_value(struct fs *fs, uint64_t ino, const struct fs_ref *ref, const char *name,
+			 char *buf, size_t size)
+{
+	char caps[XATTR_CAPS_SZ];
+	ssize_t n;
+
+	if (strcmp(name, XATTR_NAME_CAPS) == 0 && fs_absent_is(fs->absent, ino)) {
+		n = fs_absent_caps(fs->absent, ino, ref->fd, caps, sizeof(caps));
+		if (n > 0 && size && (size_t)n > size)
+			return -ERANGE;
+		if (n > 0 && size)
+			memcpy(buf, caps, (size_t)n);
+		return n;
+	}
+	n = ref->backing ? fgetxattr(ref->fd, name, buf, size)
+			 : getxattr(fs_proc_path(ref->fd).s, name, buf, size);
+	return n < 0 ? -errno : n;
+}
+
 static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	_cleanup_free_ char *buf = size ? malloc(size) : NULL;
 	ssize_t n = size && !buf ? -ENOMEM : fs_inode_ref(fs_of(req), ino, &ref);
 
-	if (!n) {
-		n = ref.backing ? fgetxattr(ref.fd, name, buf, size)
-				: getxattr(fs_proc_path(ref.fd).s, name, buf, size);
-		if (n < 0)
-			n = -errno;
-	}
+	if (!n)
+		n = get_value(fs_of(req), ino, &ref, name, buf, size);
 	reply_value(req, n, buf, size);
 }
 
-static bool list_has_trusted(const char *list, size_t len)
+/* A name that begins with this. */
+static bool list_has(const char *list, size_t len, const char *prefix)
 {
 	for (size_t at = 0; at < len; at += strlen(list + at) + 1) {
-		if (strncmp(list + at, XATTR_TRUSTED_PREFIX, XATTR_TRUSTED_PREFIX_LEN) == 0)
+		if (strncmp(list + at, prefix, strlen(prefix)) == 0)
 			return true;
 	}
 	return false;
@@ -65,18 +82,35 @@ static size_t list_hide_trusted(char *list, size_t len)
 	return kept;
 }
 
+/* All names, into room for XATTR_LIST_MAX, with that of capabilities that are away. -errno. */
+static ssize_t list_names(struct fs *fs, uint64_t ino, int fd, char *list)
+{
+	char caps[XATTR_CAPS_SZ];
+	ssize_t n;
+
+	/* In this order: they may be put back meanwhile, and the name must not be there twice. */
+	if (fs_absent_is(fs->absent, ino) &&
+	    fs_absent_caps(fs->absent, ino, fd, caps, sizeof(caps)) > 0) {
+		n = listxattr(fs_proc_path(fd).s, list, XATTR_LIST_MAX - sizeof(XATTR_NAME_CAPS));
+		if (n >= 0 && !list_has(list, (size_t)n, XATTR_NAME_CAPS)) {
+			memcpy(list + n, XATTR_NAME_CAPS, sizeof(XATTR_NAME_CAPS));
+			n += (ssize_t)sizeof(XATTR_NAME_CAPS);
+		}
+	} else {
+		n = listxattr(fs_proc_path(fd).s, list, XATTR_LIST_MAX);
+	}
+	return n < 0 ? -errno : n;
+}
+
 static void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 {
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	_cleanup_free_ char *list = malloc(XATTR_LIST_MAX);
 	ssize_t n = !list ? -ENOMEM : fs_inode_ref(fs_of(req), ino, &ref);
 
-	if (!n) {
-		n = listxattr(fs_proc_path(ref.fd).s, list, XATTR_LIST_MAX);
-		if (n < 0)
-			n = -errno;
-	}
-	if (n > 0 && list_has_trusted(list, (size_t)n) &&
+	if (!n)
+		n = list_names(fs_of(req), ino, ref.fd, list);
+	if (n > 0 && list_has(list, (size_t)n, XATTR_TRUSTED_PREFIX) &&
 	    !creds_caller_capable(fuse_req_ctx(req)->pid, CAP_SYS_ADMIN))
 		n = (ssize_t)list_hide_trusted(list, (size_t)n);
 	if (n > 0 && size && (size_t)n > size)
