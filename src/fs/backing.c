@@ -4,7 +4,8 @@
  * it with the credentials of the thread that registered the backing file, whoever writes. That
  * thread must not have CAP_FSETID, or no write by any user would ever clear a suid bit. To leave
  * such a bit to those who may, a file that has one when it is opened for writing is written by us,
- * as the caller. (A bit that comes later goes with the next write: the safe side.)
+ * as the caller. (A bit that comes later goes with the next write: the safe side.) So is one that
+ * is opened with O_SYNC or O_DSYNC where there is a store: the kernel tells of no other writes.
  *
  * An inode has one backing file at a time: the kernel refuses a second one while the first is in
  * use. It stays for a while after the last release, since the next open is often near, but only so
@@ -21,6 +22,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <time.h>
 #include <utlist.h>
 
@@ -210,6 +212,11 @@ static uint64_t now_ms(void)
 	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
+static bool writes_are_synced(const struct fs *fs, const struct fuse_file_info *fi)
+{
+	return fs->store && ((fi->flags & O_DSYNC) || (fs->mount_flags & MS_SYNCHRONOUS));
+}
+
 static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, bool maps,
 		       struct fuse_file_info *fi, bool *holes)
 {
@@ -241,7 +248,8 @@ static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, bool maps,
 		inode->backing->direct_ms = now_ms();
 	/* With a backing file: mappings are its, reads and writes come to us. */
 	fi->direct_io = fs->kind == WPFS_KIND_CAPPED ||
-			(is_writer(fi) && (st.st_mode & (S_ISUID | S_ISGID)));
+			(is_writer(fi) &&
+			 ((st.st_mode & (S_ISUID | S_ISGID)) || writes_are_synced(fs, fi)));
 	fi->fh = (uintptr_t)inode->backing | (unsigned)(fi->flags & O_ACCMODE) |
 		 (fi->direct_io ? FS_FH_DIRECT : 0) | (maps ? FS_FH_MAPS : 0);
 	fi->noflush = 1;
@@ -392,7 +400,8 @@ void fs_backing_release(struct fs *fs, uint64_t ino, const struct fuse_file_info
 
 void fs_backing_truncated(struct fs *fs, struct fuse_file_info *fi, mode_t mode)
 {
-	if (fs->kind == WPFS_KIND_CAPPED || (mode & (S_ISUID | S_ISGID)))
+	if (fs->kind == WPFS_KIND_CAPPED || (mode & (S_ISUID | S_ISGID)) ||
+	    writes_are_synced(fs, fi))
 		return;
 	fi->direct_io = 0;
 	fi->fh &= ~(uint64_t)FS_FH_DIRECT;
@@ -464,11 +473,6 @@ static bool lease_refused(int fd, short type)
 	return false;
 }
 
-bool fs_backing_in_use(int fd)
-{
-	return lease_refused(fd, F_WRLCK);
-}
-
 int fs_backing_dup(struct fs *fs, uint64_t ino)
 {
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
@@ -503,14 +507,19 @@ static bool may_move(struct fs *fs, struct fs_inode *inode, bool contents)
 	return refused;
 }
 
-bool fs_backing_may_be_written(struct fs *fs, struct fs_inode *inode)
+bool fs_backing_may_be_written(struct fs *fs, uint64_t ino, int fd)
 {
-	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
+	struct fs_shard *shard = fs_shard_of(fs, ino);
+	struct fs_inode *inode;
 	bool may;
 
+	/* Of one that the kernel does not know no open is answered meanwhile either. */
 	pthread_mutex_lock(&shard->backing);
-	may = may_move(fs, inode, true);
+	inode = fs_inode_get(fs, ino);
+	may = inode ? may_move(fs, inode, true) : lease_refused(fd, F_WRLCK);
 	pthread_mutex_unlock(&shard->backing);
+	if (inode)
+		fs_inode_forget(fs, ino, 1);
 	return may;
 }
 

@@ -76,6 +76,19 @@ static ssize_t write_as_caller(fuse_req_t req, int fd, struct fuse_bufvec *in, o
 	return n;
 }
 
+/* What was written is durable before the answer; `len` bytes of it. */
+static void reply_synced(fuse_req_t req, struct fs_wait *wait)
+{
+	int r;
+
+	fs_request_may_wait();
+	r = fs_store_sync_file(fs_of(req), wait->ino);
+	if (r)
+		fuse_reply_err(req, -r);
+	else
+		fuse_reply_write(req, (size_t)wait->len);
+}
+
 static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
 			 struct fuse_file_info *fi)
 {
@@ -96,6 +109,8 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
 	fs_hook_io_end(fs, ino, (uint64_t)off, size, FS_IO_WRITE, n >= 0);
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
+	else if (fs->store && (fi->flags & O_DSYNC))
+		fs_wait_in(req, &(struct fs_wait){.ino = ino, .len = n}, reply_synced);
 	else
 		fuse_reply_write(req, (size_t)n);
 }

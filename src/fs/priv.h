@@ -388,12 +388,6 @@ int fs_backing_replace(struct fs *fs, struct fs_inode *inode, int fd);
 /* A duplicate of its descriptor, if there is one; else -1. */
 int fs_backing_dup(struct fs *fs, uint64_t ino);
 
-/*
- * Has anybody but the caller the lower file behind `fd`, which is not a backing file? Not to be
- * asked about a file that somebody may be opening.
- */
-bool fs_backing_in_use(int fd);
-
 /* What is left when no request comes any more: the kernel may drop the last releases. */
 void fs_backings_free(struct fs *fs);
 
@@ -418,15 +412,13 @@ double fs_backing_made_timeout(struct fs *fs, struct fs_inode *inode, const stru
 /* Is it open for writing, as far as requests told? */
 bool fs_backing_has_writers(struct fs *fs, uint64_t ino);
 
-/* Might somebody write to the file without a request? Surely not: never again without an open. */
-bool fs_backing_may_be_written(struct fs *fs, struct fs_inode *inode);
-
 /*
- * Has anybody but us the file of this backing descriptor open or mapped shared? A lease tells,
- * which is given back at once: an open just then waits for that, or with O_NONBLOCK fails with
- * EWOULDBLOCK; so ask only about files that nobody should have.
+ * Might somebody write to the file without a request? Surely not: never again without an open. `fd`
+ * is the lower file, opened by the caller for reading. Leases tell, each given back at once: an
+ * open just then would wait for that, or with O_NONBLOCK fail with EWOULDBLOCK, so they are asked
+ * for only while no such open is answered.
  */
-bool fs_backing_in_use(int backing_fd);
+bool fs_backing_may_be_written(struct fs *fs, uint64_t ino, int fd);
 
 /* ---- changes.c: without a store nothing is noted ------------------------------------------ */
 

@@ -71,19 +71,8 @@ static void flush_let_go(struct flush *flush, uint64_t ino)
 /* May somebody change its contents from now on without a request? Asked before they are read. */
 static bool flush_in_use(struct flush *flush, uint64_t ino, int fd)
 {
-	struct fs *fs = flush->store->fs;
-	struct fs_inode *inode;
-	bool in_use;
-
-	if (flush->final)
-		return false;
-	inode = fs_inode_get(fs, ino);
-	if (!inode)
-		return fs_backing_in_use(fd); /* of before this daemon, or nobody */
 	/* On a capped mount clients map our own descriptor, and no lease tells of that. */
-	in_use = fs_backing_may_be_written(fs, inode);
-	fs_inode_forget(fs, ino, 1);
-	return in_use;
+	return !flush->final && fs_backing_may_be_written(flush->store->fs, ino, fd);
 }
 
 static void flush_step(void *ctx, size_t len)

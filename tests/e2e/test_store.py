@@ -75,6 +75,28 @@ def test_what_was_synced_is_there(kept):
     assert not (kept.mnt / "later").exists()
 
 
+@pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC, 0], ids=["O_SYNC", "O_DSYNC", "mounted"])
+def test_what_was_written_synchronously_is_there(make_wpfs, flag):
+    """Without an fsync, also where somebody else has the file open or mapped."""
+    wpfs = make_wpfs(store=True, options=["flush=0"] + ([] if flag else ["sync"]))
+    path = wpfs.mnt / "f"
+    path.touch()
+    other = os.open(path, os.O_RDWR)
+    fd = os.open(path, os.O_RDWR | flag)
+    os.pwrite(other, b"." * 3 * PAGE, 0)
+    with mmap.mmap(other, 3 * PAGE) as theirs, mmap.mmap(fd, 3 * PAGE) as ours:
+        theirs[PAGE] = ord("t")
+        ours[PAGE + 1] = ord("o")
+        assert os.pwrite(fd, b"synced", 2 * PAGE) == 6
+        assert theirs[2 * PAGE:2 * PAGE + 6] == b"synced" and os.pread(fd, 2, PAGE) == b"to"
+        theirs[0] = ord("l")  # nobody asked for that
+    os.close(fd)
+    os.close(other)
+    wpfs.lose_power()
+    wpfs.restart()
+    assert path.read_bytes() == (b"." * PAGE + b"to".ljust(PAGE, b".") + b"synced".ljust(PAGE, b"."))
+
+
 def test_synced_again_and_again(kept):
     path = kept.mnt / "f"
     with open(path, "w+b") as file:
@@ -571,6 +593,60 @@ def test_capabilities_and_set_user_id_are_those_of_before(make_wpfs):
         assert os.getxattr(wpfs.mnt / name, "security.capability") == CAPABILITY
     assert "security.capability" not in os.listxattr(wpfs.mnt / "f32")
     assert (wpfs.mnt / "f33").stat().st_mode & 0o7777 == 0o6755
+
+
+def coming(make_wpfs):
+    """A mount whose only file is on its way from the store, half of it written; and who holds that up."""
+    wpfs = make_wpfs(store=True, options=["flush=0"])
+    path, contents = wpfs.mnt / "f", os.urandom(3 << 20)
+    path.write_bytes(contents)
+    os.setxattr(path, "security.capability", CAPABILITY)
+    os.utime(path, ns=(10**18 + 1, 10**18 + 2))
+    wpfs.umount()
+    control = powerloss.watch(wpfs)
+    control.pause_before("R", False, nth=2)
+    wpfs.restart()
+    proc.wait_for(lambda: control.paused, harness.SECONDS, "it comes in the background")
+    return wpfs, control, contents
+
+
+def is_as_before(path, contents=None):
+    assert (path.stat().st_atime_ns, path.stat().st_mtime_ns) == (10**18 + 1, 10**18 + 2)
+    assert os.getxattr(path, "security.capability") == CAPABILITY
+    assert "security.capability" in os.listxattr(path)
+    assert contents is None or path.read_bytes() == contents
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+def test_stored_while_they_come(make_wpfs, adopted):
+    """A picture of the tree has the file as it was, and not as it is half way."""
+    wpfs, control, contents = coming(make_wpfs)
+    is_as_before(wpfs.mnt / "f")
+    if adopted:
+        wpfs.kill9()
+        control.put(13, 0)  # nobody waits any more
+        control.pause_before("R", False, nth=2)
+        wpfs.restart()
+        proc.wait_for(lambda: control.paused, harness.SECONDS, "it comes in the background")
+    os.rename(wpfs.mnt / "f", wpfs.mnt / "g")
+    sync(wpfs.mnt)
+    is_as_before(wpfs.mnt / "g")
+    wpfs.lose_power()
+    control.go()
+    wpfs.restart()
+    is_as_before(wpfs.mnt / "g", contents)
+
+
+def test_the_daemon_dies_while_they_come(make_wpfs):
+    wpfs, control, contents = coming(make_wpfs)
+    wpfs.kill9()
+    control.go()
+    wpfs.restart()
+    is_as_before(wpfs.mnt / "f", contents)
+    os.removexattr(wpfs.mnt / "f", "security.capability")
+    wpfs.kill9()
+    wpfs.restart()
+    assert "security.capability" not in os.listxattr(wpfs.mnt / "f")
 
 
 def test_the_daemon_dies_before_they_came(make_wpfs):
