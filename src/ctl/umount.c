@@ -259,14 +259,34 @@ out:
 	return r;
 }
 
+static bool is_last_mount(const struct unmounter *u)
+{
+	struct mountinfo_list list;
+	bool last;
+
+	last = mountinfo_read(&list) == 0 && mountinfo_count(&list, u->dev) == 0;
+	mountinfo_free(&list);
+	return last;
+}
+
+/*
+ * With -f a first try has ended the connection, though it was EBUSY: what others have open gives
+ * them errors only. So it is detached then, as the daemon does when it sees that, at the same time.
+ */
 static int unmount(struct unmounter *u)
 {
 	int64_t deadline = now_ms() + BUSY_WAIT_MS;
-	int r;
+	int r, flags = u->flags;
 
 	for (;;) {
 		settle(u);
-		if (umount2(u->target, u->flags | UMOUNT_NOFOLLOW) == 0)
+		if (umount2(u->target, flags | UMOUNT_NOFOLLOW) == 0)
+			return 0;
+		if (errno == EBUSY && (flags & MNT_FORCE) && !(flags & MNT_DETACH)) {
+			flags |= MNT_DETACH;
+			continue;
+		}
+		if (errno == EINVAL && (flags & MNT_FORCE) && is_last_mount(u))
 			return 0;
 		if (errno != EBUSY) {
 			ctl_say("%s: cannot unmount: %s%s", u->target, log_errstr(errno),
@@ -277,16 +297,6 @@ static int unmount(struct unmounter *u)
 		if (r)
 			return r;
 	}
-}
-
-static bool is_last_mount(const struct unmounter *u)
-{
-	struct mountinfo_list list;
-	bool last;
-
-	last = mountinfo_read(&list) == 0 && mountinfo_count(&list, u->dev) == 0;
-	mountinfo_free(&list);
-	return last;
 }
 
 /* How far its last flush is, as src/wpfs/ending.c notes it. False: it has not begun. */

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """umount.fuse.wpfs: who keeps a mount busy, and what it waits for."""
 
+import ctypes
+import errno
 import os
 import subprocess
 
@@ -129,6 +131,93 @@ def test_relative_path_and_slash(make_wpfs):
     assert done.returncode == 0, done.stderr
     assert proc.is_over(wpfs.pidfd, harness.SECONDS)
     assert wpfs._reaped() == 0
+
+
+# ---- while programs make requests
+
+LOAD = """
+import errno, mmap, os, sys
+me, n = sys.argv[2], 0
+os.chdir(sys.argv[1])
+here = os.open(".", os.O_RDONLY)
+try:
+    while True:
+        fd = os.open(f"{me}.{n}", os.O_CREAT | os.O_RDWR)
+        os.write(fd, f"{me}.{n}".encode() * 2000)
+        os.ftruncate(fd, 20000)
+        with mmap.mmap(fd, 4096) as view:
+            view[0] = ord("+")
+        if n % 8 == 0:
+            os.fsync(fd)
+            print(n, flush=True)
+        os.close(fd)
+        os.statvfs(".")
+        os.rename(f"{me}.{n}", f"{me}.{n}.r")
+        assert f"{me}.{n}.r" in os.listdir(here)
+        if n % 8:
+            os.unlink(f"{me}.{n}.r")
+        n += 1
+except OSError as problem:
+    print(errno.errorcode[problem.errno], flush=True)
+"""
+
+
+def load(wpfs):
+    """Programs that are at it: each has synced something."""
+    programs = [wpfs.spawn_bare("/usr/bin/python3", "-c", LOAD, wpfs.mnt, n) for n in range(4)]
+    return programs, [int(program.read()) for program in programs]
+
+
+def holds_what_was_synced(wpfs, synced):
+    assert wpfs.wpctl_json("check", target=wpfs.store)["findings"] == []
+    wpfs.restart()
+    for me, last in enumerate(synced):
+        for n in range(0, last + 1, 8):
+            paths = [wpfs.mnt / f"{me}.{n}", wpfs.mnt / f"{me}.{n}.r"]
+            (path,) = [path for path in paths if path.exists()]
+            assert path.read_bytes() == b"+" + (f"{me}.{n}".encode() * 2000)[1:20000].ljust(19999, b"\0")
+
+
+def test_busy_under_load(make_wpfs):
+    """In order it cannot be unmounted, and no request is any the worse for it."""
+    wpfs = make_wpfs(store=True)
+    programs, _ = load(wpfs)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for _ in range(20):
+        assert libc.umount2(os.fsencode(wpfs.mnt), 0) == -1 and ctypes.get_errno() == errno.EBUSY
+        synced = [int(program.read()) for program in programs]
+    refused(umount(wpfs.mnt), "in use", *(f"(pid {program.pid})" for program in programs))
+    for program in programs:
+        program.kill9()
+    wpfs.umount()
+    holds_what_was_synced(wpfs, synced)
+
+
+@pytest.mark.parametrize("how", ["-f", "-l", "-fl"])
+def test_unmounted_under_load(make_wpfs, how):
+    """With -f requests fail; with -l the programs go on, and the store is written when they have ended."""
+    wpfs = make_wpfs(store=True)
+    programs, synced = load(wpfs)
+    assert umount(how, wpfs.mnt).returncode == 0
+    assert not wpfs.is_mounted()
+    for me, program in enumerate(programs):
+        for _ in range(10):
+            line = program.read()
+            if not line.isdigit():
+                break
+            synced[me] = int(line)
+        if how == "-l":
+            assert line.isdigit() and not proc.is_over(wpfs.pidfd, 0)
+            program.kill9()
+        else:
+            while line.isdigit():
+                line = program.read()
+            assert line in ("ECONNABORTED", "ENOTCONN", "ENODEV", "EIO")
+            program.wait()
+    assert proc.is_over(wpfs.pidfd, harness.SECONDS), "it ends by itself"
+    assert wpfs._reaped() == 0
+    assert not (harness.RUN_DIR / wpfs.id).exists()
+    holds_what_was_synced(wpfs, synced)
 
 
 INSTALLED = """
