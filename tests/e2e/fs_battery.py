@@ -436,6 +436,50 @@ def allocation():
 
 
 @case
+def far_offsets():
+    """At the last byte that an offset can tell, and around it."""
+    seen = []
+    end = 2**63 - 1
+    fd = os.open("f", os.O_RDWR | os.O_CREAT)
+    for at in (end - 4096, end - 1, end, 2**62):
+        lock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
+        from_end = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_END, at, 10, 0)
+        seen.append([at, attempt(os.lseek, fd, at, os.SEEK_SET), attempt(os.lseek, fd, 1, os.SEEK_CUR),
+                     attempt(os.lseek, fd, at, os.SEEK_END), attempt(os.lseek, fd, at, os.SEEK_DATA),
+                     attempt(call, "pread", fd, "x" * 10, 4, at), attempt(os.pwrite, fd, b"ab", at), os.fstat(fd).st_size,
+                     attempt(os.ftruncate, fd, at), os.fstat(fd).st_size, attempt(os.truncate, "f", at - 1),
+                     attempt(os.lseek, fd, 0, os.SEEK_END), attempt(os.lseek, fd, 1, os.SEEK_END),
+                     attempt(os.pwrite, fd, b"ab", at), os.fstat(fd).st_size, os.fstat(fd).st_blocks,
+                     attempt(os.lseek, fd, 0, os.SEEK_DATA),
+                     attempt(os.pread, fd, 9, at - 3), attempt(fcntl.lockf, fd, fcntl.LOCK_EX, 10, at),
+                     attempt(fcntl.fcntl, fd, fcntl.F_OFD_SETLK, lock),
+                     attempt(fcntl.fcntl, fd, fcntl.F_SETLK, from_end)])
+        for mode, off, length in ((0, at, 1), (1, at, 4096), (3, at, 1), (3, 0, at), (0, 1, at), (3, at, end)):
+            seen.append((mode, attempt(fallocate, "f", mode, off, length)))
+        os.ftruncate(fd, 0)
+        seen.append(attempt(os.copy_file_range, fd, fd, 10, 0, at))
+    return repr(seen)
+
+
+@case
+def through_two_names():
+    make("f", data=b"f" * 5000)
+    os.mkdir("d")
+    os.link("f", "d/g")
+    first, second = os.open("f", os.O_RDWR), os.open("d/g", os.O_RDWR)
+    with mmap.mmap(first, 4096) as one, mmap.mmap(second, 4096) as two:
+        one[0] = ord("1")
+        os.pwrite(second, b"2", 1)
+        seen = two[0:3], one[0:3], os.pread(first, 3, 0)
+        os.unlink("f")
+        two[2] = ord("3")
+        seen += one[0:3], os.fstat(first).st_nlink, os.fstat(second).st_ino == os.stat("d/g").st_ino
+    os.ftruncate(first, 10)
+    os.rename("d/g", "f")
+    return repr(seen), os.fstat(second).st_size, os.stat("f").st_size, attempt(os.stat, "d/g"), look("f")
+
+
+@case
 def copy_range_and_append():
     make("f", data=bytes(range(256)) * 64)
     source = os.open("f", os.O_RDONLY)

@@ -83,3 +83,23 @@ def test_options(make_wpfs, tmpfs, options):
                 room.f_blocks, room.f_bfree, room.f_bavail, room.f_files, room.f_ffree, room.f_namemax)
 
     assert seen(wpfs.mnt) == seen(model)
+
+
+def test_remount(make_wpfs, tmpfs):
+    """Room and huge pages change, the root's owner and mode do not."""
+    limits = "size=8M,nr_inodes=50,mode=750,uid=3"
+    model, wpfs = tmpfs(limits), make_wpfs(options=limits.split(","))
+
+    def seen(top):
+        fresh = f"{top}/f{len(os.listdir(top))}"
+        with open(fresh, "wb") as file:
+            file.write(b"x")
+        root, room, new = os.stat(top), os.statvfs(top), os.stat(fresh)
+        return (oct(root.st_mode), root.st_uid, root.st_gid, room.f_blocks, room.f_bfree, room.f_files, room.f_ffree,
+                new.st_blocks, new.st_blksize)
+
+    for options in ("huge=always", "size=12M,huge=always", "huge=never", "mode=700,uid=5,gid=6,nr_inodes=60"):
+        subprocess.run(["mount", "-o", f"remount,{options}", model], check=True)
+        done = wpfs.command(harness.WPFS, "none", wpfs.mnt, "-o", f"rw,remount,{options}")
+        assert done.returncode == 0, done.stderr
+        assert seen(wpfs.mnt) == seen(model), options

@@ -230,7 +230,7 @@ static void op_flock(struct side *s, const struct params *p, struct answer *a)
 static void op_lock(struct side *s, const struct params *p, struct answer *a)
 {
 	static const short types[] = {F_RDLCK, F_WRLCK, F_UNLCK};
-	static const int commands[] = {F_OFD_SETLK, F_OFD_SETLK, F_OFD_GETLK, F_GETLK};
+	static const int commands[] = {F_OFD_SETLK, F_OFD_SETLK, F_OFD_GETLK, F_GETLK, F_SETLK};
 	struct flock lock = {.l_type = PICK(types, p->n[0]),
 			     .l_whence = SEEK_SET,
 			     .l_start = PICK(offsets, p->n[1]),
@@ -239,10 +239,10 @@ static void op_lock(struct side *s, const struct params *p, struct answer *a)
 
 	if (is_mapped(s, s->fd[p->slot]))
 		return;
-	if (lock.l_type == F_UNLCK && command != F_OFD_SETLK)
+	if (lock.l_type == F_UNLCK && (command == F_OFD_GETLK || command == F_GETLK))
 		lock.l_type = F_WRLCK;
 	say_result(a, fcntl(s->fd[p->slot], command, &lock), false);
-	if (command != F_OFD_SETLK)
+	if (command == F_OFD_GETLK || command == F_GETLK)
 		say(a, " %d %lld+%lld", lock.l_type, (long long)lock.l_start,
 		    (long long)lock.l_len);
 }
