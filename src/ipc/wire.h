@@ -46,7 +46,8 @@ enum wpfs_op {
 	WPFS_OP_UNMAP,	  /* wpfs_range -> status; the range is read-only already */
 	WPFS_OP_REMOVE,	  /* wpfs_range -> status; MADV_REMOVE follows */
 	WPFS_OP_MSYNC,	  /* wpfs_range -> status; the marks of this mm are durable, and contents of
-			   * what it maps there. Also on a CTL connection that it made */
+			   * what it maps there. Also on a CTL connection that it made; then of
+			   * one that is not tracked the contents */
 	WPFS_OP_UFFD_PRE, /* wpfs_uffd_range -> status; UFFDIO_REGISTER of any mode follows */
 	WPFS_OP_UFFD_POST,  /* wpfs_uffd_range + the program's uffd -> status; mode has WP */
 	WPFS_OP_UFFD_UNREG, /* wpfs_uffd_range -> status; UFFDIO_UNREGISTER was done, mode 0; or

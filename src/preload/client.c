@@ -12,6 +12,8 @@
 #include <sys/time.h>
 #include <sys/un.h>
 
+#include "preload/calls.h"
+
 #define SOCK_NUMBER 512 /* wanted: out of the way of programs that count from 3 */
 
 static int set_timeout(int sock, int which, unsigned seconds)
@@ -35,24 +37,26 @@ int client_move_high(int fd)
 	return fd;
 }
 
-int client_connect(const char *id)
+int client_socket(void)
+{
+	int sock = (int)raw(socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	return sock < 0 ? sock : client_move_high(sock);
+}
+
+int client_join(int sock, const char *id, unsigned seconds)
 {
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
 	struct ucred peer;
 	socklen_t peer_len = sizeof(peer);
 	size_t at;
 	long err;
-	int sock;
 
 	at = text_copy(addr.sun_path, WPFS_RUN_DIR "/", sizeof(addr.sun_path));
 	at += text_copy(addr.sun_path + at, id, sizeof(addr.sun_path) - at);
 	text_copy(addr.sun_path + at, "/sock", sizeof(addr.sun_path) - at);
 
-	sock = (int)raw(socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	if (sock < 0)
-		return sock;
-	sock = client_move_high(sock);
-	err = set_timeout(sock, SO_SNDTIMEO, CLIENT_TIMEOUT_S);
+	err = set_timeout(sock, SO_SNDTIMEO, seconds);
 	if (!err)
 		err = set_timeout(sock, SO_RCVTIMEO, CLIENT_TIMEOUT_S);
 	if (!err)
@@ -61,11 +65,20 @@ int client_connect(const char *id)
 		err = raw(getsockopt, sock, SOL_SOCKET, SO_PEERCRED, &peer, &peer_len);
 	if (!err && peer.uid != 0)
 		err = -EPERM;
-	if (err) {
-		raw(close, sock);
-		return err == -EAGAIN ? -ETIMEDOUT : (int)err;
-	}
-	return sock;
+	return err == -EAGAIN ? -ETIMEDOUT : (int)err;
+}
+
+int client_connect(const char *id)
+{
+	int sock = client_socket(), err;
+
+	if (sock < 0)
+		return sock;
+	err = client_join(sock, id, CLIENT_TIMEOUT_S);
+	if (!err)
+		return sock;
+	raw(close, sock);
+	return err;
 }
 
 static int call_send(int sock, uint32_t seq, const struct client_call *call)
@@ -182,6 +195,13 @@ static int call_receive(int sock, uint32_t seq, struct client_call *call)
 	return 0;
 }
 
+static _Atomic uint32_t patient; /* threads */
+
+bool client_is_patient(void)
+{
+	return atomic_load(&patient) != 0 || calls_nr() != 0;
+}
+
 int client_call(int sock, uint32_t seq, struct client_call *call)
 {
 	int err;
@@ -189,14 +209,23 @@ int client_call(int sock, uint32_t seq, struct client_call *call)
 	for (int i = 0; i < CLIENT_FDS; i++)
 		call->fds[i] = -1;
 	/* Not at every call: a program's seccomp filter may not know setsockopt(2). */
-	if (call->patient)
+	if (call->patient) {
+		atomic_fetch_add(&patient, 1);
 		set_timeout(sock, SO_RCVTIMEO, CLIENT_PATIENCE_S);
+	}
 	err = call_send(sock, seq, call);
 	if (!err)
 		err = call_receive(sock, seq, call);
-	if (call->patient)
+	if (call->patient) {
 		set_timeout(sock, SO_RCVTIMEO, CLIENT_TIMEOUT_S);
+		atomic_fetch_sub(&patient, 1);
+	}
 	return err;
+}
+
+void client_forked(void)
+{
+	atomic_store(&patient, 0);
 }
 
 int client_tell(int sock, uint32_t seq, const struct client_call *call)

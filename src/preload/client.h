@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The shim's own, libc-free end of ipc/wire.h. Callers hold the shim's lock. */
+/* The shim's own, libc-free end of ipc/wire.h. Callers hold the shim's lock, or know of calls.h. */
 #ifndef WPFS_PRELOAD_CLIENT_H
 #define WPFS_PRELOAD_CLIENT_H
 
@@ -30,6 +30,11 @@ struct client_call {
  */
 int client_connect(const char *id);
 
+/* The same in two steps. A descriptor or -errno; 0 or -errno, -ETIMEDOUT: not in so many seconds,
+ * and may be tried again. */
+int client_socket(void);
+int client_join(int sock, const char *id, unsigned seconds);
+
 /*
  * Sends the request and waits for its reply. 0 or -errno: -ETIMEDOUT = it hangs; -EPIPE = it is
  * gone; -EPROTO = it talks nonsense; -EPROTONOSUPPORT = it is of another version; -EMFILE = no
@@ -37,6 +42,13 @@ int client_connect(const char *id);
  * On an error fds are all -1; after all but -EMFILE close the socket.
  */
 int client_call(int sock, uint32_t seq, struct client_call *call);
+
+/* Does a thread wait for such an answer? Who asks of the same daemon may have to wait along. No
+ * lock. */
+bool client_is_patient(void);
+
+/* In a fork child: none does. */
+void client_forked(void);
 
 /* Sends the request, of an op that has no reply. 0 or -errno, as above. */
 int client_tell(int sock, uint32_t seq, const struct client_call *call);

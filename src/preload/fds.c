@@ -2,8 +2,8 @@
 /*
  * A program that closes all descriptors but its own must not lose its daemon, and must see what it
  * would see without the shim: to it the numbers of what is ours (the socket; on a capped mount a
- * userfaultfd) are not open. When it puts something else on such a number, ours moves out of its
- * way.
+ * userfaultfd; those of calls.h) are not open. When it puts something else on such a number, ours
+ * moves out of its way.
  */
 #include "preload/fds.h"
 
@@ -13,6 +13,7 @@
 #include <sys/resource.h>
 
 #include "preload/attach.h"
+#include "preload/calls.h"
 #include "preload/client.h"
 #include "preload/ranges.h"
 #include "preload/filter.h"
@@ -29,7 +30,7 @@ static _Atomic uint32_t uffds_used; /* slots that were ever used */
 
 void fds_changed(void)
 {
-	uint32_t nr = 0;
+	uint32_t nr = calls_nr();
 
 	for (int i = 0; i < SHIM_MOUNTS; i++)
 		nr += (atomic_load(&shim.mounts[i].sock) >= 0) +
@@ -59,7 +60,7 @@ bool fds_hit(unsigned first, unsigned last)
 		if (is_within(fd, first, last))
 			return true;
 	}
-	return false;
+	return calls_lowest(first, last) >= 0;
 }
 
 void fds_add_uffd(int fd, uint32_t mount)
@@ -132,7 +133,7 @@ long fds_close(int fd)
 
 	if (fd < 0 || !fds_hit((unsigned)fd, (unsigned)fd) || !shim_lock(&guard))
 		return raw(close, fd);
-	if (!ours_at((unsigned)fd)) {
+	if (!ours_at((unsigned)fd) && calls_lowest((unsigned)fd, (unsigned)fd) < 0) {
 		uffds_close((unsigned)fd, (unsigned)fd);
 		ret = raw(close, fd);
 	}
@@ -205,6 +206,10 @@ long fds_dup3(int old, int fd, int flags, bool is_dup2)
 	    !(fds_hit((unsigned)fd, (unsigned)fd) || fds_hit((unsigned)old, (unsigned)old)) ||
 	    (flags & ~O_CLOEXEC) || raw_failed(raw(fcntl, old, F_GETFD)) || !shim_lock(&guard))
 		return real_dup3(old, fd, flags, is_dup2);
+	if (!calls_send_away(fd)) {
+		shim_leave(&guard);
+		return real_dup3(old, fd, flags, is_dup2);
+	}
 	ours = ours_at((unsigned)fd);
 	if (ours) {
 		/* Where it is now will be closed by the call; without a copy the next need
@@ -225,7 +230,7 @@ long fds_dup3(int old, int fd, int flags, bool is_dup2)
 /* Lowest of ours in [first, last], or -1. */
 static int lowest_ours(unsigned first, unsigned last)
 {
-	int lowest = -1;
+	int lowest = calls_lowest(first, last);
 
 	for (int i = 0; i < SHIM_MOUNTS; i++) {
 		const int both[] = {atomic_load(&shim.mounts[i].sock),

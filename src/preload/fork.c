@@ -12,6 +12,8 @@
 #include <pthread.h>
 
 #include "preload/attach.h"
+#include "preload/calls.h"
+#include "preload/client.h"
 #include "preload/fds.h"
 #include "preload/ranges.h"
 #include "preload/witness.h"
@@ -57,12 +59,17 @@ static void after_in_child(void)
 {
 	struct shim_guard mine;
 
-	if (!is_mine())
+	if (!is_mine()) {
+		/* Who had it is not here; a thread of this process may be given its number. */
+		atomic_store(&held, false);
 		return;
+	}
 	mine = guard;
 	atomic_store(&held, false);
 	shim_adopt();
 	fds_forget_uffds();
+	calls_forget();
+	client_forked();
 	witness_forget();
 	for (uint32_t i = 0; i < SHIM_MOUNTS; i++)
 		mount_forked(&shim.mounts[i], ranges_of_mount(i, false));

@@ -205,7 +205,7 @@ int mount_call(struct mount *mount, enum wpfs_op op, const void *body, size_t bo
 		.body_len = body_len,
 		.send_fds = send_fd,
 		.nr_send_fds = send_fd ? 1 : 0,
-		.patient = op == WPFS_OP_MSYNC,
+		.patient = op == WPFS_OP_MSYNC || client_is_patient(),
 		.reply = reply,
 		.reply_len = reply_len,
 	};

@@ -10,7 +10,8 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "fs/store.h"
-#include "track/internal.h"
+#include "track/residency.h"
+#include "uffd/maps.h"
 
 /* A request that is being seen to. */
 struct durable {
@@ -67,9 +68,10 @@ static void durable_files(struct durable *d, const struct mm *mm, const struct w
 	}
 }
 
-static int durable_start(struct request *rq, const struct tmm *tm)
+/* Does `mm` map files of the mount? Their contents are made durable by a thread that answers. */
+static int durable_start(struct request *rq, const struct mm *mm)
 {
-	struct durable *d = calloc(1, sizeof(*d) + tm->mm.nr_vmas * sizeof(d->inos[0]));
+	struct durable *d = calloc(1, sizeof(*d) + mm->nr_vmas * sizeof(d->inos[0]));
 	struct track *t = rq->t;
 	pthread_attr_t attr;
 	pthread_t thread;
@@ -80,7 +82,7 @@ static int durable_start(struct request *rq, const struct tmm *tm)
 	d->t = t;
 	d->client = rq->c->id_nr;
 	d->hdr = *rq->hdr;
-	durable_files(d, &tm->mm, rq->body);
+	durable_files(d, mm, rq->body);
 	pthread_mutex_lock(&t->durable_lock);
 	t->nr_durable++;
 	pthread_mutex_unlock(&t->durable_lock);
@@ -97,21 +99,55 @@ static int durable_start(struct request *rq, const struct tmm *tm)
 	return -r;
 }
 
+/*
+ * Who asks is not tracked (any more): given up after a time-out, or unknown to this daemon. It has
+ * no marks; its contents are those of the files that the kernel shows.
+ */
+static int durable_start_untracked(struct request *rq)
+{
+	struct track *t = rq->t;
+	struct maps_list maps = {0};
+	struct mm mm = {0};
+	int r = maps_read(rq->c->id.pid, t->devs, t->nr_devs, &maps);
+
+	if (r == 0)
+		mm.vmas = calloc(maps.nr + 1, sizeof(*mm.vmas));
+	if (r == 0 && !mm.vmas)
+		r = -ENOMEM;
+	for (size_t i = 0; r == 0 && i < maps.nr; i++) {
+		const struct maps_vma *m = &maps.vmas[i];
+
+		if (m->shared)
+			mm.vmas[mm.nr_vmas++] = (struct mm_vma){
+				.start = m->start, .end = m->end, .file = m->ino, .dev = m->dev};
+	}
+	if (r == 0) {
+		residency_translate(t, mm.vmas, mm.nr_vmas);
+		r = mm.nr_vmas ? durable_start(rq, &mm) : -ESRCH;
+	}
+	free(mm.vmas);
+	maps_free(&maps);
+	return r;
+}
+
 void durable_msync(struct request *rq)
 {
 	/* On a connection of its own it says who it is by that. */
-	struct tmm *tm = rq->c->ctl ? self_mm(rq) : rq->c->tmm;
-	int r;
+	struct tmm *tm = rq->c->ctl ? self_find(rq) : rq->c->tmm;
+	int r = 0;
 
-	if (!tm)
-		return;
-	r = tmm_harvest(rq->t, tm);
-	if (r == 0)
+	if (tm && tm->state == TMM_NEW)
+		r = tmm_enlist(rq->t, tm);
+	if (tm && r == 0)
+		r = tmm_harvest(rq->t, tm);
+	if (tm && r == 0)
 		r = persist_mm(rq->t, tm);
-	if (r == 0)
+	if (tm && r == 0)
 		r = aside_retry(rq->t); /* MS_SYNC asks for what outlives the machine */
+	if (r == 0 && rq->t->stopping && !tm)
+		r = -ESRCH;
 	if (r == 0 && !rq->t->stopping) {
-		r = durable_start(rq, tm);
+		r = tm ? durable_start(rq, &tm->mm) : durable_start_untracked(rq);
 		if (r == 0)
 			return; /* answered by its thread */
 	}

@@ -516,6 +516,8 @@ void events_send(struct track *t);
  * mapped nothing yet gets its row and its name here: what an earlier run of that name left is its.
  */
 struct tmm *self_mm(struct request *rq);
+/* The same without an answer or a row. NULL: that process is not tracked. */
+struct tmm *self_find(struct request *rq);
 void self_protect(struct request *rq);
 void self_unprotect(struct request *rq);
 void self_sync(struct request *rq);

@@ -18,11 +18,10 @@
 #include "ipc/record.h"
 #include "track/internal.h"
 
-struct tmm *self_mm(struct request *rq)
+struct tmm *self_find(struct request *rq)
 {
 	const struct proc_id *id = &rq->c->id;
 	struct tmm *tm;
-	int r = 0;
 
 	life_sweep(rq->t);
 	DL_FOREACH (rq->t->tmms, tm) {
@@ -30,7 +29,16 @@ struct tmm *self_mm(struct request *rq)
 		    tm->program.pid == id->pid && tm->program.start_time == id->start_time)
 			break;
 	}
-	if (!tm || (tm->state == TMM_NEW && !tm->client)) {
+	return tm && tm->state == TMM_NEW && !tm->client ? NULL : tm;
+}
+
+struct tmm *self_mm(struct request *rq)
+{
+	const struct proc_id *id = &rq->c->id;
+	struct tmm *tm = self_find(rq);
+	int r = 0;
+
+	if (!tm) {
 		request_error(rq, -ESRCH, "pid %d is not attached", id->pid);
 		return NULL;
 	}

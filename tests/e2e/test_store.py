@@ -7,6 +7,8 @@ import errno
 import mmap
 import os
 import random
+import select
+import signal
 import sqlite3
 import subprocess
 import threading
@@ -22,6 +24,7 @@ import report
 from mapper import Child, mapped
 
 PAGE = harness.PAGE
+GIVE_UP = 10  # seconds; CLIENT_TIMEOUT_S of the preloaded library
 
 
 @pytest.fixture
@@ -871,6 +874,94 @@ def test_others_go_on_while_one_waits_for_an_msync(make_wpfs):
     wpfs.restart()
     assert report.dirty(wpfs, "t") == {3, 4}
     assert any((wpfs.mnt / "f").read_bytes()[3 * PAGE:4 * PAGE])
+
+
+def sockets(pid):
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:"):
+                found.add(int(fd))
+        except FileNotFoundError:
+            pass
+    return found
+
+
+def silent(program, seconds):
+    return not select.select([program.popen.stdout], [], [], seconds)[0]
+
+
+def test_what_an_msync_is_asked_on(make_wpfs):
+    """A child has no copy of it; closing it does nothing; who wants its number gets that."""
+    wpfs = make_wpfs(store=True, options=["flush=0"], start=False)
+    control = powerloss.watch(wpfs)
+    wpfs.start()
+    program = mapped(wpfs, pages=8)
+    program.order("store 0 3 7")
+    before = sockets(program.pid)
+    control.pause_before("S", database=False)
+    program.order("msync 0 thread")
+    proc.wait_for(lambda: control.paused, harness.SECONDS, "the disk to be waited for")
+    (asked,) = sockets(program.pid) - before
+    child = Child(wpfs, program)
+    assert asked not in sockets(child.pid)
+    child.end()
+    program.order("closeall 3")
+    assert asked in sockets(program.pid)
+    program.order(f"dup 0 {asked}")
+    control.go()
+    assert program.order("msync join") == 0
+    assert asked not in sockets(program.pid)
+    assert os.path.exists(f"/proc/{program.pid}/fd/{asked}"), "closed a descriptor of the program"
+    wpfs.lose_power()
+    wpfs.restart()
+    assert any((wpfs.mnt / "f").read_bytes()[3 * PAGE:4 * PAGE])
+
+
+def test_an_msync_waits_for_a_daemon_that_stands_still(make_wpfs):
+    """As for a disk; who has to do with the same daemon meanwhile waits along, and is tracked."""
+    wpfs = make_wpfs(store=True, options=["flush=0"])
+    program, confined = mapped(wpfs, pages=8), mapped(wpfs, "c", path="g", pages=8)
+    program.order("store 0 3 7")
+    proc.stop(wpfs.pid)
+    try:
+        for one, order in ((program, f"map 1 0 0 {8 * PAGE}"), (confined, "seccomp")):
+            before = sockets(one.pid)
+            one.order("msync 0 thread")
+            proc.wait_for(lambda: sockets(one.pid) - before, harness.SECONDS, "it to ask")
+            one.send(order)
+        assert silent(program, GIVE_UP + 5) and silent(confined, 0)
+    finally:
+        os.kill(wpfs.pid, signal.SIGCONT)
+    for one in (program, confined):
+        assert one.read().startswith("ok ")
+        assert one.order("msync join") == 0
+        assert one.stderr() == ""
+    program.order("store 1 4 7")
+    assert report.dirty(wpfs, "t") == {3, 4}
+    wpfs.lose_power()
+    wpfs.restart()
+    assert any((wpfs.mnt / "f").read_bytes()[3 * PAGE:4 * PAGE])
+
+
+def test_msync_of_who_is_not_tracked_any_more(make_wpfs):
+    """It was given up, and its contents are as durable as they were."""
+    wpfs = make_wpfs(store=True, options=["flush=0"])
+    program = mapped(wpfs, pages=8)
+    proc.stop(wpfs.pid)
+    try:
+        program.order(f"map 1 0 0 {8 * PAGE}")
+    finally:
+        os.kill(wpfs.pid, signal.SIGCONT)
+    assert "its daemon does not answer" in program.stderr()
+    program.order("store 0 3 7")
+    program.order("store 1 4 7")
+    program.order("msync 0")
+    wpfs.lose_power()
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") >= {3, 4}
+    kept = (wpfs.mnt / "f").read_bytes()
+    assert [any(kept[n * PAGE:(n + 1) * PAGE]) for n in range(8)] == [n in (3, 4) for n in range(8)]
 
 
 def test_unmounted_while_somebody_waits_for_an_msync(make_wpfs):
