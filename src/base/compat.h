@@ -100,6 +100,8 @@ struct procmap_query {
 };
 #endif
 
+#define COMPAT_PROCMAP_QUERY_COVERING_OR_NEXT_VMA 0x10
+
 _Static_assert(sizeof(struct procmap_query) == 104, "PROCMAP_QUERY ABI");
 
 /* FUSE passthrough: Linux 6.9 */

@@ -12,6 +12,7 @@
 
 #include "preload/attach.h"
 #include "preload/mapping.h"
+#include "preload/several.h"
 #include "preload/untold.h"
 
 /*
@@ -138,6 +139,8 @@ long map_remap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint
 		mapping_retire(old + new_span, old_span - new_span);
 	shim_lock_waits(true);
 	ret = raw(mremap, old, old_len, new_len, flags, new_addr);
+	if (ret == -EFAULT && valid && fixed && old_span == new_span)
+		ret = several_move(old, old_span, flags, new_addr);
 	shim_lock_waits(false);
 	if (!raw_failed(ret)) {
 		remap_done(known ? &piece : NULL, old, old_span, new_span, flags, (uint64_t)ret);

@@ -218,6 +218,31 @@ def test_several_mappings_are_moved_at_once(wpfs):
     assert killed(wpfs, program) == {5}
 
 
+@pytest.mark.parametrize("options", [[], ["resident=16M"]], ids=["native", "capped"])
+@pytest.mark.parametrize("first", ["anon", "g"])
+def test_several_mappings_of_which_one_is_watched_are_moved_at_once(make_wpfs, options, first):
+    """The kernel does that of mappings without a userfaultfd, and wpfs's is not to be seen."""
+    wpfs = make_wpfs(store=True, options=options)
+    here, there = 0x200000000000, 0x210000000000
+    program = mapped(wpfs)
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"size 1 {4 * PAGE}")
+    program.order(f"map 1 {1 if first == 'g' else 0} 0 {4 * PAGE} at={here}"
+                  f"{' anon' if first == 'anon' else ''}")
+    program.order(f"map 2 0 0 {PAGES * PAGE} at={here + 4 * PAGE}")
+    program.order("unmap 0")
+    program.order("store 1 1 7")
+    program.order("store 2 3 7")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 2 4 7")
+    program.order(f"remap 1 0 {PAGES + 4} {PAGES + 4} at={there} as=3")
+    assert [program.order(f"load 3 {page}") for page in (1, 7, 8)] == [7, 7, 7]
+    program.order("store 3 9 1")
+    program.order(f"unmap 3 4 {PAGES}")
+    assert report.dirty(wpfs, "t") == {4, 5}
+    assert killed(wpfs, program) == {4, 5}
+
+
 def test_madv_remove_through_a_mapping_that_nobody_was_told_of(wpfs):
     program = mapped(wpfs)
     other = mapped(wpfs, "other", path="g")
