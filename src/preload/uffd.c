@@ -7,6 +7,8 @@
 #include "preload/uffd.h"
 
 #include <errno.h>
+#include <linux/mman.h>
+#include <linux/random.h>
 
 #include "base/compat.h"
 #include "preload/attach.h"
@@ -51,6 +53,28 @@ static bool concerns_us(const struct uffdio_range *range)
 	return range->start + range->len > range->start && ranges_overlap(range->start, range->len);
 }
 
+/*
+ * Is it a userfaultfd of this memory? It may be that of a fork child, or of a process that handed
+ * it on, with something else at the same addresses. The kernel takes a range off one that does not
+ * have it, but not where nothing is mapped: so a page is mapped where chance has it.
+ */
+static bool is_of_this_memory(int fd)
+{
+	uint64_t where = (uint64_t)__builtin_frame_address(0);
+	struct uffdio_range page = {.len = SHIM_PAGE_SIZE};
+	long at, ret;
+
+	raw(getrandom, &where, sizeof(where), GRND_NONBLOCK);
+	where = (where % ((1ull << 46) - (1ull << 32)) + (1ull << 32)) & ~(SHIM_PAGE_SIZE - 1);
+	at = raw(mmap, where, SHIM_PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (raw_failed(at))
+		return true; /* wpfs makes way for nothing, and all it costs is that */
+	page.start = (uint64_t)at;
+	ret = raw(ioctl, fd, UFFDIO_UNREGISTER, &page);
+	raw(munmap, at, SHIM_PAGE_SIZE);
+	return ret != -EINVAL && ret != -ENOMEM; /* nothing is mapped there; it is gone */
+}
+
 long uffd_register(int fd, void *arg)
 {
 	struct uffdio_register reg;
@@ -59,6 +83,10 @@ long uffd_register(int fd, void *arg)
 
 	if (!raw_peek(arg, &reg, sizeof(reg)) || !concerns_us(&reg.range) || !shim_lock(&guard))
 		return raw(ioctl, fd, UFFDIO_REGISTER, arg);
+	if (!is_of_this_memory(fd)) {
+		shim_unlock(&guard);
+		return raw(ioctl, fd, UFFDIO_REGISTER, arg);
+	}
 	tell_mounts(WPFS_OP_UFFD_PRE, &reg.range, reg.mode, fd, false);
 	ret = raw(ioctl, fd, UFFDIO_REGISTER, arg);
 	if (ret == -EBUSY && tell_mounts(WPFS_OP_UFFD_PRE, &reg.range, reg.mode, fd, true))
@@ -81,6 +109,10 @@ long uffd_unregister(int fd, void *arg)
 
 	if (!raw_peek(arg, &range, sizeof(range)) || !concerns_us(&range) || !shim_lock(&guard))
 		return raw(ioctl, fd, UFFDIO_UNREGISTER, arg);
+	if (!is_of_this_memory(fd)) {
+		shim_unlock(&guard);
+		return raw(ioctl, fd, UFFDIO_UNREGISTER, arg);
+	}
 	ret = raw(ioctl, fd, UFFDIO_UNREGISTER, arg);
 	if (ret == -EINVAL) {
 		/* It may be wpfs's registration that is in its way (since 6.17), or of a uffd that

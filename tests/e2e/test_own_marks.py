@@ -6,6 +6,7 @@ import os
 import pytest
 
 import harness
+import pagemap
 import report
 from harness import PAGE
 from mapper import ALL, PAGES, Child, killed, mapped
@@ -251,6 +252,45 @@ def test_marks_put_after_the_registration_was_lost(wpfs):
     program.order(f"wp {uffd} 0 4 1 on")
     assert report.dirty(wpfs, "t") >= {4}, "written, and marked past wpfs"
     assert killed(wpfs, program) >= {4}
+
+
+def userfaultfds(program):
+    fds = f"/proc/{program.pid}/fd"
+    return {int(fd) for fd in os.listdir(fds) if "userfaultfd" in os.readlink(f"{fds}/{fd}")}
+
+
+def test_a_childs_userfaultfd_is_unregistered(wpfs):
+    """By its parent, to which the fork event gave it: at these addresses the parent has marks too."""
+    program = mapped(wpfs, protect=False)
+    uffd = program.order(f"uffd 0 0 {PAGES} fork")
+    program.order("store 0 3 1")
+    child = Child(wpfs, program)
+    (its,) = userfaultfds(program) - {uffd}
+    program.order(f"unreg {its} 0 0 32")
+    assert pagemap.marked(child.pid, program.addr, PAGES) == set(range(32, PAGES))
+    assert owned(wpfs) == ALL - {3} - LAST
+    program.order("store 0 4 1")
+    child.end()
+    program.kill9()
+    assert owned(wpfs) == ALL - {3, 4} - LAST
+
+
+def test_a_childs_userfaultfd_is_registered(wpfs):
+    """What its parent has from an earlier run, or wpfs protects in it, is nothing of the child's."""
+    program = mapped(wpfs, protect=False)
+    program.order("uffd 0 0 8")
+    program.kill9()
+    program = mapped(wpfs, protect=False)
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    uffd = program.order("uffd 0 16 8 fork")
+    child = Child(wpfs, program)
+    (its,) = userfaultfds(program) - {uffd}
+    before = pagemap.marked(child.pid, program.addr, PAGES)
+    program.ask(f"reg {its} 0 0 8")
+    assert pagemap.marked(child.pid, program.addr, PAGES) == before
+    program.order("store 0 60 1")
+    assert report.dirty(wpfs, "t") == set(range(16, 24)) | {60}
+    child.end()
 
 
 def test_marks_put_in_a_child_that_inherited_no_registration(wpfs):

@@ -317,9 +317,50 @@ static void fork_inherited(void)
 	close(fd);
 }
 
+/* Its parent works on it by the descriptor of the event: the parent's own pages are left alone. */
+static void fork_child_by_parent(void)
+{
+	int fd = uffd_new(O_NONBLOCK, SHMEM_ALL | UFFD_FEATURE_EVENT_FORK), go[2];
+	struct area *a = shown = area_new(8, 8);
+	struct handler *h;
+	char byte;
+	pid_t pid;
+
+	if (pipe2(go, O_CLOEXEC) < 0)
+		die("pipe");
+	reg_all(fd, a, MODE_WP);
+	wp_all(fd, a);
+	h = handler_start(fd, a, ANSWER);
+	pid = fork();
+	if (pid == 0)
+		_exit(read(go[0], &byte, 1) == 1 ? child_bits() : 200);
+	while (h->child_uffd < 0)
+		usleep(100);
+	noted("unregister", unreg(h->child_uffd, a->map, 4 * PAGE));
+	noted("register", reg(h->child_uffd, a->map, 2 * PAGE, MODE_WP, NULL));
+	noted("protect", wp(h->child_uffd, a, 1, 1, WP));
+	if (write(go[1], "", 1) != 1)
+		die("write");
+	note("child: %d", wait_for(pid));
+	note_marks(a, 0, 6);
+	store(a, 1, 1);
+	store(a, 5, 1);
+	noted("protect", wp(fd, a, 0, 8, WP));
+	close(h->child_uffd);
+	handler_stop(h);
+	close(fd);
+	close(go[0]);
+	close(go[1]);
+}
+
 const struct conf_case conf_children[] = {
-	{"events-in-child", events_in_child}, {"events-in-child-wp", events_in_child_wp},
-	{"sigbus-fork", sigbus_fork},	      {"sigbus-fork-wp", sigbus_fork_wp},
-	{"fork-twice", fork_twice},	      {"fork-child-registers", fork_child_registers},
-	{"fork-inherited", fork_inherited},   {NULL, NULL},
+	{"events-in-child", events_in_child},
+	{"events-in-child-wp", events_in_child_wp},
+	{"sigbus-fork", sigbus_fork},
+	{"sigbus-fork-wp", sigbus_fork_wp},
+	{"fork-twice", fork_twice},
+	{"fork-child-registers", fork_child_registers},
+	{"fork-inherited", fork_inherited},
+	{"fork-child-by-parent", fork_child_by_parent},
+	{NULL, NULL},
 };
