@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Cheapest question first, and a foreign FUSE file system is asked nothing until the kernel's mount
- * table calls it fuse.wpfs. Anybody can mount one that says so: what it answers is only an id, and
- * the id only names a socket below /run/wpfs that root must hold.
+ * table calls it fuse.wpfs, or is not there to be read. Anybody can mount one that says so: what it
+ * answers is only an id, and the id only names a socket below /run/wpfs that root must hold.
  *
  * The cache is read without the lock: one word holds a dev and what it is. The mount id beside it
  * is written first; who sees a new one with an old word asks once more than needed.
@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <linux/prctl.h>
 #include <sys/statfs.h>
 
 #include "base/compat.h"
@@ -141,8 +142,15 @@ static size_t put_number(char *to, unsigned number)
 	return i;
 }
 
-/* The same where there is no /proc, after a chroot(2): the kernel is asked about that one mount. */
-static bool mount_is_wpfs(uint64_t mnt)
+/* What the mount table says of a FUSE file. */
+enum table { TABLE_OTHER, TABLE_WPFS, TABLE_UNKNOWN };
+
+/*
+ * The same where there is no /proc, after a chroot(2): the kernel is asked about that one mount. It
+ * may not tell (what is above the new root is not everybody's to know), and a filter that was there
+ * before may kill for a call that it has not heard of.
+ */
+static enum table mount_is_wpfs(uint64_t mnt)
 {
 	struct compat_mnt_id_req req = {
 		.size = sizeof(req),
@@ -151,14 +159,21 @@ static bool mount_is_wpfs(uint64_t mnt)
 	};
 	struct compat_statmount stat = {0};
 
-	return raw(statmount, &req, &stat, sizeof(stat), 0) == 0 && stat.mask == req.param &&
-	       stat.fs_type < sizeof(stat.str) && stat.fs_subtype < sizeof(stat.str) &&
-	       text_equal(stat.str + stat.fs_type, "fuse") &&
-	       text_equal(stat.str + stat.fs_subtype, "wpfs");
+	if (raw(prctl, PR_GET_SECCOMP, 0, 0, 0, 0) != 0 ||
+	    raw(statmount, &req, &stat, sizeof(stat), 0) != 0 ||
+	    (stat.mask & COMPAT_STATMOUNT_FS_TYPE) == 0 || stat.fs_type >= sizeof(stat.str))
+		return TABLE_UNKNOWN;
+	if (!text_equal(stat.str + stat.fs_type, "fuse"))
+		return TABLE_OTHER;
+	if ((stat.mask & COMPAT_STATMOUNT_FS_SUBTYPE) == 0) /* none, or a kernel before 6.13 */
+		return TABLE_UNKNOWN;
+	return stat.fs_subtype < sizeof(stat.str) && text_equal(stat.str + stat.fs_subtype, "wpfs")
+		       ? TABLE_WPFS
+		       : TABLE_OTHER;
 }
 
 /* Does the mount table call the file system with this st_dev fuse.wpfs? */
-static bool mount_table_says_wpfs(uint64_t dev, uint64_t mnt)
+static enum table mount_table_says(uint64_t dev, uint64_t mnt)
 {
 	unsigned major = (unsigned)(dev >> 8 & 0xfff) | (unsigned)(dev >> 32 & ~0xfffull);
 	unsigned minor = (unsigned)(dev & 0xff) | (unsigned)(dev >> 12 & ~0xffull);
@@ -193,7 +208,7 @@ static bool mount_table_says_wpfs(uint64_t dev, uint64_t mnt)
 		}
 	}
 	raw(close, fd);
-	return found;
+	return found ? TABLE_WPFS : TABLE_OTHER;
 }
 
 /*
@@ -221,22 +236,36 @@ int discover_dead(const struct mapping *r)
 	return DISCOVER_UNKNOWN;
 }
 
+bool discover_may_be_wpfs(uint64_t dev, uint64_t mnt)
+{
+	return mount_table_says(dev, mnt) != TABLE_OTHER;
+}
+
 int discover_fd(int fd, uint64_t dev, uint64_t mnt)
 {
 	struct wpfs_mount_info info = {0};
 	int known = discover_cached(dev), mount;
+	enum table table = TABLE_OTHER;
 	struct statfs fs;
+	long err = 0;
 
 	if (known >= 0 || discover_is_other(dev, mnt))
 		return known;
 	if (raw(fstatfs, fd, &fs) != 0)
 		return DISCOVER_UNKNOWN;
-	if (fs.f_type != FUSE_SUPER_MAGIC || !mount_table_says_wpfs(dev, mnt)) {
+	if (fs.f_type == FUSE_SUPER_MAGIC)
+		table = mount_table_says(dev, mnt);
+	if (table != TABLE_OTHER)
+		err = raw(ioctl, fd, WPFS_IOC_MOUNT_INFO, &info);
+	/* Of one that may be any: these say that it is no wpfs. */
+	if (table == TABLE_UNKNOWN && (err == -ENOTTY || err == -ENOSYS || err == -EINVAL))
+		table = TABLE_OTHER;
+	if (table == TABLE_OTHER) {
 		cache_put(dev, CACHE_OTHER, mnt);
 		return DISCOVER_OTHER;
 	}
 	/* Its daemon may be away just now: not an answer for ever. */
-	if (raw(ioctl, fd, WPFS_IOC_MOUNT_INFO, &info) != 0)
+	if (err)
 		return DISCOVER_UNKNOWN;
 	info.id[sizeof(info.id) - 1] = '\0';
 	if (info.version != 1 || !mount_id_valid(info.id)) {

@@ -20,6 +20,10 @@ bool discover_is_other(uint64_t dev, uint64_t mnt);
 /* The same, asking when it is not known; `fd` is an open file with that st_dev. Under the lock. */
 int discover_fd(int fd, uint64_t dev, uint64_t mnt);
 
+/* Of which discover_fd() says that it is unknown: does the mount table call it wpfs, or cannot say?
+ */
+bool discover_may_be_wpfs(uint64_t dev, uint64_t mnt);
+
 struct mapping;
 
 /*

@@ -76,7 +76,7 @@ static long make_room(const struct mapping *r)
 	    !ranges_overlap(r->addr, len))
 		return 0;
 	err = try_elsewhere(r);
-	if (err)
+	if (err && err != -ENOMEM) /* in place of something else there may be room for it */
 		return err;
 	mapping_retire(r->addr, len);
 	return 0;
@@ -123,7 +123,7 @@ static long reserve_place(const struct mapping *r)
 	return raw_failed(at) ? at : 0;
 }
 
-/* It would be armed: made elsewhere, armed, moved. */
+/* It would be armed: made elsewhere, armed, moved. -ENOMEM: there may be no room but in place. */
 static long fixed_armed(const struct mapping *r)
 {
 	bool no_replace = r->flags & MAP_FIXED_NOREPLACE;
@@ -177,6 +177,7 @@ static long fixed_armed(const struct mapping *r)
 
 static long map_fixed(const struct mapping *r)
 {
+	struct mapping told = *r;
 	uint64_t armed = 0;
 	long at;
 	int err;
@@ -186,12 +187,15 @@ static long map_fixed(const struct mapping *r)
 	err = mapping_tell(r, r->addr, r->addr, true, &armed);
 	if (err)
 		return untold_plain(r, err);
-	if (armed)
-		return fixed_armed(r);
+	at = armed ? fixed_armed(r) : -ENOMEM;
+	if (at != -ENOMEM)
+		return at;
 	at = fixed_plain(r);
 	if (raw_failed(at))
 		mapping_call_off(r);
-	return mapped(r, at);
+	/* Others may have stored there by now, which this flag says. */
+	told.flags |= MAP_FIXED;
+	return mapped(&told, at);
 }
 
 static long map_tracked(struct mapping *r)
@@ -230,6 +234,8 @@ static long map_locked(struct mapping *r)
 		r->mount = (uint32_t)mount;
 		return map_tracked(r);
 	}
+	if (mount == DISCOVER_UNKNOWN && r->require && discover_may_be_wpfs(r->dev, r->mnt))
+		return -ECONNREFUSED;
 	if (mount == DISCOVER_UNKNOWN)
 		untold_count_unknown(); /* it may be, and its daemon is not there to say so */
 	return r->flags & MAP_ANY_FIXED ? fixed_plain(r) : plain_map(r);

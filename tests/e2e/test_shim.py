@@ -96,6 +96,17 @@ def test_quiet_and_require(wpfs):
     os.rename(f"{sock}.away", sock)
 
 
+def test_require_with_a_descriptor_of_a_daemon_that_died(wpfs):
+    """Its first mapping: nobody has told the program yet what file system it is."""
+    prog = wpfs.spawn_bare(harness.program("mapper"), env=preload(WPFS_QUIET="1", WPFS_REQUIRE="1"))
+    prog.order(f"open 0 {wpfs.mnt}/f")
+    prog.order(f"size 0 {4 * PAGE}")
+    wpfs.kill9()
+    assert prog.ask(f"map 0 0 0 {4 * PAGE}") == "err ECONNREFUSED"
+    prog.kill9()
+    wpfs.restart()
+
+
 def test_a_name_that_is_none(wpfs):
     prog = wpfs.spawn_bare(harness.program("mapper"), env=preload(WPFS_NAME="a/b"))
     prog.order(f"open 0 {wpfs.mnt}/f")
@@ -146,6 +157,44 @@ def test_mapped_in_a_chroot(wpfs):
     program.order(f"map 0 0 0 {8 * PAGE}")
     program.order("store 0 3 1")
     assert report.dirty(wpfs, "c") == {3}
+
+
+def test_mapped_in_a_chroot_to_a_directory_of_the_mount(wpfs):
+    """The mount itself is above it, and to a user the kernel does not tell what that is."""
+    top = wpfs.mnt / "top"
+    top.mkdir(mode=0o777)
+    top.chmod(0o777)
+    program = wpfs.spawn(harness.program("mapper"), name="c", protect=True)
+    program.order(f"chroot {top}")
+    program.order("uid 1234")
+    program.order("open 0 /f")
+    program.order(f"size 0 {8 * PAGE}")
+    program.order(f"map 0 0 0 {8 * PAGE}")
+    program.order("store 0 3 1")
+    assert report.dirty(wpfs, "c", "/top/f") == {3}
+
+
+def test_mapped_in_a_chroot_under_a_filter_from_before(wpfs):
+    """There is one more call there that it may kill for."""
+    done = wpfs.command(harness.program("confined"), "/f", wpfs.mnt, env=preload())
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+    assert "a seccomp filter is installed already" in done.stderr
+
+
+def test_fixed_where_there_is_no_room_for_another_one(wpfs):
+    """It needs no more memory than what it replaces: as without wpfs it is made, and tracked."""
+    program = mapped(wpfs)
+    with open(f"/proc/{program.pid}/statm", encoding="ascii") as statm:
+        size = int(statm.read().split()[0]) * PAGE
+    resource.prlimit(program.pid, resource.RLIMIT_AS, (size + 8 * PAGE, size + 8 * PAGE))
+    program.order(f"map 0 0 0 {64 * PAGE} at={program.addr}")
+    program.order("store 0 3 1")
+    assert 3 in report.dirty(wpfs, "t")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 0 5 1")
+    assert report.dirty(wpfs, "t") == {5}
+    program.kill9()
+    assert report.dirty(wpfs, "t") == {5}
 
 
 def test_threads_that_fork_at_once(wpfs):

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Installs a seccomp filter that kills for everything a program does not need that maps and writes
- * a file, and does that. usage: confined FILE
+ * a file, and does that. usage: confined FILE [ROOT] (then past libc, so that nobody notices; FILE
+ * is in ROOT, which is the root from then on)
  */
 #include <fcntl.h>
 #include <linux/audit.h>
@@ -13,6 +14,9 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "base/compat.h"
+#include "preload/raw.h"
 
 #define KILL(nr)                                                                                   \
 	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (nr), 0, 1),                                           \
@@ -34,17 +38,28 @@ static struct sock_filter filter[] = {
 	KILL(SYS_seccomp),
 	KILL(SYS_setresuid),
 	KILL(SYS_madvise),
+	KILL(SYS_statmount),
 	BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 };
+
+static long install(const struct sock_fprog *prog, bool unnoticed)
+{
+	if (unnoticed)
+		return raw(seccomp, SECCOMP_SET_MODE_FILTER, 0, prog);
+	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, prog);
+}
 
 int main(int argc, char **argv)
 {
 	struct sock_fprog prog = {sizeof(filter) / sizeof(filter[0]), filter};
-	int fd = argc > 1 ? open(argv[1], O_RDWR | O_CREAT, 0600) : -1;
 	char *p;
+	int fd;
 
+	if (argc > 2 && chroot(argv[2]) < 0)
+		return 1;
+	fd = argc > 1 ? open(argv[1], O_RDWR | O_CREAT, 0600) : -1;
 	if (fd < 0 || ftruncate(fd, 4096) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
-	    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) < 0)
+	    install(&prog, argc > 2) < 0)
 		return 1;
 	p = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (p == MAP_FAILED)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Two threads fork at once, in a program with a userfaultfd of its own: one stands still in its
- * fork() until the other one's has returned. Each must have the signal mask that it had.
- * usage: forkers FILE
+ * fork() until the other one's has returned. Each must have the signal mask that it had; and so
+ * must a thread of the other one's child that has the place of the one that stands still, and
+ * forks. usage: forkers FILE
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -32,10 +33,20 @@ static void stand_still(void)
 		;
 }
 
-/* Forks; says which of two signals are blocked after it that were not, or the other way round. */
-static void fork_as(const char *name, int blocked)
+/* Is just this one of the two signals blocked? */
+static bool blocks(int blocked)
 {
-	sigset_t mask, after;
+	sigset_t now;
+
+	pthread_sigmask(SIG_SETMASK, NULL, &now);
+	return sigismember(&now, SIGUSR1) == (blocked == SIGUSR1) &&
+	       sigismember(&now, SIGUSR2) == (blocked == SIGUSR2);
+}
+
+/* Forks with one of two signals blocked, and says when that has changed. */
+static void fork_as(const char *name, int blocked, void (*in_child)(void))
+{
+	sigset_t mask;
 	int status;
 	pid_t pid;
 
@@ -43,21 +54,52 @@ static void fork_as(const char *name, int blocked)
 	sigaddset(&mask, blocked);
 	pthread_sigmask(SIG_SETMASK, &mask, NULL);
 	pid = fork();
-	if (pid == 0)
+	if (pid == 0) {
+		if (!blocks(blocked))
+			_exit(2);
+		if (in_child)
+			in_child();
 		_exit(0);
-	if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0)
-		die("fork");
-	pthread_sigmask(SIG_SETMASK, NULL, &after);
-	for (int sig = SIGUSR1; sig; sig = sig == SIGUSR1 ? SIGUSR2 : 0) {
-		if (sigismember(&after, sig) != (sig == blocked))
-			printf("%s: its signal mask has changed\n", name);
 	}
+	if (pid < 0 || waitpid(pid, &status, 0) != pid)
+		die("fork");
+	if (status != 0)
+		printf("%s: its child: %d\n", name, status >> 8);
+	if (!blocks(blocked))
+		printf("%s: its signal mask has changed\n", name);
 }
 
 static void *forks_first(void *arg)
 {
-	fork_as("first", SIGUSR1);
+	fork_as("first", SIGUSR1, NULL);
 	return NULL;
+}
+
+static void *forks_later(void *arg)
+{
+	fork_as("later", SIGUSR2, NULL);
+	fflush(stdout);
+	return NULL;
+}
+
+/* To pthread_self(3) a thread is where its stack is. */
+static int start_first(pthread_t *thread, void *(*fn)(void *))
+{
+	static char stack[256 * 1024] __attribute__((aligned(4096)));
+	pthread_attr_t attr;
+
+	return pthread_attr_init(&attr) || pthread_attr_setstack(&attr, stack, sizeof(stack)) ||
+	       pthread_create(thread, &attr, fn, NULL);
+}
+
+static void fork_in_its_place(void)
+{
+	pthread_t thread;
+
+	earlyfork_before = NULL;
+	if (start_first(&thread, forks_later) || !pthread_equal(thread, first) ||
+	    pthread_join(thread, NULL))
+		_exit(3);
 }
 
 int main(int argc, char **argv)
@@ -74,15 +116,15 @@ int main(int argc, char **argv)
 	sem_init(&in_fork, 0, 0);
 	sem_init(&go_on, 0, 0);
 	earlyfork_before = stand_still;
-	if (pthread_create(&first, NULL, forks_first, NULL))
+	if (start_first(&first, forks_first))
 		die("thread");
 	while (sem_wait(&in_fork) < 0)
 		;
-	fork_as("second", SIGUSR2);
+	fork_as("second", SIGUSR2, fork_in_its_place);
 	sem_post(&go_on);
 	pthread_join(first, NULL);
 	/* The lock is free, and nobody has it who thinks so. */
-	fork_as("third", SIGUSR2);
+	fork_as("third", SIGUSR2, NULL);
 	munmap(map, PAGE);
 	puts("done");
 	return 0;
