@@ -71,9 +71,7 @@ static int turn_doubt_untracked(struct track *t, const struct tmm *tm,
 	const char *slash = strchr(tm->name, '/');
 	char line[512] = "";
 
-	if (tm->state != TMM_DETACHED)
-		return 0;
-	if (slash && strcmp(slash, STRAYS_NAME) == 0)
+	if (tm->state == TMM_DETACHED && slash && strcmp(slash, STRAYS_NAME) == 0)
 		unseen_holders(t, turn->f->id, "", line, sizeof(line));
 	if (!line[0] && (!tm->maybe_shared || !unseen_is_mapped(t, turn->f->id)))
 		return 0;
@@ -347,8 +345,11 @@ int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *
 	struct turn *turns = NULL;
 	bool turned = false; /* turn_end may have taken from what is dirty */
 	size_t nr = 0;
-	int r = tm->state == TMM_LIVE ? tmm_harvest(t, tm) : 0;
+	int r;
 
+	tm->turning = true;
+	r = tm->state == TMM_LIVE ? tmm_harvest(t, tm) : 0;
+	tm->turning = false;
 	/* What it had mapped when it ended is of the epoch that closes now. */
 	if (tm->state == TMM_DETACHED)
 		mm_forget_vmas(&tm->mm);

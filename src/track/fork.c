@@ -65,7 +65,7 @@ static bool fork_uffd_is_of(int uffd, int pagemap, uint64_t scratch)
 	return is;
 }
 
-void fork_witness_tell(const struct tmm *tm, const struct wpfs_witness_cmd *cmd, int fd)
+void fork_witness_tell(struct tmm *tm, const struct wpfs_witness_cmd *cmd, int fd)
 {
 	_cleanup_close_ int chan = proc_borrow_fd(tm->witness_pidfd, tm->chan_fd);
 	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};
@@ -82,12 +82,13 @@ void fork_witness_tell(const struct tmm *tm, const struct wpfs_witness_cmd *cmd,
 		c->cmsg_len = CMSG_LEN(sizeof(int));
 		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
 	}
+	tm->told++;
 	if (chan < 0 || sendmsg(chan, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
 		log_warn("track: witness %d cannot be told anything: %s", tm->witness.pid,
 			 log_errstr(chan < 0 ? chan : errno));
 }
 
-void fork_new_life(struct track *t, const struct tmm *tm)
+void fork_new_life(struct track *t, struct tmm *tm)
 {
 	const struct wpfs_witness_cmd cmd = {.op = WPFS_WITNESS_LIFE, .fd = -1};
 
@@ -127,7 +128,8 @@ static int fork_find_uffd(struct track *t, struct tmm *parent, pid_t child, uint
 			return steal_fd(&uffd);
 		}
 		/* Of a child that never came (a raw clone) and is gone: it takes up a place. */
-		if (uffd_writeprotect_once(uffd, 0, WPFS_PAGE_SIZE, false) == -ESRCH &&
+		if (!strays_has_come(parent, fd) &&
+		    uffd_writeprotect_once(uffd, 0, WPFS_PAGE_SIZE, false) == -ESRCH &&
 		    strays_doubt(t, parent) == 0)
 			strays_forget(parent, fd);
 	}
@@ -236,6 +238,7 @@ static int fork_fill(struct track *t, struct tmm *tm, struct tmm *parent, const 
 	tm->program = c->id;
 	tm->state = TMM_FORKED;
 	tm->fork_child = true;
+	tm->parent = parent->mm.id;
 	tm->fork_epoch = protect_last_epoch(t);
 	if (parent->name[0])
 		fork_name(t, tm, parent->name, c->id.pid);

@@ -68,6 +68,7 @@ struct announced {
 struct stray {
 	int fd;
 	uint64_t claimer; /* mm id of the child that has come: the witness is to close it; or 0 */
+	uint64_t told;	  /* which of its commands that was */
 	uint64_t since_ms;
 };
 
@@ -90,14 +91,17 @@ struct tmm {
 	bool unsaved;	      /* the store's database has an older state of it: see aside.c */
 	bool epoch_unsaved;   /* and does not know of an epoch that began */
 	bool doomed;	   /* forgotten, and its row is still to be deleted; has no name any more */
-	bool maybe_shared; /* ended, and another process may have its memory still */
+	bool maybe_shared; /* another process may have the memory of one that has ended, of this
+			      name */
 	bool fork_child;   /* named by its parent: kept only if it wrote something */
 	bool private_maps; /* seen mapping files of the mount MAP_PRIVATE */
 	bool mapped_shared;  /* has mapped a file of the mount shared at some time */
 	bool ending;	     /* nobody will look at its witness again */
+	bool turning;	     /* an epoch of it ends with the look that is under way */
 	bool epoch_turned;   /* protected or unprotected since: fork_dirty tells nothing any more */
 	uint64_t fork_dirty; /* tmm_dirty() when it was forked */
 	uint64_t fork_epoch; /* protect_last_epoch() then */
+	uint64_t parent;     /* mm id of the one that it was forked from; 0: not known */
 	struct proc_id program; /* pid 0 when detached */
 	struct proc_id witness; /* pid 0: none */
 	int witness_pidfd;
@@ -110,6 +114,7 @@ struct tmm {
 	struct own_uffd *uffds;
 	struct stray strays[WPFS_WITNESS_FDS];
 	size_t nr_strays;
+	uint64_t told;			 /* commands that the witness was sent */
 	uint64_t untold;		 /* address of its struct wpfs_untold; 0: it has none */
 	uint64_t untold_seen;		 /* how much of that is accounted for */
 	struct capped_mm *capped;	 /* capped mounts, while it lives: who serves its faults */
@@ -251,9 +256,9 @@ void attach_attach(struct request *rq);
 void fork_forked(struct request *rq);
 /* Sends the witness a command, with a descriptor unless `fd` is -1. */
 struct wpfs_witness_cmd;
-void fork_witness_tell(const struct tmm *tm, const struct wpfs_witness_cmd *cmd, int fd);
+void fork_witness_tell(struct tmm *tm, const struct wpfs_witness_cmd *cmd, int fd);
 /* Tells the witness of an mm taken back that there is a daemon again: it waits for that one. */
-void fork_new_life(struct track *t, const struct tmm *tm);
+void fork_new_life(struct track *t, struct tmm *tm);
 /* Adds a parent's armed pages to a child's, and what is known to be dirty of them. 0 or -ENOMEM. */
 int fork_copy_model(struct mm *to, const struct mm *from);
 /*
@@ -265,6 +270,9 @@ int fork_doubt_mapped(struct mm *child, const struct mm *parent);
 /* ---- strays.c: children that nobody tracks ---- */
 /* The child has come for what the parent's witness has under this number, which closes it. */
 void strays_claim(struct tmm *parent, int fd, const struct tmm *child);
+/* Has a child come for what was under this number? Then another look sorts out what is there now.
+ */
+bool strays_has_come(const struct tmm *parent, int fd);
 /* The witness closes it when it reads the command. */
 void strays_close(struct tmm *tm, int fd);
 /* The same of one that was noted: the number may be another child's next. */
@@ -534,6 +542,8 @@ int unseen_report(struct track *t, uid_t uid, const char *name,
 
 /* Does a process map the file shared that is not tracked? Looks at every process. */
 bool unseen_is_mapped(struct track *t, uint64_t ino);
+/* The same of any file of which something is armed in the mm. */
+bool unseen_has_armed(struct track *t, const struct mm *mm);
 
 /*
  * A line about the processes that are not tracked and have the file (called `path`) open or mapped;

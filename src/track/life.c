@@ -52,6 +52,42 @@ static bool life_worth_keeping(const struct track *t, const struct tmm *tm)
 	       (tm->fork_dirty && protect_last_epoch(t) != tm->fork_epoch);
 }
 
+static bool life_is_within(const struct mm *mm, const struct mm *parent)
+{
+	const struct mm_file *f;
+
+	for (f = mm->files; f; f = f->hh.next) {
+		const struct mm_file *theirs = mm_file_find(parent, f->id);
+
+		if (!mm_set_is_empty(&f->own[MM_WPFS].dirty) &&
+		    (!theirs ||
+		     !mm_set_is_subset(&f->own[MM_WPFS].dirty, &theirs->own[MM_WPFS].dirty)))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Is all that is dirty in a fork child dirty in its parent too? It was at its birth; but an epoch
+ * of the parent may have begun between that and its first message, and what it stored since to a
+ * page that was dirty then shows in no number of pages.
+ */
+static bool life_is_parents(struct track *t, const struct tmm *tm)
+{
+	struct tmm *parent;
+
+	DL_FOREACH (t->tmms, parent) {
+		if (parent->mm.id == tm->parent)
+			break;
+	}
+	if (!parent || !tm->parent || parent->mm.epoch != tm->mm.epoch)
+		return false;
+	if (life_is_within(&tm->mm, &parent->mm))
+		return true;
+	return parent->state == TMM_LIVE && tmm_harvest(t, parent) == 0 &&
+	       life_is_within(&tm->mm, &parent->mm);
+}
+
 /* Has the program, which lives, gone from this mm? */
 static bool life_has_left(const struct tmm *tm)
 {
@@ -115,7 +151,13 @@ static void life_leave(struct track *t, struct tmm *tm, bool ended)
 static void life_forget(struct track *t, struct tmm *tm)
 {
 	const uint64_t id = tm->mm.id;
+	struct tmm *child;
 
+	/* What was its, is its parent's. */
+	DL_FOREACH (t->tmms, child) {
+		if (child->parent == id)
+			child->parent = tm->parent;
+	}
 	if (persist_forget_lazy(t, tm) == 0) {
 		tmm_free(t, tm);
 		return;
@@ -198,6 +240,8 @@ static void life_end_mm(struct track *t, struct tmm *tm, bool ended)
 	}
 	if (!ended)
 		residency_let_alone(t, tm);
+	if (tm->fork_child && tmm_dirty(tm) && !life_is_parents(t, tm))
+		tm->epoch_turned = true;
 	tm->state = TMM_DETACHED;
 	log_debug("track: pid %d ended", tm->program.pid);
 	if (lost < 0) {

@@ -98,8 +98,11 @@ int unprotect_mm(struct track *t, struct tmm *tm, const struct protect_selection
 {
 	struct mm_file *f, *next;
 	uint64_t files = 0;
-	int r = tm->state == TMM_LIVE ? tmm_harvest(t, tm) : 0;
+	int r;
 
+	tm->turning = true;
+	r = tm->state == TMM_LIVE ? tmm_harvest(t, tm) : 0;
+	tm->turning = false;
 	if (tm->state == TMM_DETACHED)
 		mm_forget_vmas(&tm->mm); /* there is nobody to unregister from */
 	HASH_ITER (hh, tm->mm.files, f, next) {
@@ -164,10 +167,10 @@ static void protect_each(struct request *rq, protect_mm_fn fn)
 			      db_errstr(result));
 		return;
 	}
-	DL_FOREACH_SAFE(rq->t->tmms, tm, next)
-	{
+	for (tm = rq->t->tmms; tm; tm = next) {
 		int r;
 
+		next = tm->next;
 		if (!tmm_selected(tm, rq->c->peer.uid, sel.name))
 			continue;
 		any = true;
@@ -177,6 +180,7 @@ static void protect_each(struct request *rq, protect_mm_fn fn)
 			r = ended_retire(rq->t, tm, reply.epoch ?: protect_last_epoch(rq->t) + 1);
 		} else {
 			r = fn(rq->t, tm, &sel, &reply);
+			next = tm->next; /* children may have been found that nobody tracks */
 		}
 		if (r == 0 || result < 0)
 			continue;

@@ -35,7 +35,7 @@ static int64_t shared_now_ms(void)
 }
 
 /* True only if the witness says so. */
-static bool shared_witness_is_alone(const struct tmm *tm)
+static bool shared_witness_is_alone(struct tmm *tm)
 {
 	static int32_t last; /* track thread; an answer that came too late is another question's */
 	const struct wpfs_witness_cmd cmd = {.op = WPFS_WITNESS_ALONE, .fd = ++last};
@@ -43,6 +43,7 @@ static bool shared_witness_is_alone(const struct tmm *tm)
 	const int64_t until = shared_now_ms() + SHARED_ASK_MS;
 	struct wpfs_witness_alone answer;
 
+	tm->told++;
 	if (chan < 0 || send(chan, &cmd, sizeof(cmd), MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
 		return false;
 	for (;;) {

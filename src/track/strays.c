@@ -10,9 +10,11 @@
 #include <dirent.h>
 #include <errno.h>
 #include <linux/kcmp.h>
+#include <linux/sockios.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -63,27 +65,55 @@ void strays_claim(struct tmm *parent, int fd, const struct tmm *child)
 {
 	struct stray *stray = strays_get(parent, fd);
 
-	if (stray)
-		*stray = (struct stray){fd, child->mm.id, strays_now_ms()};
 	strays_close(parent, fd);
+	if (stray)
+		*stray = (struct stray){fd, child->mm.id, parent->told, strays_now_ms()};
+}
+
+bool strays_has_come(const struct tmm *parent, int fd)
+{
+	for (size_t i = 0; i < parent->nr_strays; i++) {
+		if (parent->strays[i].fd == fd)
+			return parent->strays[i].claimer;
+	}
+	return false;
+}
+
+/* Has the witness not read all that it was told? */
+static bool strays_has_unread(const struct tmm *tm)
+{
+	_cleanup_close_ int chan = proc_borrow_fd(tm->witness_pidfd, tm->chan_fd);
+	int unread = 0;
+
+	return chan >= 0 && ioctl(chan, SIOCOUTQ, &unread) == 0 && unread > 0;
 }
 
 /* Is what the witness has under this number the uffd of a child that has come? */
-static bool strays_is_claimed(const struct track *t, const struct tmm *tm,
-			      const struct stray *stray)
+enum claimed { CLAIMED_NO, CLAIMED_PERHAPS, CLAIMED_YES };
+
+static enum claimed strays_is_claimed(const struct track *t, const struct tmm *tm,
+				      const struct stray *stray)
 {
 	const struct tmm *child;
 
+	if (!stray->claimer)
+		return CLAIMED_NO;
 	DL_FOREACH (t->tmms, child) {
-		if (stray->claimer && child->mm.id == stray->claimer)
+		if (child->mm.id == stray->claimer)
 			break;
 	}
-	if (!child || child->state == TMM_DETACHED)
-		return false;
 	/* Not attached yet: it has it, and no witness that could be asked. */
-	return child->state == TMM_FORKED ||
-	       (child->witness_pidfd >= 0 && syscall(SYS_kcmp, tm->witness.pid, child->witness.pid,
-						     KCMP_FILE, stray->fd, child->uffd_fd) == 0);
+	if (child && child->state == TMM_FORKED)
+		return CLAIMED_YES;
+	if (child && child->witness_pidfd >= 0 && !proc_is_dead(child->witness_pidfd))
+		return syscall(SYS_kcmp, tm->witness.pid, child->witness.pid, KCMP_FILE, stray->fd,
+			       child->uffd_fd) == 0
+			       ? CLAIMED_YES
+			       : CLAIMED_NO;
+	/* It has ended. Until the witness has read that it is to close it nothing else is there. */
+	if (!strays_has_unread(tm))
+		return CLAIMED_NO;
+	return stray->told == tm->told ? CLAIMED_YES : CLAIMED_PERHAPS;
 }
 
 /*
@@ -170,18 +200,6 @@ int strays_doubt(struct track *t, struct tmm *tm)
 	return r < 0 || tmm_dirty(row) == before ? r : protect_store_born(t, row);
 }
 
-/* Does a process that is not tracked map what is armed? Those that were born meanwhile do. */
-static bool strays_are_there(struct track *t, const struct tmm *tm)
-{
-	const struct mm_file *f;
-
-	for (f = tm->mm.files; f; f = f->hh.next) {
-		if (!mm_set_is_empty(&f->own[MM_WPFS].armed) && unseen_is_mapped(t, f->id))
-			return true;
-	}
-	return false;
-}
-
 int strays_lose(struct track *t, struct tmm *tm)
 {
 	bool doubt = false;
@@ -189,27 +207,40 @@ int strays_lose(struct track *t, struct tmm *tm)
 	for (size_t i = 0; i < tm->nr_strays; i++)
 		doubt |= !tm->strays[i].claimer;
 	tm->nr_strays = 0;
-	return doubt || strays_are_there(t, tm) ? strays_doubt(t, tm) : 0;
+	/* Those that were born meanwhile have it mapped, and are not tracked. */
+	return doubt || unseen_has_armed(t, &tm->mm) ? strays_doubt(t, tm) : 0;
 }
 
-/* What is gone of those that nobody came for: their numbers to dead[]; *doubt: others are there. */
+/*
+ * What is gone of those that nobody came for: their numbers to dead[]; *doubt: others are there.
+ * One that may come still is none, but for a look after which that would be too late: its uffd goes
+ * with the witness then, or an epoch ends, and it may have stored in that.
+ */
 static size_t strays_sort(struct track *t, struct tmm *tm, int *dead, bool *doubt)
 {
+	const bool last = tm->ending || tm->turning;
 	const uint64_t now = strays_now_ms();
 	size_t nr_dead = 0, kept = 0;
 
 	for (size_t i = 0; i < tm->nr_strays; i++) {
 		struct stray stray = tm->strays[i];
+		enum claimed claimed = strays_is_claimed(t, tm, &stray);
+		bool late = now - stray.since_ms > STRAYS_CLAIM_MS;
 
-		if (stray.claimer && !strays_is_claimed(t, tm, &stray))
+		/* The witness may have read it, and be about to close it. */
+		if (claimed == CLAIMED_YES || (stray.claimer && !last)) {
+			if (claimed == CLAIMED_NO)
+				stray = (struct stray){.fd = stray.fd, .since_ms = now};
+			tm->strays[kept++] = stray;
+			continue;
+		}
+		if (stray.claimer)
 			stray = (struct stray){.fd = stray.fd, .since_ms = now};
-		if (!stray.claimer && strays_is_gone(tm, stray.fd)) {
+		if (strays_is_gone(tm, stray.fd)) {
 			dead[nr_dead++] = stray.fd;
 			continue;
 		}
-		/* Its uffd goes with the witness, if it does not come first. */
-		if (!stray.claimer && (now - stray.since_ms > STRAYS_CLAIM_MS || tm->ending))
-			*doubt = true;
+		*doubt |= late || last;
 		tm->strays[kept++] = stray;
 	}
 	tm->nr_strays = kept;

@@ -513,6 +513,7 @@ int tmm_take_name(struct track *t, struct tmm *tm)
 		mm_free(&tm->mm);
 		tm->mm = old->mm;
 		tm->epoch_unsaved = old->epoch_unsaved;
+		tm->maybe_shared = old->maybe_shared && unseen_has_armed(t, &tm->mm);
 		mm_init(&old->mm);
 		tmm_free(t, old);
 		mm_forget_vmas(&tm->mm);

@@ -176,6 +176,17 @@ bool unseen_is_mapped(struct track *t, uint64_t ino)
 	return !proc;
 }
 
+bool unseen_has_armed(struct track *t, const struct mm *mm)
+{
+	const struct mm_file *f;
+
+	for (f = mm->files; f; f = f->hh.next) {
+		if (!mm_set_is_empty(&f->own[MM_WPFS].armed) && unseen_is_mapped(t, f->id))
+			return true;
+	}
+	return false;
+}
+
 bool unseen_holders(struct track *t, uint64_t ino, const char *path, char *line, size_t size)
 {
 	_cleanup_dir_ DIR *proc = opendir("/proc");

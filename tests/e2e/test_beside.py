@@ -288,6 +288,25 @@ def test_who_outlives_program_and_witness(wpfs):
     assert report.dirty(wpfs, "t") == set()
 
 
+def test_who_outlives_program_and_witness_beside_another_run(wpfs):
+    """The name goes on with the next run, and so does the doubt."""
+    survivor = Survivor(wpfs)
+    (witness,) = [pid for pid in proc.children(survivor.program.pid) if pid != survivor.pid]
+    pidfd = os.pidfd_open(witness)
+    os.kill(witness, signal.SIGKILL)
+    assert proc.is_over(pidfd, harness.SECONDS)
+    os.close(pidfd)
+    survivor.program.kill9()
+    program = mapper.mapped(wpfs, pages=len(PAGES))
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    survivor.store()
+    assert report.dirty(wpfs, "t") >= STORED
+    survivor.end()
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 0 2 1")
+    assert report.dirty(wpfs, "t") == {2}
+
+
 @pytest.mark.parametrize("lost", ["program", "daemon too", "witness too"])
 def test_who_outlives_the_program_on_a_capped_mount(make_wpfs, lost):
     """Pages that are not in memory come for it as they did for the program."""

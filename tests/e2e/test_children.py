@@ -2,6 +2,7 @@
 """No store of a fork child is lost, however it was born and whatever else has its name."""
 
 import os
+import signal
 import subprocess
 
 import pytest
@@ -296,14 +297,10 @@ def test_a_closed_epoch_of_children_that_are_gone(wpfs):
         wpfs.kill9()
         wpfs.restart()
 
-    def closed(epoch):
-        answer = wpfs.wpctl_json("dirty", "--name", "t", "--epoch", epoch)
-        return {page for mm in answer["mms"] for page in report.pages_of(mm)}
-
     wpfs.wpctl("protect", wpfs.mnt)
     assert set(report.names(wpfs)) == {"t", "t/ended"}
-    assert [closed(epoch) for epoch in epochs] == [{5, 15}, {6, 16}, {7, 17}]
-    assert [closed(epoch) for epoch in (epochs[-1] + 1, epochs[-1] + 2)] == [set(), set()]
+    assert [closed(wpfs, epoch) for epoch in epochs] == [{5, 15}, {6, 16}, {7, 17}]
+    assert [closed(wpfs, epoch) for epoch in (epochs[-1] + 1, epochs[-1] + 2)] == [set(), set()]
     program.wait()
     wpfs.wpctl("forget", wpfs.mnt, "--name", "t")
     assert not report.names(wpfs)
@@ -319,8 +316,7 @@ def test_a_child_that_turned_and_ended_after_another_daemon(wpfs):
     wpfs.restart()
     child.end()
     for _ in range(2):
-        answer = wpfs.wpctl_json("dirty", "--name", "t", "--epoch", epoch)
-        assert {page for mm in answer["mms"] for page in report.pages_of(mm)} == {5}
+        assert closed(wpfs, epoch) == {5}
         wpfs.wpctl("protect", wpfs.mnt)
 
 
@@ -410,6 +406,44 @@ def test_a_raw_child_and_a_witness_that_is_killed(wpfs):
     child.end()
 
 
+def closed(wpfs, epoch, name="t"):
+    answer = wpfs.wpctl_json("dirty", "--name", name, "--epoch", epoch)
+    return {page for mm in answer["mms"] for page in report.pages_of(mm)}
+
+
+def test_a_raw_child_that_stores_before_anybody_looks(wpfs):
+    """Nobody has told of it, and its first look is the one with which an epoch ends."""
+    program = mapped(wpfs)
+    child = Child(wpfs, program, how="raw")
+    child.order("store 0 33 1")
+    epoch = wpfs.wpctl_json("protect")["epoch"]
+    assert 33 in closed(wpfs, epoch - 1)
+    child.order("store 0 34 1")
+    child.end()
+    assert 34 in union(wpfs)
+    for _ in range(2):
+        wpfs.wpctl("protect", wpfs.mnt)
+    assert union(wpfs) == set()
+
+
+def test_a_file_goes_that_a_child_was_born_with(wpfs):
+    """As many pages are dirty as at its birth, and they are others: its own."""
+    program = mapped(wpfs)
+    program.order(f"open 1 {wpfs.mnt / 'g'}")
+    program.order(f"size 1 {64 * PAGE}")
+    program.order(f"map 1 1 0 {64 * PAGE}")
+    program.order("store 1 1 1")
+    child = Child(wpfs, program)
+    for who in (program, child):
+        who.order("unmap 1")
+        who.order("close 1")
+    os.unlink(wpfs.mnt / "g")
+    assert union(wpfs) == set()
+    child.order("store 0 5 1")
+    child.end()
+    assert union(wpfs) == {5}
+
+
 def in_call(pid, nr):
     """Is the thread held at the system call of this number?"""
     try:
@@ -419,7 +453,7 @@ def in_call(pid, nr):
         return False
 
 
-SOCKETPAIR = 53  # system call of x86-64
+CONNECT, SOCKETPAIR = 42, 53  # system calls of x86-64
 
 
 @pytest.fixture
@@ -532,3 +566,26 @@ def test_a_child_that_gives_up(wpfs):
     assert 34 in union(wpfs)
     assert report.dirty(wpfs, "t") == set()
     child.end()
+
+
+def test_children_that_end_before_a_witness_that_is_stopped_goes_on(wpfs):
+    """They have come for what it still has of theirs: there is nothing in doubt."""
+    program = mapped(wpfs)
+    (witness,) = proc.children(program.pid)
+    strace = trace(program, "trace=connect", "inject=connect:delay_enter=100s")
+    children = [ChildToBe(wpfs, program)]
+    pids = [children[0].find(lambda pid: in_call(pid, CONNECT))]
+    proc.stop(witness)  # it has read the event, or there would be no child
+    strace.kill()
+    strace.wait()
+    child = children[0].begin()
+    child.order("store 0 5 1")
+    child.end()
+    assert union(wpfs) == {5}
+    assert set(report.names(wpfs)) == {"t", f"t/{pids[0]}"}
+    os.kill(witness, signal.SIGCONT)
+    second = Child(wpfs, program)
+    second.end()
+    wpfs.wpctl("protect", wpfs.mnt)
+    wpfs.wpctl("protect", wpfs.mnt)
+    assert set(report.names(wpfs)) == {"t", "t/ended"}
