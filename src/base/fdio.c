@@ -5,8 +5,10 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 
 #include "base/cleanup.h"
+#include "base/compat.h"
 
 int fdio_pread_full(int fd, void *buf, size_t len, off_t off)
 {
@@ -53,7 +55,10 @@ int fdio_pwrite_full(int fd, const void *buf, size_t len, off_t off)
 	const char *p = buf;
 
 	while (len) {
-		ssize_t n = pwrite(fd, p, len, off);
+		const struct iovec iov = {(void *)p, len};
+		/* pwrite(2) would add to the end, had somebody with this struct file set O_APPEND.
+		 */
+		ssize_t n = pwritev2(fd, &iov, 1, off, RWF_NOAPPEND);
 
 		if (n < 0 && errno == EINTR)
 			continue;
