@@ -15,6 +15,12 @@
 #include "preload/several.h"
 #include "preload/untold.h"
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+#define UNASKED_BYTES ((uint64_t)1 << 20)
+
 /*
  * [start, start + len) of what `from` was is new: grown, or a second mapping of the same. `fixed`:
  * other threads may have stored there by now, which MAP_FIXED tells the daemon.
@@ -348,14 +354,41 @@ static void count_removed(uint64_t addr, uint64_t len)
 		untold_count_unknown_drop();
 }
 
+/*
+ * Of a capped mount pages may be in the store, which nobody can be told of here: they come back
+ * first, and go with the others. Twice, should one leave just then. A page behind the end of the
+ * file cannot come, nor those after it.
+ */
+static void remove_unasked(uint64_t addr, uint64_t len)
+{
+	uint64_t end = addr + page_align_up(len);
+	struct range piece;
+
+	if (!mapping_span_valid(addr, len))
+		return;
+	for (; addr < end && ranges_peek(addr, end, &piece) > 0; addr = piece.end) {
+		if (shim.mounts[piece.mount].kind != WPFS_KIND_CAPPED)
+			continue;
+		for (uint64_t at = piece.start, nr; at < piece.end; at += nr) {
+			nr = piece.end - at < UNASKED_BYTES ? piece.end - at : UNASKED_BYTES;
+			for (int i = 0; i < 2; i++) {
+				raw(madvise, at, nr, MADV_POPULATE_READ);
+				raw(madvise, at, nr, MADV_REMOVE);
+			}
+		}
+	}
+}
+
 long map_remove(uint64_t addr, uint64_t len)
 {
 	struct removal removal = {0};
 	struct shim_guard guard;
+	bool known;
 	long ret;
 
 	if (!shim_lock(&guard)) {
 		count_removed(addr, len);
+		remove_unasked(addr, len);
 		ret = raw(madvise, addr, len, MADV_REMOVE);
 		count_removed(addr, len);
 		return ret;
@@ -364,11 +397,15 @@ long map_remove(uint64_t addr, uint64_t len)
 	shim_lock_waits(true);
 	ret = raw(madvise, addr, len, MADV_REMOVE);
 	shim_lock_waits(false);
-	if (!removal_over(&removal)) {
+	known = removal_over(&removal);
+	if (!known) {
+		removal = (struct removal){0};
 		removal_begin(&removal, addr, len);
-		removal_over(&removal);
+		known = removal_over(&removal);
 	}
 	shim_unlock(&guard);
+	if (!known)
+		remove_unasked(addr, len); /* waits for the next daemon, as a touch would */
 	return ret;
 }
 

@@ -159,6 +159,35 @@ def test_madv_remove_under_a_filter(wpfs):
     assert killed(wpfs, program) == ALL
 
 
+def test_madv_remove_under_a_filter_of_pages_in_the_store(make_wpfs):
+    """Nobody can say of a capped mount's that they are not needed any more: they do not come back."""
+    wpfs = make_wpfs(store=True, options=["resident=256M", "settle=0"])
+    program, other = mapped(wpfs), mapped(wpfs, "other")
+    program.order("store 0 0 5 64")
+    wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
+    program.order("seccomp")
+    program.order("advise 0 8 8 remove")
+    assert [other.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 0, 0, 5]
+    assert [program.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 0, 0, 5]
+    assert report.dirty(wpfs, "t") == ALL == report.dirty(wpfs, "other")
+
+
+def test_madv_remove_without_a_daemon(make_wpfs):
+    """Of pages in the store of a capped mount: it waits for the next one, as a touch of them does."""
+    wpfs = make_wpfs(store=True, options=["resident=256M", "settle=0"])
+    program = mapped(wpfs)
+    program.order("store 0 0 5 64")
+    wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
+    wpfs.kill9()
+    program.send("advise 0 8 8 remove")
+    wpfs.restart()
+    assert program.read() == "ok 0"
+    assert [program.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 0, 0, 5]
+    assert set(range(8, 16)) <= report.dirty(wpfs, "t")
+
+
 @pytest.mark.parametrize("how", ["often", "raw"])
 def test_madv_remove_under_a_filter_and_it_is_not_known_of_what(wpfs, how):
     """More often than there is room to note it, or by a mapping nobody was told of: for all too."""
