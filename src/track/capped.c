@@ -239,6 +239,7 @@ int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr)
 		capped_limit_set(c, false);
 	}
 	pthread_mutex_unlock(&c->lock);
+	capped_test_point("removed");
 	return r;
 }
 

@@ -153,11 +153,11 @@ static int drops_remove_part(struct track *t, struct tmm *tm, uint64_t file, uin
 			     uint64_t nr)
 {
 	uint64_t off = pgoff << WPFS_PAGE_SHIFT, len = nr << WPFS_PAGE_SHIFT;
-	int r = residency_remove(t, file, pgoff, nr);
+	int r = drops_note_removal(t, tm, file, off, len);
 
 	if (r == 0)
-		r = drops_note_removal(t, tm, file, off, len);
-	return r < 0 ? r : drops_tell(t, file, off, len);
+		r = drops_tell(t, file, off, len);
+	return r < 0 ? r : residency_remove(t, file, pgoff, nr);
 }
 
 /* All that the mm's mappings show in [start, end). */
