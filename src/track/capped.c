@@ -395,7 +395,8 @@ static int adopt_file(struct capped *c, const char *name)
 	if (r < 0)
 		return r;
 	memcpy(&handle, bits.head, sizeof(handle));
-	r = capped_file_get(c, &handle, ino, &f);
+	/* Killed before it could write whose they are: nothing was spilled then. */
+	r = handle.len || bits.count ? capped_file_get(c, &handle, ino, &f) : -ESTALE;
 	if (r == -ESTALE) {
 		spill_bits_close(&bits); /* removed, and nobody had it open */
 		spill_store_remove(c->store, ino);
