@@ -40,6 +40,7 @@
 
 #define RETRY_MS     20
 #define RETRY_MAX_MS 2000
+#define REFUSED_MS   100
 
 /* ---- mms ---- */
 
@@ -386,10 +387,13 @@ static void fault_keep(struct capped *c, struct capped_mm *mm, struct capped_wai
 		w->said = true;
 	}
 	if (fault_refuse(c, mm, w)) {
-		free(w);
-		return;
-	}
-	if (w->err == -EAGAIN) {
+		/*
+		 * Not all waits are ended by it: not one within read(2) or direct I/O, of a program
+		 * that handles the signal. Such a thread is woken after a while, and asks again.
+		 */
+		w->refused = true;
+		w->delay_ms = REFUSED_MS;
+	} else if (w->err == -EAGAIN) {
 		w->delay_ms = 0;
 	} else {
 		w->delay_ms = w->delay_ms ? w->delay_ms * 2 : RETRY_MS;
@@ -431,7 +435,7 @@ void capped_fault_arrived(struct capped *c, const struct capped_file *f, uint64_
 		struct capped_mm *mm = capped_mm_find(c, w->mm);
 
 		if (w->ino != f->ino || w->page < first || w->page - first >= nr || w->wp ||
-		    w->err != -EAGAIN || !mm)
+		    (w->err != -EAGAIN && !w->refused) || !mm)
 			continue;
 		DL_DELETE(c->waits, w);
 		uffd_wake(mm->uffd, w->addr, w->addr + WPFS_PAGE_SIZE);
@@ -446,7 +450,7 @@ uint64_t capped_failing(struct capped *c)
 
 	pthread_mutex_lock(&c->lock);
 	DL_FOREACH (c->waits, w)
-		nr += w->err != -EAGAIN;
+		nr += w->err != -EAGAIN && !w->refused;
 	pthread_mutex_unlock(&c->lock);
 	return nr;
 }
@@ -560,6 +564,12 @@ void capped_fault_retry(struct capped *c)
 			continue;
 		}
 		mm = capped_mm_find(c, w->mm);
+		if (w->refused) {
+			if (mm)
+				uffd_wake(mm->uffd, w->addr, w->addr + WPFS_PAGE_SIZE);
+			free(w);
+			continue;
+		}
 		w->err = mm ? fault_serve(c, mm, w) : 0;
 		mm = capped_mm_find(c, w->mm);
 		if (w->err < 0 && mm) {

@@ -123,6 +123,7 @@ struct capped_wait {
 	int err;
 	uint32_t ptid; /* who waits */
 	bool wp, said, full;
+	bool refused;	    /* the thread was sent a signal, which does not reach all that wait */
 	uint64_t ino, page; /* what is there, as far as it was looked up; ino 0: it was not */
 	struct capped_wait *prev, *next;
 };

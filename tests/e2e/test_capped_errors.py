@@ -203,6 +203,42 @@ def test_sigbus(make_wpfs):
     check(wpfs, again)
 
 
+READ_INTO = """
+import mmap, os, signal, sys
+signal.signal(signal.SIGBUS, lambda *_: print("signal", flush=True))
+fd = os.open(sys.argv[1], os.O_RDWR)
+view = mmap.mmap(fd, 0)
+other = os.open(sys.argv[2], os.O_RDONLY | os.O_DIRECT)
+print("mapped", flush=True)
+input()
+print(os.preadv(other, [memoryview(view)[5 * 4096:6 * 4096]], 0), flush=True)
+print([view[page * 4096] for page in range(4, 7)], flush=True)
+"""
+
+
+def test_sigbus_of_a_call(make_wpfs):
+    """Direct I/O into the page does not end by a signal that the program handles: it waits, and goes on
+    when the page can be read."""
+    wpfs = seamed(make_wpfs, "resident=256M", "onerror=sigbus")
+    wpfs.allow_log("cannot be had")
+    filled(wpfs)
+    (wpfs.mnt / "g").write_bytes(b"g" * harness.PAGE)
+    other = wpfs.spawn("/usr/bin/python3", "-c", READ_INTO, wpfs.mnt / "f", wpfs.mnt / "g", name="other")
+    assert other.read() == "mapped"
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
+    before = status(wpfs)["store_errors"]
+    wpfs.seam.fail("spill-read", errno.EIO)
+    other.send("")
+    proc.wait_for(lambda: status(wpfs)["store_errors"] >= before + 3, harness.SECONDS, "tries")
+    wpfs.seam.works("spill-read")
+    said = []
+    while len(said) < 2:
+        said += [line for line in (other.read(),) if line != "signal"]
+    assert said == [str(harness.PAGE), str([5, ord("g"), 7])]
+    other.wait()
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+
+
 @pytest.mark.parametrize("onerror", ["wait", "sigbus"])
 def test_no_room_for_a_page_that_exists(make_wpfs, onerror):
     """size= is used up, and a page that comes back finds no room again and again: it is waited for.
