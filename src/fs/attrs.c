@@ -71,22 +71,41 @@ static void op_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct
 }
 #endif
 
+struct owner {
+	fuse_req_t req;
+	int fd;
+	uid_t uid;
+	gid_t gid;
+};
+
 /* As the caller, whose groups decide whether an sgid bit stays. */
-static int set_owner(fuse_req_t req, int fd, const struct stat *attr, int to_set)
+static int set_owner_still(void *arg)
 {
-	struct creds_caller caller = fs_caller(req);
+	const struct owner *owner = arg;
+	struct creds_caller caller = fs_caller(owner->req);
 	struct stat st;
 	int r;
-	uid_t uid = to_set & FUSE_SET_ATTR_UID ? attr->st_uid : (uid_t)-1;
-	gid_t gid = to_set & FUSE_SET_ATTR_GID ? attr->st_gid : (gid_t)-1;
 
-	if (fstat(fd, &st) < 0)
+	if (fstat(owner->fd, &st) < 0)
 		return -errno;
 	r = creds_become_writer(&caller, &st);
-	if (!r && fchownat(fd, "", uid, gid, AT_EMPTY_PATH) < 0)
+	if (!r && fchownat(owner->fd, "", owner->uid, owner->gid, AT_EMPTY_PATH) < 0)
 		r = -errno;
 	creds_restore();
 	return r;
+}
+
+/* Takes capabilities away. */
+static int set_owner(fuse_req_t req, uint64_t ino, int fd, const struct stat *attr, int to_set)
+{
+	struct owner owner = {
+		.req = req,
+		.fd = fd,
+		.uid = to_set & FUSE_SET_ATTR_UID ? attr->st_uid : (uid_t)-1,
+		.gid = to_set & FUSE_SET_ATTR_GID ? attr->st_gid : (gid_t)-1,
+	};
+
+	return fs_hook_still(fs_of(req), ino, set_owner_still, &owner);
 }
 
 /* By descriptor, as ftruncate(2), times move though the size does not. */
@@ -198,7 +217,7 @@ static int set_all(fuse_req_t req, uint64_t ino, int fd, const struct stat *attr
 	if (!(to_set & (owner | times | FUSE_SET_ATTR_MODE | FUSE_SET_ATTR_SIZE)))
 		return set_nothing(fd);
 	if (to_set & owner)
-		r = set_owner(req, fd, attr, to_set);
+		r = set_owner(req, ino, fd, attr, to_set);
 	if (!r && (to_set & FUSE_SET_ATTR_MODE))
 		r = set_mode(fd, attr->st_mode & 07777);
 	if (!r && (to_set & FUSE_SET_ATTR_SIZE))

@@ -78,7 +78,7 @@ struct fs_hooks {
 	/*
 	 * Capped mounts: around each access to [off, off + len) of the contents (a drop's len 0: to
 	 * the end); `done` says that it was done. A begin that fails with -errno has no end;
-	 * between the two no other hook is called. io_ctx is the ctx of these eleven.
+	 * between the two no other hook is called. io_ctx is the ctx of these twelve.
 	 */
 	int (*io_begin)(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io);
 	void (*io_end)(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io,
@@ -91,6 +91,8 @@ struct fs_hooks {
 	 */
 	int (*set_times)(void *ctx, uint64_t ino, int fd, const struct timespec times[2]);
 	int (*stat)(void *ctx, uint64_t ino, int fd, const char *name, struct stat *st);
+	/* calls fn while file capabilities of the lower file are as its user knows them */
+	int (*still)(void *ctx, uint64_t ino, int (*fn)(void *arg), void *arg);
 	/* a ticket for a file that was opened with O_RDONLY, O_WRONLY or O_RDWR; 0 or -errno */
 	int (*ticket)(void *ctx, uint64_t ino, int accmode, struct wpfs_ticket *ticket);
 	/* for the flush: contents that need not be in the lower file; behind the end is zeros */

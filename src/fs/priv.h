@@ -490,6 +490,8 @@ void fs_hook_io_end(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, enu
 		    bool done);
 off_t fs_hook_seek(struct fs *fs, uint64_t ino, int fd, off_t off, int whence);
 int fs_hook_set_times(struct fs *fs, uint64_t ino, int fd, const struct timespec times[2]);
+/* fn looks at file capabilities, or changes them; its result. */
+int fs_hook_still(struct fs *fs, uint64_t ino, int (*fn)(void *arg), void *arg);
 /* What a user is told of a file: of `fd` with name "", or of that name in a directory. */
 int fs_hook_stat(struct fs *fs, uint64_t ino, int fd, const char *name, struct stat *st);
 /* The same of a file whose contents may be still to come (fs_absent_stat). */

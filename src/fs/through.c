@@ -86,6 +86,19 @@ int fs_hook_set_times(struct fs *fs, uint64_t ino, int fd, const struct timespec
 	return r;
 }
 
+int fs_hook_still(struct fs *fs, uint64_t ino, int (*fn)(void *arg), void *arg)
+{
+	int r;
+
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->still)
+		r = fs->hooks->still(fs->hooks->io_ctx, ino, fn, arg);
+	else
+		r = fn(arg);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+	return r;
+}
+
 int fs_hook_stat(struct fs *fs, uint64_t ino, int fd, const char *name, struct stat *st)
 {
 	int r;

@@ -27,6 +27,28 @@ static void reply_value(fuse_req_t req, ssize_t n, const char *buf, size_t size)
 		fuse_reply_buf(req, buf, (size_t)n);
 }
 
+/* A call about attributes of a file; the value of one that sets is only read. */
+struct call {
+	fuse_req_t req;
+	fuse_ino_t ino;
+	const struct fs_ref *ref;
+	const char *name; /* NULL: the list of names, into room for XATTR_LIST_MAX */
+	char *value;	  /* of one that sets: NULL: remove it */
+	size_t size;
+	int flags;
+};
+
+/*
+ * On a capped mount moving pages takes capabilities away and puts them back: nobody gets to see
+ * that.
+ */
+static int call_still(int (*fn)(void *arg), struct call *call)
+{
+	bool caps = !call->name || strcmp(call->name, XATTR_NAME_CAPS) == 0;
+
+	return caps ? fs_hook_still(fs_of(call->req), call->ino, fn, call) : fn(call);
+}
+
 /* getxattr(2); of a file whose contents come as it was and will be. -errno. */
 static ssize_t get_value(struct fs *fs, uint64_t ino, const struct fs_ref *ref, const char *name,
 			 char *buf, size_t size)
@@ -47,14 +69,23 @@ static ssize_t get_value(struct fs *fs, uint64_t ino, const struct fs_ref *ref, 
 	return n < 0 ? -errno : n;
 }
 
+static int call_get(void *arg)
+{
+	const struct call *call = arg;
+
+	return (int)get_value(fs_of(call->req), call->ino, call->ref, call->name, call->value,
+			      call->size);
+}
+
 static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	_cleanup_free_ char *buf = size ? malloc(size) : NULL;
 	ssize_t n = size && !buf ? -ENOMEM : fs_inode_ref(fs_of(req), ino, &ref);
+	struct call call = {req, ino, &ref, name, buf, size, 0};
 
 	if (!n)
-		n = get_value(fs_of(req), ino, &ref, name, buf, size);
+		n = call_still(call_get, &call);
 	reply_value(req, n, buf, size);
 }
 
@@ -102,14 +133,22 @@ static ssize_t list_names(struct fs *fs, uint64_t ino, int fd, char *list)
 	return n < 0 ? -errno : n;
 }
 
+static int call_list(void *arg)
+{
+	const struct call *call = arg;
+
+	return (int)list_names(fs_of(call->req), call->ino, call->ref->fd, call->value);
+}
+
 static void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 {
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	_cleanup_free_ char *list = malloc(XATTR_LIST_MAX);
 	ssize_t n = !list ? -ENOMEM : fs_inode_ref(fs_of(req), ino, &ref);
+	struct call call = {.req = req, .ino = ino, .ref = &ref, .value = list};
 
 	if (!n)
-		n = list_names(fs_of(req), ino, ref.fd, list);
+		n = call_still(call_list, &call);
 	if (n > 0 && list_has(list, (size_t)n, XATTR_TRUSTED_PREFIX) &&
 	    !creds_caller_capable(fuse_req_ctx(req)->pid, CAP_SYS_ADMIN))
 		n = (ssize_t)list_hide_trusted(list, (size_t)n);
@@ -149,41 +188,46 @@ static bool hold_caps(struct fs *fs, uint64_t ino, const char *name)
 	return strcmp(name, XATTR_NAME_CAPS) == 0 && fs_absent_hold(fs->absent, ino);
 }
 
+static int call_set(void *arg)
+{
+	const struct call *call = arg;
+	struct fs_proc_path path = fs_proc_path(call->ref->fd);
+	int r;
+
+	if (strcmp(call->name, ACL_ACCESS) == 0)
+		return set_acl(call->req, call->ref->fd, call->value, call->size, call->flags);
+	r = call->value ? setxattr(path.s, call->name, call->value, call->size, call->flags)
+			: removexattr(path.s, call->name);
+	return r < 0 ? -errno : 0;
+}
+
+static void set(struct call *call)
+{
+	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
+	struct fs *fs = fs_of(call->req);
+	bool held = hold_caps(fs, call->ino, call->name);
+	int r = fs_inode_ref(fs, call->ino, &ref);
+
+	call->ref = &ref;
+	if (!r)
+		r = call_still(call_set, call);
+	if (held)
+		fs_absent_release(fs->absent, call->ino);
+	if (!r)
+		fs_symlink_touched(fs, ref.fd, "");
+	fs_change_inode(fs, call->ino);
+	fuse_reply_err(call->req, -r);
+}
+
 static void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
 			size_t size, int flags)
 {
-	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
-	bool held = hold_caps(fs_of(req), ino, name);
-	int r = fs_inode_ref(fs_of(req), ino, &ref);
-
-	if (!r && strcmp(name, ACL_ACCESS) == 0)
-		r = set_acl(req, ref.fd, value, size, flags);
-	else if (!r && setxattr(fs_proc_path(ref.fd).s, name, value, size, flags) < 0)
-		r = -errno;
-	if (held)
-		fs_absent_release(fs_of(req)->absent, ino);
-	if (!r)
-		fs_symlink_touched(fs_of(req), ref.fd, "");
-	fs_change_inode(fs_of(req), ino);
-	fuse_reply_err(req, -r);
+	set(&(struct call){req, ino, NULL, name, (char *)value, size, flags});
 }
 
 static void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 {
-	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
-	bool held = hold_caps(fs_of(req), ino, name);
-	int r = fs_inode_ref(fs_of(req), ino, &ref);
-
-	if (!r && strcmp(name, ACL_ACCESS) == 0)
-		r = set_acl(req, ref.fd, NULL, 0, 0);
-	else if (!r && removexattr(fs_proc_path(ref.fd).s, name) < 0)
-		r = -errno;
-	if (held)
-		fs_absent_release(fs_of(req)->absent, ino);
-	if (!r)
-		fs_symlink_touched(fs_of(req), ref.fd, "");
-	fs_change_inode(fs_of(req), ino);
-	fuse_reply_err(req, -r);
+	set(&(struct call){.req = req, .ino = ino, .name = name});
 }
 
 void fs_ops_xattrs(struct fuse_lowlevel_ops *ops)

@@ -248,7 +248,7 @@ static bool file_is_idle(struct capped *c, const struct capped_file *f)
 {
 	struct stat st;
 
-	if (f->pinned || capped_used(c, f->ino, 0, UINT64_MAX, ~0u) ||
+	if (f->pinned || f->changers || capped_used(c, f->ino, 0, UINT64_MAX, ~0u) ||
 	    !fs_file_held_alone(c->config.fs, f->ino))
 		return false;
 	if (fstat(f->fd, &st) == 0 && st.st_nlink == 0)

@@ -119,6 +119,12 @@ int capped_spilled(struct capped *c, uint64_t ino, struct mm_set *set);
 int capped_set_times(struct capped *c, uint64_t ino, int fd, const struct timespec times[2]);
 
 /*
+ * Calls fn while no page of the file is being moved: what that changes of the file for a moment
+ * (file capabilities) is as its user knows it. fn calls nothing of this room. Its result.
+ */
+int capped_still(struct capped *c, uint64_t ino, int (*fn)(void *arg), void *arg);
+
+/*
  * fstatat(2) of a lower file (name "": `fd` itself; a symbolic link is not followed), with the
  * times that its user gave it. 0 or -errno.
  */

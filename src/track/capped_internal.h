@@ -75,6 +75,7 @@ struct capped_file {
 	struct capped_stream streams[CAPPED_STREAMS];
 	uint32_t stream_clock;
 	struct capped_moving times[CAPPED_TIMES];
+	unsigned changers;	  /* wait for the end of such work, of which none begins before */
 	char caps[XATTR_CAPS_SZ]; /* its security.capability while what takes it away is done */
 	ssize_t caps_size;	  /* at most 0: it has none */
 	UT_hash_handle hh;
@@ -351,6 +352,9 @@ void capped_time_begin(struct capped *c, struct capped_file *f, enum capped_time
 void capped_time_begin_at(struct capped *c, struct capped_file *f, enum capped_time which,
 			  const struct stat *st);
 void capped_time_end(struct capped_file *f, enum capped_time which);
+
+/* Before work that lets go of the lock: waits for those in capped_still. */
+void capped_time_wait(struct capped *c, const struct capped_file *f);
 
 /* A use has begun, or has ended. `f` may be NULL. */
 void capped_times_used(struct capped *c, struct capped_file *f, const struct capped_use *use);

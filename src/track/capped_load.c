@@ -103,6 +103,7 @@ static int put(struct capped *c, const struct capped_load *load, uint64_t there)
 	struct stat st;
 	int cut, r = capped_test_fail("lower-write");
 
+	capped_time_wait(c, f);
 	if (r == 0 && fstat(f->fd, &st) < 0)
 		r = -errno;
 	if (r < 0)
@@ -118,6 +119,8 @@ static int put(struct capped *c, const struct capped_load *load, uint64_t there)
 	capped_test_point("filled");
 	pthread_mutex_lock(&c->lock);
 	capped_time_end(f, CAPPED_MTIME);
+	if (f->changers)
+		pthread_cond_broadcast(&c->cond);
 	return r;
 }
 

@@ -9,7 +9,9 @@
  * the lower file's own is not put back, for both are "now". A store through a mapping in just that
  * moment is not known of.
  *
- * File capabilities go with every change, whoever makes it, and are put back likewise.
+ * File capabilities go with every change, whoever makes it, and are put back likewise. Who looks at
+ * them or changes them does so while nothing of the file is moved (capped_still), and what somebody
+ * else's write takes away is not put back.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -94,7 +96,35 @@ void capped_times_used(struct capped *c, struct capped_file *f, const struct cap
 		if (fstat(f->fd, &st) == 0)
 			time->was = time_of(&st, which);
 		time->changing = is_changing(c, f, which);
+		/* The last one that writes has ended: what the file has of them now is right. */
+		if (which == CAPPED_MTIME && !time->changing)
+			f->caps_size = 0;
 	}
+}
+
+void capped_time_wait(struct capped *c, const struct capped_file *f)
+{
+	while (f->changers)
+		pthread_cond_wait(&c->cond, &c->lock);
+}
+
+int capped_still(struct capped *c, uint64_t ino, int (*fn)(void *arg), void *arg)
+{
+	struct capped_file *f;
+	int r;
+
+	pthread_mutex_lock(&c->lock);
+	f = capped_file_find(c, ino);
+	if (f) {
+		f->changers++;
+		while (f->times[CAPPED_MTIME].inside)
+			pthread_cond_wait(&c->cond, &c->lock);
+		f->changers--;
+		pthread_cond_broadcast(&c->cond);
+	}
+	r = fn(arg);
+	pthread_mutex_unlock(&c->lock);
+	return r;
 }
 
 int capped_set_times(struct capped *c, uint64_t ino, int fd, const struct timespec times[2])

@@ -105,6 +105,11 @@ static int on_stat(void *ctx, uint64_t ino, int fd, const char *name, struct sta
 	return capped_stat(((const struct hooks *)ctx)->capped, ino, fd, name, st);
 }
 
+static int on_still(void *ctx, uint64_t ino, int (*fn)(void *arg), void *arg)
+{
+	return capped_still(((const struct hooks *)ctx)->capped, ino, fn, arg);
+}
+
 static int on_ticket(void *ctx, uint64_t ino, int accmode, struct wpfs_ticket *ticket)
 {
 	return capped_ticket(((const struct hooks *)ctx)->capped, ino, accmode, ticket);
@@ -143,6 +148,7 @@ const struct fs_hooks *hooks_make(struct hooks *h, struct fs *fs, struct track *
 		h->table.seek = on_seek;
 		h->table.set_times = on_set_times;
 		h->table.stat = on_stat;
+		h->table.still = on_still;
 		h->table.ticket = on_ticket;
 		h->table.read_through = on_read_through;
 		h->table.next_through = on_next_through;
