@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <utlist.h>
 
 #include "base/cleanup.h"
 #include "base/fdio.h"
@@ -222,12 +223,17 @@ bool capped_is_missing(struct capped *c, uint64_t ino)
 
 int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr)
 {
+	struct capped_use coming = {.ino = ino, .kind = CAPPED_USE_DROP};
 	struct capped_file *f;
 	int r = 0;
 
 	pthread_mutex_lock(&c->lock);
+	DL_APPEND(c->coming, &coming);
 	while (capped_used(c, ino, 0, UINT64_MAX, 1 << CAPPED_USE_DROP | 1 << CAPPED_USE_LOAD))
 		pthread_cond_wait(&c->cond, &c->lock);
+	DL_DELETE(c->coming, &coming);
+	capped_retry(c);
+	pthread_cond_broadcast(&c->cond);
 	f = capped_file_find(c, ino);
 	if (f && fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 			   (off_t)(first << WPFS_PAGE_SHIFT), (off_t)(nr << WPFS_PAGE_SHIFT)) < 0)
@@ -264,7 +270,7 @@ void capped_sweep(struct capped *c, const struct capped_mapped *mapped)
 
 	pthread_mutex_lock(&c->lock);
 	/* What such a child maps is not known. */
-	if (capped_mm_orphans(c)) {
+	if (capped_mm_orphan_since(c, mapped->now)) {
 		pthread_mutex_unlock(&c->lock);
 		return;
 	}

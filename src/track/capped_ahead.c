@@ -103,7 +103,8 @@ static bool ahead_next(struct capped *c, struct capped_file **f, uint64_t *first
 			page = spill_bits_next(&(*f)->bits, a->first);
 		*nr = 0;
 		/* Unasked it never takes the last room. */
-		if (page < end && capped_resident(c) < c->config.resident)
+		if (page < end && capped_resident(c) < c->config.resident &&
+		    !capped_drop_comes(c, a->ino))
 			*nr = capped_free_run(c, *f, page, end, AHEAD_CHUNK);
 		*first = page;
 		a->first = page + *nr;
@@ -193,7 +194,7 @@ int capped_load_fault(struct capped *c, struct capped_file *f, uint64_t page)
 	uint64_t want = s->window < AHEAD_CHUNK ? s->window + 1 : AHEAD_CHUNK;
 	uint64_t run = capped_free_run(c, f, page, UINT64_MAX, want), ahead = page + s->window;
 
-	if (run == 0)
+	if (run == 0 || capped_drop_comes(c, f->ino))
 		return -EAGAIN;
 	/*
 	 * One page is left out: the fault there tells that the reader is half way through, and the

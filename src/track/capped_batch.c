@@ -475,7 +475,8 @@ static bool batch_in_use(const struct capped *c, const struct capped_batch *b)
 }
 
 /*
- * -EBUSY: there is a child that may map the file and is in no piece. Later ones join the batch.
+ * -EAGAIN: there is a child that may map the file and is in no piece: it came after the look at who
+ * does. Later ones join the batch.
  * -ETXTBSY: it was opened by somebody who may map it, and is not tracked.
  */
 static int batch_enter(struct capped *c, struct capped_batch *b)
@@ -483,7 +484,13 @@ static int batch_enter(struct capped *c, struct capped_batch *b)
 	int r;
 
 	pthread_mutex_lock(&c->lock);
-	r = b->file->pinned ? -ETXTBSY : capped_mm_orphans(c) ? -EBUSY : 0;
+	while (capped_drop_comes(c, b->file->ino))
+		pthread_cond_wait(&c->cond, &c->lock);
+	r = 0;
+	if (b->file->pinned)
+		r = -ETXTBSY;
+	else if (capped_mm_orphan_since(c, b->file->looked))
+		r = -EAGAIN;
 	c->batch = b;
 	while (r == 0 && batch_in_use(c, b))
 		pthread_cond_wait(&c->cond, &c->lock);
@@ -523,8 +530,8 @@ int capped_batch_begin(struct capped *c, struct capped_batch *b, const struct ca
 	r = batch_enter(c, b);
 	if (r < 0) {
 		snprintf(why, why_size,
-			 r == -EBUSY ? "a process that maps it was forked just now: try again"
-				     : CAPPED_WHY_PINNED);
+			 r == -EAGAIN ? "a process that maps it was forked just now: try again"
+				      : CAPPED_WHY_PINNED);
 		return r;
 	}
 	r = batch_check(c, b, maps, nr);

@@ -85,7 +85,7 @@ static struct capped_mm *mm_new(struct capped *c, int uffd)
 		close(uffd);
 		return NULL;
 	}
-	mm->id = c->next_mm++;
+	mm->id = mm->since = c->next_mm++;
 	mm->uffd = uffd;
 	mm->maps_fd = mm->pagemap_fd = -1;
 	DL_APPEND(c->mms, mm);
@@ -111,7 +111,7 @@ int capped_mm_add(struct capped *c, pid_t pid, pid_t task, int uffd, struct capp
 	pthread_mutex_lock(&c->lock);
 	/* A fork child that was served since its birth goes on as the mm it is; one that has ended
 	 * is not taken for who has its pid now. */
-	capped_mm_orphans(c);
+	capped_mm_orphan(c);
 	DL_FOREACH (c->mms, old) {
 		if (old->maps_fd < 0 && old->pid == pid)
 			mm = old;
@@ -160,6 +160,7 @@ void capped_mm_leave(struct capped *c, struct capped_mm *mm)
 {
 	pthread_mutex_lock(&c->lock);
 	mm->left = true;
+	mm->since = c->next_mm++;
 	pthread_mutex_unlock(&c->lock);
 }
 
@@ -181,10 +182,27 @@ int capped_mm_find_child(struct capped *c, pid_t pid, bool (*is_of)(void *ctx, i
 	return fd;
 }
 
-bool capped_mm_orphans(struct capped *c)
+uint64_t capped_now(struct capped *c)
+{
+	uint64_t now;
+
+	pthread_mutex_lock(&c->lock);
+	now = c->next_mm;
+	pthread_mutex_unlock(&c->lock);
+	return now;
+}
+
+void capped_looked(struct capped *c, struct capped_file *f, uint64_t now)
+{
+	pthread_mutex_lock(&c->lock);
+	f->looked = now;
+	pthread_mutex_unlock(&c->lock);
+}
+
+uint64_t capped_mm_orphan(struct capped *c)
 {
 	struct capped_mm *mm, *next;
-	bool any = false;
+	uint64_t youngest = 0;
 
 	DL_FOREACH_SAFE(c->mms, mm, next)
 	{
@@ -194,10 +212,27 @@ bool capped_mm_orphans(struct capped *c)
 		if (uffd_writeprotect_once(mm->uffd, 1 << 16, (1 << 16) + WPFS_PAGE_SIZE, false) ==
 		    -ESRCH)
 			mm_free(c, mm);
-		else
-			any = true;
+		else if (mm->since > youngest)
+			youngest = mm->since;
 	}
-	return any;
+	return youngest;
+}
+
+bool capped_mm_orphan_since(struct capped *c, uint64_t now)
+{
+	uint64_t youngest = capped_mm_orphan(c);
+
+	return youngest && youngest >= now;
+}
+
+bool capped_has_orphans(struct capped *c)
+{
+	bool has;
+
+	pthread_mutex_lock(&c->lock);
+	has = capped_mm_orphan(c) != 0;
+	pthread_mutex_unlock(&c->lock);
+	return has;
 }
 
 int capped_protect(struct capped *c, struct capped_mm *mm, uint64_t start, uint64_t end,

@@ -68,6 +68,7 @@ struct capped_file {
 	uint32_t slot; /* its name in the policy */
 	bool has_slot;
 	bool idle;	    /* within capped_sweep */
+	uint64_t looked;    /* capped_now before the last look at who maps it */
 	bool unseen;	    /* pages may have come that nobody told of: capped_learn_unseen */
 	bool pinned;	    /* it is all in memory and stays: capped_pin.c */
 	unsigned opens;	    /* that map the lower file, not released */
@@ -111,6 +112,7 @@ struct capped_mm {
 	int maps_fd, pagemap_fd; /* -1: a fork child that has not come to us yet */
 	pid_t pid;		 /* of a task of the mm when it came; 0 as above */
 	bool left;		 /* its program has ended, and somebody may have it still */
+	uint64_t since;		 /* id of the next one when it became nobody's: see capped_now */
 	struct maps_list
 		inherited; /* the mappings of its parent at the fork, while maps_fd is -1 */
 	struct capped_mm *prev, *next;
@@ -209,6 +211,8 @@ struct capped {
 	uint64_t retry_ms; /* by then they are looked at again, whatever else comes */
 	struct capped_ahead *aheads;
 	struct capped_use *uses;
+	struct capped_use *coming; /* drops that wait: of their files no use begins that they wait
+				      for */
 	struct capped_use
 		*readings;	    /* requests under way, the oldest first; some wait to be uses */
 	struct capped_batch *batch; /* set and cleared by the track thread */
@@ -278,6 +282,8 @@ void capped_engine_give(struct capped *c, struct spill_io *io);
 /* Is somebody at pages [first, end) of the file? `kinds`: bits 1 << enum capped_use_kind. */
 bool capped_used(const struct capped *c, uint64_t ino, uint64_t first, uint64_t end,
 		 unsigned kinds);
+/* Does a drop of the file wait? Who is about to read pages of it in lets it go first. */
+bool capped_drop_comes(const struct capped *c, uint64_t ino);
 void capped_use_begin(struct capped *c, struct capped_use *use);
 /* Whoever waits for it looks again. */
 void capped_use_end(struct capped *c, struct capped_use *use);
@@ -289,6 +295,9 @@ void capped_use_end(struct capped *c, struct capped_use *use);
  */
 int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr,
 		uint64_t *loaded);
+
+/* The same for a drop that is coming, which others wait for. */
+int capped_load_for_drop(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr);
 
 /* The same at once, of pages that are all spilled and that nobody is at. */
 int capped_load_run(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr);
@@ -515,6 +524,7 @@ int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr);
  * files nobody uses: a program that closes one while it maps it has said before that it will.
  */
 struct capped_mapped {
+	uint64_t now; /* capped_now before it was looked at what orphans map */
 	void (*look)(void *ctx);
 	bool (*is_mapped)(void *ctx, uint64_t ino);
 	void *ctx;
@@ -590,8 +600,10 @@ void capped_mm_remove(struct capped *c, struct capped_mm *mm);
 /* The mm is that of process `pid` now; `task` as above. */
 void capped_mm_moved(struct capped *c, struct capped_mm *mm, pid_t pid, pid_t task);
 
-/* capped_mm_remove when nobody has it any more; until then its faults are served, and nothing is
- * evicted. */
+/*
+ * capped_mm_remove when nobody has it any more; until then its faults are served, and it counts as
+ * an orphan.
+ */
 void capped_mm_leave(struct capped *c, struct capped_mm *mm);
 
 /*
@@ -601,8 +613,21 @@ void capped_mm_leave(struct capped *c, struct capped_mm *mm);
 int capped_mm_find_child(struct capped *c, pid_t pid, bool (*is_of)(void *ctx, int uffd),
 			 void *ctx);
 
-/* Is there a fork child that has not come to us, or an mm that was left, alive? Lock held. */
-bool capped_mm_orphans(struct capped *c);
+/*
+ * Orphans are fork children that have not come to us, and mms that were left: what they map is not
+ * in any list. It is seen in /proc: an orphan that was one before capped_now (lock not held) gave
+ * this number can be found there. capped_mm_orphan: the number of the youngest that is alive; 0:
+ * there is none. Lock held.
+ */
+uint64_t capped_now(struct capped *c);
+uint64_t capped_mm_orphan(struct capped *c);
+/* Is there one that became so since `now`, and was not looked for therefore? Lock held. */
+bool capped_mm_orphan_since(struct capped *c, uint64_t now);
+/* Is there any? Lock not held. */
+bool capped_has_orphans(struct capped *c);
+
+/* Track thread, lock not held: in that look none of them was seen to map the file. */
+void capped_looked(struct capped *c, struct capped_file *f, uint64_t now);
 
 /* Lock held. */
 struct capped_mm *capped_mm_find(struct capped *c, uint64_t id);

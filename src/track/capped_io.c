@@ -45,9 +45,9 @@ static int load_edges(struct capped *c, struct capped_file *f, uint64_t off, uin
 	int r = 0;
 
 	if (off & (WPFS_PAGE_SIZE - 1))
-		r = capped_load(c, f, off >> WPFS_PAGE_SHIFT, 1, NULL);
+		r = capped_load_for_drop(c, f, off >> WPFS_PAGE_SHIFT, 1);
 	if (r == 0 && len && ((off + len) & (WPFS_PAGE_SIZE - 1)))
-		r = capped_load(c, f, (off + len) >> WPFS_PAGE_SHIFT, 1, NULL);
+		r = capped_load_for_drop(c, f, (off + len) >> WPFS_PAGE_SHIFT, 1);
 	return r;
 }
 
@@ -100,6 +100,24 @@ static int use_enter(struct capped *c, struct capped_use *use, uint64_t off, uin
 			return r;
 		}
 	}
+}
+
+/* Reads of the file that begin all the time would keep it away for ever. */
+static int drop_enter(struct capped *c, struct capped_use *use, uint64_t off, uint64_t len)
+{
+	int r;
+
+	DL_APPEND(c->coming, use);
+	pthread_mutex_unlock(&c->lock);
+	capped_test_point("coming");
+	pthread_mutex_lock(&c->lock);
+	r = use_enter(c, use, off, len);
+	DL_DELETE(c->coming, use);
+	if (r < 0) {
+		capped_retry(c);
+		pthread_cond_broadcast(&c->cond);
+	}
+	return r;
 }
 
 /* ---- what reads ---- */
@@ -162,7 +180,7 @@ int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, 
 		capped_wait_room(c);
 	if (io == CAPPED_WRITE && use->end != UINT64_MAX)
 		capped_wait_loads(c, ino, use->first, use->end - use->first);
-	r = use_enter(c, use, off, len);
+	r = io == CAPPED_DROP ? drop_enter(c, use, off, len) : use_enter(c, use, off, len);
 	if (r == 0) {
 		capped_use_begin(c, use);
 		capped_times_used(c, capped_file_find(c, ino), use);
@@ -285,7 +303,8 @@ int capped_read_through(struct capped *c, uint64_t ino, int lower_fd, void *buf,
 
 	pthread_mutex_lock(&c->lock);
 	f = capped_file_find(c, ino);
-	while (capped_used(c, ino, 0, UINT64_MAX, 1 << CAPPED_USE_DROP) ||
+	while (capped_drop_comes(c, ino) ||
+	       capped_used(c, ino, 0, UINT64_MAX, 1 << CAPPED_USE_DROP) ||
 	       capped_used(c, ino, use.first, use.end, 1 << CAPPED_USE_LOAD) ||
 	       (f && capped_batch_has(c, f, use.first, use.end))) {
 		pthread_cond_wait(&c->cond, &c->lock);

@@ -76,6 +76,17 @@ bool capped_used(const struct capped *c, uint64_t ino, uint64_t first, uint64_t 
 	return false;
 }
 
+bool capped_drop_comes(const struct capped *c, uint64_t ino)
+{
+	const struct capped_use *use;
+
+	DL_FOREACH (c->coming, use) {
+		if (use->ino == ino)
+			return true;
+	}
+	return false;
+}
+
 void capped_use_begin(struct capped *c, struct capped_use *use)
 {
 	DL_APPEND(c->uses, use);
@@ -255,8 +266,8 @@ uint64_t capped_free_run(const struct capped *c, const struct capped_file *f, ui
 	return nr;
 }
 
-int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr,
-		uint64_t *loaded)
+static int load_range(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr,
+		      bool for_drop, uint64_t *loaded)
 {
 	uint64_t end = nr > UINT64_MAX - first ? UINT64_MAX : first + nr;
 	uint64_t page;
@@ -266,7 +277,7 @@ int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_
 		uint64_t run = capped_free_run(c, f, page, end, CAPPED_CLUSTER);
 
 		fs_request_may_wait();
-		if (run == 0) {
+		if (run == 0 || (!for_drop && capped_drop_comes(c, f->ino))) {
 			pthread_cond_wait(&c->cond, &c->lock);
 			continue;
 		}
@@ -278,6 +289,17 @@ int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_
 		}
 	}
 	return r;
+}
+
+int capped_load(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr,
+		uint64_t *loaded)
+{
+	return load_range(c, f, first, nr, false, loaded);
+}
+
+int capped_load_for_drop(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr)
+{
+	return load_range(c, f, first, nr, true, NULL);
 }
 
 int capped_load_some(struct capped *c, uint64_t ino, uint64_t nr, uint64_t *loaded)

@@ -12,7 +12,8 @@
  * Steps of an eviction: recorded (in the file that outlives the daemon), fenced, leased, saved
  * (written), spilled (said so in the bits, and the lock is held), punched, unfenced; fencing,
  * unfencing (after each mapping); again (a page table cannot be changed before an event is read).
- * Of a request: dropped (the file is cut, and nothing said so yet), reading (its pages are there).
+ * Of a request: coming (a drop, before it waits for others), dropped (the file is cut, and nothing
+ * said so yet), reading (its pages are there); removed (what madvise(2) is about to take out).
  * Of a refault: asked (nothing read), read, filled (in the lower file, its bit still set). Of a
  * fault thread: message (before one is read). Of the track thread: looking (for files of which
  * nothing is known, and not at all names yet). Steps that can fail: lower-read, spill-open,

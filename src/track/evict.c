@@ -165,8 +165,15 @@ static int evict_foreigners(struct evict *e)
 	while (r == 0 && dir && (de = readdir(dir))) {
 		pid_t pid = atoi(de->d_name);
 		bool maps_it = false;
+		int read = pid > 0 ? maps_read(pid, &dev, 1, &list) : -ESRCH;
 
-		if (pid <= 0 || maps_read(pid, &dev, 1, &list) < 0)
+		/* Out of something here: that says nothing of the process. */
+		if (read == -EMFILE || read == -ENFILE || read == -ENOMEM) {
+			snprintf(e->why, sizeof(e->why), "cannot look at pid %d: %s", pid,
+				 log_errstr(read));
+			r = read;
+		}
+		if (read < 0)
 			continue;
 		for (size_t i = 0; i < list.nr; i++)
 			maps_it |= list.vmas[i].ino == e->lower_ino;
@@ -300,6 +307,7 @@ static int evict_check(struct evict *e)
 /* The whole look. 0 or -errno with a reason in e->why. */
 static int evict_look(struct evict *e)
 {
+	const uint64_t now = capped_now(e->t->config.capped);
 	struct tmm *tm;
 	size_t nr = 1;
 	int r;
@@ -314,7 +322,11 @@ static int evict_look(struct evict *e)
 	e->why[0] = '\0';
 	/* In this order: what changes after it was seen makes it looked at again. */
 	r = evict_see(e);
-	return r == 0 ? evict_collect(e) : r;
+	if (r == 0)
+		r = evict_collect(e);
+	if (r == 0)
+		capped_looked(e->t->config.capped, e->file, now);
+	return r;
 }
 
 /*

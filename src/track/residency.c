@@ -593,59 +593,6 @@ void residency_status(struct track *t, struct wpfs_status *status)
 	status->evictions = counts.evictions;
 }
 
-/* Files that programs are about to map. */
-struct coming {
-	struct track *t;
-	uint64_t *inos;
-	size_t nr;
-	bool unknown; /* for want of memory: any file may be one */
-};
-
-static void residency_look_coming(void *ctx)
-{
-	_Alignas(8) char packet[sizeof(struct wpfs_hdr) + sizeof(struct wpfs_map)];
-	struct coming *coming = ctx;
-	struct tmm *tm;
-	size_t room;
-
-	DL_COUNT(coming->t->tmms, tm, room);
-	coming->inos = calloc(2 * room + 1, sizeof(*coming->inos));
-	coming->unknown = !coming->inos;
-	DL_FOREACH (coming->t->tmms, tm) {
-		const struct wpfs_map *map = NULL;
-
-		if (coming->unknown)
-			return;
-		if (tm->announced.coming_pages)
-			coming->inos[coming->nr++] = tm->announced.coming_file;
-		if (tm->client && !tm->client->closing)
-			map = client_peek_map(tm->client, packet, sizeof(packet));
-		if (map)
-			coming->inos[coming->nr++] = map->ino;
-	}
-}
-
-static bool residency_is_mapped(void *ctx, uint64_t ino)
-{
-	const struct coming *coming = ctx;
-
-	for (size_t i = 0; i < coming->nr; i++) {
-		if (coming->inos[i] == ino)
-			return true;
-	}
-	return coming->unknown || files_is_mapped(coming->t, ino);
-}
-
-void residency_let_go(struct track *t)
-{
-	struct coming coming = {.t = t};
-	const struct capped_mapped mapped = {residency_look_coming, residency_is_mapped, &coming};
-
-	if (t->config.capped)
-		capped_sweep(t->config.capped, &mapped);
-	free(coming.inos);
-}
-
 void residency_sweep(struct track *t)
 {
 	if (!t->config.capped)

@@ -725,7 +725,7 @@ input()
 
 
 def test_raw_fork(wpfs):
-    """The child of a raw fork: pages come for it too, and while it lives nothing is evicted."""
+    """The child of a raw fork: pages come for it too, and while it lives nothing that it maps is evicted."""
     program = mapped(wpfs)
     fill(program)
     parent = wpfs.spawn("/usr/bin/python3", "-c", RAW_FORK, wpfs.mnt / "f", name="raw")
@@ -739,6 +739,54 @@ def test_raw_fork(wpfs):
     assert evict(wpfs) == 64
     parent.send("")
     parent.wait()
+
+
+RAW_FORK_IDLE = """
+import ctypes, mmap, os, sys
+with open(sys.argv[1], "r+b") as file:
+    view = mmap.mmap(file.fileno(), 0)
+view[0] = 1
+print("ready", flush=True)
+input()
+pid = ctypes.CDLL(None).syscall(57)
+if pid == 0:
+    print("born", flush=True)
+    input()
+    print([view[page * 4096] for page in range(2)], flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+
+
+def test_a_raw_child_keeps_only_what_it_maps(wpfs):
+    """Other files leave while it lives, and what was removed is let go of."""
+    program = mapped(wpfs)
+    fill(program)
+    for name in ("g", "h"):
+        (wpfs.mnt / name).write_bytes(bytes([2]) * (4 * PAGE))
+    parent = wpfs.spawn("/usr/bin/python3", "-c", RAW_FORK_IDLE, wpfs.mnt / "g", name="raw")
+    assert parent.read() == "ready"
+    protect(wpfs)
+    assert evict(wpfs, "/g") == 4 and evict(wpfs, "/h") == 4
+    parent.send("")
+    assert parent.read() == "born"
+    for _ in range(2):
+        assert evict(wpfs) == 64
+        assert loaded(program) == [page + 1 for page in range(64)]
+    with direct_file(wpfs.mnt / "g") as fd:
+        assert os.pread(fd, PAGE, 3 * PAGE) == bytes([2]) * PAGE
+    assert "not tracked" in refused(wpfs, "/g")
+    assert evict(wpfs) == 64
+    os.unlink(wpfs.mnt / "h")
+    proc.wait_for(lambda: spilled(wpfs) == 64 + 3, harness.SECONDS, "what was removed to go")
+    os.unlink(wpfs.mnt / "g")
+    assert loaded(program) == [page + 1 for page in range(64)]
+    assert evict(wpfs) == 64
+    parent.send("")
+    assert parent.read() == "[1, 2]"
+    parent.wait()
+    proc.wait_for(lambda: spilled(wpfs) == 64, harness.SECONDS, "the other one to go")
+    assert report.marked(wpfs, "t") == ALL and report.dirty(wpfs, "t") == set()
 
 
 def test_random(make_wpfs):
