@@ -144,11 +144,15 @@ def test_two_threads_refault_one_page(wpfs, step):
     wpfs.seam.pause(step)
     program.order("later 5")
     wpfs.seam.wait_at(step)
-    program.order("later 5")
-    if step != "filled":
+    program.send("later 5")
+    said = [program.read()]
+    if step == "filled":  # then it is there, and what the thread says may come first
+        said.append(program.read())
+    else:
         proc.wait_for(lambda: waiting(program.pid, 2), harness.SECONDS, "the second one")
     wpfs.seam.go(step)
-    assert program.read() == program.read() == f"read {value}"
+    said += [program.read() for _ in range(3 - len(said))]
+    assert sorted(said) == ["ok 0", f"read {value}", f"read {value}"]
     assert wpfs.wpctl_json("status")["refaults"] == before + 1
     assert report.marked(wpfs, "t") == ALL and program.order("verify 2") == 0
 
@@ -748,9 +752,9 @@ def test_times_set_during_an_eviction(wpfs, step):
     assert mtime(wpfs) == 10**18
 
 
-def cut_lower(wpfs, name):
-    """By way of the one struct file that the daemon has, and whoever maps the file was given."""
-    cut = False
+def copies_of_lower(wpfs, name):
+    """Of the one struct file that the daemon has, and whoever maps the file was given."""
+    copies = []
     for fd in os.listdir(f"/proc/{wpfs.pid}/fd"):
         try:
             if not os.readlink(f"/proc/{wpfs.pid}/fd/{fd}").endswith(f"/{name}"):
@@ -760,10 +764,11 @@ def cut_lower(wpfs, name):
         copy = libc.syscall(SYS_PIDFD_GETFD, wpfs.pidfd, int(fd), 0)
         assert copy >= 0, os.strerror(ctypes.get_errno())
         if fcntl.fcntl(copy, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
-            os.ftruncate(copy, 0)
-            cut = True
-        os.close(copy)
-    assert cut
+            copies.append(copy)
+        else:
+            os.close(copy)
+    assert copies
+    return copies
 
 
 def test_cut_under_an_eviction(wpfs):
@@ -773,7 +778,9 @@ def test_cut_under_an_eviction(wpfs):
     wpfs.seam.pause("looked")
     evicting = evict_meanwhile(wpfs)
     wpfs.seam.wait_at("looked")
-    cut_lower(wpfs, "f")
+    for copy in copies_of_lower(wpfs, "f"):
+        os.ftruncate(copy, 0)
+        os.close(copy)
     wpfs.seam.go("looked")
     _, err = evicting.communicate(timeout=harness.SECONDS)
     assert evicting.returncode == 1 and "Input/output error" in err
@@ -833,3 +840,132 @@ def test_fsync_during_a_refault(wpfs):
     db.close()
     wpfs.seam.go("filled")
     assert program.read() == "ok 6"
+
+
+def test_the_one_struct_file_with_o_append(wpfs):
+    """Whoever maps the file has it too and may set the flag: pages come back to where they were."""
+    program = filled(wpfs)
+    assert evict(wpfs) == 64
+    for copy in copies_of_lower(wpfs, "f"):
+        fcntl.fcntl(copy, fcntl.F_SETFL, fcntl.fcntl(copy, fcntl.F_GETFL) | os.O_APPEND)
+        os.close(copy)
+    assert loaded(program) == as_filled()
+    assert os.stat(wpfs.mnt / "f").st_size == 64 * PAGE
+    assert evict(wpfs) == 64 and loaded(program) == as_filled()
+
+
+def test_killed_while_contents_are_removed(wpfs):
+    """What madvise(2) is about to take out is gone, daemon and program are killed: its pages are
+    dirty."""
+    program = filled(wpfs)
+    wpfs.seam.pause("removed")
+    program.send("advise 0 8 4 remove")
+    wpfs.seam.wait_at("removed")
+    os.kill(program.pid, signal.SIGSTOP)  # so that it cannot count what nobody answered
+    wpfs.kill9()
+    program.kill9()
+    wpfs.seam.go("removed")
+    wpfs.restart()
+    assert report.dirty(wpfs, "t") == set(range(8, 12))
+    again = map_file(wpfs.spawn(harness.program("mapper"), name="again"), wpfs.mnt / "f")
+    assert loaded(again) == as_filled(p8=0, p9=0, p10=0, p11=0)
+
+
+@pytest.mark.parametrize("size", [0, PAGE])
+def test_killed_when_nothing_was_known_of_a_file_yet(wpfs, size):
+    """The daemon had made the file with the bits of another one, and no more."""
+    program = filled(wpfs)
+    assert evict(wpfs) == 64
+    wpfs.kill9()
+    bits = harness.RUN_DIR / wpfs.id / "private/spilled/123456789"
+    bits.write_bytes(bytes(size))
+    wpfs.restart()
+    assert loaded(program) == as_filled() and not bits.exists()
+    assert report.marked(wpfs, "t") == ALL
+
+
+CAPABILITIES = [(0x02000001).to_bytes(4, "little") + one.to_bytes(4, "little") + bytes(12)
+                for one in (0x400, 0x800)]
+
+
+class InRequest:
+    """Looks whether a thread waits for an answer: for longer than a call has others before its own."""
+
+    def __init__(self, thread):
+        self.wchan, self.seen = f"/proc/self/task/{thread.native_id}/wchan", 0
+
+    def __call__(self):
+        try:
+            with open(self.wchan, encoding="ascii") as wchan:
+                self.seen = self.seen + 1 if "request_wait" in wchan.read() else 0
+        except FileNotFoundError:
+            return True  # it has ended
+        return self.seen > 20
+
+
+@pytest.mark.parametrize("what,after", [("get", 0), ("list", 0), ("set", 1), ("remove", None),
+                                        ("chown", None), ("write", None)])
+def test_capabilities_during_a_refault(wpfs, what, after):
+    """To move pages takes them away for a moment: nobody sees it, and nobody's change is undone."""
+    path = wpfs.mnt / "f"
+    program = filled(wpfs)
+    assert evict(wpfs) == 64
+    os.setxattr(path, "security.capability", CAPABILITIES[0])
+    file = os.open(path, os.O_WRONLY)
+    calls = {"get": lambda: os.getxattr(path, "security.capability"),
+             "list": lambda: os.listxattr(path),
+             "set": lambda: os.setxattr(path, "security.capability", CAPABILITIES[1]),
+             "remove": lambda: os.removexattr(path, "security.capability"),
+             "chown": lambda: os.chown(path, 1, 1),
+             "write": lambda: os.pwrite(file, b"x", 70 * PAGE)}
+    result = []
+
+    def call():
+        try:
+            result.append(calls[what]())
+        except OSError as error:
+            result.append(error)
+
+    wpfs.seam.pause("filled")
+    program.send("load 0 3")
+    wpfs.seam.wait_at("filled")
+    thread = threading.Thread(target=call)
+    thread.start()
+    in_request = InRequest(thread)
+    proc.wait_for(lambda: result or in_request(), harness.SECONDS, "the request")
+    wpfs.seam.go("filled")
+    thread.join(harness.SECONDS)
+    os.close(file)
+    assert program.read() == "ok 4"
+    assert result == [{"get": CAPABILITIES[0], "list": ["security.capability"], "write": 1}.get(what)]
+    if after is None:
+        assert "security.capability" not in os.listxattr(path)
+    else:
+        assert os.getxattr(path, "security.capability") == CAPABILITIES[after]
+
+
+def test_a_truncate_while_pages_come_back_all_the_time(wpfs):
+    """Those that are being read are waited for, and others begin after it only."""
+    program = filled(wpfs)
+    other = map_file(wpfs.spawn(harness.program("mapper"), name="other"), wpfs.mnt / "f")
+    assert evict(wpfs) == 64
+    wpfs.seam.pause("asked")
+    program.send("load 0 3")
+    wpfs.seam.wait_at("asked")
+    wpfs.seam.pause("coming")
+    thread = threading.Thread(target=lambda: os.truncate(wpfs.mnt / "f", 60 * PAGE))
+    thread.start()
+    wpfs.seam.wait_at("coming")
+    wpfs.seam.go("coming")
+    before = wpfs.wpctl_json("status")["faults"]
+    other.send("load 0 20")
+    proc.wait_for(lambda: wpfs.wpctl_json("status")["faults"] > before, harness.SECONDS, "the fault")
+    wpfs.seam.pause("read", 1)
+    wpfs.seam.go("asked")
+    thread.join(harness.SECONDS)
+    assert not thread.is_alive()
+    assert program.read() == "ok 4"
+    wpfs.seam.wait_at("read")
+    wpfs.seam.go("read")
+    assert other.read() == "ok 21"
+    assert report.dirty(wpfs, "t") == set(range(60, 64))
