@@ -7,9 +7,9 @@ in fish. zsh completes in its line editor only, so it has a terminal.
 import json
 import os
 import pty
+import select
 import shlex
 import subprocess
-import time
 
 import pytest
 
@@ -66,7 +66,8 @@ def zsh(wpfs, line):
     work = wpfs.dir / f"zsh{len(list(wpfs.dir.glob('zsh*')))}"
     work.mkdir()
     (work / ".zshrc").write_text(ZSH)
-    (work / "end").touch()
+    os.mkfifo(work / "end")
+    said = os.open(work / "end", os.O_RDWR | os.O_NONBLOCK)
     env = wpfs.env({"PATH": PATH, "HOME": str(work), "ZDOTDIR": str(work), "WORK": str(work),
                     "SCRIPTS": str(SCRIPTS), "TERM": "xterm"})
     ours, theirs = pty.openpty()
@@ -74,26 +75,27 @@ def zsh(wpfs, line):
                              cwd=work, start_new_session=True)
     os.close(theirs)
     os.set_blocking(ours, False)
-    shown = b""
+    shown = told = b""
 
     def until(word):
-        nonlocal shown
-        end = time.monotonic() + harness.SECONDS
-        while word not in (work / "end").read_text().split():
-            assert time.monotonic() < end and shell.poll() is None, shown.decode(errors="replace")
-            try:
+        nonlocal shown, told
+        while word not in told.split():
+            ready, _, _ = select.select([ours, said], [], [], harness.SECONDS)
+            assert ready and shell.poll() is None, shown.decode(errors="replace")
+            if ours in ready:
                 shown += os.read(ours, 65536)
-            except BlockingIOError:
-                time.sleep(0.02)
+            if said in ready:
+                told += os.read(said, 100)
 
     try:
-        until("ready")
+        until(b"ready")
         os.write(ours, line.encode() + b"\t")
-        until("done")
+        until(b"done")
     finally:
         shell.kill()
         shell.wait(harness.SECONDS)
         os.close(ours)
+        os.close(said)
     hits = work / "hits"
     return set(hits.read_text().split("\n")) - {""} if hits.exists() else set()
 

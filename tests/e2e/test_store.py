@@ -599,10 +599,11 @@ def test_capabilities_and_set_user_id_are_those_of_before(make_wpfs):
 
 
 def coming(make_wpfs):
-    """A mount whose only file is on its way from the store, half of it written; and who holds that up."""
+    """A mount with a file that is on its way from the store, half of it written; and who holds that up."""
     wpfs = make_wpfs(store=True, options=["flush=0"])
     path, contents = wpfs.mnt / "f", os.urandom(3 << 20)
     path.write_bytes(contents)
+    (wpfs.mnt / "other").write_bytes(b"other")
     os.setxattr(path, "security.capability", CAPABILITY)
     os.utime(path, ns=(10**18 + 1, 10**18 + 2))
     wpfs.umount()
@@ -618,6 +619,19 @@ def is_as_before(path, contents=None):
     assert os.getxattr(path, "security.capability") == CAPABILITY
     assert "security.capability" in os.listxattr(path)
     assert contents is None or path.read_bytes() == contents
+
+
+def test_an_open_waits_for_its_own_file_only(make_wpfs):
+    wpfs, control, contents = coming(make_wpfs)
+    control.put(12, 0)  # no other read waits
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        slow = pool.submit((wpfs.mnt / "f").read_bytes)
+        assert (wpfs.mnt / "other").read_bytes() == b"other"
+        (wpfs.mnt / "new").write_bytes(b"new")
+        sync(wpfs.mnt / "new")
+        assert sorted(os.listdir(wpfs.mnt)) == ["f", "new", "other"] and not slow.done()
+        control.go()
+        assert slow.result(harness.SECONDS) == contents
 
 
 @pytest.mark.parametrize("adopted", [False, True])
