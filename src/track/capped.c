@@ -529,17 +529,17 @@ static int open_all(struct capped *c)
 }
 
 /*
- * Eviction begins a little below the cap, so that who adds pages rarely waits, and goes on until
- * there is some room. From `full` on nobody adds: what was begun by then is the rest up to 64 MiB.
+ * Eviction begins at the cap and goes on until there is some room. From `full` on nobody adds, so
+ * who adds pages rarely waits: what was begun by then is the rest up to 64 MiB.
  */
 static void set_marks(struct capped *c)
 {
-	uint64_t size = c->config.resident, margin = size / 32;
+	uint64_t size = c->config.resident, margin = size / 64;
 
 	if (margin > 32 << 20)
 		margin = 32 << 20;
-	c->high = size > margin ? size - margin : size;
-	c->low = c->high > margin ? c->high - margin : c->high;
+	c->high = size;
+	c->low = size - margin;
 	c->full = size + (32 << 20);
 }
 
