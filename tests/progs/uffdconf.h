@@ -18,7 +18,9 @@
 #define PAGE	  4096ul
 #define EXTRA	  4ul /* pages after those of the case, which other threads write to */
 #define WRITERS	  2
-#define AT_ONCE	  900 /* milliseconds; who waits for something that does not come waits longer */
+/* Milliseconds: a busy machine needs long for little. Who asks a daemon that does not answer waits
+ * 10 s. */
+#define AT_ONCE	  8000
 #define MODE_WP	  UFFDIO_REGISTER_MODE_WP
 #define MODE_MISS UFFDIO_REGISTER_MODE_MISSING
 #define MODE_MIN  UFFDIO_REGISTER_MODE_MINOR
