@@ -55,7 +55,7 @@ static int check(const struct mapping *r)
 	if ((r->flags & MAP_ANY_FIXED) &&
 	    ((r->addr & (SHIM_PAGE_SIZE - 1)) || !mapping_span_valid(r->addr, r->len)))
 		return -EINVAL;
-	return 0;
+	return (int)mapping_may_lock(r);
 }
 
 /* It has its rights; what the program wanted done to its pages is done now. */

@@ -57,9 +57,12 @@ static long mapped(const struct mapping *r, long at)
  */
 static long try_elsewhere(const struct mapping *r)
 {
-	long at = raw(mmap, NULL, r->len, r->prot, r->flags & ~(MAP_ANY_FIXED | MAP_TOUCHES), r->fd,
-		      r->off);
+	long err = mapping_may_lock(r), at;
 
+	if (err)
+		return err;
+	at = raw(mmap, NULL, r->len, r->prot, r->flags & ~(MAP_ANY_FIXED | MAP_TOUCHES), r->fd,
+		 r->off);
 	if (raw_failed(at))
 		return at;
 	raw(munmap, at, r->len);

@@ -155,6 +155,20 @@ long mapping_make_elsewhere(const struct mapping *r, int fd)
 	return ret;
 }
 
+long mapping_may_lock(const struct mapping *r)
+{
+	long at;
+
+	if (!(r->flags & MAP_LOCKED))
+		return 0;
+	at = raw(mmap, NULL, r->len, PROT_NONE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_LOCKED, -1, 0);
+	if (raw_failed(at))
+		return at == -ENOMEM ? 0 : at;
+	raw(munmap, at, r->len);
+	return 0;
+}
+
 void mapping_retire(uint64_t addr, uint64_t len)
 {
 	uint64_t end = addr + len;

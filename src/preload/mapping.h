@@ -74,6 +74,12 @@ void mapping_untold(const struct mapping *r, uint64_t at, int err);
 long mapping_make_elsewhere(const struct mapping *r, int fd);
 
 /*
+ * What MAP_LOCKED in r->flags would be refused with, 0 if it is not there: a call that locks only
+ * what it has made is not.
+ */
+long mapping_may_lock(const struct mapping *r);
+
+/*
  * What is known in [addr, addr + len) becomes read-only and is harvested. A piece for which that
  * fails is left as it is: its end is like one behind the shim's back.
  */

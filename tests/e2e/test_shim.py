@@ -197,6 +197,23 @@ def test_fixed_where_there_is_no_room_for_another_one(wpfs):
     assert report.dirty(wpfs, "t") == {5}
 
 
+@pytest.mark.parametrize("options", [[], ["resident=16M"]], ids=["native", "capped"])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_locked_beyond_the_limit(make_wpfs, options, fixed):
+    """It is refused, and what it was to replace is as it was."""
+    wpfs = make_wpfs(store=True, options=options)
+    program = mapped(wpfs)
+    resource.prlimit(program.pid, resource.RLIMIT_MEMLOCK, (16 * PAGE, 16 * PAGE))
+    program.order("uid 1234")
+    place = f" at={program.addr}" if fixed else ""
+    assert program.ask(f"map 1 0 0 {64 * PAGE} locked{place}") == "err EAGAIN"
+    program.order("store 0 3 1")
+    assert report.dirty(wpfs, "t") == {3}
+    program.order(f"map 0 0 0 {16 * PAGE} locked{place}")
+    program.order("store 0 5 1")
+    assert report.dirty(wpfs, "t") == {3, 5}
+
+
 def test_threads_that_fork_at_once(wpfs):
     """One to which the lock is refused must not give back another one's."""
     done = wpfs.run(harness.program("forkers"), wpfs.mnt / "f", name="t")
