@@ -64,7 +64,9 @@ void calls_end(int place)
 {
 	int sock = call_fd(place);
 
-	if (is_of(place, sock)) {
+	/* One whose number is wanted is closed by who puts something else there: or the next call
+	 * would be given it. */
+	if (!calls_is_wanted(place) && is_of(place, sock)) {
 		raw(shutdown, sock, SHUT_RDWR); /* a child may have a copy of it */
 		raw(close, sock);
 	}

@@ -15,7 +15,7 @@ int calls_begin(int sock);
 /* Does somebody want the number? The socket is shut down then. No lock. */
 bool calls_is_wanted(int place);
 
-/* It is over, the socket closed. No lock; fds_changed() when that is at hand. */
+/* It is over, the socket closed, unless its number is wanted. No lock. */
 void calls_end(int place);
 
 /* How many are under way? No lock. */

@@ -923,6 +923,8 @@ def test_what_an_msync_is_asked_on(make_wpfs):
     program.order("closeall 3")
     assert asked in sockets(program.pid)
     program.order(f"dup 0 {asked}")
+    assert not os.readlink(f"/proc/{program.pid}/fd/{asked}").startswith("socket:")
+    proc.wait_for(lambda: sockets(program.pid) - before, harness.SECONDS, "it to ask anew")
     control.go()
     assert program.order("msync join") == 0
     assert asked not in sockets(program.pid)
