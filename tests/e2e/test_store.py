@@ -100,6 +100,24 @@ def test_what_was_written_synchronously_is_there(make_wpfs, flag):
     assert path.read_bytes() == (b"." * PAGE + b"to".ljust(PAGE, b".") + b"synced".ljust(PAGE, b"."))
 
 
+def test_a_synchronous_write_that_cannot_be_stored(make_wpfs):
+    wpfs = make_wpfs(store=True, options=["flush=0"], start=False)
+    wpfs.allow_log("cannot write the contents")
+    control = powerloss.watch(wpfs)
+    wpfs.start()
+    fd = os.open(wpfs.mnt / "f", os.O_WRONLY | os.O_CREAT | os.O_DSYNC)
+    control.fail(powerloss.SYNC, errno.EIO)
+    with pytest.raises(OSError) as refused:
+        os.pwrite(fd, b"first", 0)
+    assert refused.value.errno == errno.EIO
+    control.fail(0)
+    assert os.pwrite(fd, b"second", 5) == 6
+    os.close(fd)
+    wpfs.lose_power()
+    wpfs.restart()
+    assert (wpfs.mnt / "f").read_bytes() == b"firstsecond"
+
+
 def test_synced_again_and_again(kept):
     path = kept.mnt / "f"
     with open(path, "w+b") as file:

@@ -10,6 +10,7 @@ import pytest
 
 import harness
 import proc
+import report
 from harness import PAGE, UMOUNT_HELPER
 
 
@@ -218,6 +219,30 @@ def test_unmounted_under_load(make_wpfs, how):
     assert wpfs._reaped() == 0
     assert not (harness.RUN_DIR / wpfs.id).exists()
     holds_what_was_synced(wpfs, synced)
+
+
+@pytest.mark.parametrize("options", [[], ["resident=64M"]], ids=["native", "capped"])
+@pytest.mark.parametrize("how", ["-f", "-l"])
+def test_unmounted_under_a_tracked_program(make_wpfs, how, options):
+    """It goes on; with -l nothing it does is missed, with -f what the daemon does not see any more counts as dirty."""
+    wpfs = make_wpfs(store=True, options=["flush=0", *options])
+    program = mapped(wpfs)
+    program.order("store 0 3 1")
+    if options:
+        wpfs.wpctl("evict", wpfs.mnt, "/f")
+    assert umount(how, wpfs.mnt).returncode == 0
+    program.order("store 0 5 1")
+    if how == "-l":
+        assert not proc.is_over(wpfs.pidfd, 0), "the mapping is a use of it"
+        program.kill9()
+    assert proc.is_over(wpfs.pidfd, harness.SECONDS)
+    assert wpfs._reaped() == 0
+    if how == "-f":
+        program.order("store 0 6 1")
+        program.kill9()
+    wpfs.restart()
+    assert report.dirty(wpfs, "db") == ({3, 5} if how == "-l" else set(range(64)))
+    assert (wpfs.mnt / "f").read_bytes()[3 * PAGE] == 1
 
 
 INSTALLED = """

@@ -25,8 +25,9 @@ static void slot_take(struct side *s, unsigned slot, int fd, int flags)
 		close(s->fd[slot]);
 	s->fd[slot] = fd;
 	s->flags[slot] = flags;
-	s->through_us[slot] = fstat(fd, &st) == 0 && (st.st_mode & (S_ISUID | S_ISGID)) &&
-			      (flags & O_ACCMODE) != O_RDONLY;
+	s->through_us[slot] =
+		fstat(fd, &st) == 0 && (flags & O_ACCMODE) != O_RDONLY &&
+		((st.st_mode & (S_ISUID | S_ISGID)) || (flags & O_DSYNC)); /* with a store */
 }
 
 static void op_open(struct side *s, const struct params *p, struct answer *a)
