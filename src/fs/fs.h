@@ -78,11 +78,13 @@ struct fs_hooks {
 	/*
 	 * Capped mounts: around each access to [off, off + len) of the contents (a drop's len 0: to
 	 * the end); `done` says that it was done. A begin that fails with -errno has no end;
-	 * between the two no other hook is called. io_ctx is the ctx of these twelve.
+	 * between the two no other hook is called. io_ctx is the ctx of these thirteen.
 	 */
 	int (*io_begin)(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io);
 	void (*io_end)(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io,
 		       bool done);
+	/* would a begin of this have to wait for the store, or for room? A guess */
+	bool (*would_wait)(void *ctx, uint64_t ino, uint64_t off, uint64_t len);
 	/* lseek(2) with SEEK_DATA or SEEK_HOLE, `fd` being of the lower file; -errno */
 	int64_t (*seek)(void *ctx, uint64_t ino, int fd, uint64_t off, int whence);
 	/*

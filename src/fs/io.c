@@ -9,6 +9,7 @@
 #include <linux/capability.h>
 #include <linux/falloc.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -31,29 +32,41 @@ static void forget_cached(struct fs *fs, uint64_t ino, off_t off, size_t size)
 		fs_inval(fs, ino, off, (off_t)size);
 }
 
-static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
-		    struct fuse_file_info *fi)
+static void read_contents(fuse_req_t req, struct fs_wait *wait)
 {
+	const struct fuse_file_info *fi = &wait->fi;
+	const size_t size = (size_t)wait->len;
 	struct fuse_bufvec buf = FUSE_BUFVEC_INIT(size);
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	struct fs *fs = fs_of(req);
 	int flags = O_RDONLY | (fi->fh & FS_FH_DIRECT ? fi->flags & O_NOATIME : O_NOATIME);
-	int r = fs_inode_ref_contents(fs, ino, flags, &ref);
+	int r = fs_inode_ref_contents(fs, wait->ino, flags, &ref);
 
 	if (size >= FS_MUCH)
 		fs_request_may_wait();
 	if (!r)
-		r = fs_hook_io_begin(fs, ino, (uint64_t)off, size, FS_IO_READ);
+		r = fs_hook_io_begin(fs, wait->ino, (uint64_t)wait->off, size, FS_IO_READ);
 	if (r < 0) {
 		fuse_reply_err(req, -r);
 		return;
 	}
 	buf.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
 	buf.buf[0].fd = ref.fd;
-	buf.buf[0].pos = off;
+	buf.buf[0].pos = wait->off;
 	fuse_reply_data(req, &buf, FUSE_BUF_SPLICE_MOVE);
-	forget_cached(fs, ino, off, size);
-	fs_hook_io_end(fs, ino, (uint64_t)off, size, FS_IO_READ, true);
+	forget_cached(fs, wait->ino, wait->off, size);
+	fs_hook_io_end(fs, wait->ino, (uint64_t)wait->off, size, FS_IO_READ, true);
+}
+
+static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+		    struct fuse_file_info *fi)
+{
+	struct fs_wait wait = {.ino = ino, .fi = *fi, .off = off, .len = (off_t)size};
+
+	if (fs_hook_would_wait(fs_of(req), ino, (uint64_t)off, size))
+		fs_wait_in(req, &wait, read_contents);
+	else
+		read_contents(req, &wait);
 }
 
 /* Bytes written as the caller, or -errno. */
@@ -89,8 +102,8 @@ static void reply_synced(fuse_req_t req, struct fs_wait *wait)
 		fuse_reply_write(req, (size_t)wait->len);
 }
 
-static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
-			 struct fuse_file_info *fi)
+static void write_contents(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
+			   const struct fuse_file_info *fi)
 {
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	size_t size = fuse_buf_size(in);
@@ -113,6 +126,33 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
 		fs_wait_in(req, &(struct fs_wait){.ino = ino, .len = n}, reply_synced);
 	else
 		fuse_reply_write(req, (size_t)n);
+}
+
+static void write_data(fuse_req_t req, struct fs_wait *wait)
+{
+	struct fuse_bufvec in = FUSE_BUFVEC_INIT((size_t)wait->len);
+
+	in.buf[0].mem = wait->data;
+	write_contents(req, wait->ino, &in, wait->off, &wait->fi);
+	free(wait->data);
+}
+
+/* One that waits is copied: the buffer is this thread's. */
+static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
+			 struct fuse_file_info *fi)
+{
+	const size_t size = fuse_buf_size(in);
+	struct fs_wait wait = {.ino = ino, .fi = *fi, .off = off, .len = (off_t)size};
+	struct fuse_bufvec copy = FUSE_BUFVEC_INIT(size);
+
+	if (size && fs_hook_would_wait(fs_of(req), ino, (uint64_t)off, size))
+		copy.buf[0].mem = wait.data = malloc(size);
+	if (wait.data && fuse_buf_copy(&copy, in, 0) == (ssize_t)size) {
+		fs_wait_in(req, &wait, write_data);
+		return;
+	}
+	free(wait.data);
+	write_contents(req, ino, in, off, fi);
 }
 
 static void sync_file(fuse_req_t req, struct fs_wait *wait)
@@ -211,26 +251,34 @@ static void fallocate_drop(fuse_req_t req, struct fs_wait *wait)
 	fuse_reply_err(req, -r);
 }
 
-static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len,
-			 struct fuse_file_info *fi)
+static void fallocate_more(fuse_req_t req, struct fs_wait *wait)
 {
-	const struct fs_wait wait = {.ino = ino, .mode = mode, .off = off, .len = len};
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
 	struct fs *fs = fs_of(req);
 	int r;
 
+	if (wait->mode & FALLOC_FL_KEEP_SIZE)
+		atomic_store(&fs->behind_end, true);
+	r = fs_inode_ref_contents(fs, wait->ino, O_RDWR, &ref);
+	if (!r)
+		r = fallocate_pieces(req, wait->ino, ref.fd, wait->mode, wait->off, wait->len);
+	fuse_reply_err(req, -r);
+}
+
+static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len,
+			 struct fuse_file_info *fi)
+{
+	struct fs_wait wait = {.ino = ino, .mode = mode, .off = off, .len = len};
+	struct fs *fs = fs_of(req);
+
 	if (len >= FS_MUCH)
 		fs_request_may_wait();
-	if (mode & (FALLOCATE_SHIFTS | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) {
+	if (mode & (FALLOCATE_SHIFTS | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
 		fs_wait_in(req, &wait, fallocate_drop);
-		return;
-	}
-	if (mode & FALLOC_FL_KEEP_SIZE)
-		atomic_store(&fs->behind_end, true);
-	r = fs_inode_ref_contents(fs, ino, O_RDWR, &ref);
-	if (!r)
-		r = fallocate_pieces(req, ino, ref.fd, mode, off, len);
-	fuse_reply_err(req, -r);
+	else if (fs->kind == WPFS_KIND_CAPPED)
+		fs_wait_in(req, &wait, fallocate_more);
+	else
+		fallocate_more(req, &wait);
 }
 
 static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,

@@ -79,7 +79,8 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	struct fs_wait wait = {.ino = ino, .fi = *fi};
 
 	/* Its contents come first, or go, which tracking has to agree to. */
-	if ((fi->flags & O_TRUNC) || fs_absent_is(fs_of(req)->absent, ino))
+	if ((fi->flags & O_TRUNC) || fs_absent_is(fs_of(req)->absent, ino) ||
+	    fs_hook_would_wait(fs_of(req), ino, 0, 0))
 		fs_wait_in(req, &wait, open_file);
 	else
 		open_file(req, &wait);

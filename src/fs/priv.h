@@ -322,8 +322,9 @@ struct fs_wait {
 	bool by_fd;	  /* there is one */
 	struct stat attr; /* setattr, with the next */
 	int to_set;
-	int mode; /* fallocate, with the next */
+	int mode; /* fallocate, with the next, which read and write have too */
 	off_t off, len;
+	char *data; /* to be written; who answers the request frees it */
 };
 
 typedef void (*fs_wait_fn)(fuse_req_t req, struct fs_wait *wait);
@@ -488,6 +489,8 @@ void fs_hook_contents_durable(struct fs *fs, uint64_t ino);
 int fs_hook_io_begin(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io);
 void fs_hook_io_end(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, enum fs_io io,
 		    bool done);
+/* Would that wait? len 0: to the end. Native: no. */
+bool fs_hook_would_wait(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len);
 off_t fs_hook_seek(struct fs *fs, uint64_t ino, int fd, off_t off, int whence);
 int fs_hook_set_times(struct fs *fs, uint64_t ino, int fd, const struct timespec times[2]);
 /* fn looks at file capabilities, or changes them; its result. */

@@ -30,6 +30,19 @@ void fs_hook_io_end(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len, enu
 	pthread_rwlock_unlock(&fs->hooks_lock);
 }
 
+bool fs_hook_would_wait(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len)
+{
+	bool would = false;
+
+	if (fs->kind != WPFS_KIND_CAPPED)
+		return false;
+	pthread_rwlock_rdlock(&fs->hooks_lock);
+	if (fs->hooks && fs->hooks->would_wait)
+		would = fs->hooks->would_wait(fs->hooks->io_ctx, ino, off, len);
+	pthread_rwlock_unlock(&fs->hooks_lock);
+	return would;
+}
+
 int fs_hook_opened(struct fs *fs, uint64_t ino, pid_t opener, bool must)
 {
 	int r = 0;

@@ -76,6 +76,9 @@ int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, 
 void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, enum capped_io io,
 		   bool done);
 
+/* Would a begin wait for the store or for room, or a whole open (len 0)? A guess. */
+bool capped_would_wait(struct capped *c, uint64_t ino, uint64_t off, uint64_t len);
+
 /*
  * Reads [off, off + len) of a lower file as its user would see it, without bringing anything back;
  * what lies behind its end is zeros. `off` is a multiple of the page size. 0 or -errno.

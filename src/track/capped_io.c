@@ -198,6 +198,20 @@ int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, 
 	return r;
 }
 
+bool capped_would_wait(struct capped *c, uint64_t ino, uint64_t off, uint64_t len)
+{
+	const struct capped_use use = use_of(ino, off, len, CAPPED_READ);
+	const struct capped_file *f;
+	bool would;
+
+	pthread_mutex_lock(&c->lock);
+	f = capped_file_find(c, ino);
+	would = (c->guess >= c->full && !c->stuck) || must_wait(c, f, &use) ||
+		(f && spill_bits_next(&f->bits, use.first) < use.end);
+	pthread_mutex_unlock(&c->lock);
+	return would;
+}
+
 /* What was written or read through the mount is in memory now. */
 static void know_accessed(struct capped *c, const struct capped_use *use, bool all)
 {

@@ -71,6 +71,11 @@ static void on_io_end(void *ctx, uint64_t ino, uint64_t off, uint64_t len, enum 
 	capped_io_end(h->capped, ino, off, len, capped_io_of(io), done);
 }
 
+static bool on_would_wait(void *ctx, uint64_t ino, uint64_t off, uint64_t len)
+{
+	return capped_would_wait(((const struct hooks *)ctx)->capped, ino, off, len);
+}
+
 static void on_space(void *ctx, struct statvfs *st)
 {
 	const struct hooks *h = ctx;
@@ -145,6 +150,7 @@ const struct fs_hooks *hooks_make(struct hooks *h, struct fs *fs, struct track *
 		h->table.released = on_released;
 		h->table.io_begin = on_io_begin;
 		h->table.io_end = on_io_end;
+		h->table.would_wait = on_would_wait;
 		h->table.seek = on_seek;
 		h->table.set_times = on_set_times;
 		h->table.stat = on_stat;
