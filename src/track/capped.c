@@ -111,9 +111,9 @@ static void file_free(struct capped *c, struct capped_file *f)
 
 int capped_file_prepare(struct capped *c, struct capped_file *f, uint64_t pages)
 {
-	int r = 0;
+	int r = capped_test_fail("bits");
 
-	if (!f->missing)
+	if (r == 0 && !f->missing)
 		r = spill_bits_open(&f->bits, c->bits_fd, bits_name(f->ino).s, true);
 	if (r == 0 && !f->missing) {
 		memcpy(f->bits.head, &f->handle, sizeof(f->handle));

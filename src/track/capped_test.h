@@ -16,7 +16,7 @@
  * said so yet), reading (its pages are there); removed (what madvise(2) is about to take out).
  * Of a refault: asked (nothing read), read, filled (in the lower file, its bit still set). Of a
  * fault thread: message (before one is read). Of the track thread: looking (for files of which
- * nothing is known, and not at all names yet). Steps that can fail: lower-read, spill-open,
+ * nothing is known, and not at all names yet). Steps that can fail: bits, record, lower-read, spill-open,
  * spill-write, punch; spill-read, lower-write, lower-short (half of the pages are in the lower file
  * then); and each piece of I/O to the store: io-write, io-read.
  */

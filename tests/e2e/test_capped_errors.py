@@ -53,7 +53,8 @@ def check(wpfs, program):
 
 
 @pytest.mark.parametrize("err", [errno.EIO, errno.ENOSPC])
-@pytest.mark.parametrize("step", ["lower-read", "spill-open", "spill-write", "punch"])
+@pytest.mark.parametrize("step", ["bits", "record", "lower-read", "spill-open", "spill-write",
+                                  "punch"])
 def test_evict(wpfs, step, err):
     program = filled(wpfs)
     wpfs.seam.fail(step, err)
@@ -357,3 +358,31 @@ def test_store_full_under_pressure(make_wpfs):
     proc.wait_for(lambda: status(wpfs)["resident"] <= 8 << 20, harness.SECONDS, "room")
     assert program.order("verify 2") == 0
     program.wait()
+
+
+def test_unmount_with_a_store_that_cannot_be_read(make_wpfs):
+    """What is in the store at unmount and cannot be read is not lost: the next start has it, marks and
+    all."""
+    wpfs = seamed(make_wpfs, "resident=256M")
+    wpfs.allow_log("cannot|kept in memory")
+    program = filled(wpfs)
+    content = os.urandom(64 * harness.PAGE)
+    (wpfs.mnt / "g").write_bytes(content)
+    program.wait()
+    for name in ("/f", "/g"):
+        assert wpfs.wpctl_json("evict", name)["pages"] == 64
+    wpfs.seam.fail("io-read", errno.EIO)
+    wpfs.command("umount", wpfs.mnt)
+    assert proc.is_over(wpfs.pidfd, harness.SECONDS)
+    assert wpfs._reaped() != 0 and "kept in memory" in wpfs.read_log()
+    wpfs.seam.works("io-read")
+    wpfs.restart()
+    assert status(wpfs)["spilled"] == 128 * harness.PAGE
+    assert (wpfs.mnt / "g").read_bytes() == content
+    again = map_file(wpfs.spawn(harness.program("mapper"), name="t"), wpfs.mnt / "f")
+    check(wpfs, again)
+    again.wait()
+    wpfs.umount()
+    wpfs.restart()
+    assert (wpfs.mnt / "g").read_bytes() == content
+    check(wpfs, map_file(wpfs.spawn(harness.program("mapper"), name="t"), wpfs.mnt / "f"))

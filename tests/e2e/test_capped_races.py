@@ -386,6 +386,32 @@ def test_file_calls_during_an_eviction(wpfs, step, what):
                                          "write": set()}[what]
 
 
+@pytest.mark.parametrize("step", FENCED_STEPS)
+@pytest.mark.parametrize("what", ["dontneed", "remove"])
+def test_advice_during_an_eviction(wpfs, step, what):
+    """The fence is not left behind where a page goes out of the page tables under it, and what is removed
+    does not come back."""
+    program = filled(wpfs)
+    program.order("store 0 7 70")
+    wpfs.seam.pause(step)
+    evicting = evict_meanwhile(wpfs)
+    wpfs.seam.wait_at(step)
+    program.send(f"advise 0 3 5 {what}")
+    if what == "dontneed":
+        assert program.read() == "ok 0"
+    wpfs.seam.go(step)
+    ended(evicting)
+    if what == "remove":
+        assert program.read() == "ok 0"
+    gone = dict.fromkeys(("p3", "p4", "p5", "p6", "p7"), 0) if what == "remove" else {"p7": 70}
+    dirty = {3, 4, 5, 6, 7} if what == "remove" else {7}
+    assert loaded(program) == as_filled(**gone)
+    assert report.dirty(wpfs, "t") == dirty and report.marked(wpfs, "t") == ALL - {7}
+    program.order("store 0 4 40")
+    assert report.dirty(wpfs, "t") == dirty | {4}
+    assert evict(wpfs) == 64 and loaded(program) == as_filled(**{**gone, "p4": 40})
+
+
 def test_foreign_open_after_the_lease(wpfs):
     """Who opens the lower file between probe and punch waits until the batch is over."""
     program = filled(wpfs)
