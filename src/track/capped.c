@@ -27,7 +27,12 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "ipc/wire.h"
+#include "track/capped_evict.h"
 #include "track/capped_internal.h"
+#include "track/capped_load.h"
+#include "track/capped_mm.h"
+#include "track/capped_room.h"
+#include "track/capped_track.h"
 #include "track/capped_test.h"
 
 #define MANY_FILES 4096

@@ -15,7 +15,10 @@
 
 #include "base/log.h"
 #include "base/units.h"
+#include "track/capped_evict.h"
 #include "track/capped_internal.h"
+#include "track/capped_load.h"
+#include "track/capped_room.h"
 #include "track/capped_test.h"
 
 #define WINDOW_MIN  16u

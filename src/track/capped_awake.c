@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "track/capped_internal.h"
+#include "track/capped_mm.h"
 
 #define AWAKE_NS 300000 /* after the last one that waited: until the next, if it comes at once */
 #define LOOKS	 64	/* at the stop, between two looks at the clock */

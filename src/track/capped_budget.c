@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "track/capped_internal.h"
+#include "track/capped_room.h"
 
 uint64_t capped_resident(const struct capped *c)
 {

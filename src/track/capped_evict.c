@@ -29,7 +29,10 @@
 #include "base/log.h"
 #include "base/sigbus.h"
 #include "base/units.h"
+#include "track/capped_evict.h"
 #include "track/capped_internal.h"
+#include "track/capped_load.h"
+#include "track/capped_room.h"
 #include "track/capped_test.h"
 
 #define PASS_PAGES  4096u /* of a batch that somebody asked for: 16 MiB */

@@ -17,6 +17,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "track/capped_evict.h"
 #include "track/capped_internal.h"
 #include "track/capped_test.h"
 

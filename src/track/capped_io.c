@@ -19,7 +19,11 @@
 #include "base/fdio.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "track/capped_evict.h"
 #include "track/capped_internal.h"
+#include "track/capped_load.h"
+#include "track/capped_room.h"
+#include "track/capped_track.h"
 #include "track/capped_test.h"
 
 #define READING_TRIES 200 /* naps */

@@ -23,6 +23,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "track/capped_internal.h"
+#include "track/capped_room.h"
 
 #define NEAR	    ((uint64_t)64 << 20) /* with less room than this each page counts */
 #define STALE	    ((uint64_t)16 << 20)

@@ -16,7 +16,12 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "track/capped_evict.h"
 #include "track/capped_internal.h"
+#include "track/capped_load.h"
+#include "track/capped_mm.h"
+#include "track/capped_room.h"
+#include "track/capped_track.h"
 #include "track/capped_test.h"
 
 #define LIMIT_TRIES 8

@@ -23,6 +23,8 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "track/capped_internal.h"
+#include "track/capped_load.h"
+#include "track/capped_room.h"
 
 #define UNPIN_TRIES 200 /* naps: the kernel lets go of files some time after they are closed */
 

@@ -7,18 +7,24 @@
  *   fail-NAME    that step fails; the file holds the errno as a number, or errno and N: then it is
  *                done N times more, fails once, and the file is removed
  *   pause-NAME   whoever comes to that step makes at-NAME and waits until pause-NAME is gone; a
- * number N in it: those N that come before do not slow-NAME    that step takes 5 ms more
+ *                number N in it: those N that come before do not
+ *   slow-NAME    that step takes 5 ms more
  *
  * Steps of an eviction: recorded (in the file that outlives the daemon), fenced, leased, saved
  * (written), spilled (said so in the bits, and the lock is held), punched, unfenced; fencing,
- * unfencing (after each mapping); again (a page table cannot be changed before an event is read).
+ * unfencing (after each mapping); again (a page table cannot be changed before an event is read);
+ * looked (a page is in memory, and not read yet).
+ *
  * Of a request: coming (a drop, before it waits for others), dropped (the file is cut, and nothing
  * said so yet), reading (its pages are there); removed (what madvise(2) is about to take out).
+ *
  * Of a refault: asked (nothing read), read, filled (in the lower file, its bit still set). Of a
  * fault thread: message (before one is read). Of the track thread: looking (for files of which
- * nothing is known, and not at all names yet). Steps that can fail: bits, record, lower-read, spill-open,
- * spill-write, punch; spill-read, lower-write, lower-short (half of the pages are in the lower file
- * then); and each piece of I/O to the store: io-write, io-read.
+ * nothing is known, and not at all names yet).
+ *
+ * Steps that can fail: bits (of a file), record, lower-read, spill-open, spill-write, punch;
+ * spill-read, lower-write, lower-short (half of the pages are in the lower file then); and each
+ * piece of I/O to the store: io-write, io-read.
  */
 #ifndef WPFS_TRACK_CAPPED_TEST_H
 #define WPFS_TRACK_CAPPED_TEST_H

@@ -20,6 +20,8 @@
 
 #include "base/log.h"
 #include "track/capped_internal.h"
+#include "track/capped_load.h"
+#include "track/capped_mm.h"
 
 #define RETRY_MS    20	   /* until what waits is looked at unasked */
 #define SPIN_NS	    40000  /* as long as a thread takes to be woken and fault again */

@@ -21,6 +21,7 @@
 #include <utlist.h>
 
 #include "track/capped_internal.h"
+#include "track/capped_load.h"
 
 static struct timespec time_of(const struct stat *st, enum capped_time which)
 {

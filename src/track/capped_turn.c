@@ -13,7 +13,9 @@
 
 #include "base/cleanup.h"
 #include "base/units.h"
+#include "track/capped_evict.h"
 #include "track/capped_internal.h"
+#include "track/capped_load.h"
 #include "uffd/pagemap.h"
 
 #define TICK_MS	    8

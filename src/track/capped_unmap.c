@@ -19,6 +19,7 @@
 #include "base/cleanup.h"
 #include "base/fdio.h"
 #include "base/units.h"
+#include "track/capped_evict.h"
 #include "track/capped_internal.h"
 
 #define PART_PAGES ((uint64_t)4096)

@@ -17,7 +17,7 @@
 #include "base/log.h"
 #include "db/report.h"
 #include "ipc/record.h"
-#include "track/capped_internal.h"
+#include "track/capped_track.h"
 #include "track/internal.h"
 
 struct events {

@@ -24,7 +24,10 @@
 #include "base/fdio.h"
 #include "base/log.h"
 #include "base/units.h"
-#include "track/capped_internal.h"
+#include "track/capped_evict.h"
+#include "track/capped_mm.h"
+#include "track/capped_room.h"
+#include "track/capped_track.h"
 #include "uffd/uffd.h"
 
 #define EVICT_TRIES  20

@@ -6,7 +6,7 @@
 #ifndef WPFS_TRACK_EVICT_H
 #define WPFS_TRACK_EVICT_H
 
-#include "track/capped_internal.h"
+#include "track/capped_room.h"
 #include "track/internal.h"
 
 #define EVICT_WHY_SIZE 256

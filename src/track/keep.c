@@ -15,7 +15,7 @@
 #include <utlist.h>
 
 #include "base/cleanup.h"
-#include "track/capped_internal.h"
+#include "track/capped_track.h"
 
 static bool keep_has(const struct tmm *tm, uint64_t file)
 {

@@ -11,7 +11,8 @@
 
 #include "base/cleanup.h"
 #include "ipc/wire.h"
-#include "track/capped_internal.h"
+#include "track/capped_mm.h"
+#include "track/capped_track.h"
 #include "track/residency.h"
 #include "uffd/maps.h"
 

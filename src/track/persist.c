@@ -11,7 +11,7 @@
 #include "base/log.h"
 #include "db/db.h"
 #include "db/marks.h"
-#include "track/capped_internal.h"
+#include "track/capped_track.h"
 #include "track/internal.h"
 
 /* ---- load ---- */

@@ -18,7 +18,7 @@
 
 #include "base/cleanup.h"
 #include "base/fdio.h"
-#include "track/capped_internal.h"
+#include "track/capped_track.h"
 #include "track/internal.h"
 #include "uffd/maps.h"
 

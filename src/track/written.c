@@ -33,7 +33,7 @@
 #include "base/log.h"
 #include "db/db.h"
 #include "db/marks.h"
-#include "track/capped_internal.h"
+#include "track/capped_track.h"
 #include "track/watcher.h"
 #include "uffd/maps.h"
 
