@@ -512,6 +512,15 @@ bool has_mark(const void *at)
 	return entry >> 57 & 1;
 }
 
+int mark_bits(const struct area *a)
+{
+	int bits = 0;
+
+	for (unsigned long page = 0; page < 6; page++)
+		bits |= has_mark(a->map + page * PAGE) << page;
+	return bits;
+}
+
 void note_marks(const struct area *a, unsigned long first, unsigned long nr)
 {
 	char bits[128] = "";

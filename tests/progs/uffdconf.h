@@ -137,6 +137,8 @@ void store_or_bus(struct area *a, unsigned long page, char value);
 void load_or_bus(struct area *a, unsigned long page);
 /* Is the uffd-wp bit in the page's entry? */
 bool has_mark(const void *at);
+/* The same of the first six pages, a bit each: a child's status. */
+int mark_bits(const struct area *a);
 void note_marks(const struct area *a, unsigned long first, unsigned long nr);
 /* A thread that stores to one page, which may have to wait. */
 struct storer;

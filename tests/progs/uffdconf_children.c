@@ -208,22 +208,13 @@ static void sigbus_fork_wp(void)
 
 /* ---- what a child may do ---- */
 
-static int child_bits(void)
-{
-	int bits = 0;
-
-	for (unsigned long page = 0; page < 6; page++)
-		bits |= has_mark(shown->map + page * PAGE) << page;
-	return bits;
-}
-
 /* A child of the child: its event comes by the child's descriptor. */
 static int fork_once_more(void *arg)
 {
 	pid_t pid = fork();
 
 	if (pid == 0)
-		_exit(child_bits());
+		_exit(mark_bits(shown));
 	return wait_for(pid);
 }
 
@@ -296,7 +287,7 @@ static int use_inherited(void *arg)
 
 	if (wp(fd, shown, 1, 1, 0) < 0 || wp(fd, shown, 4, 1, WP) < 0)
 		return 200;
-	return child_bits();
+	return mark_bits(shown);
 }
 
 static void fork_inherited(void)
@@ -333,7 +324,7 @@ static void fork_child_by_parent(void)
 	h = handler_start(fd, a, ANSWER);
 	pid = fork();
 	if (pid == 0)
-		_exit(read(go[0], &byte, 1) == 1 ? child_bits() : 200);
+		_exit(read(go[0], &byte, 1) == 1 ? mark_bits(shown) : 200);
 	while (h->child_uffd < 0)
 		usleep(100);
 	noted("unregister", unreg(h->child_uffd, a->map, 4 * PAGE));

@@ -20,11 +20,7 @@ static struct area *shown;
 
 static int show_marks(void *arg)
 {
-	int bits = 0;
-
-	for (unsigned long page = 0; page < 6; page++)
-		bits |= has_mark(shown->map + page * PAGE) << page;
-	return bits;
+	return mark_bits(shown);
 }
 
 /* ---- fork ---- */
@@ -63,7 +59,7 @@ static void fork_event(void)
 static int fork_store(void *arg)
 {
 	((volatile char *)shown->map)[2 * PAGE + 1] = 42;
-	return show_marks(NULL);
+	return mark_bits(shown);
 }
 
 /* The child's faults come by the descriptor of the event, and what it clears is its own. */
