@@ -14,6 +14,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <utlist.h>
 
@@ -243,6 +244,17 @@ int writer_call(struct writer *w, db_job_fn fn, void *arg)
 	return job_call(w, &job);
 }
 
+/* In this thread, which has made the writer busy. */
+static void job_run_alone(struct writer *w, struct job *job)
+{
+	group_run(w, job);
+	pthread_mutex_lock(&w->lock);
+	w->busy = false;
+	if (w->queue || w->stop)
+		pthread_cond_signal(&w->more);
+	pthread_mutex_unlock(&w->lock);
+}
+
 /* What waits for no disk need not wait for another thread either. False: it is busy. */
 static bool job_run_here(struct writer *w, struct job *job)
 {
@@ -254,12 +266,7 @@ static bool job_run_here(struct writer *w, struct job *job)
 	pthread_mutex_unlock(&w->lock);
 	if (!idle)
 		return false;
-	group_run(w, job);
-	pthread_mutex_lock(&w->lock);
-	w->busy = false;
-	if (w->queue || w->stop)
-		pthread_cond_signal(&w->more);
-	pthread_mutex_unlock(&w->lock);
+	job_run_alone(w, job);
 	return true;
 }
 
@@ -270,14 +277,54 @@ int writer_call_lazy(struct writer *w, db_job_fn fn, void *arg)
 	return job_run_here(w, &job) ? job.result : job_call(w, &job);
 }
 
+/*
+ * Off the processor that this thread is on: there it would run instead of what is to be done beside
+ * it, as one that is woken does. *all: where it may be else. False: there is no other processor.
+ */
+static bool writer_keep_apart(struct writer *w, cpu_set_t *all)
+{
+	const int cpu = sched_getcpu();
+	cpu_set_t others;
+
+	if (cpu < 0 || cpu >= CPU_SETSIZE ||
+	    pthread_getaffinity_np(w->thread, sizeof(*all), all) != 0)
+		return false;
+	others = *all;
+	CPU_CLR(cpu, &others);
+	return CPU_COUNT(&others) > 0 &&
+	       pthread_setaffinity_np(w->thread, sizeof(others), &others) == 0;
+}
+
+/* Does a queued job here if the writer has not come to it, and nothing else waits. False: it has.
+ */
+static bool job_take_back(struct writer *w, struct job *job)
+{
+	bool mine;
+
+	pthread_mutex_lock(&w->lock);
+	mine = !w->busy && w->queue == job && !job->next;
+	if (mine) {
+		w->queue = NULL;
+		w->busy = true;
+	}
+	pthread_mutex_unlock(&w->lock);
+	if (mine)
+		job_run_alone(w, job);
+	return mine;
+}
+
 int writer_call_beside(struct writer *w, db_job_fn fn, void *arg, void (*beside)(void *),
 		       void *beside_arg)
 {
 	struct job job = {.fn = fn, .arg = arg, .lazy = true};
+	cpu_set_t all;
+	bool apart = writer_keep_apart(w, &all);
 
 	job_queue(w, &job);
 	beside(beside_arg);
-	return job_wait(w, &job);
+	if (apart)
+		pthread_setaffinity_np(w->thread, sizeof(all), &all);
+	return job_take_back(w, &job) ? job.result : job_wait(w, &job);
 }
 
 int writer_call_all(struct writer *w, db_job_fn fn, void *const *args, size_t nr, int *results)
