@@ -544,6 +544,13 @@ int unseen_report(struct track *t, uid_t uid, const char *name,
 bool unseen_is_mapped(struct track *t, uint64_t ino);
 /* The same of any file of which something is armed in the mm. */
 bool unseen_has_armed(struct track *t, const struct mm *mm);
+/*
+ * Programs that had attached to the last daemon and mapped their first file when it was dead: this
+ * one has never heard of them, but their witnesses are there (not those of who has ended before
+ * they knew that it was a file of the mount). What they may have stored to is in doubt under every
+ * name that nobody has now. 0 or -errno.
+ */
+int unseen_resume(struct track *t);
 
 /*
  * A line about the processes that are not tracked and have the file (called `path`) open or mapped;

@@ -476,5 +476,5 @@ int life_resume(struct track *t)
 			return r;
 	}
 	residency_resumed(t);
-	return 0;
+	return unseen_resume(t);
 }

@@ -187,6 +187,52 @@ bool unseen_has_armed(struct track *t, const struct mm *mm)
 	return false;
 }
 
+/* What an earlier run of some name had armed of the file is in doubt now, and as long as it maps
+ * it. */
+static int unseen_doubt_detached(struct track *t, uint64_t ino)
+{
+	struct tmm *tm;
+	int r = 0;
+
+	DL_FOREACH (t->tmms, tm) {
+		struct mm_file *f = tm->state == TMM_DETACHED ? mm_file_find(&tm->mm, ino) : NULL;
+		const uint64_t before = tm->mm.conservative;
+
+		if (r < 0 || !f || mm_set_is_empty(&f->own[MM_WPFS].armed))
+			continue;
+		r = mm_doubt(&tm->mm, f, 0, MM_PGOFF_MAX);
+		t->conservative += tm->mm.conservative - before;
+		tm->maybe_shared = true;
+		if (r == 0)
+			r = persist_mm(t, tm);
+	}
+	return r;
+}
+
+int unseen_resume(struct track *t)
+{
+	_cleanup_dir_ DIR *proc = opendir("/proc");
+	struct dirent *de;
+	int r = 0;
+
+	/* On a capped mount nobody can map what no daemon has handed out. */
+	while (r == 0 && proc && !t->config.capped && (de = readdir(proc))) {
+		const pid_t pid = (pid_t)atoi(de->d_name);
+		struct maps_list maps = {0};
+		char comm[16];
+
+		if (pid <= 0 || proc_comm(pid, comm) < 0 || strcmp(comm, "wpfs-witness") != 0 ||
+		    maps_read(pid, t->devs, t->nr_devs, &maps) < 0)
+			continue;
+		for (size_t i = 0; r == 0 && i < maps.nr; i++) {
+			if (maps.vmas[i].shared && !unseen_is_ours(t, pid))
+				r = unseen_doubt_detached(t, maps.vmas[i].ino);
+		}
+		maps_free(&maps);
+	}
+	return proc ? r : -errno;
+}
+
 bool unseen_holders(struct track *t, uint64_t ino, const char *path, char *line, size_t size)
 {
 	_cleanup_dir_ DIR *proc = opendir("/proc");

@@ -252,6 +252,26 @@ def test_mapped_first_while_the_daemon_is_dead(wpfs):
     assert killed(wpfs, program) == {5}
 
 
+def test_mapped_first_and_ended_without_a_word_to_the_next_daemon(wpfs):
+    """An earlier run of its name has something armed: what it stores to that is in doubt."""
+    mapped(wpfs).wait()
+    assert report.dirty(wpfs, "t") == set()
+    program = wpfs.spawn(harness.program("mapper"), name="t", protect=False)
+    program.order(f"open 0 {wpfs.mnt}/f")
+    wpfs.kill9()
+    program.order(f"map 0 0 0 {8 * PAGE}")
+    program.order("store 0 3 1")
+    wpfs.restart()
+    assert 3 in report.dirty(wpfs, "t")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    program.order("store 0 5 1")
+    assert 5 in report.dirty(wpfs, "t")
+    program.wait()
+    assert 5 in report.dirty(wpfs, "t")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    assert report.dirty(wpfs, "t") == set()
+
+
 def test_contents_removed_while_the_daemon_is_dead(wpfs):
     """MADV_REMOVE is no request to the file system: nobody but the program knows of it."""
     program = mapped(wpfs)
