@@ -11,7 +11,7 @@
 #include <utlist.h>
 
 #include "base/log.h"
-#include "fs/near.h"
+#include "base/thread.h"
 #include "fs/priv.h"
 
 #define HERE_MAX (FS_THREADS / 8)
@@ -33,7 +33,7 @@ static void *inval_thread(void *arg)
 	struct fs_invals *invals = &fs->invals;
 	struct fs_inval_request *one;
 
-	near_anywhere();
+	thread_anywhere(0);
 	pthread_setname_np(pthread_self(), "wpfs-inval");
 	pthread_mutex_lock(&invals->lock);
 	while (!invals->over || invals->queue) {

@@ -10,8 +10,8 @@
  * - a request that was thought to be short does not end: another thread, the guard, looks once in a
  *   millisecond as long as there are requests, and then reads in its place
  *
- * A thread is kept on a program's processor only as long as the guard sees it serve requests: while
- * it waits for one, or is long at one, a real-time program there could keep it from running.
+ * A thread is kept on a program's processor (near.h) only as long as the guard sees it serve
+ * requests: while it waits for one, or is long at one, others there could keep it from running.
  *
  * Nobody wakes up on a mount that is not used.
  *
@@ -63,9 +63,10 @@ struct worker {
 };
 
 struct loop {
-	struct fuse_session *session; /* constant, like the next three */
+	struct fuse_session *session; /* constant, like the next four */
 	struct fs_loop_calls calls;
 	unsigned max_workers, max_readers;
+	bool (*alone)(void);	 /* as near.h has it */
 	pthread_mutex_t lock;	 /* innermost; the rest, but what is atomic */
 	pthread_cond_t spare;	 /* followers but the guard: a reader is wanted, or a guard */
 	pthread_cond_t guarding; /* the guard, on CLOCK_MONOTONIC: a reader, or to look */
@@ -139,6 +140,13 @@ void fs_request_may_wait(void)
 	pthread_mutex_unlock(&w->loop->lock);
 }
 
+static bool request_waits(const struct loop *loop)
+{
+	struct pollfd fd = {.fd = loop->calls.fd, .events = POLLIN};
+
+	return poll(&fd, 1, 0) > 0 && (fd.revents & POLLIN);
+}
+
 /* ---- the guard: all with the lock held ---- */
 
 /* What a worker is at. */
@@ -160,8 +168,16 @@ static void workers_let_go(struct loop *loop, enum role role)
 {
 	for (unsigned i = 0; i < loop->nr; i++) {
 		if (atomic_load(&loop->workers[i].role) == role)
-			near_let_go(&loop->workers[i].near);
+			near_let_go(&loop->workers[i].near, false);
 	}
+}
+
+/* It does not get on: at a request, or to the one that waits for it. */
+static bool is_starved(const struct worker *w, enum seen seen)
+{
+	return near_is_kept(&w->near) &&
+	       (seen == STUCK ||
+		(seen == IDLE && atomic_load(&w->role) == READS && request_waits(w->loop)));
 }
 
 /* Is there any request? Who is at the same one as at the last look reads no more. */
@@ -172,9 +188,12 @@ static bool guard_look(struct loop *loop)
 	for (unsigned i = 0; i < loop->nr; i++) {
 		struct worker *w = &loop->workers[i];
 		enum seen seen = worker_look(w);
+		bool starved = is_starved(w, seen);
 
-		any |= seen != IDLE;
-		if (seen == STUCK && serves_to_away(w))
+		any |= seen != IDLE || starved;
+		if (starved) /* it may be that it only was kept from running */
+			near_let_go(&w->near, true);
+		else if (seen == STUCK && serves_to_away(w))
 			reader_leave(loop);
 	}
 	workers_let_go(loop, AWAY);
@@ -225,13 +244,6 @@ static void loop_watch(struct loop *loop)
 }
 
 /* ---- readers ---- */
-
-static bool request_waits(const struct loop *loop)
-{
-	struct pollfd fd = {.fd = loop->calls.fd, .events = POLLIN};
-
-	return poll(&fd, 1, 0) > 0 && (fd.revents & POLLIN);
-}
 
 /* With a request received: if others have waited for some time now one more reads them. */
 static void call_for_help(struct worker *w)
@@ -376,8 +388,7 @@ static void *worker_main(void *arg)
 	struct worker *w = arg;
 
 	pthread_setname_np(pthread_self(), "wpfs-fuse");
-	near_anywhere();
-	w->near.tid = gettid();
+	near_begin(&w->near, w->loop->alone);
 	this_worker = w;
 	while (worker_follow(w) && worker_read(w))
 		;
@@ -434,6 +445,7 @@ int fs_loop_run(struct fuse_session *session, const struct fs_loop_calls *calls,
 			    .calls = *calls,
 			    .max_workers = max_threads,
 			    .max_readers = max_readers,
+			    .alone = near_can_yield() ? calls->alone : NULL,
 			    .wanted = 1};
 	int r = loop_init(&loop);
 

@@ -4,12 +4,14 @@
 #define WPFS_FS_LOOP_H
 
 #include <fuse_lowlevel.h>
+#include <stdbool.h>
 
 /* Where requests come from: libfuse's functions of a session, or a test's. */
 struct fs_loop_calls {
 	int fd; /* readable while a request waits to be received */
 	int (*receive)(struct fuse_session *session, struct fuse_buf *buf);
 	void (*process)(struct fuse_session *session, const struct fuse_buf *buf);
+	bool (*alone)(void); /* near_is_alone, or a test's */
 };
 
 /*

@@ -2,6 +2,7 @@
 #include "fs/near.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -10,40 +11,65 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/thread.h"
 
-#define LOOK_EVERY 32 /* requests in a row: a look takes as long as half of one */
-#define STAT_CPU   36 /* fields of /proc/PID/stat from the one after the name to "processor" */
-#define LET_GO	   (-1)
+#define LOOK_EVERY   32 /* requests in a row: a look takes as long as half of one */
+#define PATIENCE_MAX 65536
+#define STAT_CPU     36 /* fields of /proc/PID/stat from the one after the name to "processor" */
+#define LET_GO	     (-1)
+#define STARVED	     (-2)
 
-/* Where threads of the daemon may run now: the first one, which serves nobody, may be anywhere. */
-static int allowed(cpu_set_t *set)
+static const struct sched_param no_priority;
+
+static void *yield_and_return(void *ok)
 {
-	CPU_ZERO(set);
-	return sched_getaffinity(getpid(), sizeof(*set), set);
+	*(bool *)ok = sched_setscheduler(0, SCHED_IDLE, &no_priority) == 0 &&
+		      sched_setscheduler(0, SCHED_OTHER, &no_priority) == 0;
+	return NULL;
 }
 
-static void anywhere(pid_t tid)
+bool near_can_yield(void)
 {
-	cpu_set_t set;
+	pthread_t thread;
+	bool ok = false;
 
-	if (allowed(&set) == 0 && sched_setaffinity(tid, sizeof(set), &set) == 0)
-		return;
-	memset(&set, 0xff, sizeof(set));
-	sched_setaffinity(tid, sizeof(set), &set);
+	if (sched_getscheduler(getpid()) == SCHED_OTHER &&
+	    pthread_create(&thread, NULL, yield_and_return, &ok) == 0)
+		pthread_join(thread, NULL);
+	return ok;
 }
 
-void near_anywhere(void)
+bool near_is_alone(void)
 {
-	anywhere(0);
+	_cleanup_close_ int fd = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+	char text[64];
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	unsigned running;
+
+	if (n <= 0)
+		return false;
+	text[n] = '\0';
+	return sscanf(text, "%*s %*s %*s %u/", &running) == 1 && running <= 1;
+}
+
+void near_begin(struct near *near, bool (*alone)(void))
+{
+	thread_anywhere(0);
+	*near = (struct near){.tid = gettid(), .alone = alone, .patience = LOOK_EVERY};
+}
+
+bool near_is_kept(const struct near *near)
+{
+	return atomic_load(&near->cpu) > 0;
 }
 
 /* The thread itself sees to it once more before it takes itself for free. */
-void near_let_go(struct near *near)
+void near_let_go(struct near *near, bool starved)
 {
 	int cpu = atomic_load(&near->cpu);
 
-	if (cpu > 0 && atomic_compare_exchange_strong(&near->cpu, &cpu, LET_GO))
-		anywhere(near->tid);
+	if (cpu > 0 && atomic_compare_exchange_strong(&near->cpu, &cpu, starved ? STARVED : LET_GO))
+		thread_anywhere(near->tid);
 }
 
 /*
@@ -72,23 +98,49 @@ static int cpu_of(pid_t tid)
 	return cpu;
 }
 
-static void free_again(struct near *near)
+static void come_back(struct near *near)
 {
-	if (atomic_exchange(&near->cpu, 0))
-		near_anywhere();
+	int cpu = atomic_exchange(&near->cpu, 0);
+
+	if (cpu)
+		thread_anywhere(0);
+	if (cpu == STARVED && near->patience < PATIENCE_MAX)
+		near->patience *= 4;
+	near->yields = false;
+	near->in_a_row = 0;
 }
 
 void near_leave(struct near *near)
 {
 	near->caller = 0;
-	near->in_a_row = 0;
-	free_again(near);
+	come_back(near);
+}
+
+static void keep(struct near *near, int cpu, bool yields)
+{
+	int before = atomic_load(&near->cpu);
+	cpu_set_t one, all;
+
+	if (sched_getaffinity(getpid(), sizeof(all), &all) < 0 || !CPU_ISSET(cpu, &all))
+		return;
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	if (sched_setaffinity(0, sizeof(one), &one) < 0)
+		return;
+	if (yields != near->yields)
+		sched_setscheduler(0, yields ? SCHED_IDLE : SCHED_OTHER, &no_priority);
+	near->yields = yields;
+	/* Now, so that who lets it go does so after it; and it may have been let go meanwhile. */
+	if (before < 0 || !atomic_compare_exchange_strong(&near->cpu, &before, cpu + 1)) {
+		atomic_store(&near->cpu, STARVED);
+		come_back(near);
+	}
 }
 
 void near_request(struct near *near, pid_t caller)
 {
-	cpu_set_t one, all;
-	int cpu;
+	int cpu, kept = atomic_load(&near->cpu);
+	bool yields;
 
 	if (!caller)
 		return;
@@ -97,16 +149,16 @@ void near_request(struct near *near, pid_t caller)
 		near->caller = caller;
 		return;
 	}
-	if (++near->in_a_row % LOOK_EVERY)
+	if (kept < 0)
+		come_back(near);
+	if (++near->in_a_row % LOOK_EVERY || (!kept && near->in_a_row < near->patience))
 		return;
 	cpu = cpu_of(caller);
+	yields = cpu >= 0 && near->alone && near->alone();
 	if (cpu < 0)
-		free_again(near);
-	if (cpu < 0 || cpu + 1 == atomic_load(&near->cpu) || allowed(&all) < 0 ||
-	    !CPU_ISSET(cpu, &all))
-		return;
-	CPU_ZERO(&one);
-	CPU_SET(cpu, &one);
-	if (sched_setaffinity(0, sizeof(one), &one) == 0)
-		atomic_store(&near->cpu, cpu + 1); /* then: who lets it go does so after it */
+		come_back(near);
+	else if (cpu + 1 != kept || yields != near->yields)
+		keep(near, cpu, yields);
+	else if (near->patience > LOOK_EVERY)
+		near->patience /= 2;
 }

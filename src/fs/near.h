@@ -3,34 +3,53 @@
  * Where a thread runs that answers a program, request after request: on the program's processor. On
  * another one each of the two would have to be waked on a processor that sleeps, each time.
  *
- * The kernel puts them together by itself as long as each wakes the other and then sleeps. A
- * request that nobody waits for (RELEASE, FORGET) parts them: the thread is waked while the program
- * runs on; and then each stays where it was.
+ * To be kept there is not enough. A program that is waked looks for a processor that is idle, and
+ * while the thread runs that is any but its own; and what nobody waits for (RELEASE, FORGET) wakes
+ * the thread while the program runs, so that one of them is pulled away. A processor that runs
+ * nothing but SCHED_IDLE counts as idle: with the thread of that policy the program goes on where
+ * it was, and the thread when the program sleeps.
+ *
+ * Then whoever else computes there keeps the thread from running. So this is for a machine that has
+ * nothing else to do, where it matters, and as long as somebody sees that the thread runs, and lets
+ * it go.
  */
 #ifndef WPFS_FS_NEAR_H
 #define WPFS_FS_NEAR_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <sys/types.h>
 
-/* Of one thread; zero at first, but `tid`. */
+/* Of one thread. */
 struct near {
-	pid_t tid; /* constant, and of that thread alone the next two */
+	pid_t tid;	     /* these two: constant after near_begin */
+	bool (*alone)(void); /* is nobody else running on the machine? NULL: never be SCHED_IDLE */
 	pid_t caller;
 	unsigned in_a_row; /* requests of it */
+	unsigned patience; /* after so many it is kept */
+	bool yields;	   /* kept with SCHED_IDLE */
 	_Atomic int cpu;   /* 1 + where the thread is kept; 0: nowhere; below: another let it go */
 };
 
-/* A new thread: it does not stay where the one is kept that has made it. */
-void near_anywhere(void);
+/* May threads of this process be of policy SCHED_IDLE for a while? Not if they could not return. */
+bool near_can_yield(void);
 
-/* From any thread: that one may run anywhere, until it is near somebody again. */
-void near_let_go(struct near *near);
+/* Is this thread the only one that runs on the machine just now? */
+bool near_is_alone(void);
+
+/* In a new thread. */
+void near_begin(struct near *near, bool (*alone)(void));
 
 /* A request of thread `caller` has come to this thread; 0: of nobody. */
 void near_request(struct near *near, pid_t caller);
 
 /* This thread serves others, or nobody. */
 void near_leave(struct near *near);
+
+/* From any thread. */
+bool near_is_kept(const struct near *near);
+
+/* The same; `starved`: it did not get to run where it was kept, and is not so soon kept again. */
+void near_let_go(struct near *near, bool starved);
 
 #endif

@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "fs/loop.h"
+#include "fs/near.h"
 #include "fs/priv.h"
 
 #ifndef FUSE_CAP_OVER_IO_URING
@@ -215,7 +216,7 @@ static int serve_uring(struct fs *fs)
 static int serve(struct fs *fs)
 {
 	const struct fs_loop_calls calls = {fs->dev_fd, fuse_session_receive_buf,
-					    fuse_session_process_buf};
+					    fuse_session_process_buf, near_is_alone};
 	int r = creds_setup();
 
 	if (!r)

@@ -13,7 +13,7 @@
 #include <utlist.h>
 
 #include "base/log.h"
-#include "fs/near.h"
+#include "base/thread.h"
 #include "fs/priv.h"
 
 #define HERE_MAX    (FS_THREADS / 4)
@@ -65,7 +65,7 @@ static void *waits_thread(void *arg)
 	struct fs *fs = arg;
 	struct fs_wait_request *one;
 
-	near_anywhere();
+	thread_anywhere(0);
 	pthread_setname_np(pthread_self(), "wpfs-waits");
 	pthread_mutex_lock(&fs->waits.lock);
 	while ((one = waits_next(&fs->waits))) {

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/thread.h"
 #include "base/units.h"
 
 #define PIECE_PAGES ((uint64_t)256) /* 1 MiB: longer ones are no faster */
@@ -204,6 +205,7 @@ void spill_store_discard(int fd, const struct spill_run *runs, size_t nr)
 
 static void *close_main(void *arg)
 {
+	thread_anywhere(0);
 	close((int)(intptr_t)arg);
 	return NULL;
 }

@@ -23,6 +23,7 @@
 
 #include "fs/fs.h"
 #include "fs/loop.h"
+#include "fs/near.h"
 
 #define THREADS	  8
 #define ANSWER_MS 60000
@@ -49,6 +50,8 @@ struct fuse_session {
 	_Atomic unsigned now, most; /* SLEEPS at a time */
 	_Atomic unsigned switches;  /* another thread than the time before */
 	_Atomic pid_t last;
+	cpu_set_t where; /* could the last one run; its answer comes after it, like the next */
+	int policy;
 	unsigned max_readers;
 	pthread_t thread;
 	int result;
@@ -99,6 +102,11 @@ static void test_process(struct fuse_session *s, const struct fuse_buf *buf)
 
 	if (before != gettid())
 		atomic_fetch_add(&s->switches, 1);
+	if (message.kind == SHORT) {
+		CPU_ZERO(&s->where);
+		sched_getaffinity(0, sizeof(s->where), &s->where);
+		s->policy = sched_getscheduler(0);
+	}
 	if (message.kind == WAITS)
 		fs_request_may_wait();
 	if (message.kind == WAITS || message.kind == HANGS)
@@ -109,10 +117,17 @@ static void test_process(struct fuse_session *s, const struct fuse_buf *buf)
 		abort();
 }
 
+static _Atomic bool alone = true;
+
+static bool test_alone(void)
+{
+	return atomic_load(&alone);
+}
+
 static void *session_thread(void *arg)
 {
 	struct fuse_session *s = arg;
-	const struct fs_loop_calls calls = {s->ours, test_receive, test_process};
+	const struct fs_loop_calls calls = {s->ours, test_receive, test_process, test_alone};
 
 	s->result = fs_loop_run(s, &calls, THREADS, s->max_readers);
 	return NULL;
@@ -202,14 +217,14 @@ static void test_one_after_the_other(void **state)
 	assert_int_equal(session_end(s), 0);
 }
 
-/* May the thread that has served last run on these processors, and no others? */
+/* May the thread that has served last run on these processors, no others, and as any other? */
 static bool may_run_on(struct fuse_session *s, const cpu_set_t *where)
 {
 	cpu_set_t now;
 
 	CPU_ZERO(&now);
 	sched_getaffinity(s->last, sizeof(now), &now);
-	return CPU_EQUAL(&now, where);
+	return CPU_EQUAL(&now, where) && sched_getscheduler(s->last) == SCHED_OTHER;
 }
 
 static void may_soon_run_on(struct fuse_session *s, const cpu_set_t *where)
@@ -241,11 +256,20 @@ static void *program_main(void *arg)
 	return NULL;
 }
 
-/* There is one on that processor, and who serves it is kept there. */
-static void program_is_served(struct fuse_session *s, struct program *program, int cpu)
+/* By a thread that is kept where it runs, of this policy: soon, or it fails. */
+static void is_served_as(struct fuse_session *s, const struct program *program, int policy)
 {
 	uint64_t end = now_ns() + 20000000000;
 
+	do {
+		assert_true(now_ns() < end);
+		ask_for(s, program->tid, SHORT, 0);
+		assert_int_equal(answer(s, ANSWER_MS), 0);
+	} while (!CPU_EQUAL(&s->where, &program->where) || s->policy != policy);
+}
+
+static void program_start(struct program *program, int cpu)
+{
 	CPU_ZERO(&program->where);
 	CPU_SET(cpu, &program->where);
 	sem_init(&program->runs, 0, 0);
@@ -253,11 +277,13 @@ static void program_is_served(struct fuse_session *s, struct program *program, i
 	assert_int_equal(pthread_create(&program->thread, NULL, program_main, program), 0);
 	while (sem_wait(&program->runs) < 0)
 		;
-	do {
-		assert_true(now_ns() < end);
-		ask_for(s, program->tid, SHORT, 0);
-		assert_int_equal(answer(s, ANSWER_MS), 0);
-	} while (!may_run_on(s, &program->where));
+}
+
+/* There is one on that processor, and who serves it is kept there, and yields if it can return. */
+static void program_is_served(struct fuse_session *s, struct program *program, int cpu)
+{
+	program_start(program, cpu);
+	is_served_as(s, program, near_can_yield() ? SCHED_IDLE : SCHED_OTHER);
 }
 
 static void program_end(struct program *program)
@@ -296,7 +322,8 @@ static void test_near_the_program(void **state)
 		}
 		ask_for(s, getppid(), SHORT, 0);
 		assert_int_equal(answer(s, ANSWER_MS), 0);
-		assert_true(may_run_on(s, &all));
+		assert_true(CPU_EQUAL(&s->where, &all));
+		assert_int_equal(s->policy, SCHED_OTHER);
 	}
 	assert_int_equal(session_end(s), 0);
 }
@@ -312,6 +339,72 @@ static void test_not_near_when_nobody_asks(void **state)
 	may_soon_run_on(s, &all);
 	program_end(&program);
 	assert_int_equal(session_end(s), 0);
+}
+
+/* Requests of the program until this thread is kept where it runs, and of what policy then. */
+static unsigned until_kept(struct near *near, const struct program *program, int policy)
+{
+	unsigned n = 0;
+
+	do
+		near_request(near, program->tid);
+	while (++n < 2000 && (!near_is_kept(near) || sched_getscheduler(0) != policy));
+	return n;
+}
+
+static bool runs_anywhere(void)
+{
+	cpu_set_t all, now;
+
+	return sched_getaffinity(getpid(), sizeof(all), &all) == 0 &&
+	       sched_getaffinity(0, sizeof(now), &now) == 0 && CPU_EQUAL(&now, &all) &&
+	       sched_getscheduler(0) == SCHED_OTHER;
+}
+
+struct beside {
+	struct program program;
+	unsigned alone, not_alone, alone_again, starved;
+	bool let_go, left;
+};
+
+static void *beside_main(void *arg)
+{
+	const int policy = near_can_yield() ? SCHED_IDLE : SCHED_OTHER;
+	struct beside *b = arg;
+	struct near near;
+
+	near_begin(&near, near_can_yield() ? test_alone : NULL);
+	b->alone = until_kept(&near, &b->program, policy);
+	atomic_store(&alone, false);
+	b->not_alone = until_kept(&near, &b->program, SCHED_OTHER);
+	atomic_store(&alone, true);
+	b->alone_again = until_kept(&near, &b->program, policy);
+	near_let_go(&near, true);
+	b->let_go = !near_is_kept(&near) && runs_anywhere();
+	b->starved = until_kept(&near, &b->program, policy);
+	near_leave(&near);
+	b->left = !near_is_kept(&near) && runs_anywhere();
+	return NULL;
+}
+
+/* Who is kept where others run does not yield to them, and not so soon again when it was starved.
+ */
+static void test_near_beside_others(void **state)
+{
+	struct beside b = {.alone = 0};
+	pthread_t thread;
+	cpu_set_t all;
+
+	program_start(&b.program, last_processor(&all));
+	assert_int_equal(pthread_create(&thread, NULL, beside_main, &b), 0);
+	pthread_join(thread, NULL);
+	program_end(&b.program);
+	assert_in_range(b.alone, 2, 100);
+	assert_in_range(b.not_alone, 1, 100);
+	assert_in_range(b.alone_again, 1, 100);
+	assert_true(b.let_go);
+	assert_in_range(b.starved, 101, 1000);
+	assert_true(b.left);
 }
 
 static void test_not_near_when_it_takes_long(void **state)
@@ -471,7 +564,7 @@ static void test_an_error_is_the_end(void **state)
 static void test_handshake(void **state)
 {
 	struct fuse_session s = {.max_readers = 1};
-	const struct fs_loop_calls calls = {-1, test_receive, test_process};
+	const struct fs_loop_calls calls = {-1, test_receive, test_process, NULL};
 	int fds[2];
 
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
@@ -493,6 +586,7 @@ int main(void)
 		cmocka_unit_test(test_handshake),
 		cmocka_unit_test(test_one_after_the_other),
 		cmocka_unit_test(test_near_the_program),
+		cmocka_unit_test(test_near_beside_others),
 		cmocka_unit_test(test_not_near_when_nobody_asks),
 		cmocka_unit_test(test_not_near_when_it_takes_long),
 		cmocka_unit_test(test_some_wait),
