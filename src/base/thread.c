@@ -16,6 +16,6 @@ void thread_anywhere(pid_t tid)
 		memset(&set, 0xff, sizeof(set));
 		sched_setaffinity(tid, sizeof(set), &set);
 	}
-	if (sched_getscheduler(tid) == SCHED_IDLE && sched_getscheduler(getpid()) == SCHED_OTHER)
+	if (sched_getscheduler(tid) == SCHED_IDLE && sched_getscheduler(getpid()) != SCHED_IDLE)
 		sched_setscheduler(tid, SCHED_OTHER, &none);
 }

@@ -58,8 +58,10 @@ static bool inval_queue(struct fs *fs, uint64_t ino, off_t off, off_t len)
 	struct fs_invals *invals = &fs->invals;
 	struct fs_inval_request *one = calloc(1, sizeof(*one));
 
-	if (one && !invals->started)
+	if (one && !invals->started) {
+		fs_request_may_wait(); /* a new thread begins as this one */
 		invals->started = pthread_create(&invals->thread, NULL, inval_thread, fs) == 0;
+	}
 	if (!one || !invals->started) {
 		free(one);
 		return false;

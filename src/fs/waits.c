@@ -89,6 +89,7 @@ static bool waits_have_thread(struct fs *fs)
 
 	if (fs->waits.queued < fs->waits.idle || fs->waits.threads == THREADS_MAX)
 		return true;
+	fs_request_may_wait(); /* a new thread begins as this one, which may be kept somewhere */
 	pthread_attr_init(&attr);
 	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 	r = pthread_create(&thread, &attr, waits_thread, fs);
