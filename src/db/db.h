@@ -74,8 +74,9 @@ int db_call(struct db *db, db_job_fn fn, void *arg);
 int db_call_lazy(struct db *db, db_job_fn fn, void *arg);
 
 /*
- * As db_call_lazy, in another thread; meanwhile beside(beside_arg) is called in this one, once in
- * any case. Worth it where that takes long.
+ * As db_call_lazy, in another thread and on another processor; meanwhile beside(beside_arg) is
+ * called in this one, once in any case. Worth it where that takes long. If that thread has not come
+ * to the job by then, it is done here.
  */
 int db_call_beside(struct db *db, db_job_fn fn, void *arg, void (*beside)(void *),
 		   void *beside_arg);

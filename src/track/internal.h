@@ -546,9 +546,8 @@ bool unseen_is_mapped(struct track *t, uint64_t ino);
 bool unseen_has_armed(struct track *t, const struct mm *mm);
 /*
  * Programs that had attached to the last daemon and mapped their first file when it was dead: this
- * one has never heard of them, but their witnesses are there (not those of who has ended before
- * they knew that it was a file of the mount). What they may have stored to is in doubt under every
- * name that nobody has now. 0 or -errno.
+ * one has never heard of them, but the witnesses of those that live are there. What they may have
+ * stored to is in doubt under every name that nobody has now. 0 or -errno.
  */
 int unseen_resume(struct track *t);
 
