@@ -55,7 +55,13 @@ bool near_is_alone(void)
 void near_begin(struct near *near, bool (*alone)(void))
 {
 	thread_anywhere(0);
-	*near = (struct near){.tid = gettid(), .alone = alone, .patience = LOOK_EVERY};
+	near->tid = gettid();
+	near->alone = alone;
+	near->caller = 0;
+	near->in_a_row = 0;
+	near->patience = LOOK_EVERY;
+	near->yields = false;
+	atomic_store(&near->cpu, 0); /* who may let it go looks at this alone */
 }
 
 bool near_is_kept(const struct near *near)
