@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -50,15 +51,12 @@ int fdio_pread_zeros(int fd, void *buf, size_t len, uint64_t off)
 	return 0;
 }
 
-int fdio_pwrite_full(int fd, const void *buf, size_t len, off_t off)
+static int write_all(int fd, const char *p, size_t len, off_t off, bool no_append)
 {
-	const char *p = buf;
-
 	while (len) {
 		const struct iovec iov = {(void *)p, len};
-		/* pwrite(2) would add to the end, had somebody with this struct file set O_APPEND.
-		 */
-		ssize_t n = pwritev2(fd, &iov, 1, off, RWF_NOAPPEND);
+		ssize_t n = no_append ? pwritev2(fd, &iov, 1, off, RWF_NOAPPEND)
+				      : pwrite(fd, p, len, off);
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -71,6 +69,16 @@ int fdio_pwrite_full(int fd, const void *buf, size_t len, off_t off)
 		len -= (size_t)n;
 	}
 	return 0;
+}
+
+int fdio_pwrite_full(int fd, const void *buf, size_t len, off_t off)
+{
+	return write_all(fd, buf, len, off, false);
+}
+
+int fdio_put_full(int fd, const void *buf, size_t len, off_t off)
+{
+	return write_all(fd, buf, len, off, true);
 }
 
 int fdio_read_file(int dirfd, const char *path, char **text, size_t *len)

@@ -18,6 +18,12 @@ int fdio_pread_zeros(int fd, void *buf, size_t len, uint64_t off);
 int fdio_pwrite_full(int fd, const void *buf, size_t len, off_t off);
 
 /*
+ * The same at `off` even if O_APPEND is set: programs hold struct files of the daemon's, and set
+ * what they like (RWF_NOAPPEND, pwritev2(2)). -EOPNOTSUPP before Linux 6.9.
+ */
+int fdio_put_full(int fd, const void *buf, size_t len, off_t off);
+
+/*
  * Reads a whole (pseudo) file relative to dirfd into a malloc'd, NUL-terminated buffer; `len`
  * (may be NULL) gets its length without the NUL. The caller frees. 0 or -errno.
  */

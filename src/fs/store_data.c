@@ -108,7 +108,7 @@ int store_data_read(int data_fd, uint64_t id, int lower_fd, uint64_t size, const
 			return -ECANCELED;
 		r = fdio_pread_full(fd, buf, len, (off_t)off);
 		if (!r)
-			r = fdio_pwrite_full(lower_fd, buf, len, (off_t)off);
+			r = fdio_put_full(lower_fd, buf, len, (off_t)off);
 		off = next_data(fd, off + len, size);
 	}
 	return r;

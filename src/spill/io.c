@@ -346,13 +346,21 @@ int spill_io_write(struct spill_io *io, int fd, const struct spill_seg *segs, si
 	return io_run(io, fd, true, segs, nr);
 }
 
+/* splice(2) refuses O_APPEND, and programs hold struct files of the daemon's: it is taken off. */
+static bool append_off(int fd)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	return flags >= 0 && (flags & O_APPEND) && fcntl(fd, F_SETFL, flags & ~O_APPEND) == 0;
+}
+
 /* What is in the pipe. 0 or -errno: some of it may be left. */
 static int put_piped(struct spill_io *io, int fd, size_t len, loff_t *off)
 {
 	while (len) {
 		ssize_t n = splice(io->pipe[0], NULL, fd, off, len, 0);
 
-		if (n < 0 && errno == EINTR)
+		if (n < 0 && (errno == EINTR || (errno == EINVAL && append_off(fd))))
 			continue;
 		if (n <= 0)
 			return n < 0 ? -errno : -EIO;
@@ -395,6 +403,5 @@ int spill_io_put(struct spill_io *io, int fd, const void *buf, size_t len, uint6
 	bool fixed = io->fixed && (const char *)buf >= (char *)io->buf &&
 		     (const char *)buf + len <= (char *)io->buf + io->buf_size;
 
-	return fixed ? fdio_pwrite_full(fd, buf, len, (off_t)off)
-		     : put_pinned(io, fd, buf, len, off);
+	return fixed ? fdio_put_full(fd, buf, len, (off_t)off) : put_pinned(io, fd, buf, len, off);
 }

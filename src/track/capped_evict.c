@@ -189,7 +189,7 @@ static int put_back(struct saving *sv, struct chunk *k, uint64_t page, const cha
 			memset(k->buf, 0, WPFS_PAGE_SIZE);
 	}
 	if (r == 0)
-		r = fdio_pwrite_full(sv->b->file->fd, from, len, off);
+		r = fdio_put_full(sv->b->file->fd, from, len, off);
 	if (r == 0)
 		capped_forget(sv->c, sv->b->file, page, 1);
 	return r;

@@ -387,6 +387,30 @@ static void put_round(enum spill_path want)
 	close(l.fd);
 }
 
+/* From the ring's own buffer and from elsewhere, in the middle of a file. */
+static void test_put_where_it_belongs(void **state)
+{
+	static const enum spill_path paths[] = {SPILL_PATH_URING, SPILL_PATH_SYNC};
+
+	for (size_t i = 0; i < 4; i++) {
+		struct fixture f = fixture_new(paths[i / 2]);
+		char elsewhere[] = "elsewhere", got[sizeof(elsewhere)];
+		char *from = i % 2 ? elsewhere : spill_io_buf(f.io);
+		int fd = memfd_create("to", MFD_CLOEXEC);
+
+		assert_non_null(from);
+		memcpy(from, "elsewhere", sizeof(elsewhere));
+		assert_int_equal(ftruncate(fd, 2 * WPFS_PAGE_SIZE), 0);
+		assert_int_equal(fcntl(fd, F_SETFL, O_APPEND), 0);
+		assert_int_equal(spill_io_put(f.io, fd, from, sizeof(elsewhere), 100), 0);
+		assert_int_equal(pread(fd, got, sizeof(got), 100), sizeof(got));
+		assert_string_equal(got, "elsewhere");
+		assert_int_equal(lseek(fd, 0, SEEK_END), 2 * WPFS_PAGE_SIZE);
+		close(fd);
+		fixture_free(&f);
+	}
+}
+
 static void test_put(void **state)
 {
 	put_round(SPILL_PATH_URING);
@@ -492,7 +516,7 @@ int main(void)
 		cmocka_unit_test(test_store_fails), cmocka_unit_test(test_io_kernel_error),
 		cmocka_unit_test(test_store_wipe),  cmocka_unit_test(test_bits),
 		cmocka_unit_test(test_zero),	    cmocka_unit_test(test_fault_table),
-		cmocka_unit_test(test_put),
+		cmocka_unit_test(test_put),	    cmocka_unit_test(test_put_where_it_belongs),
 	};
 
 	return cmocka_run_group_tests(tests, dir_setup, dir_teardown);
