@@ -28,6 +28,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define FAIL_WRITE 1u /* of contents: write, truncate, punch, make */
@@ -321,6 +322,20 @@ ssize_t pwrite64(int fd, const void *buf, size_t len, off64_t off)
 {
 	CALL(ssize_t, fd, NULL, false, REAL(pwrite)(fd, buf, len, off), r >= 0, 'W', path,
 	     (uint64_t)off, (uint64_t)r, buf);
+}
+
+/* Of one piece. */
+ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t off, int flags)
+{
+	if (control && count != 1)
+		abort();
+	CALL(ssize_t, fd, NULL, false, REAL(pwritev2)(fd, iov, count, off, flags), r >= 0, 'W',
+	     path, (uint64_t)off, (uint64_t)r, iov->iov_base);
+}
+
+ssize_t pwritev64v2(int fd, const struct iovec *iov, int count, off64_t off, int flags)
+{
+	return pwritev2(fd, iov, count, off, flags);
 }
 
 /* SQLite may seek first. */
