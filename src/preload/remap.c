@@ -355,16 +355,18 @@ static void count_removed(uint64_t addr, uint64_t len)
 }
 
 /*
- * Of a capped mount pages may be in the store, which nobody can be told of here: they come back
- * first, and go with the others. Twice, should one leave just then. A page behind the end of the
- * file cannot come, nor those after it.
+ * Of a capped mount pages may be in the store, which nobody can be told of here: they come back,
+ * and go as the others did. Twice, should one leave just then. A page behind the end of the file
+ * cannot come, nor those after it. After the call itself: `ret` says whether the kernel took all of
+ * it out, and what it refuses must not go.
  */
-static void remove_unasked(uint64_t addr, uint64_t len)
+static void remove_unasked(uint64_t addr, uint64_t len, long ret)
 {
 	uint64_t end = addr + page_align_up(len);
 	struct range piece;
 
-	if (!mapping_span_valid(addr, len))
+	/* ENOMEM says that there are holes in it; what is around them went all the same. */
+	if ((ret && ret != -ENOMEM) || !mapping_span_valid(addr, len))
 		return;
 	for (; addr < end && ranges_peek(addr, end, &piece) > 0; addr = piece.end) {
 		if (shim.mounts[piece.mount].kind != WPFS_KIND_CAPPED)
@@ -388,8 +390,8 @@ long map_remove(uint64_t addr, uint64_t len)
 
 	if (!shim_lock(&guard)) {
 		count_removed(addr, len);
-		remove_unasked(addr, len);
 		ret = raw(madvise, addr, len, MADV_REMOVE);
+		remove_unasked(addr, len, ret);
 		count_removed(addr, len);
 		return ret;
 	}
@@ -404,9 +406,26 @@ long map_remove(uint64_t addr, uint64_t len)
 		known = removal_over(&removal);
 	}
 	shim_unlock(&guard);
-	if (!known)
-		remove_unasked(addr, len); /* waits for the next daemon, as a touch would */
+	if (!known) {
+		/* Waits for the next daemon, as a touch would; which has had the count, and may
+		 * have begun an epoch since. */
+		remove_unasked(addr, len, ret);
+		count_removed(addr, len);
+	}
 	return ret;
+}
+
+/* Of the first `removed` bytes of the list, which the kernel has just read. */
+static void remove_unasked_all(const struct iovec *vec, long removed)
+{
+	for (; removed > 0; vec++) {
+		const struct iovec one = *vec;
+
+		remove_unasked((uint64_t)one.iov_base, one.iov_len, 0);
+		if (one.iov_len >= (size_t)removed)
+			break;
+		removed -= (long)one.iov_len;
+	}
 }
 
 /* If it is another process's memory that is meant, the kernel says no. */
@@ -415,11 +434,13 @@ long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flag
 	struct removal removal = {0};
 	struct shim_guard guard;
 	struct iovec one;
+	bool known;
 	long ret;
 
 	if (!shim_lock(&guard)) {
 		untold_count_unknown_drop(); /* the list is in memory that may not be read */
 		ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
+		remove_unasked_all(vec, ret);
 		untold_count_unknown_drop();
 		return ret;
 	}
@@ -434,8 +455,11 @@ long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flag
 	shim_lock_waits(true);
 	ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
 	shim_lock_waits(false);
-	if (!removal_over(&removal))
-		untold_count_unknown_drop(); /* the list may have been in what went */
+	known = removal_over(&removal);
 	shim_unlock(&guard);
+	if (!known) {
+		remove_unasked_all(vec, ret);
+		untold_count_unknown_drop(); /* the list may have been in what went */
+	}
 	return ret;
 }

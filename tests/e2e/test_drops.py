@@ -117,3 +117,31 @@ def test_protect_between_the_question_and_madv_remove(wpfs, restart):
     assert report.dirty(wpfs, "t") == set(), "that is over"
     program.order("store 0 3 1")
     assert report.dirty(wpfs, "t") == {3}
+
+
+def test_protect_as_contents_go_that_nobody_could_be_told_of(make_wpfs):
+    """The next daemon has read that something was to go; what goes later is later's."""
+    wpfs = make_wpfs(store=True, options=["resident=256M", "settle=0"])
+    program = mapped(wpfs)
+    program.order("store 0 0 5 64")
+    wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
+    # The call itself; then pages are brought back, by the next daemon; then they are taken out.
+    strace = subprocess.Popen(
+        ["strace", "-f", "-o", "/dev/null", "-e", "trace=madvise", "-e",
+         "inject=madvise:delay_enter=60s:when=3", "-p", str(program.pid)],
+        stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        proc.wait_for(lambda: proc.is_traced(program.pid), harness.SECONDS, "strace")
+        wpfs.kill9()
+        program.send("advise 0 8 8 remove")
+        wpfs.restart()
+        assert set(range(8, 16)) <= report.dirty(wpfs, "t")
+        wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
+        assert proc.is_traced(program.pid)
+    finally:
+        strace.kill()
+        strace.wait()
+    assert program.read() == "ok 0"
+    assert [program.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 0, 0, 5]
+    assert set(range(8, 16)) <= report.dirty(wpfs, "t")

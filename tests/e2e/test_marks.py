@@ -159,7 +159,8 @@ def test_madv_remove_under_a_filter(wpfs):
     assert killed(wpfs, program) == ALL
 
 
-def test_madv_remove_under_a_filter_of_pages_in_the_store(make_wpfs):
+@pytest.mark.parametrize("how", ["", "process"])
+def test_madv_remove_under_a_filter_of_pages_in_the_store(make_wpfs, how):
     """Nobody can say of a capped mount's that they are not needed any more: they do not come back."""
     wpfs = make_wpfs(store=True, options=["resident=256M", "settle=0"])
     program, other = mapped(wpfs), mapped(wpfs, "other")
@@ -167,13 +168,14 @@ def test_madv_remove_under_a_filter_of_pages_in_the_store(make_wpfs):
     wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
     assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
     program.order("seccomp")
-    program.order("advise 0 8 8 remove")
+    program.order(f"advise 0 8 8 remove {how}")
     assert [other.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 0, 0, 5]
     assert [program.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 0, 0, 5]
     assert report.dirty(wpfs, "t") == ALL == report.dirty(wpfs, "other")
 
 
-def test_madv_remove_without_a_daemon(make_wpfs):
+@pytest.mark.parametrize("how", ["", "process"])
+def test_madv_remove_without_a_daemon(make_wpfs, how):
     """Of pages in the store of a capped mount: it waits for the next one, as a touch of them does."""
     wpfs = make_wpfs(store=True, options=["resident=256M", "settle=0"])
     program = mapped(wpfs)
@@ -181,11 +183,25 @@ def test_madv_remove_without_a_daemon(make_wpfs):
     wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
     assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
     wpfs.kill9()
-    program.send("advise 0 8 8 remove")
+    program.send(f"advise 0 8 8 remove {how}")
     wpfs.restart()
-    assert program.read() == "ok 0"
+    assert program.read() == f"ok {8 * PAGE if how else 0}"
     assert [program.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 0, 0, 5]
     assert set(range(8, 16)) <= report.dirty(wpfs, "t")
+
+
+def test_madv_remove_that_is_refused_under_a_filter(make_wpfs):
+    """At its first mapping, which is locked: of pages in the store of the next one none goes either."""
+    wpfs = make_wpfs(store=True, options=["resident=256M", "settle=0"])
+    program = mapped(wpfs)
+    at = 0x200000000000
+    program.order("store 0 0 5 64")
+    program.order(f"map 1 0 {8 * PAGE} {2 * PAGE} locked at={at}")
+    program.order(f"map 2 0 {16 * PAGE} {6 * PAGE} at={at + 2 * PAGE}")
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
+    program.order("seccomp")
+    assert program.ask("advise 1 0 8 remove") == "err EINVAL"
+    assert [program.order(f"load 0 {page}") for page in (8, 9, 16, 21)] == [5, 5, 5, 5]
 
 
 @pytest.mark.parametrize("how", ["often", "raw"])

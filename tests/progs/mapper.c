@@ -48,6 +48,9 @@
 #define MADV_POPULATE_READ  22
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef PIDFD_SELF_THREAD
+#define PIDFD_SELF_THREAD (-10000)
+#endif
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
@@ -218,8 +221,11 @@ static long advise(char *at, size_t len, int advice, bool process)
 	if (!process)
 		return madvise(at, len, advice);
 	self = syscall(SYS_pidfd_open, getpid(), 0);
+	if (self < 0)
+		self = PIDFD_SELF_THREAD; /* under a filter */
 	ret = process_madvise((int)self, halves, 2, advice, 0);
-	close((int)self);
+	if (self >= 0)
+		close((int)self);
 	return ret;
 }
 
