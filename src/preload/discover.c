@@ -241,6 +241,26 @@ bool discover_may_be_wpfs(uint64_t dev, uint64_t mnt)
 	return mount_table_says(dev, mnt) != TABLE_OTHER;
 }
 
+/*
+ * Of one that may be any: does this answer say that it is no wpfs? What may be for now does not,
+ * nor what a bad inode says (EIO); and a filter that does not kill says what it likes.
+ */
+static bool answer_of_other(long err)
+{
+	switch (err) {
+	case -ENOTTY:
+	case -ENOSYS:
+	case -EINVAL:
+	case -EOPNOTSUPP:
+		return true;
+	case -EPERM:
+	case -EACCES:
+		return raw(prctl, PR_GET_SECCOMP, 0, 0, 0, 0) == 0;
+	default:
+		return false;
+	}
+}
+
 int discover_fd(int fd, uint64_t dev, uint64_t mnt)
 {
 	struct wpfs_mount_info info = {0};
@@ -257,8 +277,7 @@ int discover_fd(int fd, uint64_t dev, uint64_t mnt)
 		table = mount_table_says(dev, mnt);
 	if (table != TABLE_OTHER)
 		err = raw(ioctl, fd, WPFS_IOC_MOUNT_INFO, &info);
-	/* Of one that may be any: these say that it is no wpfs. */
-	if (table == TABLE_UNKNOWN && (err == -ENOTTY || err == -ENOSYS || err == -EINVAL))
+	if (table == TABLE_UNKNOWN && answer_of_other(err))
 		table = TABLE_OTHER;
 	if (table == TABLE_OTHER) {
 		cache_put(dev, CACHE_OTHER, mnt);

@@ -4,6 +4,7 @@ The preloaded library: a program sees what it would see without it, whatever it 
 and descriptors, and whatever the other end of the socket is.
 """
 
+import errno
 import os
 import resource
 import signal
@@ -483,6 +484,18 @@ def test_a_hostile_mount_gets_nothing(wpfs, answer):
         prog.wait()
     finally:
         hostile.close()
+
+
+def test_a_foreign_file_system_of_which_nothing_is_known(wpfs):
+    """In a chroot, under a filter that was there before, only it itself can be asked."""
+    foreign = HostileMount(wpfs, f"-{errno.EOPNOTSUPP}")
+    try:
+        done = wpfs.command(harness.program("confined"), "/f", foreign.mnt,
+                            env=preload(WPFS_REQUIRE="1"))
+        assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+        assert foreign.was_asked() == 1
+    finally:
+        foreign.close()
 
 
 # -- the daemon is killed and started again

@@ -2,7 +2,7 @@
 /*
  * A FUSE file system with one file, f, that claims to be a wpfs mount: it answers
  * WPFS_IOC_MOUNT_INFO with whatever it is told. usage: hostilefs ID MOUNTPOINT; an empty ID is one
- * without an end
+ * without an end, one that begins with "-" the error -ERRNO
  */
 #include <errno.h>
 #include <fuse_lowlevel.h>
@@ -19,6 +19,7 @@
 
 static char contents[FILE_SIZE];
 static struct wpfs_mount_info answer = {.version = 1};
+static int error; /* > 0: says that instead */
 
 static void fill(struct stat *st, fuse_ino_t ino)
 {
@@ -83,7 +84,10 @@ static void do_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg,
 {
 	if (cmd == (unsigned)WPFS_IOC_MOUNT_INFO && out_size >= sizeof(answer)) {
 		fprintf(stderr, "asked\n");
-		fuse_reply_ioctl(req, 0, &answer, sizeof(answer));
+		if (error)
+			fuse_reply_err(req, error);
+		else
+			fuse_reply_ioctl(req, 0, &answer, sizeof(answer));
 	} else {
 		fuse_reply_err(req, ENOTTY);
 	}
@@ -116,6 +120,8 @@ int main(int argc, char **argv)
 
 	if (argc != 3)
 		return 2;
+	if (argv[1][0] == '-')
+		error = atoi(argv[1] + 1);
 	memset(answer.id, 'a', sizeof(answer.id));
 	if (argv[1][0])
 		memcpy(answer.id, argv[1],
