@@ -15,9 +15,13 @@
 #define CALLS_MAX    16
 #define CALL_GOES_MS 2000 /* a thread that has been told so may still be stopped */
 
+/* Who changes it first has the number: the thread whose call it is closes it, or it is left open.
+ */
+enum call_state { CALL_GOES_ON, CALL_ENDS, CALL_WANTED };
+
 static struct {
 	_Atomic int fd; /* 0: a free place; else 1 + number */
-	_Atomic bool wanted;
+	_Atomic enum call_state state;
 	uint64_t dev, ino; /* of fstat; written before fd */
 } calls[CALLS_MAX];
 
@@ -38,7 +42,7 @@ int calls_begin(int sock)
 			continue;
 		calls[i].dev = st.st_dev;
 		calls[i].ino = st.st_ino;
-		atomic_store(&calls[i].wanted, false);
+		atomic_store(&calls[i].state, CALL_GOES_ON);
 		atomic_store(&calls[i].fd, sock + 1);
 		fds_changed();
 		return i;
@@ -48,7 +52,7 @@ int calls_begin(int sock)
 
 bool calls_is_wanted(int place)
 {
-	return atomic_load(&calls[place].wanted);
+	return atomic_load(&calls[place].state) == CALL_WANTED;
 }
 
 /* Is the call still going on, and `fd` its socket? */
@@ -62,11 +66,13 @@ static bool is_of(int place, int fd)
 
 void calls_end(int place)
 {
+	enum call_state goes_on = CALL_GOES_ON;
 	int sock = call_fd(place);
 
 	/* One whose number is wanted is closed by who puts something else there: or the next call
 	 * would be given it. */
-	if (!calls_is_wanted(place) && is_of(place, sock)) {
+	if (atomic_compare_exchange_strong(&calls[place].state, &goes_on, CALL_ENDS) &&
+	    is_of(place, sock)) {
 		raw(shutdown, sock, SHUT_RDWR); /* a child may have a copy of it */
 		raw(close, sock);
 	}
@@ -96,16 +102,27 @@ int calls_lowest(unsigned first, unsigned last)
 	return lowest;
 }
 
-bool calls_send_away(int fd)
+/* The number is wanted, which is of the call at `place` now. False: that closes it just now. */
+static bool call_want(int place)
+{
+	enum call_state state = CALL_GOES_ON;
+
+	return atomic_compare_exchange_strong(&calls[place].state, &state, CALL_WANTED) ||
+	       state == CALL_WANTED;
+}
+
+bool calls_send_away(int fd, struct calls_left *left)
 {
 	struct __kernel_timespec ms = {.tv_nsec = 1000000};
 
+	*left = (struct calls_left){0};
 	for (int i = 0; i < CALLS_MAX; i++) {
-		if (!is_of(i, fd))
-			continue;
-		atomic_store(&calls[i].wanted, true);
-		raw(shutdown, fd, SHUT_RDWR);
+		/* Another call may have taken both place and number meanwhile. */
 		for (int n = 0; n < CALL_GOES_MS && is_of(i, fd); n++) {
+			if (call_want(i)) {
+				*left = (struct calls_left){calls[i].dev, calls[i].ino};
+				raw(shutdown, fd, SHUT_RDWR);
+			}
 			shim_lock_pause();
 			raw(nanosleep, &ms, NULL);
 			if (!shim_lock_go_on())
@@ -113,6 +130,15 @@ bool calls_send_away(int fd)
 		}
 	}
 	return true;
+}
+
+void calls_close_left(int fd, const struct calls_left *left)
+{
+	struct stat st;
+
+	if (left->ino && calls_lowest((unsigned)fd, (unsigned)fd) < 0 && raw(fstat, fd, &st) == 0 &&
+	    st.st_dev == left->dev && st.st_ino == left->ino)
+		raw(close, fd);
 }
 
 void calls_forget(void)

@@ -24,11 +24,19 @@ uint32_t calls_nr(void);
 /* The lowest number in [first, last] that is one's, or -1. No lock. */
 int calls_lowest(unsigned first, unsigned last);
 
+/* A socket that nobody closes any more but who wanted its number. */
+struct calls_left {
+	uint64_t dev, ino; /* of fstat; 0: there is none */
+};
+
 /*
  * The number is wanted: has the call go. Under the lock, which is free meanwhile; false: it was not
- * to be had again.
+ * to be had again. Its socket stays open, to be replaced.
  */
-bool calls_send_away(int fd);
+bool calls_send_away(int fd, struct calls_left *left);
+
+/* It was not: closes it. */
+void calls_close_left(int fd, const struct calls_left *left);
 
 /* In a fork child: they are of threads that it has not. Under the lock. */
 void calls_forget(void);

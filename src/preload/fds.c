@@ -198,6 +198,7 @@ static long move_away(int fd)
 long fds_dup3(int old, int fd, int flags, bool is_dup2)
 {
 	struct shim_guard guard;
+	struct calls_left left;
 	_Atomic int *ours;
 	uint32_t of_mount;
 	long ret;
@@ -206,9 +207,12 @@ long fds_dup3(int old, int fd, int flags, bool is_dup2)
 	    !(fds_hit((unsigned)fd, (unsigned)fd) || fds_hit((unsigned)old, (unsigned)old)) ||
 	    (flags & ~O_CLOEXEC) || raw_failed(raw(fcntl, old, F_GETFD)) || !shim_lock(&guard))
 		return real_dup3(old, fd, flags, is_dup2);
-	if (!calls_send_away(fd)) {
+	if (!calls_send_away(fd, &left)) {
 		shim_leave(&guard);
-		return real_dup3(old, fd, flags, is_dup2);
+		ret = real_dup3(old, fd, flags, is_dup2);
+		if (raw_failed(ret))
+			calls_close_left(fd, &left);
+		return ret;
 	}
 	ours = ours_at((unsigned)fd);
 	if (ours) {
@@ -220,6 +224,8 @@ long fds_dup3(int old, int fd, int flags, bool is_dup2)
 	}
 	uffds_close((unsigned)fd, (unsigned)fd);
 	ret = real_dup3(old, fd, flags, is_dup2);
+	if (raw_failed(ret))
+		calls_close_left(fd, &left);
 	if (ret >= 0 && is_uffd(old, &of_mount))
 		fds_add_uffd(fd, of_mount);
 	fds_changed();

@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import random
+import resource
 import select
 import signal
 import sqlite3
@@ -950,6 +951,28 @@ def test_what_an_msync_is_asked_on(make_wpfs):
     wpfs.lose_power()
     wpfs.restart()
     assert any((wpfs.mnt / "f").read_bytes()[3 * PAGE:4 * PAGE])
+
+
+def test_who_wants_the_number_of_an_msyncs_socket_and_cannot_have_it(make_wpfs):
+    """It is beyond the limit by then: it is closed all the same, or nobody would."""
+    wpfs = make_wpfs(store=True, options=["flush=0"], start=False)
+    control = powerloss.watch(wpfs)
+    wpfs.start()
+    program = mapped(wpfs, pages=8)
+    program.order("store 0 3 7")
+    before = sockets(program.pid)
+    control.pause_before("S", database=False)
+    program.order("msync 0 thread")
+    proc.wait_for(lambda: control.paused, harness.SECONDS, "the disk to be waited for")
+    (asked,) = sockets(program.pid) - before
+    limits = resource.prlimit(program.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (asked, limits[1]))
+    assert program.ask(f"dup 0 {asked}") == "err EBADF"
+    assert asked not in sockets(program.pid)
+    control.go()
+    assert program.order("msync join") == 0
+    resource.prlimit(program.pid, resource.RLIMIT_NOFILE, limits)
+    assert program.order(f"dup 0 {asked}") == asked
 
 
 def test_an_msync_waits_for_a_daemon_that_stands_still(make_wpfs):
