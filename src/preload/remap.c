@@ -300,6 +300,11 @@ static bool removal_knows(uint32_t mount, uint64_t addr, uint64_t end)
 	return false;
 }
 
+static bool mount_is_there(const struct mount *mount)
+{
+	return mount->state == MOUNT_ATTACHED || mount->state == MOUNT_FORKED;
+}
+
 /*
  * Before the call, under the lock. Of all of it each mount is asked: what is not known here may be
  * a mapping that was made past us.
@@ -311,10 +316,7 @@ static void removal_begin(struct removal *removal, uint64_t addr, uint64_t len)
 	if (!mapping_span_valid(addr, len))
 		return; /* nor does the kernel take it */
 	for (uint32_t i = 0; i < SHIM_MOUNTS && shim.mounts[i].state != MOUNT_NONE; i++) {
-		bool there = shim.mounts[i].state == MOUNT_ATTACHED ||
-			     shim.mounts[i].state == MOUNT_FORKED;
-
-		if ((there || removal_knows(i, addr, end)) &&
+		if ((mount_is_there(&shim.mounts[i]) || removal_knows(i, addr, end)) &&
 		    !removal_ask(removal, i, addr, end - addr))
 			removal_untold(i, addr, end);
 	}
@@ -334,6 +336,33 @@ static bool removal_over(const struct removal *removal)
 			 atomic_load(&shim.mounts[i].sock) >= 0;
 	}
 	return known;
+}
+
+/*
+ * The daemon of a capped mount takes out what it is asked about, in the store too. So it may only
+ * be asked of what the kernel takes out for sure: nothing that is not writable now, nor locked. Of
+ * a locked mapping MADV_COLD says EINVAL, and does nothing else that matters to pages that go.
+ */
+static bool removal_is_sure(uint64_t addr, uint64_t len)
+{
+	uint64_t at = addr, end = addr + page_align_up(len);
+	bool capped = false;
+	struct range piece;
+	long ret;
+
+	if (!mapping_span_valid(addr, len))
+		return true; /* nothing is asked */
+	for (uint32_t i = 0; i < SHIM_MOUNTS; i++)
+		capped |=
+			mount_is_there(&shim.mounts[i]) && shim.mounts[i].kind == WPFS_KIND_CAPPED;
+	if (!capped)
+		return true;
+	for (; at < end && ranges_next(at, end, &piece); at = piece.end) {
+		if (!(piece.prot & PROT_WRITE))
+			return false;
+	}
+	ret = raw(madvise, addr, len, MADV_COLD);
+	return ret == 0 || ret == -ENOMEM;
 }
 
 /* Before and after it where nothing may be asked: it is found out at the next look. */
@@ -381,6 +410,17 @@ static void remove_unasked(uint64_t addr, uint64_t len, long ret)
 	}
 }
 
+static long remove_untold(uint64_t addr, uint64_t len)
+{
+	long ret;
+
+	count_removed(addr, len);
+	ret = raw(madvise, addr, len, MADV_REMOVE);
+	remove_unasked(addr, len, ret);
+	count_removed(addr, len);
+	return ret;
+}
+
 long map_remove(uint64_t addr, uint64_t len)
 {
 	struct removal removal = {0};
@@ -388,12 +428,11 @@ long map_remove(uint64_t addr, uint64_t len)
 	bool known;
 	long ret;
 
-	if (!shim_lock(&guard)) {
-		count_removed(addr, len);
-		ret = raw(madvise, addr, len, MADV_REMOVE);
-		remove_unasked(addr, len, ret);
-		count_removed(addr, len);
-		return ret;
+	if (!shim_lock(&guard))
+		return remove_untold(addr, len);
+	if (!removal_is_sure(addr, len)) {
+		shim_unlock(&guard);
+		return remove_untold(addr, len);
 	}
 	removal_begin(&removal, addr, len);
 	shim_lock_waits(true);
@@ -428,7 +467,29 @@ static void remove_unasked_all(const struct iovec *vec, long removed)
 	}
 }
 
-/* If it is another process's memory that is meant, the kernel says no. */
+static long remove_untold_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flags)
+{
+	long ret;
+
+	untold_count_unknown_drop(); /* the list is in memory that may not be read */
+	ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
+	remove_unasked_all(vec, ret);
+	untold_count_unknown_drop();
+	return ret;
+}
+
+/* As removal_is_sure(), of all. A list that cannot be read is found out later. */
+static bool removal_is_sure_all(const struct iovec *vec, size_t nr)
+{
+	struct iovec one;
+
+	for (size_t i = 0; i < nr && i < IOV_MAX && raw_peek(&vec[i], &one, sizeof(one)); i++) {
+		if (!removal_is_sure((uint64_t)one.iov_base, one.iov_len))
+			return false;
+	}
+	return true;
+}
+
 long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flags)
 {
 	struct removal removal = {0};
@@ -437,12 +498,13 @@ long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flag
 	bool known;
 	long ret;
 
-	if (!shim_lock(&guard)) {
-		untold_count_unknown_drop(); /* the list is in memory that may not be read */
-		ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
-		remove_unasked_all(vec, ret);
-		untold_count_unknown_drop();
-		return ret;
+	if (!shim_lock(&guard))
+		return remove_untold_all(pidfd, vec, nr, flags);
+	/* Of another process's memory, or by an old kernel, nothing goes: that it says at once. */
+	if (raw(process_madvise, pidfd, vec, 0, MADV_REMOVE, flags) != 0 ||
+	    !removal_is_sure_all(vec, nr)) {
+		shim_unlock(&guard);
+		return remove_untold_all(pidfd, vec, nr, flags);
 	}
 	for (size_t i = 0; i < nr && i < IOV_MAX; i++) {
 		if (!raw_peek(&vec[i], &one, sizeof(one))) {

@@ -9,6 +9,7 @@
  */
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <utlist.h>
 
 #include "base/log.h"
@@ -149,15 +150,19 @@ static int drops_note_removal(struct track *t, struct tmm *tm, uint64_t ino, uin
 	return 0;
 }
 
-static int drops_remove_part(struct track *t, struct tmm *tm, uint64_t file, uint64_t pgoff,
-			     uint64_t nr)
+/*
+ * On a capped mount what is in the store has to go too. Not through a mapping that is not writable:
+ * the program may have no right to that.
+ */
+static int drops_remove_part(struct track *t, struct tmm *tm, const struct mm_vma *vma,
+			     uint64_t pgoff, uint64_t nr)
 {
 	uint64_t off = pgoff << WPFS_PAGE_SHIFT, len = nr << WPFS_PAGE_SHIFT;
-	int r = drops_note_removal(t, tm, file, off, len);
+	int r = drops_note_removal(t, tm, vma->file, off, len);
 
 	if (r == 0)
-		r = drops_tell(t, file, off, len);
-	return r < 0 ? r : residency_remove(t, file, pgoff, nr);
+		r = drops_tell(t, vma->file, off, len);
+	return r < 0 || !(vma->prot & PROT_WRITE) ? r : residency_remove(t, vma->file, pgoff, nr);
 }
 
 /* All that the mm's mappings show in [start, end). */
@@ -171,7 +176,7 @@ static int drops_remove_shown(struct track *t, struct tmm *tm, uint64_t start, u
 		uint64_t to = vma->end < end ? vma->end : end;
 
 		if (from < to)
-			r = drops_remove_part(t, tm, vma->file,
+			r = drops_remove_part(t, tm, vma,
 					      vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
 					      (to - from) >> WPFS_PAGE_SHIFT);
 	}

@@ -190,6 +190,34 @@ def test_madv_remove_without_a_daemon(make_wpfs, how):
     assert set(range(8, 16)) <= report.dirty(wpfs, "t")
 
 
+@pytest.mark.parametrize("how", ["", "process"])
+@pytest.mark.parametrize("why", ["locked", "ro"])
+def test_madv_remove_that_is_refused(make_wpfs, why, how):
+    """On a capped mount, through a mapping that is locked, of pages in the store, or read-only."""
+    wpfs = make_wpfs(store=True, options=["resident=256M", "settle=0"])
+    program, other = mapped(wpfs), wpfs.spawn(harness.program("mapper"), name="o")
+    program.order("store 0 0 5 64")
+    other.order(f"open 0 {wpfs.mnt}/f {'ro' if why == 'ro' else ''}")
+    other.order(f"map 0 0 0 {64 * PAGE} {why}")
+    if why == "locked":
+        assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
+    assert other.ask(f"advise 0 8 8 remove {how}") == f"err {'EACCES' if why == 'ro' else 'EINVAL'}"
+    assert [program.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 5, 5, 5]
+
+
+def test_madv_remove_through_a_mapping_that_may_become_writable(make_wpfs):
+    """The kernel takes that: what is in the store of a capped mount goes with it."""
+    wpfs = make_wpfs(store=True, options=["resident=256M", "settle=0"])
+    program = mapped(wpfs)
+    program.order("store 0 0 5 64")
+    program.order("prot 0 0 64 r")
+    wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
+    program.order("advise 0 8 8 remove")
+    assert [program.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 0, 0, 5]
+    assert set(range(8, 16)) <= report.dirty(wpfs, "t")
+
+
 def test_madv_remove_that_is_refused_under_a_filter(make_wpfs):
     """At its first mapping, which is locked: of pages in the store of the next one none goes either."""
     wpfs = make_wpfs(store=True, options=["resident=256M", "settle=0"])

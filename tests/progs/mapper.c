@@ -5,7 +5,7 @@
  * with one line: "ok [VALUE]" or "err ENAME". It knows nothing of wpfs. F and M are numbers of its
  * own for open files and mappings; offsets and lengths in bytes, PAGE and COUNT in pages of M.
  *
- *   open F PATH            O_RDWR|O_CREAT         map M F OFF LEN [ro] [private] [at=ADDR] [anon]
+ *   open F PATH [ro]       O_RDWR|O_CREAT         map M F OFF LEN [ro] [private] [at=ADDR] [anon]
  *   size F BYTES           ftruncate                  [raw] [populate] [locked] -> ADDR
  *   punch F OFF LEN        fallocate              unmap M [PAGE COUNT]
  *   pwrite F OFF LEN BYTE                         rawunmap M [PAGE COUNT]    syscall(2)
@@ -60,7 +60,9 @@ int files[SLOTS];
 
 static long do_open(const struct order *o)
 {
-	return result(*file_at(o, 1) = open(o->word[2], O_RDWR | O_CREAT | O_CLOEXEC, 0666));
+	int how = o->words > 3 && strcmp(o->word[3], "ro") == 0 ? O_RDONLY : O_RDWR | O_CREAT;
+
+	return result(*file_at(o, 1) = open(o->word[2], how | O_CLOEXEC, 0666));
 }
 
 static long do_size(const struct order *o)
