@@ -427,6 +427,7 @@ int protect_store_born(struct track *t, struct tmm *tm)
 		calloc(HASH_COUNT(tm->mm.files) + 1, sizeof(*epochs));
 	struct mm_file *f, *next;
 	size_t nr = 0;
+	int r;
 
 	if (!epochs)
 		return -ENOMEM;
@@ -437,8 +438,15 @@ int protect_store_born(struct track *t, struct tmm *tm)
 	}
 	HASH_ITER (hh, tm->mm.files, f, next) {
 		if (tm->mm.epoch && !mm_set_is_empty(&f->own[MM_WPFS].armed))
-			epochs[nr++] =
-				(struct persist_epoch){.file = f->id, .number = tm->mm.epoch};
+			epochs[nr++] = (struct persist_epoch){f->id, tm->mm.epoch,
+							      &f->own[MM_WPFS].dirty, f->written};
 	}
+	r = protect_store_open(t, tm, epochs, nr);
+	if (r != -EEXIST)
+		return r;
+	/* As in protect_open_epoch. */
+	tm->mm.epoch = protect_last_epoch(t) + 1;
+	for (size_t i = 0; i < nr; i++)
+		epochs[i].number = tm->mm.epoch;
 	return protect_store_open(t, tm, epochs, nr);
 }

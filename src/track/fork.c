@@ -140,9 +140,11 @@ int fork_copy_model(struct mm *to, const struct mm *from)
 {
 	struct mm_file *f, *next;
 
-	to->epoch = from->epoch;
+	if (to->epoch < from->epoch)
+		to->epoch = from->epoch;
 	to->own_uffds = from->own_uffds;
 	HASH_ITER (hh, from->files, f, next) {
+		const bool had = mm_file_find(to, f->id);
 		struct mm_file *copy = mm_file_get(to, f->id);
 		int r = copy ? 0 : -ENOMEM;
 
@@ -153,9 +155,10 @@ int fork_copy_model(struct mm *to, const struct mm *from)
 		if (r < 0)
 			return r;
 		copy->protect = f->protect;
-		copy->written = f->written;
-		copy->unsettled = f->unsettled;
-		copy->settling = f->settling;
+		if (!had || copy->written == MM_WRITTEN_NO)
+			copy->written = f->written;
+		copy->settling = f->settling && (!had || !copy->unsettled || copy->settling);
+		copy->unsettled |= f->unsettled;
 	}
 	return 0;
 }

@@ -98,6 +98,7 @@ struct tmm {
 	bool mapped_shared;  /* has mapped a file of the mount shared at some time */
 	bool ending;	     /* nobody will look at its witness again */
 	bool turning;	     /* an epoch of it ends with the look that is under way */
+	bool doubt_unstored; /* strays_doubt: what it noted is neither in the database nor aside */
 	bool epoch_turned;   /* protected or unprotected since: fork_dirty tells nothing any more */
 	uint64_t fork_dirty; /* tmm_dirty() when it was forked */
 	uint64_t fork_epoch; /* protect_last_epoch() then */
@@ -259,7 +260,10 @@ struct wpfs_witness_cmd;
 void fork_witness_tell(struct tmm *tm, const struct wpfs_witness_cmd *cmd, int fd);
 /* Tells the witness of an mm taken back that there is a daemon again: it waits for that one. */
 void fork_new_life(struct track *t, struct tmm *tm);
-/* Adds a parent's armed pages to a child's, and what is known to be dirty of them. 0 or -ENOMEM. */
+/*
+ * Adds a parent's armed pages to a child's, and what is known to be dirty of them; the epoch
+ * becomes the later one of both. 0 or -ENOMEM.
+ */
 int fork_copy_model(struct mm *to, const struct mm *from);
 /*
  * A child whose uffd is lost (its parent has no witness, or a witness with more children than it

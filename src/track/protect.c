@@ -140,18 +140,51 @@ int unprotect_mm(struct track *t, struct tmm *tm, const struct protect_selection
 typedef int (*protect_mm_fn)(struct track *t, struct tmm *tm, const struct protect_selection *sel,
 			     struct wpfs_protect_reply *reply);
 
+struct protect_result {
+	struct wpfs_protect_reply reply;
+	bool any;  /* is selected */
+	int first; /* what failed first, or 0, and whose it is: */
+	char failed[128];
+};
+
+static void protect_selected(struct request *rq, protect_mm_fn fn,
+			     const struct protect_selection *sel, bool detached,
+			     struct protect_result *res)
+{
+	struct tmm *tm, *next;
+
+	DL_FOREACH_SAFE(rq->t->tmms, tm, next)
+	{
+		int r;
+
+		if ((tm->state == TMM_DETACHED) != detached ||
+		    !tmm_selected(tm, rq->c->peer.uid, sel->name))
+			continue;
+		res->any = true;
+		if (rq->t->db_error)
+			r = rq->t->db_error;
+		else if (fn == protect_mm && ended_is_over(tm, sel))
+			r = ended_retire(rq->t, tm,
+					 res->reply.epoch ?: protect_last_epoch(rq->t) + 1);
+		else
+			r = fn(rq->t, tm, sel, &res->reply);
+		if (r == 0 || res->first < 0)
+			continue;
+		res->first = r;
+		snprintf(res->failed, sizeof(res->failed), "%s (pid %d)",
+			 tm->name[0] ? tm->name : tm->comm, tm->program.pid);
+	}
+}
+
 /*
  * All that are selected, whatever becomes of one: it is not in an epoch half way, as what could not
- * be marked is dirty, but who asked must know.
+ * be marked is dirty, but who asked must know. The last look at one that lives may find children
+ * that nobody tracks: the row that has them (strays.c) must still be in the epoch that ends.
  */
 static void protect_each(struct request *rq, protect_mm_fn fn)
 {
-	struct wpfs_protect_reply reply = {0};
-	char failed[128] = "";
+	struct protect_result res = {.reply = {0}};
 	struct protect_selection sel;
-	struct tmm *tm, *next;
-	bool any = false;
-	int result = 0;
 
 	if (!protect_select(rq, &sel))
 		return;
@@ -159,53 +192,34 @@ static void protect_each(struct request *rq, protect_mm_fn fn)
 	life_look(
 		rq->t); /* who cannot be enlisted stays as it is: unknown, and said so in the log */
 	/* An epoch begins and ends in the database, or not at all. */
-	result = aside_retry(rq->t);
-	if (result < 0) {
-		request_error(rq, result,
+	res.first = aside_retry(rq->t);
+	if (res.first < 0) {
+		request_error(rq, res.first,
 			      "no epoch can begin or end: the database cannot be "
 			      "written: %s",
-			      db_errstr(result));
+			      db_errstr(res.first));
 		return;
 	}
-	for (tm = rq->t->tmms; tm; tm = next) {
-		int r;
-
-		next = tm->next;
-		if (!tmm_selected(tm, rq->c->peer.uid, sel.name))
-			continue;
-		any = true;
-		if (rq->t->db_error) {
-			r = rq->t->db_error;
-		} else if (fn == protect_mm && ended_is_over(tm, &sel)) {
-			r = ended_retire(rq->t, tm, reply.epoch ?: protect_last_epoch(rq->t) + 1);
-		} else {
-			r = fn(rq->t, tm, &sel, &reply);
-			next = tm->next; /* children may have been found that nobody tracks */
-		}
-		if (r == 0 || result < 0)
-			continue;
-		result = r;
-		snprintf(failed, sizeof(failed), "%s (pid %d)", tm->name[0] ? tm->name : tm->comm,
-			 tm->program.pid);
-	}
-	if (!any)
+	protect_selected(rq, fn, &sel, false, &res);
+	protect_selected(rq, fn, &sel, true, &res);
+	if (!res.any)
 		request_none(rq, sel.name);
-	else if (result < 0 && rq->t->db_error)
+	else if (res.first < 0 && rq->t->db_error)
 		request_error(
-			rq, result,
+			rq, res.first,
 			"%s: the database cannot be written: %s: its epoch goes on; %llu others "
 			"are done",
-			failed, db_errstr(result), (unsigned long long)reply.mms);
-	else if (result < 0)
-		request_error(rq, result,
+			res.failed, db_errstr(res.first), (unsigned long long)res.reply.mms);
+	else if (res.first < 0)
+		request_error(rq, res.first,
 			      "%s: %s: what it has armed counts as dirty; %llu others are done",
-			      failed, log_errstr(result), (unsigned long long)reply.mms);
+			      res.failed, log_errstr(res.first), (unsigned long long)res.reply.mms);
 	else {
 		if (sel.file && !sel.name)
 			unseen_holders(rq->t, sel.file,
-				       ((const struct wpfs_select *)rq->body)->file, reply.note,
-				       sizeof(reply.note));
-		request_reply(rq, 0, &reply, sizeof(reply));
+				       ((const struct wpfs_select *)rq->body)->file, res.reply.note,
+				       sizeof(res.reply.note));
+		request_reply(rq, 0, &res.reply, sizeof(res.reply));
 	}
 }
 

@@ -197,7 +197,12 @@ int strays_doubt(struct track *t, struct tmm *tm)
 	r = fork_copy_model(&row->mm, &tm->mm);
 	if (r == 0)
 		r = fork_doubt_mapped(&row->mm, &tm->mm);
-	return r < 0 || tmm_dirty(row) == before ? r : protect_store_born(t, row);
+	row->doubt_unstored |= tmm_dirty(row) != before;
+	if (r == 0 && row->doubt_unstored)
+		r = protect_store_born(t, row);
+	if (r == 0)
+		row->doubt_unstored = false;
+	return r;
 }
 
 int strays_lose(struct track *t, struct tmm *tm)

@@ -426,6 +426,73 @@ def test_a_raw_child_that_stores_before_anybody_looks(wpfs):
     assert union(wpfs) == set()
 
 
+def later_run(wpfs):
+    """A program whose name has a row of such children from a run before: it comes before the program's."""
+    program = mapped(wpfs)
+    child = Child(wpfs, program, how="raw")
+    wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
+    child.end()
+    program.kill9()
+    wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
+    assert report.dirty(wpfs, "t/untracked") == set()
+    return mapped(wpfs)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_raw_child_of_a_later_run(wpfs, ends):
+    """Its stores are in the epoch that ends, though the row that is to have them is there already."""
+    child = Child(wpfs, later_run(wpfs), how="raw")
+    child.order("store 0 33 1")
+    if ends:
+        child.end()
+    epoch = wpfs.wpctl_json("protect", "--file", "/f")["epoch"]
+    assert 33 in closed(wpfs, epoch - 1)
+    if not ends:
+        child.order("store 0 34 1")
+        child.end()
+        assert 34 in union(wpfs)
+    for _ in range(2):
+        wpfs.wpctl("protect", wpfs.mnt)
+    assert union(wpfs) == set()
+
+
+def test_a_raw_child_after_an_unprotect_of_the_others(wpfs):
+    """The epoch that the row was in has ended, and is later than the one that its parent is in."""
+    program, other = mapped(wpfs, path="g"), mapped(wpfs)
+    child = Child(wpfs, other, how="raw")
+    epoch = wpfs.wpctl_json("protect", "--file", "/f")["epoch"]
+    child.end()
+    wpfs.wpctl("unprotect", wpfs.mnt, "--file", "/f")
+    assert union(wpfs) == set()
+    program.order(f"open 1 {wpfs.mnt / 'f'}")
+    program.order(f"map 1 1 0 {64 * PAGE}")
+    child = Child(wpfs, program, how="raw")
+    child.order("store 1 33 1")
+    child.end()
+    next_epoch = wpfs.wpctl_json("protect", "--file", "/f")["epoch"]
+    assert 33 in closed(wpfs, next_epoch - 1)
+    assert closed(wpfs, epoch, "t") == ALL
+    assert union(wpfs) == set()
+
+
+def test_a_raw_child_when_an_epoch_of_another_file_ends(wpfs):
+    """What the row has of the first file stays in the epoch that it was in."""
+    program = mapped(wpfs)
+    child = Child(wpfs, program, how="raw")
+    epoch = wpfs.wpctl_json("protect", "--file", "/f")["epoch"]
+    child.end()
+    program.order(f"open 1 {wpfs.mnt / 'g'}")
+    program.order(f"size 1 {64 * PAGE}")
+    program.order(f"map 1 1 0 {64 * PAGE}")
+    wpfs.wpctl("protect", wpfs.mnt, "--file", "/g")
+    child = Child(wpfs, program, how="raw")
+    child.order("store 0 33 1")
+    child.end()
+    wpfs.wpctl("protect", wpfs.mnt, "--file", "/g")
+    assert 33 in closed(wpfs, epoch)
+    assert 33 in union(wpfs)
+
+
 def test_a_file_goes_that_a_child_was_born_with(wpfs):
     """As many pages are dirty as at its birth, and they are others: its own."""
     program = mapped(wpfs)
