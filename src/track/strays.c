@@ -195,8 +195,9 @@ int strays_doubt(struct track *t, struct tmm *tm)
 	}
 	before = tmm_dirty(row);
 	r = fork_copy_model(&row->mm, &tm->mm);
+	/* Also what its program maps no more: the child may. */
 	if (r == 0)
-		r = fork_doubt_mapped(&row->mm, &tm->mm);
+		r = mm_lost(&row->mm);
 	row->doubt_unstored |= tmm_dirty(row) != before;
 	if (r == 0 && row->doubt_unstored)
 		r = protect_store_born(t, row);

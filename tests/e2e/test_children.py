@@ -493,6 +493,22 @@ def test_a_raw_child_when_an_epoch_of_another_file_ends(wpfs):
     assert 33 in union(wpfs)
 
 
+def test_a_raw_child_that_maps_what_its_program_has_unmapped(wpfs):
+    """Before anybody looked: it has the mapping that it was born with still."""
+    program = mapped(wpfs)
+    child = Child(wpfs, program, how="raw")
+    program.order("unmap 0")
+    child.order("store 0 33 1")
+    epoch = wpfs.wpctl_json("protect")["epoch"]
+    assert 33 in closed(wpfs, epoch - 1)
+    child.order("store 0 34 1")
+    child.end()
+    assert 34 in union(wpfs)
+    for _ in range(2):
+        wpfs.wpctl("protect", wpfs.mnt)
+    assert union(wpfs) == set()
+
+
 def test_a_file_goes_that_a_child_was_born_with(wpfs):
     """As many pages are dirty as at its birth, and they are others: its own."""
     program = mapped(wpfs)
