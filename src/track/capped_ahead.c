@@ -24,7 +24,7 @@
 #define WINDOW_MIN  16u
 #define WINDOW_MAX  2048u	   /* pages that are asked for ahead of a reader */
 #define AHEAD_CHUNK CAPPED_CLUSTER /* of them, read at once */
-#define AHEAD_PARTS 3		   /* chunks on their way */
+#define AHEAD_PARTS 5		   /* chunks: on their way, but for one */
 #define ZERO_MAX    64u		   /* pages of zeros made at once */
 
 /* ---- streams ---- */
@@ -143,27 +143,43 @@ static void part_begin(struct capped *c, struct part *p, struct capped_file *f, 
 	pthread_mutex_lock(&c->lock);
 }
 
-static void part_end(struct capped *c, struct part *p)
+/* Waits for what it reads. Lock held, let go meanwhile. */
+static void part_wait(struct capped *c, struct part *p)
 {
 	pthread_mutex_unlock(&c->lock);
 	if (p->result == 0)
 		p->result = spill_store_end(p->load.io, &p->job, &p->load.run, 1);
+	pthread_mutex_lock(&c->lock);
+}
+
+/* Puts it into the lower file. Lock held, let go meanwhile. */
+static void part_end(struct capped *c, struct part *p)
+{
+	pthread_mutex_unlock(&c->lock);
 	/* Who needs what cannot be had will ask, and be told. */
 	if (capped_load_end(c, &p->load, p->result) == 0)
 		c->counts.ahead += p->load.run.nr;
 }
 
+/*
+ * What has come is not put into the file before another one is on its way: a disk may say of all
+ * that it was asked for that it is there at once, and has nothing to do then.
+ */
 static void run_parts(struct capped *c, struct part *parts, size_t nr_parts)
 {
+	const size_t most = nr_parts > 1 ? nr_parts - 1 : 1;
 	size_t begun = 0, ended = 0;
 	struct capped_file *f;
 	uint64_t first, nr;
 
 	for (;;) {
-		while (begun - ended < nr_parts && ahead_next(c, &f, &first, &nr))
+		while (begun - ended < most && ahead_next(c, &f, &first, &nr))
 			part_begin(c, &parts[begun++ % nr_parts], f, first, nr);
 		if (begun == ended)
 			return;
+		part_wait(c, &parts[ended % nr_parts]);
+		if (begun - ended < nr_parts && ahead_next(c, &f, &first, &nr))
+			part_begin(c, &parts[begun++ % nr_parts], f, first, nr);
 		part_end(c, &parts[ended++ % nr_parts]);
 	}
 }

@@ -35,7 +35,7 @@
 #include "track/capped_room.h"
 #include "track/capped_test.h"
 
-#define PASS_PAGES  4096u /* of a batch that somebody asked for: 16 MiB */
+#define PASS_PAGES  8192u /* of a batch that somebody asked for: 32 MiB */
 #define PUNCH_PARTS 16	  /* parts punched without anybody being served in between */
 #define PUNCH_TRIES 16	  /* of a page that comes back at once, and cannot be put back */
 #define WHY_READING "a read(2) that may go right into its pages has not ended: try again"
@@ -298,17 +298,17 @@ static int chunk_punch(struct saving *sv, struct chunk *k)
 	return r;
 }
 
-/* Waits for its pages to be in the store, punches them, and empties it. */
-static int chunk_end(struct saving *sv, struct chunk *k)
+/* Waits for its pages to be in the store. */
+static int chunk_wait(struct saving *sv, struct chunk *k)
 {
-	struct capped *c = sv->c;
-	int r;
+	int r = spill_store_end(sv->c->evict_io, &k->job, k->runs, k->nr_runs);
 
-	if (!k->writing)
-		return 0;
-	r = spill_store_end(c->evict_io, &k->job, k->runs, k->nr_runs);
-	if (r == 0)
-		r = capped_test_fail("spill-write");
+	return r == 0 ? capped_test_fail("spill-write") : r;
+}
+
+/* `r` is what came of that: punches them, and empties it. */
+static int chunk_done(struct saving *sv, struct chunk *k, int r)
+{
 	if (r == 0) {
 		capped_test_point("saved");
 		r = chunk_punch(sv, k);
@@ -321,20 +321,39 @@ static int chunk_end(struct saving *sv, struct chunk *k)
 	return r;
 }
 
-/* Begins to write the one that was filled, and makes the next one empty. */
+static int chunk_end(struct saving *sv, struct chunk *k)
+{
+	return k->writing ? chunk_done(sv, k, chunk_wait(sv, k)) : 0;
+}
+
+/*
+ * Begins to write the one that was filled, and makes the next one empty, if it was written. In this
+ * order: a disk may say of all it was given that it is done at once, and has nothing to do then.
+ */
 static int chunk_write(struct saving *sv)
 {
-	struct chunk *k = &sv->chunks[sv->at];
-	int r;
+	struct chunk *k = &sv->chunks[sv->at], *oldest;
+	size_t next = (sv->at + 1) % NR_CHUNKS;
+	bool waited;
+	int r, written;
 
 	if (k->nr_parts == 0)
 		return 0;
-	r = spill_store_begin(sv->c->evict_io, &k->job, sv->fd, true, k->runs, k->nr_runs);
-	if (r < 0)
-		return r;
-	k->writing = true;
-	sv->at = (sv->at + 1) % NR_CHUNKS;
-	return chunk_end(sv, &sv->chunks[sv->at]);
+	oldest = &sv->chunks[next];
+	waited = oldest->writing;
+	r = written = waited ? chunk_wait(sv, oldest) : 0;
+	if (r == 0)
+		r = spill_store_begin(sv->c->evict_io, &k->job, sv->fd, true, k->runs, k->nr_runs);
+	if (r == 0) {
+		k->writing = true;
+		sv->at = next;
+	}
+	if (waited) {
+		int err = chunk_done(sv, oldest, written);
+
+		r = r < 0 ? r : err;
+	}
+	return r;
 }
 
 static int save_leaving(struct saving *sv, uint64_t first, uint64_t nr)
@@ -471,7 +490,7 @@ static int batch_run(struct capped *c, struct capped_batch *b, const struct capp
 		.c = c,
 		.b = b,
 		.left = pages,
-		.chunk_pages = b->pages < CAPPED_BATCH ? CAPPED_CHUNK / 4 : CAPPED_CHUNK,
+		.chunk_pages = b->pages < CAPPED_BATCH ? CAPPED_CHUNK / 2 : CAPPED_CHUNK,
 	};
 	int r = capped_batch_begin(c, b, maps, nr, why, why_size);
 

@@ -27,9 +27,9 @@
 #include "uffd/maps.h"
 
 #define CAPPED_BATCH	1024 /* runs of pages evicted at once; pages in its buffer: 4 MiB */
-#define CAPPED_CHUNK	256  /* of them, on their way to the store together */
+#define CAPPED_CHUNK	128  /* of them, on their way to the store together */
 #define CAPPED_TURN	512  /* pages whose turn it is; fewer stand under a fence for less long */
-#define CAPPED_CLUSTER	64u  /* pages read from the store at once: 256 KiB */
+#define CAPPED_CLUSTER	48u  /* pages read from the store at once: 192 KiB */
 #define CAPPED_ENGINES	16   /* reads from the store at once */
 #define CAPPED_WORKERS	4    /* threads that serve faults */
 #define CAPPED_STREAMS	4    /* sequential readers of a file that are followed */
