@@ -95,6 +95,18 @@ static bool is_part(const char *name)
 	       strcmp(name, "data") == 0 || strcmp(name, "spill") == 0;
 }
 
+/* SQLite would refuse it as well, and not say why. */
+static int check_no_link(int fd, const char *path, const char *name)
+{
+	struct stat st;
+
+	if (fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISLNK(st.st_mode))
+		return 0;
+	log_err("%s/%s is a symbolic link, which is not followed: move the file itself there", path,
+		name);
+	return -ELOOP;
+}
+
 /*
  * A store, or an empty directory that may become one. With `ours` nobody else can change it any
  * more, and its parts have to be ours too. 0 or -errno, logged.
@@ -122,6 +134,8 @@ static int check_contents(int fd, const char *path, bool ours, bool *database)
 			foreign = true;
 		if (ours && is_part(name))
 			r = check_owner_of(fd, path, name);
+		if (!r && ours && strcmp(name, "wpfs.db") == 0)
+			r = check_no_link(fd, path, name);
 	}
 	if (r || !foreign || *database)
 		return r;

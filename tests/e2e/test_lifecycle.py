@@ -4,10 +4,12 @@
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import struct
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +84,57 @@ def test_daemon_killed_and_started_again(make_wpfs):
     wpfs.kill9()
     wpfs.restart()
     assert (wpfs.mnt / "f").read_bytes() == TEXT
+
+
+def answer(call, *args):
+    try:
+        return call(*args)
+    except OSError as refused:
+        return errno.errorcode[refused.errno]
+
+
+@pytest.mark.parametrize("options", [[], ["sync"], ["resident=64M"]], ids=["native", "sync", "capped"])
+def test_descriptors_from_before_the_daemon_was_killed(make_wpfs, options):
+    """Mappings go on, and reads and writes do that the daemon had no part in."""
+    wpfs = make_wpfs(store=True, options=options)
+    path, suid = wpfs.mnt / "f", wpfs.mnt / "suid"
+    path.write_bytes(b"." * harness.PAGE)
+    suid.touch()
+    suid.chmod(0o4755)
+    opened = {"plain": os.open(path, os.O_RDWR), "read": os.open(path, os.O_RDONLY | os.O_SYNC),
+              "sync": os.open(path, os.O_RDWR | os.O_SYNC), "dsync": os.open(path, os.O_RDWR | os.O_DSYNC),
+              "suid": os.open(suid, os.O_RDWR)}
+    asked = {"sync", "dsync", "suid"}
+    asked |= {"plain"} if options else set()
+    asked |= {"read"} if "resident=64M" in options else set()
+    with mmap.mmap(opened["sync"], harness.PAGE) as mapped:
+        wpfs.kill9()
+        for turn in range(2):
+            mapped[turn + 1] = ord("m")
+            for name, fd in opened.items():
+                assert (answer(os.pread, fd, 1, 0) == "ENOTCONN") == (name in asked), name
+                if name != "read":
+                    assert answer(os.pwrite, fd, b"w", 0) == ("ENOTCONN" if name in asked else 1), name
+            if turn == 0:
+                wpfs.restart()
+    for fd in opened.values():
+        os.close(fd)
+    assert path.read_bytes()[:4] == (b".mm." if "plain" in asked else b"wmm.")
+    with open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_SYNC), buffering=0) as again:
+        assert again.write(b"again") == 5
+
+
+def test_a_database_that_is_a_link(make_wpfs):
+    wpfs = make_wpfs(store=True)
+    wpfs.umount()
+    elsewhere, database = wpfs.dir / "elsewhere", Path(wpfs.store) / "wpfs.db"
+    database.rename(elsewhere)
+    database.symlink_to(elsewhere)
+    done = wpfs.command(harness.WPFS, wpfs.store, wpfs.mnt)
+    assert done.returncode == 1 and "wpfs.db is a symbolic link" in done.stderr, done.stderr
+    database.unlink()
+    elsewhere.rename(database)
+    wpfs.restart()
 
 
 def test_nobody_but_the_daemon_keeps_the_mount(make_wpfs):
