@@ -165,13 +165,14 @@ static int evict_foreigners(struct evict *e)
 	struct dirent *de;
 	int r = dir ? 0 : -errno;
 
-	while (r == 0 && dir && (de = readdir(dir))) {
+	while (r == 0 && (errno = 0, de = readdir(dir))) {
 		pid_t pid = atoi(de->d_name);
 		bool maps_it = false;
 		int read = pid > 0 ? maps_read(pid, &dev, 1, &list) : -ESRCH;
 
-		/* Out of something here: that says nothing of the process. */
-		if (read == -EMFILE || read == -ENFILE || read == -ENOMEM) {
+		/* Whatever else keeps us from looking says nothing of the process. (EACCES: one of
+		 * a user namespace above ours, as the first one of a container may be.) */
+		if (read < 0 && read != -ESRCH && read != -EACCES) {
 			snprintf(e->why, sizeof(e->why), "cannot look at pid %d: %s", pid,
 				 log_errstr(read));
 			r = read;
@@ -185,6 +186,8 @@ static int evict_foreigners(struct evict *e)
 		snprintf(e->why, sizeof(e->why), "pid %d has mapped it and is not tracked", pid);
 		r = -EBUSY;
 	}
+	if (r == 0)
+		r = -errno; /* of readdir(3) */
 	maps_free(&list);
 	return r;
 }

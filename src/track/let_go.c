@@ -21,7 +21,7 @@ struct coming {
 	struct track *t;
 	uint64_t *inos;
 	size_t nr, room;
-	bool unknown; /* for want of memory: any file may be one */
+	bool unknown; /* it could not be looked: any file may be one */
 };
 
 static bool coming_has(const struct coming *coming, uint64_t ino)
@@ -60,16 +60,19 @@ static void coming_look(struct coming *coming)
 	struct dirent *de;
 
 	coming->unknown = !dir;
-	while (dir && (de = readdir(dir))) {
+	while (dir && (errno = 0, de = readdir(dir))) {
 		pid_t pid = atoi(de->d_name);
 		int r = pid > 0 ? maps_read(pid, &dev, 1, &list) : -ESRCH;
 
-		coming->unknown |= r == -EMFILE || r == -ENFILE || r == -ENOMEM;
+		/* Whatever else keeps us from looking says nothing of the process. (EACCES: one of
+		 * a user namespace above ours, as the first one of a container may be.) */
+		coming->unknown |= r < 0 && r != -ESRCH && r != -EACCES;
 		if (r < 0)
 			continue;
 		for (size_t i = 0; i < list.nr; i++)
 			coming_add(coming, fs_ino_of_lower(coming->t->config.fs, list.vmas[i].ino));
 	}
+	coming->unknown |= errno != 0;
 	maps_free(&list);
 }
 

@@ -153,12 +153,15 @@ static FILE *maps_open(pid_t pid, const char *name, int *err)
 	return f;
 }
 
-/* After the last line: 0, or why there was no other. It can end between open and read. */
+/*
+ * After getline(3) gave none: 0 at the end, or why there was no other. The process can end between
+ * open and read; memory can be short, there and here.
+ */
 static int maps_end(FILE *f)
 {
-	if (!ferror(f))
+	if (feof(f))
 		return 0;
-	return errno == ESRCH ? -ESRCH : -EIO;
+	return errno ? -errno : -EIO;
 }
 
 /* Of one task. */
@@ -203,7 +206,9 @@ int maps_read(pid_t pid, const uint64_t *devs, size_t nr_devs, struct maps_list 
 	if (r != -ESRCH)
 		return r;
 	tid = proc_thread(pid);
-	return tid > 0 && tid != pid ? maps_read_task(tid, devs, nr_devs, list) : r;
+	if (tid < 0)
+		return tid;
+	return tid != pid ? maps_read_task(tid, devs, nr_devs, list) : r;
 }
 
 bool maps_equal(const struct maps_list *a, const struct maps_list *b)

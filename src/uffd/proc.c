@@ -70,15 +70,17 @@ int proc_parent(pid_t pid, struct proc_id *parent)
 	return r < 0 ? r : proc_identify((pid_t)ppid, parent);
 }
 
-/* Of a process or of any thread. */
-static bool proc_has_ended(pid_t tid)
+/* Of a process or of any thread: 1 or 0, or why that cannot be told. */
+static int proc_has_ended(pid_t tid)
 {
 	_cleanup_free_ char *text = NULL;
 	char path[64], *p;
+	int r;
 
 	snprintf(path, sizeof(path), "/proc/%d/stat", tid);
-	if (fdio_read_file(AT_FDCWD, path, &text, NULL) < 0)
-		return true;
+	r = fdio_read_file(AT_FDCWD, path, &text, NULL);
+	if (r < 0)
+		return r == -ENOENT || r == -ESRCH ? 1 : r;
 	p = strrchr(text, ')');
 	return !p || p[1] == '\0' || strchr("ZX", p[2]);
 }
@@ -88,18 +90,22 @@ pid_t proc_thread(pid_t pid)
 	_cleanup_dir_ DIR *dir = NULL;
 	struct dirent *de;
 	char path[64];
+	int ended = proc_has_ended(pid);
 
-	if (!proc_has_ended(pid))
-		return pid;
+	if (ended <= 0)
+		return ended < 0 ? ended : pid;
 	snprintf(path, sizeof(path), "/proc/%d/task", pid);
 	dir = opendir(path);
-	while (dir && (de = readdir(dir))) {
+	if (!dir)
+		return errno == ENOENT ? -ESRCH : -errno;
+	while ((errno = 0, de = readdir(dir))) {
 		const pid_t tid = (pid_t)atoi(de->d_name);
 
-		if (tid > 0 && tid != pid && !proc_has_ended(tid))
-			return tid;
+		ended = tid > 0 && tid != pid ? proc_has_ended(tid) : 1;
+		if (ended <= 0)
+			return ended < 0 ? ended : tid;
 	}
-	return -ESRCH;
+	return errno && errno != ENOENT ? -errno : -ESRCH;
 }
 
 DIR *proc_open_fds(pid_t pid, pid_t *tid)

@@ -30,7 +30,7 @@ int proc_open(const struct proc_id *id);
 /*
  * A thread of the process that has not ended: `pid` itself, but for a process whose first thread
  * has and others go on. Of such a first thread /proc/PID shows neither memory nor descriptors, and
- * the calls that take a pid find none. -ESRCH: there is none.
+ * the calls that take a pid find none. -ESRCH: there is none; or why that cannot be told.
  */
 pid_t proc_thread(pid_t pid);
 

@@ -13,6 +13,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -479,6 +480,71 @@ static void test_ending_processes_are_gone(void **state)
 	maps_free(&maps);
 }
 
+/* Lines until the reader is out of something; -1: never. (getline(3) may be inline.) */
+static int lines_left = -1;
+static int line_err;
+
+ssize_t __real_getline(char **line, size_t *room, FILE *f);
+ssize_t __wrap_getline(char **line, size_t *room, FILE *f);
+ssize_t __real___getdelim(char **line, size_t *room, int end, FILE *f);
+ssize_t __wrap___getdelim(char **line, size_t *room, int end, FILE *f);
+
+static bool line_fails(void)
+{
+	if (lines_left != 0) {
+		lines_left -= lines_left > 0;
+		return false;
+	}
+	errno = line_err;
+	return true;
+}
+
+ssize_t __wrap_getline(char **line, size_t *room, FILE *f)
+{
+	return line_fails() ? -1 : __real_getline(line, room, f);
+}
+
+ssize_t __wrap___getdelim(char **line, size_t *room, int end, FILE *f)
+{
+	return line_fails() ? -1 : __real___getdelim(line, room, end, f);
+}
+
+/* Mappings that could not be read are never taken for none, nor for all there are. */
+static void test_maps_that_cannot_be_read(void **state)
+{
+	struct child *c = tracked(state);
+	struct maps_list maps = {0};
+
+	for (int lines = 0; lines < 3; lines++) {
+		for (line_err = EACCES; line_err == EACCES || line_err == ENOMEM;
+		     line_err = line_err == EACCES ? ENOMEM : 0) {
+			lines_left = lines;
+			assert_int_equal(maps_read(c->pid, &c->dev, 1, &maps), -line_err);
+			assert_int_equal(lines_left, 0);
+		}
+	}
+	lines_left = -1;
+	assert_int_equal(maps_read(c->pid, &c->dev, 1, &maps), 0);
+	maps_free(&maps);
+}
+
+/* What keeps us from looking at a process is not its end. */
+static void test_no_descriptor_to_look_with(void **state)
+{
+	struct child *c = tracked(state);
+	struct maps_list maps = {0};
+	struct rlimit old, none;
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+	none = (struct rlimit){.rlim_cur = 0, .rlim_max = old.rlim_max};
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+	assert_int_equal(maps_read(c->pid, &c->dev, 1, &maps), -EMFILE);
+	assert_int_equal(proc_thread(c->pid), -EMFILE);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+	assert_int_equal(proc_thread(c->pid), c->pid);
+	maps_free(&maps);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, child_setup, child_teardown)
 
 int main(void)
@@ -501,6 +567,8 @@ int main(void)
 		T(test_maps_show_what_was_mapped),
 		T(test_one_mapping),
 		T(test_ending_processes_are_gone),
+		T(test_maps_that_cannot_be_read),
+		T(test_no_descriptor_to_look_with),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
