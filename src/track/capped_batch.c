@@ -37,7 +37,9 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 }
 
-#define SCAN_GAP 64 /* pages that are looked at for nothing rather than in two calls */
+#define GIVE_WAY_NS 20000000
+
+#define SCAN_GAP    64 /* pages that are looked at for nothing rather than in two calls */
 
 /* ---- pieces ---- */
 
@@ -479,6 +481,25 @@ static bool batch_in_use(const struct capped *c, const struct capped_batch *b)
 }
 
 /*
+ * Lets drops of the file go before, which batches one after the other would keep away: for a moment
+ * only, for one may wait for the room that this batch makes. Lock held.
+ */
+static void batch_give_way(struct capped *c, uint64_t ino)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_nsec += GIVE_WAY_NS;
+	if (until.tv_nsec >= 1000000000) {
+		until.tv_nsec -= 1000000000;
+		until.tv_sec++;
+	}
+	while (capped_drop_comes(c, ino) &&
+	       pthread_cond_clockwait(&c->cond, &c->lock, CLOCK_MONOTONIC, &until) != ETIMEDOUT)
+		continue;
+}
+
+/*
  * -EAGAIN: there is a child that may map the file and is in no piece: it came after the look at who
  * does. Later ones join the batch.
  * -ETXTBSY: it was opened by somebody who may map it, and is not tracked.
@@ -488,8 +509,7 @@ static int batch_enter(struct capped *c, struct capped_batch *b)
 	int r;
 
 	pthread_mutex_lock(&c->lock);
-	while (capped_drop_comes(c, b->file->ino))
-		pthread_cond_wait(&c->cond, &c->lock);
+	batch_give_way(c, b->file->ino);
 	r = 0;
 	if (b->file->pinned)
 		r = -ETXTBSY;

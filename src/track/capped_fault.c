@@ -46,6 +46,7 @@
 #define RETRY_MS     20
 #define RETRY_MAX_MS 2000
 #define REFUSED_MS   100
+#define SAY_MS	     60000
 
 /* ---- mms ---- */
 
@@ -300,9 +301,41 @@ static enum fault_residency fault_residency(const struct capped_file *f, uint64_
 	return capped_in_memory(f->fd, page, 1) ? FAULT_RESIDENT : FAULT_ABSENT;
 }
 
+static uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+/*
+ * A page cannot be had: of each mm one is told of, at most once a minute. Who is refused asks again
+ * ten times a second, as a new wait.
+ */
+static void fault_say(struct capped_mm *mm, const struct capped_wait *w)
+{
+	const uint64_t now = now_ms();
+
+	if (mm->said_addr && now - mm->said_ms < SAY_MS)
+		return;
+	log_err("a page that pid %d waits for cannot be had: %s: it is tried again", mm->pid,
+		log_errstr(w->err));
+	mm->said_addr = w->addr;
+	mm->said_ms = now;
+}
+
+static void fault_had(struct capped_mm *mm, const struct capped_wait *w)
+{
+	if (mm->said_addr != w->addr)
+		return;
+	log_info("a page that could not be had is there now");
+	mm->said_addr = 0;
+}
+
 /* Brings a page in: a wait for the store, in which the mm can go. 0 or -errno. */
-static int fault_fill(struct capped *c, struct capped_mm **mm, struct capped_file *f, uint64_t page,
-		      enum fault_action action)
+static int fault_fill(struct capped *c, struct capped_mm **mm, struct capped_file *f,
+		      const struct capped_wait *w, enum fault_action action)
 {
 	uint64_t id = (*mm)->id;
 	int r;
@@ -312,12 +345,14 @@ static int fault_fill(struct capped *c, struct capped_mm **mm, struct capped_fil
 		return -EAGAIN;
 	}
 	if (action == FAULT_ZERO)
-		return capped_zero_fault(c, f, page);
+		return capped_zero_fault(c, f, w->page);
 	capped_mm_lend(c, *mm);
-	r = capped_load_fault(c, f, page);
+	r = capped_load_fault(c, f, w->page);
 	*mm = capped_mm_find(c, id);
 	if (*mm)
 		capped_mm_reclaim(c, *mm);
+	if (*mm && r == 0)
+		fault_had(*mm, w);
 	return r;
 }
 
@@ -380,7 +415,7 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, struct capped_wai
 		return fault_unprotect(mm, addr);
 	case FAULT_LOAD:
 	case FAULT_ZERO:
-		r = fault_fill(c, &mm, f, page, action);
+		r = fault_fill(c, &mm, f, w, action);
 		if (!mm)
 			return 0;
 		/* A page that is coming back is counted twice until it has come. */
@@ -393,14 +428,6 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, struct capped_wai
 		break;
 	}
 	return r < 0 ? r : uffd_wake(mm->uffd, addr, addr + WPFS_PAGE_SIZE);
-}
-
-static uint64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
 /*
@@ -422,8 +449,7 @@ static bool fault_refuse(struct capped *c, const struct capped_mm *mm, struct ca
 static void fault_keep(struct capped *c, struct capped_mm *mm, struct capped_wait *w)
 {
 	if (w->err != -EAGAIN && !w->said && !w->full) {
-		log_err("a page that pid %d waits for cannot be had: %s: it is tried again",
-			mm->pid, log_errstr(w->err));
+		fault_say(mm, w);
 		w->said = true;
 	}
 	if (fault_refuse(c, mm, w)) {
@@ -616,8 +642,8 @@ void capped_fault_retry(struct capped *c)
 			fault_keep(c, mm, w);
 			continue;
 		}
-		if (w->said && mm)
-			log_info("a page that could not be had is there now");
+		if (mm)
+			fault_had(mm, w);
 		free(w);
 	}
 	pthread_mutex_unlock(&c->lock);

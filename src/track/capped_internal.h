@@ -111,6 +111,8 @@ struct capped_mm {
 	uint32_t lent;	 /* then: the one that has it back unless somebody is woken before */
 	int maps_fd, pagemap_fd; /* -1: a fork child that has not come to us yet */
 	pid_t pid;		 /* of a task of the mm when it came; 0 as above */
+	uint64_t said_addr;	 /* a page that could not be had, and was told of; 0: none */
+	uint64_t said_ms;	 /* when */
 	bool left;		 /* its program has ended, and somebody may have it still */
 	uint64_t since;		 /* id of the next one when it became nobody's: see capped_now */
 	struct maps_list

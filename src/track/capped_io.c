@@ -117,10 +117,9 @@ static int drop_enter(struct capped *c, struct capped_use *use, uint64_t off, ui
 	pthread_mutex_lock(&c->lock);
 	r = use_enter(c, use, off, len);
 	DL_DELETE(c->coming, use);
-	if (r < 0) {
+	if (r < 0)
 		capped_retry(c);
-		pthread_cond_broadcast(&c->cond);
-	}
+	pthread_cond_broadcast(&c->cond);
 	return r;
 }
 
@@ -187,7 +186,7 @@ int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, 
 	r = io == CAPPED_DROP ? drop_enter(c, use, off, len) : use_enter(c, use, off, len);
 	if (r == 0) {
 		capped_use_begin(c, use);
-		capped_times_used(c, capped_file_find(c, ino), use);
+		capped_times_used(c, capped_file_find(c, ino), use, false);
 	} else {
 		reading_end(c, use);
 	}
@@ -275,7 +274,7 @@ void capped_io_end(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, e
 	capped_limit_set(c, false);
 	capped_use_end(c, use);
 	reading_end(c, use);
-	capped_times_used(c, capped_file_find(c, ino), use);
+	capped_times_used(c, capped_file_find(c, ino), use, done);
 	pthread_mutex_unlock(&c->lock);
 	free(use);
 }

@@ -97,7 +97,8 @@ void capped_time_end(struct capped_file *f, enum capped_time which);
 /* Before work that lets go of the lock: waits for those in capped_still. */
 void capped_time_wait(struct capped *c, const struct capped_file *f);
 
-/* A use has begun, or has ended. `f` may be NULL. */
-void capped_times_used(struct capped *c, struct capped_file *f, const struct capped_use *use);
+/* A use has begun, or has ended (`done`: and did what it was for). `f` may be NULL. */
+void capped_times_used(struct capped *c, struct capped_file *f, const struct capped_use *use,
+		       bool done);
 
 #endif

@@ -85,7 +85,8 @@ void capped_time_end(struct capped_file *f, enum capped_time which)
 	time->inside--;
 }
 
-void capped_times_used(struct capped *c, struct capped_file *f, const struct capped_use *use)
+void capped_times_used(struct capped *c, struct capped_file *f, const struct capped_use *use,
+		       bool done)
 {
 	struct stat st;
 
@@ -97,8 +98,8 @@ void capped_times_used(struct capped *c, struct capped_file *f, const struct cap
 		if (fstat(f->fd, &st) == 0)
 			time->was = time_of(&st, which);
 		time->changing = is_changing(c, f, which);
-		/* The last one that writes has ended: what the file has of them now is right. */
-		if (which == CAPPED_MTIME && !time->changing)
+		/* It took them away. One that failed did not. */
+		if (which == CAPPED_MTIME && done)
 			f->caps_size = 0;
 	}
 }
