@@ -69,6 +69,19 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 		read_contents(req, &wait);
 }
 
+/*
+ * Whoever maps a file of a capped mount has its struct file too, and may set the flag: then what
+ * others write would go to the end of the file.
+ */
+static int clear_append(int fd)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	if (flags >= 0 && (flags & O_APPEND) && fcntl(fd, F_SETFL, flags & ~O_APPEND) == 0)
+		return 0;
+	return flags < 0 || (flags & O_APPEND) ? -errno : 0;
+}
+
 /* Bytes written as the caller, or -errno. */
 static ssize_t write_as_caller(fuse_req_t req, int fd, struct fuse_bufvec *in, off_t off)
 {
@@ -79,6 +92,9 @@ static ssize_t write_as_caller(fuse_req_t req, int fd, struct fuse_bufvec *in, o
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
+	n = clear_append(fd);
+	if (n < 0)
+		return n;
 	out.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
 	out.buf[0].fd = fd;
 	out.buf[0].pos = off;

@@ -219,7 +219,7 @@ print([view[page * 4096] for page in range(4, 7)], flush=True)
 
 def test_sigbus_of_a_call(make_wpfs):
     """Direct I/O into the page does not end by a signal that the program handles: it waits, and goes on
-    when the page can be read."""
+    when the page can be read. It asks again and again, and is told of once."""
     wpfs = seamed(make_wpfs, "resident=256M", "onerror=sigbus")
     wpfs.allow_log("cannot be had")
     filled(wpfs)
@@ -236,6 +236,7 @@ def test_sigbus_of_a_call(make_wpfs):
     while len(said) < 2:
         said += [line for line in (other.read(),) if line != "signal"]
     assert said == [str(harness.PAGE), str([5, ord("g"), 7])]
+    assert wpfs.read_log().count("cannot be had") == wpfs.read_log().count("is there now") == 1
     other.wait()
     wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
 

@@ -869,7 +869,8 @@ def test_fsync_during_a_refault(wpfs):
 
 
 def test_the_one_struct_file_with_o_append(wpfs):
-    """Whoever maps the file has it too and may set the flag: pages come back to where they were."""
+    """Whoever maps the file has it too and may set the flag: pages come back to where they were, and
+    what others write goes where they write it."""
     program = filled(wpfs)
     assert evict(wpfs) == 64
     for copy in copies_of_lower(wpfs, "f"):
@@ -878,6 +879,13 @@ def test_the_one_struct_file_with_o_append(wpfs):
     assert loaded(program) == as_filled()
     assert os.stat(wpfs.mnt / "f").st_size == 64 * PAGE
     assert evict(wpfs) == 64 and loaded(program) == as_filled()
+    for copy in copies_of_lower(wpfs, "f"):
+        fcntl.fcntl(copy, fcntl.F_SETFL, fcntl.fcntl(copy, fcntl.F_GETFL) | os.O_APPEND)
+        os.close(copy)
+    with open(wpfs.mnt / "f", "r+b", buffering=0) as file:
+        assert os.pwrite(file.fileno(), bytes([77]), 5 * PAGE) == 1
+    assert loaded(program) == as_filled(p5=77)
+    assert os.stat(wpfs.mnt / "f").st_size == 64 * PAGE
 
 
 def test_killed_while_contents_are_removed(wpfs):
@@ -968,6 +976,20 @@ def test_capabilities_during_a_refault(wpfs, what, after):
         assert "security.capability" not in os.listxattr(path)
     else:
         assert os.getxattr(path, "security.capability") == CAPABILITIES[after]
+
+
+def test_an_eviction_while_a_truncate_waits(wpfs):
+    """It lets it go before, but not for as long as that takes: it may wait for just this room."""
+    program = filled(wpfs)
+    wpfs.seam.pause("coming")
+    thread = threading.Thread(target=lambda: os.truncate(wpfs.mnt / "f", 60 * PAGE))
+    thread.start()
+    wpfs.seam.wait_at("coming")
+    assert ended(evict_meanwhile(wpfs)) is not None
+    wpfs.seam.go("coming")
+    thread.join(harness.SECONDS)
+    assert not thread.is_alive()
+    assert [program.order(f"load 0 {page}") for page in range(60)] == as_filled()[:60]
 
 
 def test_a_truncate_while_pages_come_back_all_the_time(wpfs):
