@@ -27,6 +27,7 @@ SANITIZED = WPFS.exists() and re.search(rb"__(asan|tsan)_init", WPFS.read_bytes(
 
 PAGE = 4096
 SECONDS = 30  # for one thing to happen; generous, since nothing waits it out when all is well
+STORE_SECONDS = 120  # for an unmount, which writes the store: others may be writing to the disk
 
 SANITIZER = re.compile(r"(ERROR|WARNING): \w+Sanitizer|runtime error:|SUMMARY: \w+Sanitizer")
 ERROR_LINE = re.compile(r"^<([0-3])>")
@@ -235,7 +236,7 @@ class Wpfs:
     def umount(self):
         """Unmounts as a user would and sees that nothing of the daemon is left."""
         argv = [str(UMOUNT_HELPER)] if UMOUNT_HELPER.exists() else ["umount"]
-        done = self.command(*argv, str(self.mnt))
+        done = self.command(*argv, str(self.mnt), timeout=STORE_SECONDS)
         assert done.returncode == 0, f"umount: {done.stderr}{self.read_log()}"
         assert not self.is_mounted(), "umount returned and the mount is there"
         assert proc.is_over(self.pidfd, SECONDS), f"unmounted, and wpfs runs on: {self.read_log()}"

@@ -67,7 +67,7 @@ class Runner:
     def looked_at(self):
         """Somebody looks, or it ends and its last look is taken."""
         for page in self.pages.values():
-            if page.stored:
+            if page.stored and self.known:
                 self.mm.changed(page.key, {page.pgoff})
             if page.in_doubt():
                 self.mm.doubted(page.key, {page.pgoff})
