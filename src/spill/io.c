@@ -17,7 +17,8 @@
 
 #define SPIN_NS	    150000 /* a disk without moving parts has answered by then */
 #define SPIN_CREDIT 16
-#define SPIN_EVERY  64 /* without credit it is tried every so often */
+#define SPIN_EVERY  64	/* without credit it is tried every so often */
+#define MAX_REFUSED 100 /* by somebody who sets O_APPEND again and again */
 
 struct spill_io {
 	enum spill_path path;
@@ -346,21 +347,28 @@ int spill_io_write(struct spill_io *io, int fd, const struct spill_seg *segs, si
 	return io_run(io, fd, true, segs, nr);
 }
 
-/* splice(2) refuses O_APPEND, and programs hold struct files of the daemon's: it is taken off. */
+/*
+ * splice(2) refuses O_APPEND, and programs hold struct files of the daemon's: it is taken off.
+ * True: it is not there any more, also if another thread was first.
+ */
 static bool append_off(int fd)
 {
 	int flags = fcntl(fd, F_GETFL);
 
-	return flags >= 0 && (flags & O_APPEND) && fcntl(fd, F_SETFL, flags & ~O_APPEND) == 0;
+	return flags >= 0 && (!(flags & O_APPEND) || fcntl(fd, F_SETFL, flags & ~O_APPEND) == 0);
 }
 
 /* What is in the pipe. 0 or -errno: some of it may be left. */
 static int put_piped(struct spill_io *io, int fd, size_t len, loff_t *off)
 {
+	unsigned refused = 0;
+
 	while (len) {
 		ssize_t n = splice(io->pipe[0], NULL, fd, off, len, 0);
 
-		if (n < 0 && (errno == EINTR || (errno == EINVAL && append_off(fd))))
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EINVAL && refused++ < MAX_REFUSED && append_off(fd))
 			continue;
 		if (n <= 0)
 			return n < 0 ? -errno : -EIO;

@@ -124,16 +124,17 @@ static bool unseen_maps_file(const struct track *t, pid_t pid, uint64_t file, bo
 {
 	struct maps_list maps = {0};
 	bool found = false;
+	int r = maps_read(pid, t->devs, t->nr_devs, &maps);
 
-	if (maps_read(pid, t->devs, t->nr_devs, &maps) == 0) {
-		for (size_t i = 0; i < maps.nr; i++) {
-			if (!maps.vmas[i].shared ||
-			    !unseen_is_of(t, maps.vmas[i].dev, maps.vmas[i].ino, file))
-				continue;
-			found = true;
-			*stores |= maps.vmas[i].prot & PROT_WRITE;
-		}
+	for (size_t i = 0; r == 0 && i < maps.nr; i++) {
+		if (!maps.vmas[i].shared ||
+		    !unseen_is_of(t, maps.vmas[i].dev, maps.vmas[i].ino, file))
+			continue;
+		found = true;
+		*stores |= maps.vmas[i].prot & PROT_WRITE;
 	}
+	if (r < 0 && r != -ESRCH && r != -EACCES) /* could not be looked at */
+		found = *stores = true;
 	maps_free(&maps);
 	return found;
 }
@@ -221,9 +222,11 @@ int unseen_resume(struct track *t)
 		struct maps_list maps = {0};
 		char comm[16];
 
-		if (pid <= 0 || proc_comm(pid, comm) < 0 || strcmp(comm, "wpfs-witness") != 0 ||
-		    maps_read(pid, t->devs, t->nr_devs, &maps) < 0)
+		if (pid <= 0 || proc_comm(pid, comm) < 0 || strcmp(comm, "wpfs-witness") != 0)
 			continue;
+		r = maps_read(pid, t->devs, t->nr_devs, &maps);
+		if (r == -ESRCH || r == -EACCES)
+			r = 0;
 		for (size_t i = 0; r == 0 && i < maps.nr; i++) {
 			if (maps.vmas[i].shared && !unseen_is_ours(t, pid))
 				r = unseen_doubt_detached(t, maps.vmas[i].ino);
