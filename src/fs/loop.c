@@ -39,6 +39,7 @@
 
 #define LOOK_NS	    1000000
 #define QUIET_LOOKS 20 /* then the guard sleeps */
+#define IDLE_LOOKS  3  /* then a reader is not kept any more */
 #define LOOK_EVERY  4  /* requests: one that waits is looked for */
 #define PILED_UP    4  /* looks in a row that found one */
 #define MAX_EMPTY   4  /* requests after each of which none waited: a reader too many */
@@ -56,7 +57,8 @@ struct worker {
 	pthread_t thread;
 	_Atomic enum role role; /* SERVES -> AWAY: by itself or the guard; others by itself */
 	_Atomic unsigned served;
-	unsigned seen;	       /* `served` when the guard looked; loop.lock */
+	unsigned seen;	       /* `served` when the guard looked; loop.lock, like the next */
+	unsigned idle;	       /* looks in a row that saw it wait for a request */
 	unsigned piled, empty; /* requests in a row; its own */
 	struct near near;      /* its own, but to let it go */
 	struct fuse_buf buf;   /* its own */
@@ -75,11 +77,11 @@ struct loop {
 	unsigned nr, followers;
 	_Atomic unsigned readers; /* changed with the lock held */
 	unsigned wanted;	  /* to become readers: with `readers` at least 1 until the end */
-	struct worker *guard;	  /* a follower, or NULL */
-	unsigned quiet;		  /* looks in a row that saw no request */
-	_Atomic bool lacks;	  /* one more worker could not be started; set with the lock held */
-	_Atomic bool watched;	  /* the guard looks */
-	_Atomic bool over;	  /* set with the lock held */
+	struct worker *_Atomic guard; /* a follower, or NULL; changed with the lock held */
+	unsigned quiet;		      /* looks in a row that saw no request */
+	_Atomic bool lacks;   /* one more worker could not be started; set with the lock held */
+	_Atomic bool watched; /* the guard looks */
+	_Atomic bool over;    /* set with the lock held */
 	int error;
 };
 
@@ -172,6 +174,13 @@ static void workers_let_go(struct loop *loop, enum role role)
 	}
 }
 
+/* With a request that it has not said it serves, it may have been kept from running there. */
+static bool is_idle_for_long(struct worker *w, enum seen seen)
+{
+	w->idle = seen == IDLE ? w->idle + 1 : 0;
+	return w->idle >= IDLE_LOOKS && atomic_load(&w->role) == READS;
+}
+
 /* It does not get on: at a request, or to the one that waits for it. */
 static bool is_starved(const struct worker *w, enum seen seen)
 {
@@ -195,6 +204,8 @@ static bool guard_look(struct loop *loop)
 			near_let_go(&w->near, true);
 		else if (seen == STUCK && serves_to_away(w))
 			reader_leave(loop);
+		else if (is_idle_for_long(w, seen))
+			near_let_go(&w->near, false);
 	}
 	workers_let_go(loop, AWAY);
 	return any;
@@ -235,8 +246,12 @@ static void guard_wait(struct loop *loop)
 		guard_sleep(loop);
 }
 
-static void loop_watch(struct loop *loop)
+/* This and what follows take the lock that the guard needs: no thread that is kept may have it. */
+static void loop_watch(struct worker *w)
 {
+	struct loop *loop = w->loop;
+
+	near_leave(&w->near);
 	pthread_mutex_lock(&loop->lock);
 	atomic_store(&loop->watched, true);
 	pthread_cond_signal(&loop->guarding);
@@ -257,6 +272,7 @@ static void call_for_help(struct worker *w)
 	if (w->piled < PILED_UP)
 		return;
 	w->piled = 0;
+	near_leave(&w->near);
 	pthread_mutex_lock(&loop->lock);
 	if (loop->followers && loop->readers + loop->wanted < loop->max_readers)
 		reader_want(loop);
@@ -278,6 +294,7 @@ static bool goes_on(struct worker *w)
 	if (w->empty < MAX_EMPTY)
 		return true;
 	w->empty = 0;
+	near_leave(&w->near);
 	pthread_mutex_lock(&loop->lock);
 	leaves = loop->readers > 1;
 	loop->readers -= leaves;
@@ -314,8 +331,11 @@ static bool worker_receive(struct worker *w)
 }
 
 /* There is no other one that could read, or be the guard. */
-static void worker_start_again(struct loop *loop)
+static void worker_start_again(struct worker *w)
 {
+	struct loop *loop = w->loop;
+
+	near_leave(&w->near);
 	pthread_mutex_lock(&loop->lock);
 	if (atomic_load(&loop->lacks) && !atomic_load(&loop->over))
 		atomic_store(&loop->lacks, worker_start(loop) != 0);
@@ -333,11 +353,11 @@ static bool worker_read(struct worker *w)
 		atomic_fetch_add(&w->served, 1);
 		atomic_store(&w->role, SERVES);
 		if (!atomic_load(&loop->watched))
-			loop_watch(loop);
+			loop_watch(w);
 		if (atomic_load(&loop->lacks))
-			worker_start_again(loop);
+			worker_start_again(w);
 		call_for_help(w);
-		if (atomic_load(&loop->readers) == 1)
+		if (atomic_load(&loop->readers) == 1 && atomic_load(&loop->guard))
 			near_request(&w->near,
 				     (pid_t)((const struct fuse_in_header *)w->buf.mem)->pid);
 		else
@@ -369,6 +389,8 @@ static bool worker_follow(struct worker *w)
 	if (loop->guard == w) {
 		loop->guard = NULL;
 		pthread_cond_signal(&loop->spare);
+		workers_let_go(loop, READS); /* there may not be another one */
+		workers_let_go(loop, SERVES);
 	}
 	over = atomic_load(&loop->over);
 	if (!over) {
