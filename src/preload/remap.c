@@ -19,7 +19,11 @@
 #define MADV_POPULATE_READ 22
 #endif
 
-#define UNASKED_BYTES ((uint64_t)1 << 20)
+#define UNASKED_BYTES  ((uint64_t)1 << 20)
+/* More than that process_madvise(2) does not do at once, without a word. */
+#define MAX_RW_COUNT   ((uint64_t)INT_MAX & ~(uint64_t)(SHIM_PAGE_SIZE - 1))
+#define LIST_KEPT      64
+#define MADV_NONE_SUCH (-1)
 
 /*
  * [start, start + len) of what `from` was is new: grown, or a second mapping of the same. `fixed`:
@@ -338,25 +342,31 @@ static bool removal_over(const struct removal *removal)
 	return known;
 }
 
+static bool capped_is_there(void)
+{
+	for (uint32_t i = 0; i < SHIM_MOUNTS; i++) {
+		if (mount_is_there(&shim.mounts[i]) && shim.mounts[i].kind == WPFS_KIND_CAPPED)
+			return true;
+	}
+	return false;
+}
+
 /*
  * The daemon of a capped mount takes out what it is asked about, in the store too. So it may only
- * be asked of what the kernel takes out for sure: nothing that is not writable now, nor locked. Of
- * a locked mapping MADV_COLD says EINVAL, and does nothing else that matters to pages that go.
+ * be asked of what the kernel takes out for sure: nothing that is not writable now, nor locked, nor
+ * beside something else, which may be refused. Of a locked mapping MADV_COLD says EINVAL, and does
+ * nothing else that matters to pages that go.
  */
 static bool removal_is_sure(uint64_t addr, uint64_t len)
 {
 	uint64_t at = addr, end = addr + page_align_up(len);
-	bool capped = false;
 	struct range piece;
 	long ret;
 
-	if (!mapping_span_valid(addr, len))
-		return true; /* nothing is asked */
-	for (uint32_t i = 0; i < SHIM_MOUNTS; i++)
-		capped |=
-			mount_is_there(&shim.mounts[i]) && shim.mounts[i].kind == WPFS_KIND_CAPPED;
-	if (!capped)
-		return true;
+	if (!mapping_span_valid(addr, len) || !capped_is_there())
+		return true; /* nothing is asked, or nothing is taken out */
+	if (ranges_overlap(addr, end - addr) && !known_whole(addr, end))
+		return false;
 	for (; at < end && ranges_next(at, end, &piece); at = piece.end) {
 		if (!(piece.prot & PROT_WRITE))
 			return false;
@@ -383,6 +393,33 @@ static void count_removed(uint64_t addr, uint64_t len)
 		untold_count_unknown_drop();
 }
 
+/* ENOMEM says that there are holes in it; what is around them went all the same. */
+static bool removal_was_done(long ret)
+{
+	return ret == 0 || ret == -ENOMEM;
+}
+
+/*
+ * What is mapped without access cannot be brought back through that mapping: the daemon takes it
+ * out of the store. That may be asked now, as the kernel has taken it out.
+ */
+static void remove_unreadable(uint64_t addr, uint64_t end)
+{
+	struct removal removal = {0};
+	struct shim_guard guard;
+	struct range piece;
+
+	if (!shim_lock(&guard))
+		return;
+	for (; addr < end && ranges_next(addr, end, &piece); addr = piece.end) {
+		if (shim.mounts[piece.mount].kind == WPFS_KIND_CAPPED &&
+		    !(piece.prot & (PROT_READ | PROT_WRITE)))
+			removal_ask(&removal, piece.mount, piece.start, piece.end - piece.start);
+	}
+	removal_over(&removal);
+	shim_unlock(&guard);
+}
+
 /*
  * Of a capped mount pages may be in the store, which nobody can be told of here: they come back,
  * and go as the others did. Twice, should one leave just then. A page behind the end of the file
@@ -391,23 +428,31 @@ static void count_removed(uint64_t addr, uint64_t len)
  */
 static void remove_unasked(uint64_t addr, uint64_t len, long ret)
 {
-	uint64_t end = addr + page_align_up(len);
+	uint64_t first = addr, end = addr + page_align_up(len);
+	bool unreadable = false;
 	struct range piece;
 
-	/* ENOMEM says that there are holes in it; what is around them went all the same. */
-	if ((ret && ret != -ENOMEM) || !mapping_span_valid(addr, len))
+	if (!removal_was_done(ret) || !mapping_span_valid(addr, len))
 		return;
 	for (; addr < end && ranges_peek(addr, end, &piece) > 0; addr = piece.end) {
+		int bring = piece.prot & PROT_READ ? MADV_POPULATE_READ : MADV_POPULATE_WRITE;
+
 		if (shim.mounts[piece.mount].kind != WPFS_KIND_CAPPED)
 			continue;
+		if (!(piece.prot & (PROT_READ | PROT_WRITE))) {
+			unreadable = true;
+			continue;
+		}
 		for (uint64_t at = piece.start, nr; at < piece.end; at += nr) {
 			nr = piece.end - at < UNASKED_BYTES ? piece.end - at : UNASKED_BYTES;
 			for (int i = 0; i < 2; i++) {
-				raw(madvise, at, nr, MADV_POPULATE_READ);
+				raw(madvise, at, nr, bring);
 				raw(madvise, at, nr, MADV_REMOVE);
 			}
 		}
 	}
+	if (unreadable)
+		remove_unreadable(first, end);
 }
 
 static long remove_untold(uint64_t addr, uint64_t len)
@@ -439,7 +484,7 @@ long map_remove(uint64_t addr, uint64_t len)
 	ret = raw(madvise, addr, len, MADV_REMOVE);
 	shim_lock_waits(false);
 	known = removal_over(&removal);
-	if (!known) {
+	if (!known && removal_was_done(ret)) {
 		removal = (struct removal){0};
 		removal_begin(&removal, addr, len);
 		known = removal_over(&removal);
@@ -454,36 +499,71 @@ long map_remove(uint64_t addr, uint64_t len)
 	return ret;
 }
 
-/* Of the first `removed` bytes of the list, which the kernel has just read. */
-static void remove_unasked_all(const struct iovec *vec, long removed)
-{
-	for (; removed > 0; vec++) {
-		const struct iovec one = *vec;
+/* What process_madvise(2) was given: it may be in the memory that goes. */
+struct removal_list {
+	const struct iovec *vec;
+	size_t nr, nr_kept;
+	struct iovec kept[LIST_KEPT]; /* the first ones */
+};
 
-		remove_unasked((uint64_t)one.iov_base, one.iov_len, 0);
-		if (one.iov_len >= (size_t)removed)
-			break;
-		removed -= (long)one.iov_len;
+/*
+ * Before the call. Under a filter no other call may be made to see whether the list can be read:
+ * for advice that there is not the kernel reads it, and says EINVAL.
+ */
+static void list_keep(struct removal_list *list, int pidfd, const struct iovec *vec, size_t nr,
+		      unsigned flags)
+{
+	list->vec = vec;
+	list->nr = nr;
+	list->nr_kept = 0;
+	if (nr > IOV_MAX || flags ||
+	    raw(process_madvise, pidfd, vec, nr, MADV_NONE_SUCH, flags) != -EINVAL)
+		return;
+	for (; list->nr_kept < nr && list->nr_kept < LIST_KEPT; list->nr_kept++)
+		list->kept[list->nr_kept] = vec[list->nr_kept];
+}
+
+/* Of the first `removed` bytes of the list, which the kernel has just read. */
+static void remove_unasked_all(const struct removal_list *list, long removed)
+{
+	for (size_t i = 0; i < list->nr && removed > 0; i++) {
+		const struct iovec one = i < list->nr_kept ? list->kept[i] : list->vec[i];
+		size_t len = one.iov_len < (size_t)removed ? one.iov_len : (size_t)removed;
+
+		remove_unasked((uint64_t)one.iov_base, len, 0);
+		removed -= (long)len;
 	}
 }
 
 static long remove_untold_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flags)
 {
+	struct removal_list list;
 	long ret;
 
+	list_keep(&list, pidfd, vec, nr, flags);
 	untold_count_unknown_drop(); /* the list is in memory that may not be read */
 	ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
-	remove_unasked_all(vec, ret);
+	remove_unasked_all(&list, ret);
 	untold_count_unknown_drop();
 	return ret;
 }
 
-/* As removal_is_sure(), of all. A list that cannot be read is found out later. */
+/* As removal_is_sure(), of all: nothing of it goes if the kernel refuses the list. */
 static bool removal_is_sure_all(const struct iovec *vec, size_t nr)
 {
+	uint64_t total = 0;
 	struct iovec one;
 
-	for (size_t i = 0; i < nr && i < IOV_MAX && raw_peek(&vec[i], &one, sizeof(one)); i++) {
+	if (!capped_is_there())
+		return true;
+	if (nr > IOV_MAX)
+		return false;
+	for (size_t i = 0; i < nr; i++) {
+		if (!raw_peek(&vec[i], &one, sizeof(one)) || one.iov_len > MAX_RW_COUNT - total)
+			return false;
+		total += one.iov_len;
+		if (one.iov_len && !mapping_span_valid((uint64_t)one.iov_base, one.iov_len))
+			return false;
 		if (!removal_is_sure((uint64_t)one.iov_base, one.iov_len))
 			return false;
 	}
@@ -493,6 +573,7 @@ static bool removal_is_sure_all(const struct iovec *vec, size_t nr)
 long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flags)
 {
 	struct removal removal = {0};
+	struct removal_list list;
 	struct shim_guard guard;
 	struct iovec one;
 	bool known;
@@ -514,13 +595,14 @@ long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flag
 		}
 		removal_begin(&removal, (uint64_t)one.iov_base, one.iov_len);
 	}
+	list_keep(&list, pidfd, vec, nr, flags);
 	shim_lock_waits(true);
 	ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
 	shim_lock_waits(false);
 	known = removal_over(&removal);
 	shim_unlock(&guard);
 	if (!known) {
-		remove_unasked_all(vec, ret);
+		remove_unasked_all(&list, ret);
 		untold_count_unknown_drop(); /* the list may have been in what went */
 	}
 	return ret;

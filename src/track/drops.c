@@ -150,19 +150,48 @@ static int drops_note_removal(struct track *t, struct tmm *tm, uint64_t ino, uin
 	return 0;
 }
 
+/* May the program write what it has mapped at `addr`, once it has called mprotect(2)? */
+static bool drops_may_write(struct track *t, struct tmm *tm, uint64_t file, uint64_t addr)
+{
+	struct maps_list maps = {0};
+	uint8_t *modes = NULL;
+	bool may = false;
+
+	if (maps_read(tmm_pid(tm), t->devs, t->nr_devs, &maps) == 0)
+		modes = calloc(maps.nr + 1, 1);
+	if (modes && maps_read_uffd(tmm_pid(tm), &maps, modes) == 0) {
+		for (size_t i = 0; i < maps.nr; i++) {
+			const struct maps_vma *vma = &maps.vmas[i];
+			struct mm_vma shown = {.dev = vma->dev, .file = vma->ino};
+
+			residency_translate(t, &shown, 1);
+			may |= vma->shared && vma->start <= addr && addr < vma->end &&
+			       shown.file == file && modes[i] & MAPS_MAY_WRITE;
+		}
+	}
+	free(modes);
+	maps_free(&maps);
+	return may;
+}
+
 /*
- * On a capped mount what is in the store has to go too. Not through a mapping that is not writable:
- * the program may have no right to that.
+ * On a capped mount what is in the store has to go too. Not through a mapping that cannot become
+ * writable: the program may have no right to that.
  */
 static int drops_remove_part(struct track *t, struct tmm *tm, const struct mm_vma *vma,
-			     uint64_t pgoff, uint64_t nr)
+			     uint64_t from, uint64_t to)
 {
+	uint64_t pgoff = vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT);
+	uint64_t nr = (to - from) >> WPFS_PAGE_SHIFT;
 	uint64_t off = pgoff << WPFS_PAGE_SHIFT, len = nr << WPFS_PAGE_SHIFT;
 	int r = drops_note_removal(t, tm, vma->file, off, len);
 
 	if (r == 0)
 		r = drops_tell(t, vma->file, off, len);
-	return r < 0 || !(vma->prot & PROT_WRITE) ? r : residency_remove(t, vma->file, pgoff, nr);
+	if (r < 0 || !t->config.capped ||
+	    !(vma->prot & PROT_WRITE || drops_may_write(t, tm, vma->file, from)))
+		return r;
+	return residency_remove(t, vma->file, pgoff, nr);
 }
 
 /* All that the mm's mappings show in [start, end). */
@@ -176,9 +205,7 @@ static int drops_remove_shown(struct track *t, struct tmm *tm, uint64_t start, u
 		uint64_t to = vma->end < end ? vma->end : end;
 
 		if (from < to)
-			r = drops_remove_part(t, tm, vma,
-					      vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
-					      (to - from) >> WPFS_PAGE_SHIFT);
+			r = drops_remove_part(t, tm, vma, from, to);
 	}
 	return r;
 }

@@ -88,7 +88,7 @@ static bool residency_is_kept(struct track *t, const struct tmm *tm, int uffd)
 	for (size_t i = 0; !is && i < maps.nr; i++) {
 		const struct maps_vma *vma = &maps.vmas[i];
 
-		if (!vma->shared || !modes[i])
+		if (!vma->shared || !(modes[i] & (MAPS_UFFD_WP | MAPS_UFFD_MISSING)))
 			continue;
 		is = (modes[i] & MAPS_UFFD_MISSING
 			      ? uffd_register_missing(uffd, vma->start, vma->end)

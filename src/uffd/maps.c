@@ -299,10 +299,12 @@ int maps_read_uffd(pid_t pid, const struct maps_list *list, uint8_t *modes)
 			while (i < list->nr && list->vmas[i].start < vma.start)
 				i++;
 			in_vma = i < list->nr && list->vmas[i].start == vma.start &&
-				 list->vmas[i].end == vma.end;
+				 list->vmas[i].end == vma.end && list->vmas[i].dev == vma.dev &&
+				 list->vmas[i].ino == vma.ino && list->vmas[i].shared == vma.shared;
 		} else if (in_vma && strncmp(line, "VmFlags:", 8) == 0) {
 			modes[i] = (uint8_t)((strstr(line, " uw") ? MAPS_UFFD_WP : 0) |
-					     (strstr(line, " um") ? MAPS_UFFD_MISSING : 0));
+					     (strstr(line, " um") ? MAPS_UFFD_MISSING : 0) |
+					     (strstr(line, " mw") ? MAPS_MAY_WRITE : 0));
 		}
 	}
 	return maps_end(f);

@@ -53,10 +53,11 @@ int maps_at(int maps_fd, uint64_t addr, struct maps_vma *vma);
 /* The same as an older kernel has it done. */
 int maps_at_by_reading(int maps_fd, uint64_t addr, struct maps_vma *vma);
 
-/* How a mapping is registered with some uffd, as VmFlags has it: "uw", "um". */
+/* What VmFlags says: how a mapping is registered with some uffd ("uw", "um"), and its rights. */
 enum maps_uffd {
 	MAPS_UFFD_WP = 1,
 	MAPS_UFFD_MISSING = 2,
+	MAPS_MAY_WRITE = 4, /* "mw": it may be made writable */
 };
 
 /*

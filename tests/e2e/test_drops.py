@@ -126,10 +126,11 @@ def test_protect_as_contents_go_that_nobody_could_be_told_of(make_wpfs):
     program.order("store 0 0 5 64")
     wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
     assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
-    # The call itself; then pages are brought back, by the next daemon; then they are taken out.
+    # MADV_COLD, which tells what is locked; the call itself; then pages are brought back, by the
+    # next daemon; then they are taken out.
     strace = subprocess.Popen(
         ["strace", "-f", "-o", "/dev/null", "-e", "trace=madvise", "-e",
-         "inject=madvise:delay_enter=60s:when=3", "-p", str(program.pid)],
+         "inject=madvise:delay_enter=60s:when=4", "-p", str(program.pid)],
         stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         proc.wait_for(lambda: proc.is_traced(program.pid), harness.SECONDS, "strace")

@@ -174,6 +174,30 @@ def test_madv_remove_under_a_filter_of_pages_in_the_store(make_wpfs, how):
     assert report.dirty(wpfs, "t") == ALL == report.dirty(wpfs, "other")
 
 
+def test_madv_remove_of_the_memory_that_says_what_is_to_go(make_wpfs):
+    """The list of process_madvise(2) has gone when it returns; it is one page, others are beside."""
+    wpfs = make_wpfs(store=True, options=["resident=256M", "settle=0"])
+    program = mapped(wpfs)
+    program.order("store 0 0 5 64")
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
+    program.order("seccomp")
+    program.order("advise 0 8 8 remove within")
+    assert [program.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 0, 0, 5]
+
+
+def test_madv_remove_that_is_refused_before_what_is_beside(make_wpfs):
+    """At anonymous memory, which comes first: of the pages in the store none goes."""
+    wpfs = make_wpfs(store=True, options=["resident=256M", "settle=0"])
+    program = mapped(wpfs)
+    at = 0x200000000000
+    program.order("store 0 0 5 64")
+    program.order(f"map 1 0 0 {2 * PAGE} anon at={at}")
+    program.order(f"map 2 0 {16 * PAGE} {6 * PAGE} at={at + 2 * PAGE}")
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
+    assert program.ask("advise 1 0 8 remove") == "err EINVAL"
+    assert [program.order(f"load 0 {page}") for page in (16, 21)] == [5, 5]
+
+
 @pytest.mark.parametrize("how", ["", "process"])
 def test_madv_remove_without_a_daemon(make_wpfs, how):
     """Of pages in the store of a capped mount: it waits for the next one, as a touch of them does."""
@@ -205,15 +229,17 @@ def test_madv_remove_that_is_refused(make_wpfs, why, how):
     assert [program.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 5, 5, 5]
 
 
-def test_madv_remove_through_a_mapping_that_may_become_writable(make_wpfs):
+@pytest.mark.parametrize("prot", ["r", "none"])
+def test_madv_remove_through_a_mapping_that_may_become_writable(make_wpfs, prot):
     """The kernel takes that: what is in the store of a capped mount goes with it."""
     wpfs = make_wpfs(store=True, options=["resident=256M", "settle=0"])
     program = mapped(wpfs)
     program.order("store 0 0 5 64")
-    program.order("prot 0 0 64 r")
+    program.order(f"prot 0 0 64 {prot}")
     wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
     assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
     program.order("advise 0 8 8 remove")
+    program.order("prot 0 0 64 rw")
     assert [program.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 0, 0, 5]
     assert set(range(8, 16)) <= report.dirty(wpfs, "t")
 

@@ -14,8 +14,8 @@
  *                                                 maps F LEN N   N times map and unmap
  *   fork IN OUT [raw]      the child takes        store M PAGE BYTE [COUNT]
  *        -> PID            orders from fifo IN,   load M PAGE -> BYTE
- *                          answers in OUT         advise M PAGE COUNT WHAT [process]
- *   exec PATH [ARG...]     exit STATUS                madvise(2), process_madvise(2)
+ *                          answers in OUT         advise M PAGE COUNT WHAT
+ *   exec PATH [ARG...]     exit STATUS                [process|within]
  *                                                 msync M [thread]    msync join
  *                                                 prot M PAGE COUNT r|rw|none
  *   setenv NAME VALUE      for exec
@@ -214,18 +214,18 @@ static long do_load(const struct order *o)
 	return *(volatile unsigned char *)page_at(o, 1, 2);
 }
 
-/* process: by process_madvise(2), of two halves. */
-static long advise(char *at, size_t len, int advice, bool process)
+/* By process_madvise(2), of two halves; within: which are told in the memory itself. */
+static long advise_process(char *at, size_t len, int advice, bool within)
 {
 	struct iovec halves[2] = {{at, len / 2}, {at + len / 2, len - len / 2}};
 	long self, ret;
 
-	if (!process)
-		return madvise(at, len, advice);
 	self = syscall(SYS_pidfd_open, getpid(), 0);
 	if (self < 0)
 		self = PIDFD_SELF_THREAD; /* under a filter */
-	ret = process_madvise((int)self, halves, 2, advice, 0);
+	if (within)
+		memcpy(at, halves, sizeof(halves));
+	ret = process_madvise((int)self, within ? (void *)at : halves, 2, advice, 0);
 	if (self >= 0)
 		close((int)self);
 	return ret;
@@ -248,10 +248,17 @@ static long do_advise(const struct order *o)
 		{"populate_write", MADV_POPULATE_WRITE},
 	};
 
-	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
-		if (o->words > 4 && strcmp(o->word[4], known[i].name) == 0)
-			return result(advise(page_at(o, 1, 2), number(o, 3) * PAGE, known[i].advice,
-					     o->words > 5));
+	char *at = page_at(o, 1, 2);
+	size_t len = number(o, 3) * PAGE;
+
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+		if (o->words <= 4 || strcmp(o->word[4], known[i].name) != 0)
+			continue;
+		if (o->words == 5)
+			return result(madvise(at, len, known[i].advice));
+		return result(advise_process(at, len, known[i].advice,
+					     strcmp(o->word[5], "within") == 0));
+	}
 	return -EINVAL;
 }
 
