@@ -34,8 +34,8 @@ class Lives:
         runner = self.runner()
         if not runner or len(self.runners) >= len(NAMES) + CHILDREN:
             return
-        if not any(page.pgoff in runner.mm.file(page.key).armed
-                   for page in runner.pages.values()):
+        if not runner.known or not any(page.pgoff in runner.mm.file(page.key).armed
+                                       for page in runner.pages.values()):
             return  # its child would be a program like any other, under the first free name
         self.say(f"{runner.mm.name}({runner.pid}): fork")
         child = Child(self.wpfs, runner.program)
