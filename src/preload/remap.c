@@ -519,8 +519,11 @@ static void list_keep(struct removal_list *list, int pidfd, const struct iovec *
 	if (nr > IOV_MAX || flags ||
 	    raw(process_madvise, pidfd, vec, nr, MADV_NONE_SUCH, flags) != -EINVAL)
 		return;
-	for (; list->nr_kept < nr && list->nr_kept < LIST_KEPT; list->nr_kept++)
+	for (; list->nr_kept < nr && list->nr_kept < LIST_KEPT; list->nr_kept++) {
+		if ((ssize_t)vec[list->nr_kept].iov_len < 0) /* it has read no further */
+			break;
 		list->kept[list->nr_kept] = vec[list->nr_kept];
+	}
 }
 
 /* Of the first `removed` bytes of the list, which the kernel has just read. */
@@ -548,26 +551,35 @@ static long remove_untold_all(int pidfd, const struct iovec *vec, size_t nr, uns
 	return ret;
 }
 
-/* As removal_is_sure(), of all: nothing of it goes if the kernel refuses the list. */
+/*
+ * As removal_is_sure(), of all: nothing of it goes if the kernel refuses the list. Of that it reads
+ * nothing after it has taken the first one out of the memory that the list is in.
+ */
 static bool removal_is_sure_all(const struct iovec *vec, size_t nr)
 {
+	bool whole = true, ours = false;
 	uint64_t total = 0;
 	struct iovec one;
 
 	if (!capped_is_there())
 		return true;
-	if (nr > IOV_MAX)
+	if (nr > IOV_MAX || ranges_overlap((uint64_t)vec, nr * sizeof(*vec)))
 		return false;
 	for (size_t i = 0; i < nr; i++) {
+		uint64_t addr;
+
 		if (!raw_peek(&vec[i], &one, sizeof(one)) || one.iov_len > MAX_RW_COUNT - total)
 			return false;
 		total += one.iov_len;
-		if (one.iov_len && !mapping_span_valid((uint64_t)one.iov_base, one.iov_len))
+		addr = (uint64_t)one.iov_base;
+		if (one.iov_len && !mapping_span_valid(addr, one.iov_len))
 			return false;
-		if (!removal_is_sure((uint64_t)one.iov_base, one.iov_len))
+		if (!removal_is_sure(addr, one.iov_len))
 			return false;
+		ours |= one.iov_len && ranges_overlap(addr, page_align_up(one.iov_len));
+		whole &= one.iov_len && known_whole(addr, addr + page_align_up(one.iov_len));
 	}
-	return true;
+	return whole || !ours;
 }
 
 long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flags)

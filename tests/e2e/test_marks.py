@@ -174,13 +174,15 @@ def test_madv_remove_under_a_filter_of_pages_in_the_store(make_wpfs, how):
     assert report.dirty(wpfs, "t") == ALL == report.dirty(wpfs, "other")
 
 
-def test_madv_remove_of_the_memory_that_says_what_is_to_go(make_wpfs):
+@pytest.mark.parametrize("filtered", [False, True])
+def test_madv_remove_of_the_memory_that_says_what_is_to_go(make_wpfs, filtered):
     """The list of process_madvise(2) has gone when it returns; it is one page, others are beside."""
     wpfs = make_wpfs(store=True, options=["resident=256M", "settle=0"])
     program = mapped(wpfs)
     program.order("store 0 0 5 64")
     assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
-    program.order("seccomp")
+    if filtered:
+        program.order("seccomp")
     program.order("advise 0 8 8 remove within")
     assert [program.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 0, 0, 5]
 
@@ -196,6 +198,16 @@ def test_madv_remove_that_is_refused_before_what_is_beside(make_wpfs):
     assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
     assert program.ask("advise 1 0 8 remove") == "err EINVAL"
     assert [program.order(f"load 0 {page}") for page in (16, 21)] == [5, 5]
+
+
+def test_madv_remove_of_a_list_that_is_refused_at_once(make_wpfs):
+    """Its first entry is anonymous memory: of the second one, in the store, nothing goes."""
+    wpfs = make_wpfs(store=True, options=["resident=256M", "settle=0"])
+    program = mapped(wpfs)
+    program.order("store 0 0 5 64")
+    assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
+    assert program.ask("advise 0 8 8 remove beside") == "err EINVAL"
+    assert [program.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 5, 5, 5]
 
 
 @pytest.mark.parametrize("how", ["", "process"])

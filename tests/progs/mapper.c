@@ -15,7 +15,8 @@
  *   fork IN OUT [raw]      the child takes        store M PAGE BYTE [COUNT]
  *        -> PID            orders from fifo IN,   load M PAGE -> BYTE
  *                          answers in OUT         advise M PAGE COUNT WHAT
- *   exec PATH [ARG...]     exit STATUS                [process|within]
+ *   exec PATH [ARG...]     exit STATUS                [process|within|
+ *                                                  beside]
  *                                                 msync M [thread]    msync join
  *                                                 prot M PAGE COUNT r|rw|none
  *   setenv NAME VALUE      for exec
@@ -214,11 +215,21 @@ static long do_load(const struct order *o)
 	return *(volatile unsigned char *)page_at(o, 1, 2);
 }
 
-/* By process_madvise(2), of two halves; within: which are told in the memory itself. */
-static long advise_process(char *at, size_t len, int advice, bool within)
+/*
+ * By process_madvise(2), of two halves; within: which are told in the memory itself; beside: of
+ * memory that is of no file, and then all.
+ */
+static long advise_process(char *at, size_t len, int advice, const char *how)
 {
+	static char anonymous[PAGE] __attribute__((aligned(PAGE)));
+	bool within = strcmp(how, "within") == 0;
 	struct iovec halves[2] = {{at, len / 2}, {at + len / 2, len - len / 2}};
 	long self, ret;
+
+	if (strcmp(how, "beside") == 0) {
+		halves[0] = (struct iovec){anonymous, sizeof(anonymous)};
+		halves[1] = (struct iovec){at, len};
+	}
 
 	self = syscall(SYS_pidfd_open, getpid(), 0);
 	if (self < 0)
@@ -256,8 +267,7 @@ static long do_advise(const struct order *o)
 			continue;
 		if (o->words == 5)
 			return result(madvise(at, len, known[i].advice));
-		return result(advise_process(at, len, known[i].advice,
-					     strcmp(o->word[5], "within") == 0));
+		return result(advise_process(at, len, known[i].advice, o->word[5]));
 	}
 	return -EINVAL;
 }
