@@ -325,9 +325,11 @@ static bool worker_receive(struct worker *w)
 		if (r == -ENOMEM) /* there is no room for a buffer just now */
 			nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
 	} while ((r == -EINTR || r == -ENOMEM) && !atomic_load(&loop->over));
-	if (r <= 0)
-		loop_end(loop, r == -EINTR ? 0 : r);
-	return r > 0;
+	if (r > 0)
+		return true;
+	near_leave(&w->near);
+	loop_end(loop, r == -EINTR ? 0 : r);
+	return false;
 }
 
 /* There is no other one that could read, or be the guard. */

@@ -259,7 +259,7 @@ static void *program_main(void *arg)
 /* By a thread that is kept where it runs, of this policy: soon, or it fails. */
 static void is_served_as(struct fuse_session *s, const struct program *program, int policy)
 {
-	uint64_t end = now_ns() + 20000000000;
+	uint64_t end = now_ns() + 60000000000;
 
 	do {
 		assert_true(now_ns() < end);
