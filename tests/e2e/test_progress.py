@@ -69,7 +69,7 @@ def capped(make_wpfs):
 
 def move(wpfs, verb, columns=80):
     # evictions write to the spill file and punch, loads write to the lower one
-    strace = held_up(wpfs, *(["fallocate"] if verb == "evict" else ["pwrite64", "pwritev"]))
+    strace = held_up(wpfs, *(["fallocate"] if verb == "evict" else ["pwrite64", "pwritev", "pwritev2"]))
     try:
         with Terminal(f"{WPCTL} {verb} {wpfs.mnt} /f", columns=columns, env=wpfs.env()) as terminal:
             return shown(terminal)
