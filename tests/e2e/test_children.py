@@ -411,10 +411,14 @@ def closed(wpfs, epoch, name="t"):
     return {page for mm in answer["mms"] for page in report.pages_of(mm)}
 
 
-def test_a_raw_child_that_stores_before_anybody_looks(wpfs):
-    """Nobody has told of it, and its first look is the one with which an epoch ends."""
+@pytest.mark.parametrize("unmapped", [False, True], ids=["", "unmapped"])
+def test_a_raw_child_that_stores_before_anybody_looks(wpfs, unmapped):
+    """Nobody has told of it, and its first look is the one with which an epoch ends. What its program
+    has unmapped before that it maps still."""
     program = mapped(wpfs)
     child = Child(wpfs, program, how="raw")
+    if unmapped:
+        program.order("unmap 0")
     child.order("store 0 33 1")
     epoch = wpfs.wpctl_json("protect")["epoch"]
     assert 33 in closed(wpfs, epoch - 1)
@@ -491,22 +495,6 @@ def test_a_raw_child_when_an_epoch_of_another_file_ends(wpfs):
     wpfs.wpctl("protect", wpfs.mnt, "--file", "/g")
     assert 33 in closed(wpfs, epoch)
     assert 33 in union(wpfs)
-
-
-def test_a_raw_child_that_maps_what_its_program_has_unmapped(wpfs):
-    """Before anybody looked: it has the mapping that it was born with still."""
-    program = mapped(wpfs)
-    child = Child(wpfs, program, how="raw")
-    program.order("unmap 0")
-    child.order("store 0 33 1")
-    epoch = wpfs.wpctl_json("protect")["epoch"]
-    assert 33 in closed(wpfs, epoch - 1)
-    child.order("store 0 34 1")
-    child.end()
-    assert 34 in union(wpfs)
-    for _ in range(2):
-        wpfs.wpctl("protect", wpfs.mnt)
-    assert union(wpfs) == set()
 
 
 def test_a_file_goes_that_a_child_was_born_with(wpfs):
