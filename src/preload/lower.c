@@ -15,10 +15,6 @@
 #include "preload/attach.h"
 #include "preload/discover.h"
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
-
 /* The program's own descriptor cannot be mapped; the daemon's can. It is the caller's; -errno. */
 static int exchange_ticket(const struct mapping *r)
 {

@@ -21,10 +21,6 @@
 #include "preload/mapping.h"
 #include "preload/untold.h"
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
-
 static long plain_map(const struct mapping *r)
 {
 	return raw(mmap, r->addr, r->len, r->prot, r->flags, r->fd, r->off);

@@ -15,10 +15,6 @@
 #include "preload/several.h"
 #include "preload/untold.h"
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
-
 #define UNASKED_BYTES  ((uint64_t)1 << 20)
 /* More than that process_madvise(2) does not do at once, without a word. */
 #define MAX_RW_COUNT   ((uint64_t)INT_MAX & ~(uint64_t)(SHIM_PAGE_SIZE - 1))
