@@ -8,7 +8,9 @@
  * - a request is about to wait, or to take long (fs_request_may_wait): one more thread reads
  * - requests pile up: one more reads, up to one for each processor; it stops when they do not
  * - a request that was thought to be short does not end: another thread, the guard, looks once in a
- *   millisecond as long as there are requests, and then reads in its place
+ *   millisecond as long as there are requests, and then reads in its place. Beside a program that
+ *   has the machine for itself it looks once in eight: while it runs the kernel may take the
+ * program away from its reader
  *
  * A thread is kept on a program's processor (near.h) only as long as the guard sees it serve
  * requests: while it waits for one, or is long at one, others there could keep it from running.
@@ -38,11 +40,12 @@
 #include "fs/near.h"
 
 #define LOOK_NS	    1000000
-#define QUIET_LOOKS 20 /* then the guard sleeps */
-#define IDLE_LOOKS  3  /* then a reader is not kept any more */
-#define LOOK_EVERY  4  /* requests: one that waits is looked for */
-#define PILED_UP    4  /* looks in a row that found one */
-#define MAX_EMPTY   4  /* requests after each of which none waited: a reader too many */
+#define CALM_NS	    8000000 /* until the next look when a reader yields and gets on */
+#define QUIET_LOOKS 20	    /* then the guard sleeps */
+#define IDLE_LOOKS  3	    /* then a reader is not kept any more */
+#define LOOK_EVERY  4	    /* requests: one that waits is looked for */
+#define PILED_UP    4	    /* looks in a row that found one */
+#define MAX_EMPTY   4	    /* requests after each of which none waited: a reader too many */
 
 /* Moves: FOLLOWS -> READS <-> SERVES -> AWAY -> FOLLOWS; READS -> FOLLOWS. */
 enum role {
@@ -79,6 +82,7 @@ struct loop {
 	unsigned wanted;	  /* to become readers: with `readers` at least 1 until the end */
 	struct worker *_Atomic guard; /* a follower, or NULL; changed with the lock held */
 	unsigned quiet;		      /* looks in a row that saw no request */
+	bool calm;		      /* the last look saw a reader that yields, and gets on */
 	_Atomic bool lacks;   /* one more worker could not be started; set with the lock held */
 	_Atomic bool watched; /* the guard looks */
 	_Atomic bool over;    /* set with the lock held */
@@ -194,12 +198,14 @@ static bool guard_look(struct loop *loop)
 {
 	bool any = false;
 
+	loop->calm = false;
 	for (unsigned i = 0; i < loop->nr; i++) {
 		struct worker *w = &loop->workers[i];
 		enum seen seen = worker_look(w);
 		bool starved = is_starved(w, seen);
 
 		any |= seen != IDLE || starved;
+		loop->calm |= seen == BUSY && near_yields(&w->near);
 		if (starved) /* it may be that it only was kept from running */
 			near_let_go(&w->near, true);
 		else if (seen == STUCK && serves_to_away(w))
@@ -234,7 +240,7 @@ static void guard_wait(struct loop *loop)
 		return;
 	}
 	clock_gettime(CLOCK_MONOTONIC, &until);
-	until.tv_nsec += LOOK_NS;
+	until.tv_nsec += loop->calm ? CALM_NS : LOOK_NS;
 	if (until.tv_nsec >= 1000000000) {
 		until.tv_sec++;
 		until.tv_nsec -= 1000000000;

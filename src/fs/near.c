@@ -60,7 +60,7 @@ void near_begin(struct near *near, bool (*alone)(void))
 	near->caller = 0;
 	near->in_a_row = 0;
 	near->patience = LOOK_EVERY;
-	near->yields = false;
+	atomic_store(&near->yields, false);
 	atomic_store(&near->cpu, 0); /* who may let it go looks at this alone */
 }
 
@@ -69,12 +69,22 @@ bool near_is_kept(const struct near *near)
 	return atomic_load(&near->cpu) > 0;
 }
 
-/* The thread itself sees to it once more before it takes itself for free. */
+bool near_yields(const struct near *near)
+{
+	return near_is_kept(near) && atomic_load(&near->yields);
+}
+
+/*
+ * The thread itself sees to it once more before it takes itself for free. Until it does it may have
+ * been just about to be kept, so it is let go each time that this is called.
+ */
 void near_let_go(struct near *near, bool starved)
 {
 	int cpu = atomic_load(&near->cpu);
 
-	if (cpu > 0 && atomic_compare_exchange_strong(&near->cpu, &cpu, starved ? STARVED : LET_GO))
+	if (cpu > 0)
+		atomic_compare_exchange_strong(&near->cpu, &cpu, starved ? STARVED : LET_GO);
+	if (cpu)
 		thread_anywhere(near->tid);
 }
 
@@ -112,7 +122,7 @@ static void come_back(struct near *near)
 		thread_anywhere(0);
 	if (cpu == STARVED && near->patience < PATIENCE_MAX)
 		near->patience *= 4;
-	near->yields = false;
+	atomic_store(&near->yields, false);
 	near->in_a_row = 0;
 }
 
@@ -122,6 +132,10 @@ void near_leave(struct near *near)
 	come_back(near);
 }
 
+/*
+ * Who lets the thread go can do so from the moment that it could be kept from running, so what it
+ * looks at comes first. It may have done so meanwhile.
+ */
 static void keep(struct near *near, int cpu, bool yields)
 {
 	int before = atomic_load(&near->cpu);
@@ -129,18 +143,20 @@ static void keep(struct near *near, int cpu, bool yields)
 
 	if (sched_getaffinity(getpid(), sizeof(all), &all) < 0 || !CPU_ISSET(cpu, &all))
 		return;
+	if (before < 0 || !atomic_compare_exchange_strong(&near->cpu, &before, cpu + 1)) {
+		come_back(near);
+		return;
+	}
 	CPU_ZERO(&one);
 	CPU_SET(cpu, &one);
-	if (sched_setaffinity(0, sizeof(one), &one) < 0)
-		return;
-	if (yields != near->yields)
-		sched_setscheduler(0, yields ? SCHED_IDLE : SCHED_OTHER, &no_priority);
-	near->yields = yields;
-	/* Now, so that who lets it go does so after it; and it may have been let go meanwhile. */
-	if (before < 0 || !atomic_compare_exchange_strong(&near->cpu, &before, cpu + 1)) {
-		atomic_store(&near->cpu, STARVED);
+	if (sched_setaffinity(0, sizeof(one), &one) < 0 ||
+	    (yields != atomic_load(&near->yields) &&
+	     sched_setscheduler(0, yields ? SCHED_IDLE : SCHED_OTHER, &no_priority) < 0) ||
+	    !near_is_kept(near)) {
 		come_back(near);
+		return;
 	}
+	atomic_store(&near->yields, yields);
 }
 
 void near_request(struct near *near, pid_t caller)
@@ -163,7 +179,7 @@ void near_request(struct near *near, pid_t caller)
 	yields = cpu >= 0 && near->alone && near->alone();
 	if (cpu < 0)
 		come_back(near);
-	else if (cpu + 1 != kept || yields != near->yields)
+	else if (cpu + 1 != kept || yields != atomic_load(&near->yields))
 		keep(near, cpu, yields);
 	else if (near->patience > LOOK_EVERY)
 		near->patience /= 2;

@@ -25,10 +25,10 @@ struct near {
 	pid_t tid;	     /* these two: constant after near_begin */
 	bool (*alone)(void); /* is nobody else running on the machine? NULL: never be SCHED_IDLE */
 	pid_t caller;
-	unsigned in_a_row; /* requests of it */
-	unsigned patience; /* after so many it is kept */
-	bool yields;	   /* kept with SCHED_IDLE */
-	_Atomic int cpu;   /* 1 + where the thread is kept; 0: nowhere; below: another let it go */
+	unsigned in_a_row;   /* requests of it */
+	unsigned patience;   /* after so many it is kept */
+	_Atomic bool yields; /* kept with SCHED_IDLE; changed by the thread, like the next */
+	_Atomic int cpu; /* 1 + where the thread is kept; 0: nowhere; below: another let it go */
 };
 
 /* May threads of this process be of policy SCHED_IDLE for a while? Not if they could not return. */
@@ -49,7 +49,11 @@ void near_leave(struct near *near);
 /* From any thread. */
 bool near_is_kept(const struct near *near);
 
-/* The same; `starved`: it did not get to run where it was kept, and is not so soon kept again. */
+/* From any thread: is it kept with SCHED_IDLE? */
+bool near_yields(const struct near *near);
+
+/* From any thread; `starved`: it did not get to run where it was kept, and is not so soon kept
+ * again. */
 void near_let_go(struct near *near, bool starved);
 
 #endif

@@ -256,16 +256,22 @@ static void *program_main(void *arg)
 	return NULL;
 }
 
-/* By a thread that is kept where it runs, of this policy: soon, or it fails. */
-static void is_served_as(struct fuse_session *s, const struct program *program, int policy)
+/*
+ * By a thread that is kept where it runs, of this policy: soon, or it fails. After how many
+ * requests?
+ */
+static unsigned is_served_as(struct fuse_session *s, const struct program *program, int policy)
 {
 	uint64_t end = now_ns() + 60000000000;
+	unsigned n = 0;
 
 	do {
 		assert_true(now_ns() < end);
 		ask_for(s, program->tid, SHORT, 0);
 		assert_int_equal(answer(s, ANSWER_MS), 0);
+		n++;
 	} while (!CPU_EQUAL(&s->where, &program->where) || s->policy != policy);
+	return n;
 }
 
 static void program_start(struct program *program, int cpu)
@@ -364,7 +370,7 @@ static bool runs_anywhere(void)
 struct beside {
 	struct program program;
 	unsigned alone, not_alone, alone_again, starved;
-	bool let_go, left;
+	bool yields, let_go, let_go_late, left;
 };
 
 static void *beside_main(void *arg)
@@ -379,8 +385,14 @@ static void *beside_main(void *arg)
 	b->not_alone = until_kept(&near, &b->program, SCHED_OTHER);
 	atomic_store(&alone, true);
 	b->alone_again = until_kept(&near, &b->program, policy);
+	b->yields = near_yields(&near) == near_can_yield();
 	near_let_go(&near, true);
-	b->let_go = !near_is_kept(&near) && runs_anywhere();
+	b->let_go = !near_is_kept(&near) && !near_yields(&near) && runs_anywhere();
+	/* As if that had come when it was about to be kept. */
+	sched_setaffinity(0, sizeof(b->program.where), &b->program.where);
+	sched_setscheduler(0, policy, &(struct sched_param){.sched_priority = 0});
+	near_let_go(&near, true);
+	b->let_go_late = runs_anywhere();
 	b->starved = until_kept(&near, &b->program, policy);
 	near_leave(&near);
 	b->left = !near_is_kept(&near) && runs_anywhere();
@@ -402,7 +414,9 @@ static void test_near_beside_others(void **state)
 	assert_in_range(b.alone, 2, 100);
 	assert_in_range(b.not_alone, 1, 100);
 	assert_in_range(b.alone_again, 1, 100);
+	assert_true(b.yields);
 	assert_true(b.let_go);
+	assert_true(b.let_go_late);
 	assert_in_range(b.starved, 101, 1000);
 	assert_true(b.left);
 }
@@ -419,6 +433,67 @@ static void test_not_near_when_it_takes_long(void **state)
 		;
 	may_soon_run_on(s, &all);
 	let_go(s, 1);
+	program_end(&program);
+	assert_int_equal(session_end(s), 0);
+}
+
+struct hog {
+	pthread_t thread;
+	cpu_set_t where;
+	sem_t runs;
+	_Atomic bool ends;
+};
+
+/* Lets nobody else run on that processor, but for the share that the kernel keeps for them. */
+static void *hog_main(void *arg)
+{
+	struct hog *hog = arg;
+
+	sched_setaffinity(0, sizeof(hog->where), &hog->where);
+	sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){.sched_priority = 1});
+	sem_post(&hog->runs);
+	while (!atomic_load(&hog->ends))
+		;
+	return NULL;
+}
+
+/* Who serves the program is starved where it is kept, until it may run elsewhere. */
+static void reader_is_starved(struct fuse_session *s, const struct program *program)
+{
+	struct hog hog = {.where = program->where};
+	cpu_set_t all;
+
+	last_processor(&all);
+	sem_init(&hog.runs, 0, 0);
+	assert_int_equal(pthread_create(&hog.thread, NULL, hog_main, &hog), 0);
+	while (sem_wait(&hog.runs) < 0)
+		;
+	ask_for(s, program->tid, SHORT, 1);
+	may_soon_run_on(s, &all);
+	atomic_store(&hog.ends, true);
+	pthread_join(hog.thread, NULL);
+	sem_destroy(&hog.runs);
+	assert_int_equal(answer(s, ANSWER_MS), 1);
+}
+
+/*
+ * Then it is not kept again as soon as one is that was not. The guard may have let it go before,
+ * because nobody asked for anything: that tells nothing.
+ */
+static void test_not_near_when_it_is_starved(void **state)
+{
+	const int policy = near_can_yield() ? SCHED_IDLE : SCHED_OTHER;
+	const uint64_t end = now_ns() + 60000000000;
+	struct fuse_session *s = session_new(2);
+	struct program program;
+	cpu_set_t all;
+
+	program_start(&program, last_processor(&all));
+	do {
+		assert_true(now_ns() < end);
+		is_served_as(s, &program, policy);
+		reader_is_starved(s, &program);
+	} while (is_served_as(s, &program, policy) < 500); /* twice */
 	program_end(&program);
 	assert_int_equal(session_end(s), 0);
 }
@@ -589,6 +664,7 @@ int main(void)
 		cmocka_unit_test(test_near_beside_others),
 		cmocka_unit_test(test_not_near_when_nobody_asks),
 		cmocka_unit_test(test_not_near_when_it_takes_long),
+		cmocka_unit_test(test_not_near_when_it_is_starved),
 		cmocka_unit_test(test_some_wait),
 		cmocka_unit_test(test_some_hang),
 		cmocka_unit_test(test_all_hang),
