@@ -146,10 +146,12 @@ static int set_size(fuse_req_t req, uint64_t ino, int fd, off_t size, bool by_fd
 	if (r)
 		goto out;
 	fs_touch(fs, ino);
+	fs_backing_sizing(fs, ino, true);
 	r = creds_become_writer(&caller, &st);
 	if (!r)
 		r = truncate_lower(fs, ino, fd, &st, size, by_fd);
 	creds_restore();
+	fs_backing_sizing(fs, ino, false);
 	fs_touch(fs, ino); /* again: a flush that has read it in between must not be the last */
 	fs_hook_io_end(fs, ino, (uint64_t)size, 0, FS_IO_DROP, !r);
 out:

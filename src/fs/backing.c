@@ -324,7 +324,8 @@ int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, pid_t opener,
 	if (!r && is_writer(fi))
 		fs_touch(fs, inode->ino);
 	if (!r) {
-		inode->used = true;
+		/* Who reads what has no holes moves nothing. */
+		inode->used |= is_writer(fi) || holes;
 		stale = inode->attrs_cached && (is_writer(fi) || holes);
 		inode->attrs_cached = inode->attrs_cached && !stale;
 		/* One that was released was taken note of. */
@@ -378,17 +379,67 @@ void fs_backing_astray(struct fs *fs, struct fs_inode *inode)
 	pthread_mutex_unlock(&shard->backing);
 }
 
+/*
+ * Asks for a lease and gives it back at once: one to read is granted while no struct file of the
+ * lower file may write; one to write, while there is none but ours. An open just then would wait,
+ * or fail with O_NONBLOCK, so this is not asked while there are opens that would conflict.
+ */
+static bool lease_refused(int fd, short type)
+{
+	if (fcntl(fd, F_SETLEASE, type) < 0)
+		return true;
+	fcntl(fd, F_SETLEASE, F_UNLCK);
+	return false;
+}
+
+/*
+ * Can attributes change without a request? `contents`: only those, and what goes with them. Not of
+ * a file that nobody can write to and that has no holes, until an open for writing, or a new size:
+ * `used` is taken back then, and nobody is asked any more.
+ */
+static bool may_move(struct fs *fs, struct fs_inode *inode, bool contents)
+{
+	_cleanup_close_ int own = -1;
+	int fd = inode->backing ? inode->backing->fd : -1;
+	bool writers, holes;
+	struct stat st;
+
+	if (!inode->used)
+		return false;
+	if ((inode->backing && inode->backing->writers) || fs->kind == WPFS_KIND_CAPPED)
+		return true;
+	if (fd < 0)
+		fd = own = backing_open_lower(fs, inode);
+	if (fd < 0)
+		return true;
+	writers = lease_refused(fd, F_RDLCK); /* before it is looked for holes: they make some */
+	if (writers || contents)
+		return writers;
+	if (fstat(fd, &st) < 0)
+		return true;
+	holes = has_holes(fs, fd, &st);
+	/* A load through a mapping could fill one. When it is nobody's, then until an open. */
+	inode->used = inode->sizing || (holes && ((inode->backing && inode->backing->opens) ||
+						  lease_refused(fd, F_WRLCK)));
+	return inode->used;
+}
+
 void fs_backing_release(struct fs *fs, uint64_t ino, const struct fuse_file_info *fi)
 {
 	struct fs_backing *backing =
 		(struct fs_backing *)(uintptr_t)(fi->fh & ~(uint64_t)FS_FH_BITS);
 	struct fs_shard *shard = fs_shard_of(fs, ino);
+	struct fs_inode *inode;
 	bool idle;
 
 	pthread_mutex_lock(&shard->backing);
 	backing->through -= (fi->fh & FS_FH_MAPS) != 0;
 	backing->writers -= (fi->fh & FS_FH_ACCESS) != O_RDONLY;
 	backing->opens--;
+	/* Cheap now, and who asks for its attributes next, or lists it, need not wait for that. */
+	inode = backing->attached ? fs_inode_find(fs, ino) : NULL;
+	if (inode && inode->backing == backing)
+		may_move(fs, inode, false);
 	idle = keep_idle(fs, backing);
 	pthread_mutex_unlock(&shard->backing);
 	fs_backing_put(fs, backing);
@@ -460,19 +511,6 @@ int fs_backing_replace(struct fs *fs, struct fs_inode *inode, int fd)
 	return r;
 }
 
-/*
- * Asks for a lease and gives it back at once: one to read is granted while no struct file of the
- * lower file may write; one to write, while there is none but ours. An open just then would wait,
- * or fail with O_NONBLOCK, so this is not asked while there are opens that would conflict.
- */
-static bool lease_refused(int fd, short type)
-{
-	if (fcntl(fd, F_SETLEASE, type) < 0)
-		return true;
-	fcntl(fd, F_SETLEASE, F_UNLCK);
-	return false;
-}
-
 int fs_backing_dup(struct fs *fs, uint64_t ino)
 {
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
@@ -483,28 +521,17 @@ int fs_backing_dup(struct fs *fs, uint64_t ino)
 	return fd;
 }
 
-/* Can attributes change without a request? `contents`: only those, and what goes with them. */
-static bool may_move(struct fs *fs, struct fs_inode *inode, bool contents)
+void fs_backing_sizing(struct fs *fs, uint64_t ino, bool begins)
 {
-	_cleanup_close_ int own = -1;
-	int fd = inode->backing ? inode->backing->fd : -1;
-	struct stat st;
-	bool refused;
+	struct fs_shard *shard = fs_shard_of(fs, ino);
+	struct fs_inode *inode = fs_inode_find(fs, ino);
 
-	if (!inode->used)
-		return false;
-	if ((inode->backing && inode->backing->writers) || fs->kind == WPFS_KIND_CAPPED)
-		return true;
-	if (fd < 0)
-		fd = own = backing_open_lower(fs, inode);
-	if (fd < 0 || fstat(fd, &st) < 0)
-		return true;
-	if (contents || !has_holes(fs, fd, &st))
-		return lease_refused(fd, F_RDLCK);
-	/* A load through a mapping could fill a hole. When it is nobody's, then until an open. */
-	refused = (inode->backing && inode->backing->opens) || lease_refused(fd, F_WRLCK);
-	inode->used = refused;
-	return refused;
+	if (!inode)
+		return;
+	pthread_mutex_lock(&shard->backing);
+	inode->sizing = begins;
+	inode->used = true;
+	pthread_mutex_unlock(&shard->backing);
 }
 
 bool fs_backing_may_be_written(struct fs *fs, uint64_t ino, int fd)

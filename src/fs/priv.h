@@ -67,8 +67,9 @@ struct fs_inode {
 	uint64_t lookups;	    /* shard.lock */
 	struct fs_backing *backing; /* shard.backing */
 	_Atomic int nameless_fd;    /* set once when the last name goes; else -1 */
-	bool used;		    /* opened since it was known to be nobody's; shard.backing */
-	bool attrs_cached; /* the kernel may have attributes for a long time; shard.backing */
+	bool used;	   /* attributes may move without a request; shard.backing, like the next */
+	bool sizing;	   /* a size is being set, which may make holes: `used` stays */
+	bool attrs_cached; /* the kernel may have attributes for a long time */
 	uint8_t handle_type, handle_len; /* constant */
 	uint8_t handle[12];
 };
@@ -409,6 +410,9 @@ double fs_backing_attr_timeout(struct fs *fs, struct fs_inode *inode);
  * So no store through a mapping comes before. `st` is as it was made.
  */
 double fs_backing_made_timeout(struct fs *fs, struct fs_inode *inode, const struct stat *st);
+
+/* A size is going to be set by name, or was: who maps it for reading can fill the new holes. */
+void fs_backing_sizing(struct fs *fs, uint64_t ino, bool begins);
 
 /* Is it open for writing, as far as requests told? */
 bool fs_backing_has_writers(struct fs *fs, uint64_t ino);

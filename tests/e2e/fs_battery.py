@@ -429,6 +429,30 @@ def holes_that_a_load_fills():
 
 
 @case
+def holes_that_come_later():
+    """Into a file that only a reader has, by its descriptor or by a mapping alone."""
+    told = []
+    for number, (by_name, is_open) in enumerate((a, b) for a in (True, False) for b in (True, False)):
+        name = f"f{number}"
+        make(name, data=b"a" * 3 * 4096)
+        fd = os.open(name, os.O_RDONLY)
+        told.append((os.fstat(fd).st_blocks, os.stat(name).st_blocks))
+        with mmap.mmap(fd, 3 * 4096, prot=mmap.PROT_READ) as mapping:
+            if not is_open:
+                os.close(fd)
+            if by_name:
+                os.truncate(name, 4096)
+                os.truncate(name, 3 * 4096)
+            else:
+                told.append(attempt(fallocate, name, 3, 4096, 8192))
+            told.append((os.stat(name).st_blocks, mapping[4096], os.stat(name).st_blocks,
+                         mapping[8192], os.stat(name).st_blocks))
+        if is_open:
+            os.close(fd)
+    return told
+
+
+@case
 def allocation():
     make("f", data=b"a" * 65536)
     return [attempt(fallocate, "f", mode, 8192, 8192) for mode in (0, 1, 2, 3, 8, 16, 32, 64)], \
