@@ -307,8 +307,11 @@ static long do_fork(const struct order *o)
 	bool raw = o->words > 3; /* without libc's handlers */
 	pid_t pid = raw ? (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) : fork();
 
-	if (pid == 0 && (!freopen(o->word[1], "r", stdin) || !freopen(o->word[2], "w", stdout)))
-		_exit(127);
+	if (pid == 0) {
+		served_close();
+		if (!freopen(o->word[1], "r", stdin) || !freopen(o->word[2], "w", stdout))
+			_exit(127);
+	}
 	return result(pid);
 }
 

@@ -19,6 +19,9 @@ struct map {
 extern struct map maps[SLOTS];
 extern int files[SLOTS];
 
+/* In a fork child: nobody is to wait for it at a userfaultfd that its parent alone serves. */
+void served_close(void);
+
 struct order {
 	char *word[WORDS_MAX + 1]; /* NULL-terminated */
 	int words;

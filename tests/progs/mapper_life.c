@@ -109,7 +109,19 @@ static long do_kstore(const struct order *o)
 static struct served {
 	int fd, stop;
 	pthread_t thread;
+	bool on;
 } served[SLOTS];
+
+void served_close(void)
+{
+	for (size_t i = 0; i < SLOTS; i++) {
+		if (!served[i].on)
+			continue;
+		close(served[i].stop);
+		close(served[i].fd);
+		served[i].on = false;
+	}
+}
 
 /*
  * Lets the thread go on that wrote. If the page cannot be changed (an event is still to be read, or
@@ -151,6 +163,8 @@ static void *serve(void *arg)
 				watched[i].fd = ~watched[i].fd;
 		}
 	}
+	for (nfds_t i = 2; i < nr; i++) /* nor may a child wait */
+		close(watched[i].fd < 0 ? ~watched[i].fd : watched[i].fd);
 	return NULL;
 }
 
@@ -191,6 +205,7 @@ static long do_uffd(const struct order *o)
 	*s = (struct served){.fd = fd, .stop = eventfd(0, EFD_CLOEXEC)};
 	if (s->stop < 0 || pthread_create(&s->thread, NULL, serve, s))
 		return -EAGAIN;
+	s->on = true;
 	ret = register_range(fd, page_at(o, 1, 2), number(o, 3) * PAGE);
 	if (ret == 0)
 		ret = protect_range(fd, page_at(o, 1, 2), number(o, 3) * PAGE, true);
@@ -224,6 +239,7 @@ static long do_uclose(const struct order *o)
 	if (write(s->stop, &one, sizeof(one)) != (ssize_t)sizeof(one) ||
 	    pthread_join(s->thread, NULL))
 		return -EIO;
+	s->on = false;
 	close(s->stop);
 	return result(close(s->fd));
 }

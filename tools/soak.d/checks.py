@@ -4,7 +4,6 @@
 import pagemap
 import report
 from harness import PAGE
-from model import ALL
 from runner import family
 
 
@@ -86,12 +85,11 @@ class Checks:
             if not mm.family:
                 excess = dirty - file.must - self.may_be_stored_to(mm, key)
                 fresh = excess - self.excess.get((mm.name, key), set())
-                self.conservative += len(fresh)
                 self.excess[mm.name, key] = excess
-                if ALL not in file.doubt and fresh - file.doubt:
-                    self.unexplained += len(fresh - file.doubt)
-                    self.say(f"  {mm.name}, f{key}: {sorted(fresh - file.doubt)} are dirty, "
-                             "and nothing tells why")
+                self.needless.update(file.why(page) for page in fresh)
+                unexplained = sorted(page for page in fresh if not file.why(page))
+                if unexplained:
+                    self.say(f"  {mm.name}, f{key}: {unexplained} are dirty, and nothing tells why")
 
     def check_marks(self, row):
         if row["state"] != "live":

@@ -20,7 +20,7 @@ class Control:
         self.alive = False
         for mm in self.mms.values() if self.capped else []:  # what was just leaving is in doubt
             for key in mm.files:
-                mm.doubted(key, {ALL})
+                mm.doubted(key, {ALL}, "a capped mount whose daemon was killed")
 
     def restart(self):
         self.say("the daemon is started again")

@@ -8,6 +8,7 @@ from harness import PAGE
 from mapper import Child
 from model import Mm
 from runner import Runner
+from writers import THREAD
 
 NAMES = ("a", "b")
 CHILDREN = 2
@@ -45,9 +46,9 @@ class Lives:
         mm.family |= not self.alive or runner.mm.family
         for page in runner.pages.values():
             if page.in_doubt():
-                mm.doubted(page.key, {page.pgoff})
+                mm.doubted(page.key, {page.pgoff}, page.in_doubt())
         if runner.thread:  # what it had stored by then is not known
-            mm.doubted(runner.thread.key, runner.thread.pages())
+            mm.doubted(runner.thread.key, runner.thread.pages(), THREAD)
         self.mms[name] = mm
         self.runners.append(runner.fork(child, mm))
 

@@ -7,6 +7,7 @@ from model import ALL
 from runner import Page
 
 SLOTS = 5
+NO_DAEMON = "mapped, unmapped, moved or taken out while there was no daemon"
 
 
 class Mappings:
@@ -35,9 +36,10 @@ class Mappings:
         if at:
             runner.went(runner.slots[slot][0] // PAGE, count)
         if at and (kind == " raw" or not self.alive):
-            runner.doubted(runner.slots[slot][0] // PAGE, count)
+            runner.doubted(runner.slots[slot][0] // PAGE, count,
+                           "replaced by a raw system call" if kind == " raw" else NO_DAEMON)
         if not self.alive and kind in ("", " ro"):
-            runner.mm.doubted(key, {ALL})  # what it stores there, and unmaps, nobody sees
+            runner.mm.doubted(key, {ALL}, NO_DAEMON)  # what it stores there, and unmaps, nobody sees
         addr = self.order(runner, f"map {slot} {key} {first * PAGE} {count * PAGE}{kind}{at}")
         if addr is None:
             if at and kind == " raw":  # mmap(2): what was there may be gone all the same
@@ -75,7 +77,7 @@ class Mappings:
             for first, more in runner.runs_held(addr // PAGE + count, old[1] - count):
                 runner.went(first, more)
                 if not self.alive:
-                    runner.doubted(first, more)
+                    runner.doubted(first, more, NO_DAEMON)
                 self.order(runner, f"map {SLOTS} 0 0 {more * PAGE} anon at={first * PAGE}")
                 self.clear(runner, first * PAGE, more)
 
@@ -106,7 +108,8 @@ class Mappings:
         for page, pages in runner.runs_held(addr // PAGE + first, count):
             runner.went(page, pages)
             if raw == "rawunmap" or not self.alive:
-                runner.doubted(page, pages)
+                runner.doubted(page, pages,
+                               "unmapped by a raw system call" if raw == "rawunmap" else NO_DAEMON)
             if self.order(runner, f"{raw} {slot} {page - addr // PAGE} {pages}") is not None:
                 self.clear(runner, page * PAGE, pages)
                 runner.held -= set(range(page, page + pages))
@@ -136,10 +139,11 @@ class Mappings:
         size = max(1, count + grown)
         runner.went(at + size, count - size)
         if not self.alive:
-            runner.mm.doubted(there[0].key, {ALL} if size > count else set())
-            runner.doubted(at + size, count - size)
+            runner.mm.doubted(there[0].key, {ALL} if size > count else set(), NO_DAEMON)
+            runner.doubted(at + size, count - size, NO_DAEMON)
         elif size > count:
-            runner.mm.doubted(there[0].key, range(there[-1].pgoff, there[0].pgoff + size))
+            runner.mm.doubted(there[0].key, range(there[-1].pgoff, there[0].pgoff + size),
+                              "grown by mremap")
         to = self.order(runner, f"remap {slot} {first} {count} {size} as={new}")
         if to is None:
             return
@@ -189,7 +193,7 @@ class Mappings:
                for page in there):
             return
         if what == "populate_write":  # clears marks, and stores nothing
-            runner.doubted(addr // PAGE + first, count)
+            runner.doubted(addr // PAGE + first, count, "MADV_POPULATE_WRITE")
         if self.order(runner, f"advise {slot} {first} {count} {what}") is None:
             return
         if what == "remove" and not self.alive:
@@ -202,7 +206,7 @@ class Mappings:
         """There is nobody to be told which pages: all of the file is in doubt, in every program."""
         for mm in self.mms.values():
             for key in keys & set(mm.files):
-                mm.doubted(key, {ALL})
+                mm.doubted(key, {ALL}, NO_DAEMON)
 
     # -- stores
 

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import harness
 import proc
@@ -20,13 +21,13 @@ STEPS = 150
 
 class Total:
     def __init__(self):
-        self.worlds = self.steps = self.checks = self.conservative = self.unexplained = self.evicted = 0
+        self.worlds = self.steps = self.checks = self.evicted = 0
+        self.needless = Counter()
 
     def add(self, world):
         self.steps += world.steps
         self.checks += world.checks
-        self.conservative += world.conservative
-        self.unexplained += world.unexplained
+        self.needless.update(world.needless)
         self.evicted += world.evicted
 
 
@@ -72,7 +73,9 @@ def soak(args):
         total.worlds += 1
         lies += lie
         failed += not good and not lie
+    for why, pages in total.needless.most_common():
+        print(f"  {pages:6} pages dirty without need: {why or 'unexplained'}")
     print(f"soak: {total.worlds} worlds, {total.steps} steps, {total.checks} checks, "
-          f"{total.evicted} pages evicted; {total.conservative} pages dirty without need, "
-          f"{total.unexplained} of them unexplained; {failed} failures, {lies} lies")
+          f"{total.evicted} pages evicted; {total.needless.total()} pages dirty without need, "
+          f"{total.needless[None]} of them unexplained; {failed} failures, {lies} lies")
     return 1 if lies or failed else 0

@@ -3,7 +3,7 @@
 What must be dirty, by the rules of the marks alone: armed pages that were stored to through a
 mapping of that address space, or whose contents were dropped, since the epoch began. wpfs may call
 more pages dirty, never fewer; of those that it may, because nobody could know (wpfs(8), WHAT MARKS
-CANNOT SEE), `doubt` is kept: others that are dirty are so without a reason.
+CANNOT SEE), `doubt` has the reason: others that are dirty are so without one.
 
 Where the rules leave it open whether a page is armed, it is not armed here: less is demanded then.
 """
@@ -18,14 +18,18 @@ class File:
     def __init__(self):
         self.armed = set()
         self.must = set()  # armed, and changed since
-        self.doubt = set()  # may be dirty; ALL: every page
+        self.doubt = {}  # may be dirty: page, or ALL, and why
         self.protect = False  # what is mapped later is armed too
         self.called = False  # write(2) or its like, since the epoch began
+
+    def why(self, page):
+        """Of a page that is dirty and need not be; None: nothing tells."""
+        return self.doubt.get(page) or self.doubt.get(ALL)
 
     def copy(self):
         other = File()
         other.armed, other.must = set(self.armed), set(self.must)
-        other.doubt = set(self.doubt)
+        other.doubt = dict(self.doubt)
         other.protect, other.called = self.protect, self.called
         return other
 
@@ -62,8 +66,9 @@ class Mm:
         self.wrote |= bool(pages - file.must)
         file.must |= pages
 
-    def doubted(self, key, pages):
-        self.file(key).doubt |= set(pages)
+    def doubted(self, key, pages, why):
+        for page in pages:
+            self.file(key).doubt.setdefault(page, why)
 
     def end(self):
         self.final = {key: set(file.must) for key, file in self.files.items()}
@@ -92,8 +97,8 @@ class Mm:
             file.called = False
         file.armed |= {page for page in mapped if within(page)}
         file.must -= closed
-        file.doubt = set() if span is None else {page for page in file.doubt
-                                                 if page is ALL or not within(page)}
+        file.doubt = {} if span is None else {page: why for page, why in file.doubt.items()
+                                              if page is ALL or not within(page)}
         if span is None:
             file.protect = True
         return closed

@@ -20,8 +20,10 @@ class Page:
         self.aside = aside  # moved, or born, with a userfaultfd of the program's, which may have it
 
     def in_doubt(self):
-        """Nobody watches it."""
-        return self.raw or self.own or self.aside
+        """Why nobody watches it; None: somebody does."""
+        if self.raw:
+            return "mapped by a raw system call"
+        return "a userfaultfd of the program's" if self.own or self.aside else None
 
 
 class Runner:
@@ -70,19 +72,20 @@ class Runner:
             if page.stored and self.known:
                 self.mm.changed(page.key, {page.pgoff})
             if page.in_doubt():
-                self.mm.doubted(page.key, {page.pgoff})
+                self.mm.doubted(page.key, {page.pgoff}, page.in_doubt())
 
-    def doubted(self, first, count):
-        """Nobody was told before these pages of the address space went."""
+    def doubted(self, first, count, why):
+        """Nobody was told before something happened to these pages of the address space."""
         for at in range(first, first + count):
             if at in self.pages:
-                self.mm.doubted(self.pages[at].key, {self.pages[at].pgoff})
+                self.mm.doubted(self.pages[at].key, {self.pages[at].pgoff}, why)
 
     def went(self, first, count):
         """These pages of the address space go, and the shim tells of those that it knows of."""
         for at in range(first, first + count):
             if at in self.pages and self.pages[at].past_shim:
-                self.mm.doubted(self.pages[at].key, {self.pages[at].pgoff})
+                self.mm.doubted(self.pages[at].key, {self.pages[at].pgoff},
+                                "mapped by a raw system call, and unmapped")
 
     def told(self, keys, span):
         """A protect made all of its mappings known."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """One world: a daemon, files, programs, and the steps that may happen in it."""
 
+from collections import Counter
+
 import harness
 from checks import Checks
 from control import Control
@@ -25,7 +27,8 @@ class World(Mappings, Writers, Files, Lives, Control, Checks):
         self.alive = True
         self.mms = {}  # by name
         self.runners = []
-        self.steps = self.checks = self.conservative = self.unexplained = self.evicted = 0
+        self.steps = self.checks = self.evicted = 0
+        self.needless = Counter()  # pages that were dirty without need, by the reason
         self.excess = {}  # (name, file): pages that were dirty though they need not be
         self.nr_far = 0
         self.pids = set()  # of live rows at the last check

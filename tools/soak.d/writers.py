@@ -11,6 +11,7 @@ from runner import Page
 WRITTEN = 6  # not one of those that other steps change
 # Nor are its addresses any that the kernel chooses: other steps may map over where a mapping was.
 FAR, APART = 1 << 44, 1 << 24
+THREAD = "a thread that stores all the while"
 
 
 class Thread:
@@ -97,7 +98,7 @@ class Writers:
             runner.mm.changed(thread.key, {thread.first + n for n, byte in enumerate(notes)
                                            if byte == 3})
             # It may have been there before it noted that it was done, or before the notes were cleared.
-            runner.mm.doubted(thread.key, thread.pages())
+            runner.mm.doubted(thread.key, thread.pages(), THREAD)
 
     def notes_clear(self, runner):
         if runner.thread:
