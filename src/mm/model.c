@@ -329,18 +329,21 @@ int mm_set_registered(struct mm *mm, uint64_t start, uint64_t end, bool register
 	size_t first, last;
 	int r = mm_cut(mm, start, end, &first, &last);
 
-	if (r < 0)
-		return r;
-	for (size_t i = first; i < last; i++) {
+	for (size_t i = first; r == 0 && i < last; i++) {
 		struct mm_vma *vma = &mm->vmas[i];
 
+		if (vma->registered && vma->owner == MM_PROGRAM &&
+		    !(registered && owner == MM_PROGRAM))
+			r = mm_unmap_vma(mm, vma, ZAP_UNSEEN);
+		if (r < 0)
+			return r;
 		if (!registered)
 			mm_set_clear(&vma->marked);
 		vma->registered = registered;
 		vma->owner = owner;
 		vma->async = async;
 	}
-	return 0;
+	return r;
 }
 
 int mm_plan_arm(const struct mm *mm, uint64_t file, enum mm_owner owner, bool fresh, uint64_t pgoff,

@@ -138,7 +138,10 @@ int mm_map(struct mm *mm, struct mm_vma *vma);
  */
 int mm_unmap(struct mm *mm, uint64_t start, uint64_t end, enum zap_reason why);
 
-/* Marks VMAs of [start, end) as registered by `owner` (or by nobody). Splits at the borders. */
+/*
+ * Marks VMAs of [start, end) as registered by `owner` (or by nobody). Splits at the borders. What
+ * the program had registered and has no more has none of its marks either. 0 or -ENOMEM.
+ */
 int mm_set_registered(struct mm *mm, uint64_t start, uint64_t end, bool registered,
 		      enum mm_owner owner, bool async);
 

@@ -128,10 +128,8 @@ static int turn_mark(struct track *t, struct tmm *tm, int uffd, int pagemap,
 			vma->sealed = true;
 			return 0;
 		}
-		if (r == 0) {
-			vma->registered = vma->async = true;
-			vma->owner = MM_WPFS;
-		}
+		if (r == 0)
+			r = mm_set_registered(&tm->mm, vma->start, vma->end, true, MM_WPFS, true);
 	}
 	if (r == 0)
 		r = residency_protect(t, tm, uffd, pagemap, start, end, &written);

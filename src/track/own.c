@@ -46,11 +46,16 @@ void own_free_all(struct tmm *tm)
 		own_drop(tm, tm->uffds);
 }
 
-/* Takes wpfs's registration off [start, end); what was armed there can be proven no longer. */
-static int own_step_aside(struct track *t, struct tmm *tm, uint64_t start, uint64_t end)
+/*
+ * Takes wpfs's registration off [start, end); what was armed there can be proven no longer. With
+ * `ask` also where the mapping is taken for the program's: of an asynchronous one that a fork or a
+ * moment between two messages made unknown nothing tells but that ours can be registered anew.
+ * Gives how many mappings, or -errno.
+ */
+static int own_step_aside(struct track *t, struct tmm *tm, uint64_t start, uint64_t end, bool ask)
 {
 	_cleanup_close_ int uffd = -1;
-	int r = 0;
+	int r = 0, mappings = 0;
 
 	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
 		struct mm_vma *vma = &tm->mm.vmas[i];
@@ -58,12 +63,16 @@ static int own_step_aside(struct track *t, struct tmm *tm, uint64_t start, uint6
 		uint64_t to = vma->end < end ? vma->end : end;
 		struct mm_file *f = mm_file_find(&tm->mm, vma->file);
 
-		if (from >= to || !vma->registered || vma->owner != MM_WPFS)
+		if (from >= to || !vma->registered ||
+		    (vma->owner != MM_WPFS && !(ask && vma->async)))
 			continue;
 		if (uffd < 0)
 			uffd = tmm_uffd(tm);
 		if (uffd < 0)
 			return uffd;
+		if (vma->owner != MM_WPFS && residency_register(t, uffd, from, to, vma->file) < 0)
+			continue;
+		mappings++;
 		if (f)
 			r = mm_doubt(&tm->mm, f,
 				     vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
@@ -75,7 +84,7 @@ static int own_step_aside(struct track *t, struct tmm *tm, uint64_t start, uint6
 		if (r == 0)
 			r = mm_set_registered(&tm->mm, from, to, false, MM_WPFS, false);
 	}
-	return r;
+	return r < 0 ? r : mappings;
 }
 
 /* What /proc says of our copy, after this key; "" if it does not. The caller frees *text. */
@@ -196,6 +205,25 @@ void own_post(struct request *rq)
 	request_reply(rq, r, NULL, 0);
 }
 
+/*
+ * What of [start, end) was the program's is nobody's, and its marks are gone for good, as in the
+ * kernel. What wpfs has there now it took after the UNREGISTER, at a look before this message.
+ */
+static int own_forget(struct tmm *tm, uint64_t start, uint64_t end)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
+		const struct mm_vma *vma = &tm->mm.vmas[i];
+		uint64_t from = vma->start > start ? vma->start : start;
+		uint64_t to = vma->end < end ? vma->end : end;
+
+		if (from < to && vma->registered && vma->owner == MM_PROGRAM)
+			r = mm_set_registered(&tm->mm, from, to, false, MM_WPFS, false);
+	}
+	return r;
+}
+
 void own_unreg(struct request *rq)
 {
 	const struct wpfs_uffd_range *range = rq->body;
@@ -203,12 +231,11 @@ void own_unreg(struct request *rq)
 	int r = -EINVAL;
 
 	if (own_range_ok(range->addr, range->len)) {
-		/* Gone for good, as in the kernel: as if the mappings had been unmapped. A REGISTER
-		 * that failed changed nothing but that wpfs had stepped aside. */
+		/* A REGISTER that failed changed nothing but that wpfs had stepped aside. */
 		if (range->mode)
 			r = 0;
 		else
-			r = mm_unmap(&tm->mm, range->addr, range->addr + range->len, ZAP_UNMAP);
+			r = own_forget(tm, range->addr, range->addr + range->len);
 		if (r == 0)
 			r = tmm_harvest(rq->t, tm);
 	}
@@ -303,7 +330,7 @@ void own_pre(struct request *rq)
 {
 	const struct wpfs_uffd_range *range = rq->body;
 	struct tmm *tm = rq->c->tmm;
-	int r = -EINVAL, dropped = range->again ? own_let_go_of_closed(tm) : 0;
+	int r = -EINVAL, gone = range->again ? own_let_go_of_closed(tm) : 0;
 
 	if (own_range_ok(range->addr, range->len)) {
 		/* A fork child that has mapped nothing itself has no row yet. */
@@ -311,13 +338,16 @@ void own_pre(struct request *rq)
 		if (r == 0)
 			r = tmm_harvest(rq->t, tm);
 		if (r == 0)
-			r = own_step_aside(rq->t, tm, range->addr, range->addr + range->len);
+			r = own_step_aside(rq->t, tm, range->addr, range->addr + range->len,
+					   range->again);
 		tm->mm.own_uffds = true;
 		tm->announced.aside_start = range->addr;
 		tm->announced.aside_end = range->addr + range->len;
 		tmm_announce(&tm->announced);
 	}
-	request_reply(rq, r == 0 ? dropped : r, NULL, 0);
+	if (r >= 0) /* is there something less in the way than when it was refused? */
+		r = range->again && (gone || r);
+	request_reply(rq, r, NULL, 0);
 }
 
 void own_for_each_fd(struct track *t, struct tmm *tm, own_fd_fn fn)

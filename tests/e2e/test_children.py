@@ -547,8 +547,8 @@ def fork_held(wpfs):
     let_go()
 
 
-def trace(program, *expressions):
-    argv = ["strace", "-f", "-o", "/dev/null", "-p", str(program.pid)]
+def trace(program, *expressions, how=()):
+    argv = ["strace", "-f", "-o", "/dev/null", "-p", str(program.pid), *how]
     for expression in expressions:
         argv += ["-e", expression]
     strace = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -575,8 +575,9 @@ class ChildToBe(Child):
         proc.wait_for(found, harness.SECONDS, "the child")
         return found()[0]
 
-    def begin(self):
-        self.pid = int(self.parent.read().removeprefix("ok "))
+    def begin(self, answer=None):
+        """`answer`: the parent's, if it has been read."""
+        self.pid = int((answer or self.parent.read()).removeprefix("ok "))
         self.stdin = open(self.fifos[0], "w", encoding="ascii")
         self.stdout = open(self.fifos[1], encoding="ascii")
         assert self.read() == "ok 0", "fork's value in the child"

@@ -7,10 +7,13 @@ import pytest
 
 import harness
 import pagemap
+import proc
 import report
 from harness import PAGE
 from mapper import ALL, PAGES, Child, killed, mapped
+from test_children import in_call, trace
 
+SENDMSG = 46  # a system call of x86-64
 LAST = {PAGES - 1, PAGES - 2}  # written all the time by two threads
 
 
@@ -307,3 +310,39 @@ def test_marks_put_in_a_child_that_inherited_no_registration(wpfs):
     child.order(f"wp {uffd} 0 4 1 on")
     assert report.dirty(wpfs, name) >= {4}, "written, and marked past wpfs"
     child.close()
+
+
+@pytest.mark.parametrize("looked", [False, True], ids=["", "looked"])
+@pytest.mark.parametrize("end", ["uclose {}", "unreg {} 0 0 8"])
+@pytest.mark.parametrize("protect", [False, True], ids=["tracked", "protected"])
+def test_marks_that_are_gone_are_not_given_to_another_one(wpfs, protect, end, looked):
+    """Of the same run: who registers anew has no marks but those it makes."""
+    program = mapped(wpfs, protect=protect)
+    program.order(f"map 1 0 {8 * PAGE} {8 * PAGE}")
+    first = program.order("uffd 0 0 8")
+    wpfs.wpctl("sync", wpfs.mnt)
+    program.order(end.format(first))
+    if looked:
+        wpfs.wpctl("sync", wpfs.mnt)
+    second = program.order("uffd 1 0 1")
+    program.order(f"reg {second} 0 0 8")
+    assert pagemap.marked(program.pid, program.addr, 8) == set()
+    killed(wpfs, program)
+    assert report.marked(wpfs, "t", owner="program") == {8}
+
+
+@pytest.mark.parametrize("protect", [False, True], ids=["tracked", "protected"])
+def test_a_look_between_unregister_and_its_message(wpfs, protect):
+    """wpfs takes the range just then, and gives it back to whom it is asked for by."""
+    program = mapped(wpfs, protect=protect)
+    uffd = program.order(f"uffd 0 0 {PAGES}")
+    strace = trace(program, "trace=sendmsg", "inject=sendmsg:delay_enter=100s")
+    program.send(f"unreg {uffd} 0 0 {PAGES}")
+    proc.wait_for(lambda: in_call(program.pid, SENDMSG), harness.SECONDS, "the message")
+    wpfs.wpctl("sync", wpfs.mnt)
+    strace.kill()
+    strace.wait()
+    assert program.read() == "ok 0"
+    wpfs.wpctl("sync", wpfs.mnt)
+    program.order(f"reg {uffd} 0 0 {PAGES}")
+    assert pagemap.marked(program.pid, program.addr, PAGES) == set()
