@@ -139,15 +139,22 @@ struct wpfs_attach {
 /*
  * What the program could not tell: a shared mapping made (or grown) while the daemon did not
  * answer, or where asking was not allowed. The daemon reads it in the mm itself at every harvest,
- * so that such a mapping counts although it is gone again by then. Written by the shim only: the
- * slot first, then the count.
+ * so that such a mapping counts although it is gone again by then. Written by the shim: the slot
+ * first, then the count. The witness counts children in it.
  */
-#define WPFS_UNTOLD_FILES   15
-#define WPFS_UNTOLD_DROPPED ((uint64_t)1 << 63) /* with a file: contents of it were removed */
+#define WPFS_UNTOLD_FILES    15
+#define WPFS_UNTOLD_DROPPED  ((uint64_t)1 << 63) /* with a file: contents of it were removed */
+#define WPFS_UNTOLD_CHILD    ((uint64_t)1 << 48) /* added for each child */
+#define WPFS_UNTOLD_CHILDREN ((uint64_t)0x7fff << 48)
+#define WPFS_UNTOLD_COUNT    (WPFS_UNTOLD_CHILD - 1)
 
 struct wpfs_untold {
-	uint64_t count;			  /* mappings so far; 0 at the first ATTACH. With
-					   * WPFS_UNTOLD_DROPPED once contents were removed. */
+	/*
+	 * Mappings so far; 0 at the first ATTACH. In WPFS_UNTOLD_CHILDREN how many fork children
+	 * there were (modulo 32768) whose uffd the witness had no room for. With
+	 * WPFS_UNTOLD_DROPPED once contents were removed.
+	 */
+	uint64_t count;
 	uint64_t file[WPFS_UNTOLD_FILES]; /* [n % 15]: st_ino of mapping n; 0: not known which */
 };
 

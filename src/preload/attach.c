@@ -97,6 +97,7 @@ static int attach_with(struct mount *mount, struct attach_fds *fds, bool inherit
 	struct witness_args args = {
 		.uffd = fds->uffd,
 		.life = fds->life,
+		.untold = &mount->untold,
 		.started = inherited,
 		.reads_events = mount->kind == WPFS_KIND_NATIVE,
 	};

@@ -59,16 +59,20 @@ static void *map(void *addr, size_t len, int prot, int flags, int fd, off_t off)
 		(type == MAP_SHARED || type == MAP_SHARED_VALIDATE) && !(flags & MAP_ANONYMOUS);
 	long ret;
 
-	if (shared && filtered())
-		untold_count_unknown();
-	if (filtered())
+	if (filtered()) {
+		/* As map_any does. */
+		if (shared)
+			untold_count_unknown();
 		ret = raw(mmap, addr, len, prot, flags, fd, off);
-	else if (shared)
+		if (shared)
+			untold_count_unknown();
+	} else if (shared) {
 		ret = map_shared((uint64_t)addr, len, prot, flags, fd, (uint64_t)off, false);
-	else if (unlikely((flags & MAP_FIXED) && ranges_any()))
+	} else if (unlikely((flags & MAP_FIXED) && ranges_any())) {
 		ret = map_over((uint64_t)addr, len, prot, flags, fd, (uint64_t)off);
-	else
+	} else {
 		ret = raw(mmap, addr, len, prot, flags, fd, off);
+	}
 	return (void *)result(ret);
 }
 
@@ -92,20 +96,24 @@ EXPORT int munmap(void *addr, size_t len)
 EXPORT void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 {
 	void *new_addr = NULL;
+	bool grows;
 	va_list ap;
+	long ret;
 
 	if (flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) {
 		va_start(ap, flags);
 		new_addr = va_arg(ap, void *);
 		va_end(ap);
 	}
-	/* What may have grown, and nobody is told of. */
-	if ((filtered() || unlikely(ranges_lost)) && (new_len > old_len || !old_len))
+	/* What may have grown, and nobody is told of; before and after as in map_any. */
+	grows = (filtered() || unlikely(ranges_lost)) && (new_len > old_len || !old_len);
+	if (grows)
 		untold_count_unknown();
-	if (!watched())
-		return (void *)result(raw(mremap, old, old_len, new_len, flags, new_addr));
-	return (void *)result(
-		map_remap((uint64_t)old, old_len, new_len, flags, (uint64_t)new_addr));
+	ret = watched() ? map_remap((uint64_t)old, old_len, new_len, flags, (uint64_t)new_addr)
+			: raw(mremap, old, old_len, new_len, flags, new_addr);
+	if (grows)
+		untold_count_unknown();
+	return (void *)result(ret);
 }
 
 EXPORT int remap_file_pages(void *addr, size_t len, int prot, size_t pgoff, int flags)

@@ -226,6 +226,7 @@ static long map_tracked(struct mapping *r)
 static long map_locked(struct mapping *r)
 {
 	int mount = discover_fd(r->fd, r->dev, r->mnt);
+	long ret;
 
 	if (mount == DISCOVER_UNKNOWN)
 		mount = discover_dead(r);
@@ -235,9 +236,24 @@ static long map_locked(struct mapping *r)
 	}
 	if (mount == DISCOVER_UNKNOWN && r->require && discover_may_be_wpfs(r->dev, r->mnt))
 		return -ECONNREFUSED;
-	if (mount == DISCOVER_UNKNOWN)
-		untold_count_unknown(); /* it may be, and its daemon is not there to say so */
-	return r->flags & MAP_ANY_FIXED ? fixed_plain(r) : plain_map(r);
+	if (mount != DISCOVER_UNKNOWN)
+		return r->flags & MAP_ANY_FIXED ? fixed_plain(r) : plain_map(r);
+	untold_count_unknown(); /* it may be, and its daemon is not there to say so */
+	ret = r->flags & MAP_ANY_FIXED ? fixed_plain(r) : plain_map(r);
+	untold_count_unknown();
+	return ret;
+}
+
+/*
+ * Of a mapping that nobody may be asked about. Before the call, since with MAP_FIXED another thread
+ * may use it at once; and after it, since an epoch may have begun between the two.
+ */
+static void count_unasked(const struct mapping *r)
+{
+	if (discover_cached(r->dev) >= 0)
+		untold_count(&shim.mounts[discover_cached(r->dev)], r->ino);
+	else
+		untold_count_unknown();
 }
 
 static long map_any(struct mapping *r)
@@ -249,11 +265,10 @@ static long map_any(struct mapping *r)
 		if (r->require && !shim.require)
 			return -EPERM;
 		/* A vfork child's mappings are this program's too. */
-		if (discover_cached(r->dev) >= 0)
-			untold_count(&shim.mounts[discover_cached(r->dev)], r->ino);
-		else
-			untold_count_unknown();
-		return plain_map(r);
+		count_unasked(r);
+		ret = plain_map(r);
+		count_unasked(r);
+		return ret;
 	}
 	ret = map_locked(r);
 	shim_unlock(&guard);

@@ -134,7 +134,10 @@ long map_remap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint
 		/* What is new is this program's too when a vfork child makes it. */
 		if (new_span > old_span)
 			untold_count_unknown();
-		return raw(mremap, old, old_len, new_len, flags, new_addr);
+		ret = raw(mremap, old, old_len, new_len, flags, new_addr);
+		if (new_span > old_span)
+			untold_count_unknown();
+		return ret;
 	}
 	known = ranges_next(old, old + (old_span ? old_span : SHIM_PAGE_SIZE), &piece) &&
 		piece.start == old;
@@ -209,11 +212,14 @@ long map_file_pages(uint64_t addr, uint64_t len, int prot, uint64_t pgoff, int f
 		return raw(remap_file_pages, addr, len, prot, pgoff, flags);
 	if (!shim_lock(&guard)) {
 		untold_count_unknown();
-		return raw(remap_file_pages, addr, len, prot, pgoff, flags);
+		ret = raw(remap_file_pages, addr, len, prot, pgoff, flags);
+		untold_count_unknown();
+		return ret;
 	}
 	if (!known_whole(addr, addr + span) || !ranges_next(addr, addr + span, &piece)) {
 		untold_count_unknown();
 		ret = raw(remap_file_pages, addr, len, prot, pgoff, flags);
+		untold_count_unknown();
 		shim_unlock(&guard);
 		return ret;
 	}

@@ -52,9 +52,10 @@ struct mount {
 	uint64_t cookie;
 	uint64_t parent_cookie; /* FORKED: of the parent, or of its parent if that never said so */
 	uint32_t seq;
-	bool said;		   /* the line about this mount was said */
-	const char *why;	   /* UNTRACKED: that line */
-	struct wpfs_untold untold; /* written as untold.h says, read by the daemon */
+	bool said;			 /* the line about this mount was said */
+	const char *why;		 /* UNTRACKED: that line */
+	struct wpfs_untold untold;	 /* written as untold.h says, read by the daemon */
+	_Atomic unsigned untold_writers; /* who may be at a slot of it */
 	_Atomic bool
 		was_attached; /* this mm, or the parent it has mappings from; no lock to read */
 

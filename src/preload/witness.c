@@ -123,6 +123,7 @@ int witness_start(const struct witness_args *args, int *pidfd)
 		.life = args->life,
 		.program = program,
 		.maps = -1,
+		.untold = args->untold,
 		.started = args->started,
 		.reads_events = args->reads_events,
 	};

@@ -25,6 +25,7 @@ struct witness_boot {
 	_Atomic uint32_t state;			      /* enum witness_state; a futex */
 	int32_t uffd, chan, chan_peer, life, program; /* descriptors it keeps, in both tables */
 	int32_t maps;				      /* its own, /proc/self/maps */
+	struct wpfs_untold *untold;		      /* where children are counted, or NULL */
 	bool started;	   /* the uffd has its API already: read its events from the start */
 	bool reads_events; /* a native mount's */
 };
@@ -47,6 +48,7 @@ struct witness_args {
 	int uffd;
 	int chan[2]; /* seqpacket socketpair: [0] is read by the witness, [1] is for the daemon */
 	int life;    /* read end of the daemon's pipe */
+	struct wpfs_untold *untold; /* of the mount, in this library; NULL: nothing is counted */
 	bool started, reads_events; /* as in witness_boot */
 };
 

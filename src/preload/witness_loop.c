@@ -16,6 +16,7 @@
 #include <sys/uio.h>
 
 #include "base/compat.h"
+#include "ipc/untold.h"
 #include "preload/discover.h"
 #include "preload/raw.h"
 
@@ -31,12 +32,15 @@ struct witness {
 	int32_t children[WPFS_WITNESS_FDS];
 };
 
-static void child_add(struct witness *w, int fd)
+/* False: there is no room for it. */
+static bool child_add(struct witness *w, int fd)
 {
-	if (w->nr_children < WPFS_WITNESS_FDS)
+	if (w->nr_children < WPFS_WITNESS_FDS) {
 		w->children[w->nr_children++] = fd;
-	else
-		raw(close, fd); /* its marks end here: armed and not harvested is dirty */
+		return true;
+	}
+	raw(close, fd);
+	return false;
 }
 
 static void child_drop(struct witness *w, int fd)
@@ -58,8 +62,11 @@ static void read_events(struct witness *w, int uffd)
 	do {
 		n = raw(read, uffd, msgs, sizeof(msgs));
 		for (long i = 0; i < n / (long)sizeof(msgs[0]); i++) {
-			if (msgs[i].event == UFFD_EVENT_FORK)
-				child_add(w, (int)msgs[i].arg.fork.ufd);
+			/* Without it the child's marks end here, and nothing else would tell of it.
+			 */
+			if (msgs[i].event == UFFD_EVENT_FORK &&
+			    !child_add(w, (int)msgs[i].arg.fork.ufd) && w->boot->untold)
+				untold_count_child(w->boot->untold);
 		}
 	} while (n == -EINTR || n == (long)sizeof(msgs));
 }

@@ -318,6 +318,7 @@ void attach_attach(struct request *rq)
 	c->tmm = tm;
 	tm->mm.protect_new = c->hello_flags & WPFS_HELLO_PROTECT;
 	r = attach_take(rq, tm);
+	close_fd(&tm->born_uffd); /* from here on nobody but its witness may have it */
 	if (r == 0 && tm->fork_child) {
 		/* It is in fork() still. What its parent wrote before is dirty in it too. */
 		tm->state = TMM_LIVE;

@@ -8,6 +8,7 @@
  */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -257,13 +258,19 @@ static int fork_make(struct request *rq, struct tmm *parent, int *uffd, int numb
 	struct tmm *tm = tmm_new(rq->t);
 	int r = tm ? fork_fill(rq->t, tm, parent, c, *uffd >= 0) : -ENOMEM;
 
+	if (tm)
+		rq->t->conservative += tm->mm.conservative;
 	if (r < 0) {
 		if (tm)
 			tmm_free(rq->t, tm);
 		return r;
 	}
-	if (number >= 0)
+	if (number >= 0) {
+		/* Nobody reads this one: no child can be born of a child that is in fork() still.
+		 */
+		tm->born_uffd = fcntl(*uffd, F_DUPFD_CLOEXEC, 0);
 		strays_claim(parent, number, tm);
+	}
 	tm->client = c;
 	c->tmm = tm;
 	c->forked = reply.nr_fds;

@@ -106,6 +106,8 @@ struct tmm {
 	struct proc_id program; /* pid 0 when detached */
 	struct proc_id witness; /* pid 0: none */
 	int witness_pidfd;
+	int born_uffd; /* FORKED: what it has claimed, to be told by; -1: none, or it has attached
+			*/
 	int mm_fd;     /* a pagemap of it: whether it is gone; -1: not known */
 	int uffd_fd;   /* of wpfs's uffd in the witness */
 	int chan_fd;   /* of the command channel in the witness */
@@ -285,6 +287,8 @@ void strays_forget(struct tmm *tm, int fd);
 int strays_look(struct track *t, struct tmm *tm);
 /* That row, now. */
 int strays_doubt(struct track *t, struct tmm *tm);
+/* The witness had no room for the uffd of a child, and has closed it. */
+int strays_lost(struct track *t, struct tmm *tm);
 /* Children of before this daemon have had their time. */
 void strays_resume(struct tmm *tm);
 /*

@@ -263,6 +263,7 @@ static void life_end_mm(struct track *t, struct tmm *tm, bool ended)
 	track_watch_remove(t, &tm->program_watch); /* until here track_settle() waits for it */
 	own_free_all(tm);
 	close_fd(&tm->uffd_copy);
+	close_fd(&tm->born_uffd);
 	close_fd(&tm->mm_fd);
 	events_mm(t, tm, WPFS_EVENT_DETACH, lost < 0 || life_worth_keeping(t, tm));
 	tm->program.pid = 0;

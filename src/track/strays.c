@@ -102,9 +102,12 @@ static enum claimed strays_is_claimed(const struct track *t, const struct tmm *t
 		if (child->mm.id == stray->claimer)
 			break;
 	}
-	/* Not attached yet: it has it, and no witness that could be asked. */
-	if (child && child->state == TMM_FORKED)
-		return CLAIMED_YES;
+	/* Not attached yet. */
+	if (child && child->born_uffd >= 0)
+		return syscall(SYS_kcmp, tm->witness.pid, getpid(), KCMP_FILE, stray->fd,
+			       child->born_uffd) == 0
+			       ? CLAIMED_YES
+			       : CLAIMED_NO;
 	if (child && child->witness_pidfd >= 0 && !proc_is_dead(child->witness_pidfd))
 		return syscall(SYS_kcmp, tm->witness.pid, child->witness.pid, KCMP_FILE, stray->fd,
 			       child->uffd_fd) == 0
@@ -171,15 +174,34 @@ void strays_resume(struct tmm *tm)
 		tm->strays[i].since_ms = 0;
 }
 
+/*
+ * What the parent has armed is dirty in the row: also what its program maps no more, for the child
+ * may. Not what others of that name have armed.
+ */
+static int strays_taint(struct mm *row, const struct mm *parent)
+{
+	const struct mm_file *f;
+	int r = 0;
+
+	for (f = parent->files; r == 0 && f; f = f->hh.next) {
+		struct mm_owned *own = &mm_file_find(row, f->id)->own[MM_WPFS];
+		const uint64_t dirty = mm_set_count(&own->dirty);
+
+		r = mm_set_or(&own->dirty, &f->own[MM_WPFS].armed);
+		row->conservative += mm_set_count(&own->dirty) - dirty;
+	}
+	return r;
+}
+
 int strays_doubt(struct track *t, struct tmm *tm)
 {
 	char name[TRACK_NAME_SIZE];
 	struct tmm *row;
-	uint64_t before;
+	uint64_t before, conservative;
 	int r;
 
-	if (!tm->name[0])
-		return mm_lost(&tm->mm); /* its marks have no name to be kept under */
+	if (!tm->name[0]) /* its marks have no name to be kept under */
+		return strays_taint(&tm->mm, &tm->mm);
 	snprintf(name, sizeof(name), "%.*s" STRAYS_NAME, (int)strcspn(tm->name, "/"), tm->name);
 	row = tmm_by_name(t, tm->uid, name);
 	if (!row) {
@@ -194,16 +216,24 @@ int strays_doubt(struct track *t, struct tmm *tm)
 		memcpy(row->comm, tm->comm, sizeof(row->comm));
 	}
 	before = tmm_dirty(row);
+	conservative = row->mm.conservative;
 	r = fork_copy_model(&row->mm, &tm->mm);
-	/* Also what its program maps no more: the child may. */
 	if (r == 0)
-		r = mm_lost(&row->mm);
+		r = strays_taint(&row->mm, &tm->mm);
+	t->conservative += row->mm.conservative - conservative;
 	row->doubt_unstored |= tmm_dirty(row) != before;
 	if (r == 0 && row->doubt_unstored)
 		r = protect_store_born(t, row);
 	if (r == 0)
 		row->doubt_unstored = false;
 	return r;
+}
+
+int strays_lost(struct track *t, struct tmm *tm)
+{
+	/* In a row of their own they are in each epoch while one has the file. */
+	tm->maybe_shared |= !tm->name[0];
+	return strays_doubt(t, tm);
 }
 
 int strays_lose(struct track *t, struct tmm *tm)

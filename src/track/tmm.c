@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <utlist.h>
@@ -29,6 +28,7 @@ struct tmm *tmm_new(struct track *t)
 	mm_init(&tm->mm);
 	tm->program_watch = (struct watch){WATCH_PROGRAM, -1};
 	tm->witness_pidfd = tm->uffd_fd = tm->chan_fd = tm->uffd_copy = tm->mm_fd = -1;
+	tm->born_uffd = -1;
 	DL_APPEND(t->tmms, tm);
 	atomic_fetch_add(&t->nr_tmms, 1);
 	return tm;
@@ -45,6 +45,7 @@ void tmm_free(struct track *t, struct tmm *tm)
 	own_free_all(tm);
 	close_fd(&tm->witness_pidfd);
 	close_fd(&tm->uffd_copy);
+	close_fd(&tm->born_uffd);
 	close_fd(&tm->mm_fd);
 	mm_free(&tm->mm);
 	free(tm->stored);
@@ -312,75 +313,6 @@ int tmm_look(struct track *t, const struct tmm *tm, uint64_t skip_start, uint64_
 	/* A witness that was killed just now: the program shows the same. */
 	if (r == -ESRCH && pid == tm->witness.pid)
 		r = tmm_look_at(t, tm, tmm_program_pid(tm), skip_start, skip_end, h);
-	return r;
-}
-
-/* All that is armed of one file (0: of any) is dirty. */
-static int tmm_doubt_file(struct track *t, struct tmm *tm, uint64_t file)
-{
-	struct mm_file *f = file ? mm_file_find(&tm->mm, file) : NULL;
-
-	if (file & WPFS_UNTOLD_DROPPED) /* for everybody; nobody can say any more which pages */
-		return drops_tell(t, file & ~WPFS_UNTOLD_DROPPED, 0, 0);
-	if (!file)
-		return mm_lost(&tm->mm);
-	return f ? mm_doubt(&tm->mm, f, 0, MM_PGOFF_MAX) : 0;
-}
-
-/*
- * What was untold is not known any more. If contents may have been removed that is so for everybody
- * who has the files.
- */
-static int tmm_doubt_all(struct track *t, struct tmm *tm, bool dropped)
-{
-	struct mm_file *f, *next;
-	int r = 0;
-
-	HASH_ITER (hh, tm->mm.files, f, next) {
-		if (r == 0 && dropped)
-			r = drops_tell(t, f->id, 0, 0);
-	}
-	for (size_t i = 0; r == 0 && dropped && i < tm->mm.nr_vmas; i++) {
-		uint64_t file = tm->mm.vmas[i].file;
-
-		/* Only what is armed here is among the files. */
-		if (!mm_file_find(&tm->mm, file) && (i == 0 || file != tm->mm.vmas[i - 1].file))
-			r = drops_tell(t, file, 0, 0);
-	}
-	return r < 0 ? r : mm_lost(&tm->mm);
-}
-
-int tmm_untold(struct track *t, struct tmm *tm, pid_t pid)
-{
-	struct wpfs_untold untold;
-	const struct iovec here = {&untold, sizeof(untold)};
-	const struct iovec there = {(void *)(uintptr_t)tm->untold, sizeof(untold)};
-	const struct iovec again = {(void *)(uintptr_t)tm->untold, sizeof(untold.count)};
-	uint64_t from = tm->untold_seen, last = 0, count;
-	const struct iovec here_again = {&last, sizeof(last)};
-	bool dropped;
-	int r = 0;
-
-	if (!tm->untold)
-		return 0;
-	/* The count once more: a slot of the first may have been written anew meanwhile. */
-	if (process_vm_readv(pid, &here, 1, &there, 1, 0) != (ssize_t)sizeof(untold) ||
-	    process_vm_readv(pid, &here_again, 1, &again, 1, 0) != (ssize_t)sizeof(last)) {
-		if (errno == ESRCH)
-			return -ESRCH;
-		tm->untold = 0; /* not readable, or not there: nothing it says can be known */
-		return tmm_doubt_all(t, tm, true);
-	}
-	dropped = last & WPFS_UNTOLD_DROPPED;
-	count = untold.count & ~WPFS_UNTOLD_DROPPED;
-	last &= ~WPFS_UNTOLD_DROPPED;
-	if (count < from || last - from > WPFS_UNTOLD_FILES)
-		r = tmm_doubt_all(t, tm, dropped);
-	else
-		for (uint64_t n = from; r == 0 && n < count; n++)
-			r = tmm_doubt_file(t, tm, untold.file[n % WPFS_UNTOLD_FILES]);
-	if (r == 0)
-		tm->untold_seen = count;
 	return r;
 }
 

@@ -22,6 +22,7 @@
 #include "ipc/packet.h"
 #include "ipc/record.h"
 #include "ipc/server.h"
+#include "ipc/untold.h"
 
 struct pair {
 	int a, b;
@@ -515,6 +516,30 @@ static void test_client(void **state)
 	rmdir(dir);
 }
 
+/* Mapping n is in slot n % 15, which is written before n is counted. */
+static void test_untold(void **state)
+{
+	const uint64_t full = WPFS_UNTOLD_FILES;
+	struct wpfs_untold untold = {.count = 5 | WPFS_UNTOLD_DROPPED};
+
+	for (uint64_t seen = 0; seen < 40; seen++) {
+		assert_true(untold_is_whole(seen, seen, seen));
+		assert_true(untold_is_whole(seen + full - 1, seen + full - 1, seen));
+		/* The slot of mapping `seen` may be the next one's already. */
+		assert_false(untold_is_whole(seen + full, seen + full, seen));
+		assert_false(untold_is_whole(seen + 1, seen + full, seen));
+		assert_false(untold_is_whole(seen + 100, seen + 100, seen));
+		assert_false(untold_is_whole(seen, seen, seen + 1));
+	}
+	for (uint64_t child = 1; child < 40000; child++) {
+		untold_count_child(&untold);
+		assert_int_equal(untold.count & WPFS_UNTOLD_COUNT, 5);
+		assert_true(untold.count & WPFS_UNTOLD_DROPPED);
+		assert_int_equal((untold.count & WPFS_UNTOLD_CHILDREN) / WPFS_UNTOLD_CHILD,
+				 child % 32768);
+	}
+}
+
 int main(void)
 {
 #define PAIR_TEST(fn) cmocka_unit_test_setup_teardown(fn, pair_open, pair_close)
@@ -532,6 +557,7 @@ int main(void)
 		cmocka_unit_test(test_ids),
 		cmocka_unit_test(test_not_a_mount),
 		cmocka_unit_test(test_client),
+		cmocka_unit_test(test_untold),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

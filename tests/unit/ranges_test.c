@@ -12,6 +12,7 @@
 
 #include "preload/attach.h"
 #include "preload/ranges.h"
+#include "preload/untold.h"
 
 #define PAGES 64
 #define BASE  0x7000000000ull
@@ -135,13 +136,39 @@ static void test_no_memory(void **state)
 	ranges_cut(range.start, SHIM_PAGE_SIZE);
 }
 
+/* Of two that count at once one has the slot, and the other leaves it as it is. */
+static void test_untold(void **state)
+{
+	struct mount *mount = &shim.mounts[0];
+	struct wpfs_untold *untold = &mount->untold;
+
+	untold_count(mount, 7);
+	assert_int_equal(untold->count, 0); /* never attached */
+	atomic_store(&mount->was_attached, true);
+	untold_count(mount, 7);
+	untold_count(mount, 8);
+	assert_int_equal(untold->count, 2);
+	assert_int_equal(untold->file[0], 7);
+	assert_int_equal(untold->file[1], 8);
+	atomic_store(&mount->untold_writers, 1); /* is at slot 2 */
+	untold->file[2] = 9;
+	untold_count(mount, 10);
+	assert_int_equal(untold->file[2], 9);
+	assert_int_equal(untold->count, 2 + WPFS_UNTOLD_FILES + 1);
+	untold_reset(mount);
+	untold_count(mount, 11 | WPFS_UNTOLD_DROPPED);
+	assert_int_equal(untold->count, 1 | WPFS_UNTOLD_DROPPED);
+	assert_int_equal(untold->file[0], 11 | WPFS_UNTOLD_DROPPED);
+	untold_reset(mount);
+	atomic_store(&mount->was_attached, false);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_no_memory),
-		cmocka_unit_test(test_against_a_model),
-		cmocka_unit_test(test_clipped),
-		cmocka_unit_test(test_ids),
+		cmocka_unit_test(test_no_memory), cmocka_unit_test(test_against_a_model),
+		cmocka_unit_test(test_clipped),	  cmocka_unit_test(test_ids),
+		cmocka_unit_test(test_untold),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
