@@ -280,6 +280,15 @@ static int protect_commit(struct track *t, struct tmm *tm, struct turn *turns, s
 	return persist_mm_epochs(t, tm, epochs, nr);
 }
 
+/* The epoch goes on, and with it that write(2) changed the file. */
+static void protect_written_stays(struct turn *turns, size_t nr)
+{
+	for (size_t i = 0; i < nr; i++) {
+		if (turns[i].f->written == MM_WRITTEN_NO)
+			turns[i].f->written = turns[i].written;
+	}
+}
+
 /*
  * The epoch that was to end goes on, since its end could not be stored: what was written in it
  * is dirty still. Everything is marked anew, so what follows is seen all the same.
@@ -291,8 +300,6 @@ static void protect_stay(struct track *t, struct tmm *tm, uint64_t epoch, struct
 
 	tm->mm.epoch = epoch;
 	for (size_t i = 0; i < nr; i++) {
-		if (turns[i].f->written == MM_WRITTEN_NO)
-			turns[i].f->written = turns[i].written;
 		if (mm_set_or(&turns[i].f->own[MM_WPFS].dirty, &turns[i].was_dirty) < 0)
 			r = mm_lost(&tm->mm);
 	}
@@ -370,9 +377,11 @@ int protect_mm(struct track *t, struct tmm *tm, const struct protect_selection *
 			tm->mm.epoch = reply->epoch;
 			r = protect_commit(t, tm, turns, nr);
 		}
-		if (r < 0 && turned)
-			protect_stay(t, tm, epoch, turns, nr);
 	}
+	if (r < 0)
+		protect_written_stays(turns, nr);
+	if (r < 0 && turned)
+		protect_stay(t, tm, epoch, turns, nr);
 	for (size_t i = 0; r == 0 && i < nr; i++)
 		reply->pages +=
 			mm_set_count_range(&turns[i].f->own[MM_WPFS].armed, sel->pgoff, sel->nr);

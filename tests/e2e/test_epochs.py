@@ -14,6 +14,7 @@ import report
 from harness import PAGE
 from mapper import ALL, Child, mapped
 from test_failure import witness_of
+from test_witness import lose_witness
 
 
 def test_the_daemon_waits_for_nobody(wpfs):
@@ -240,6 +241,15 @@ def test_write_calls_of_anyone_are_told(any_wpfs):
     assert report.dirty(wpfs, "t") == {2}
     program.kill9()
     assert write_calls(wpfs) == "yes" and write_calls(wpfs, epoch=epoch - 1) == "yes"
+
+
+def test_an_epoch_that_could_not_begin_has_what_was_written_before(wpfs):
+    program = mapped(wpfs)
+    program.order(f"pwrite 0 {5 * PAGE} 10 7")
+    assert write_calls(wpfs) == "yes"
+    lose_witness(program)
+    wpfs.wpctl("protect", wpfs.mnt, status=1)
+    assert write_calls(wpfs) == "yes"
 
 
 def test_calls_like_write(wpfs):
