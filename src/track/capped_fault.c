@@ -526,16 +526,24 @@ uint64_t capped_failing(struct capped *c)
 static void on_fork(struct capped *c, struct capped_mm *parent, int uffd)
 {
 	struct capped_mm *child = mm_new(c, uffd);
+	int r;
 
 	if (!child) {
 		log_err("cannot serve a fork child of pid %d: out of memory", parent->pid);
 		return;
 	}
-	/* Until the child says who it is, its mappings are its parent's as they are now. */
+	/* Until the child says who it is, its mappings are its parent's as they are now. By the
+	 * descriptor if the parent was killed just then: its witness has them still. */
 	if (parent->maps_fd >= 0)
-		maps_read(parent->pid, &c->lower_dev, 1, &child->inherited);
+		r = maps_read(parent->pid, &c->lower_dev, 1, &child->inherited);
 	else
-		maps_copy(&child->inherited, &parent->inherited);
+		r = maps_copy(&child->inherited, &parent->inherited);
+	if (r < 0 && parent->maps_fd >= 0)
+		r = maps_list(parent->maps_fd, &c->lower_dev, 1, &child->inherited);
+	if (r < 0)
+		log_warn("the mappings of a fork child of pid %d are not known: %s: until it says "
+			 "who it is it waits for what is not in memory",
+			 parent->pid, log_errstr(r));
 	capped_batch_forked(c, parent, child);
 }
 

@@ -120,12 +120,13 @@ int maps_at_by_reading(int maps_fd, uint64_t addr, struct maps_vma *vma)
 	}
 }
 
-int maps_at(int maps_fd, uint64_t addr, struct maps_vma *vma)
+/* The mapping at `addr`, or with that flag the next one. */
+static int maps_query(int maps_fd, uint64_t addr, uint64_t flags, struct maps_vma *vma)
 {
-	struct procmap_query q = {.size = sizeof(q), .query_addr = addr};
+	struct procmap_query q = {.size = sizeof(q), .query_addr = addr, .query_flags = flags};
 
 	if (ioctl(maps_fd, PROCMAP_QUERY, &q) < 0)
-		return errno == ENOTTY ? maps_at_by_reading(maps_fd, addr, vma) : -errno;
+		return -errno;
 	*vma = (struct maps_vma){
 		.start = q.vma_start,
 		.end = q.vma_end,
@@ -138,6 +139,31 @@ int maps_at(int maps_fd, uint64_t addr, struct maps_vma *vma)
 		.shared = q.vma_flags & PROCMAP_QUERY_VMA_SHARED,
 	};
 	return 0;
+}
+
+int maps_at(int maps_fd, uint64_t addr, struct maps_vma *vma)
+{
+	int r = maps_query(maps_fd, addr, 0, vma);
+
+	return r == -ENOTTY ? maps_at_by_reading(maps_fd, addr, vma) : r;
+}
+
+int maps_list(int maps_fd, const uint64_t *devs, size_t nr_devs, struct maps_list *list)
+{
+	struct maps_vma vma = {.end = 0};
+	int r = 0;
+
+	list->nr = 0;
+	while (r == 0) {
+		r = maps_query(maps_fd, vma.end, COMPAT_PROCMAP_QUERY_COVERING_OR_NEXT_VMA, &vma);
+		for (size_t i = 0; r == 0 && i < nr_devs; i++) {
+			if (devs[i] != vma.dev)
+				continue;
+			r = maps_append(list, &vma);
+			break;
+		}
+	}
+	return r == -ENOENT ? 0 : r;
 }
 
 /* The stream of a /proc/PID file, or NULL with *err set; gone processes are always -ESRCH. */

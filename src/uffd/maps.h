@@ -53,6 +53,12 @@ int maps_at(int maps_fd, uint64_t addr, struct maps_vma *vma);
 /* The same as an older kernel has it done. */
 int maps_at_by_reading(int maps_fd, uint64_t addr, struct maps_vma *vma);
 
+/*
+ * As maps_read, by such a descriptor: also of an mm whose first process has ended while another
+ * task has it. 0 or -errno: -ENOTTY: not before Linux 6.11.
+ */
+int maps_list(int maps_fd, const uint64_t *devs, size_t nr_devs, struct maps_list *list);
+
 /* What VmFlags says: how a mapping is registered with some uffd ("uw", "um"), and its rights. */
 enum maps_uffd {
 	MAPS_UFFD_WP = 1,
