@@ -222,6 +222,36 @@ def test_full_at_the_end_of_a_program(disk, make_wpfs):
     assert in_store(wpfs) == even
 
 
+@pytest.mark.parametrize("how", ["locked", "full"])
+def test_a_program_with_a_userfaultfd(disk, make_wpfs, how):
+    """Of its own: its last marks are told from memory likewise, and stored when they can be."""
+    wpfs = make_wpfs(store=True, start=False)
+    if how == "full":
+        wpfs.store = str(disk("-t", "tmpfs", "-o", "size=2M", "none"))
+    wpfs.start()
+    wpfs.allow_log(SAID)
+    program = mapped(wpfs, "t", protect=False, pages=20000)
+    program.order("uffd 0 0 20000")
+    with contextlib.ExitStack() as trouble:
+        if how == "locked":
+            trouble.enter_context(locked(wpfs))
+        else:
+            trouble.callback(full_on(Path(wpfs.store)).unlink)
+        for page in range(0, 20000, 2):
+            program.send(f"store 0 {page} 1")
+        for page in range(0, 20000, 2):
+            assert program.read() == "ok 0"
+        program.kill9()
+        odd = set(range(1, 20000, 2))
+        assert report.marked(wpfs, "t", owner="program") == odd
+        assert failing(wpfs)
+    wait_saved(wpfs)
+    if how == "full":
+        wpfs.command("mount", "-o", "remount,size=200M", wpfs.store)  # for the contents
+    wpfs.umount()
+    assert report.marked(wpfs, "t", owner="program", target=wpfs.store) == odd
+
+
 def test_full_at_the_unmount(disk, make_wpfs):
     """Contents are not flushed over marks that are not stored; the next daemon has both."""
     wpfs = make_wpfs(store=True, start=False, options=["flush=0"])

@@ -13,7 +13,7 @@ import harness
 import proc
 import report
 from harness import PAGE
-from mapper import ALL, Child, mapped
+from mapper import ALL, PAGES, Child, mapped
 
 MEMORY = Path("/sys/fs/cgroup/memory")
 
@@ -66,10 +66,30 @@ def witness_of(program):
     return witness
 
 
-def test_the_whole_cgroup_is_killed(wpfs, cgroup):
+@pytest.fixture(params=["wpfs", "own"])
+def kind(request):
+    """Who has armed the program's pages: wpfs, or a userfaultfd of its own."""
+    return request.param
+
+
+def armed(wpfs, kind):
+    program = mapped(wpfs, protect=kind == "wpfs")
+    if kind == "own":
+        program.order(f"uffd 0 0 {PAGES}")
+    return program
+
+
+def written(wpfs, kind):
+    """As far as is known, or more."""
+    if kind == "wpfs":
+        return report.dirty(wpfs, "t")
+    return ALL - report.marked(wpfs, "t", owner="program")
+
+
+def test_the_whole_cgroup_is_killed(wpfs, cgroup, kind):
     """As cgroup.kill does: no task of the mm is left, so what was armed and not harvested counts."""
     group = cgroup()
-    program = mapped(wpfs)
+    program = armed(wpfs, kind)
     for pid in (program.pid, witness_of(program)):
         group.add(pid)
     program.order("store 0 1 1")
@@ -83,15 +103,15 @@ def test_the_whole_cgroup_is_killed(wpfs, cgroup):
         assert proc.is_over(pidfd, harness.SECONDS)
         os.close(pidfd)
     os.kill(wpfs.pid, signal.SIGCONT)
-    assert report.dirty(wpfs, "t") == ALL
+    assert written(wpfs, kind) == ALL
     assert report.ps(wpfs, "t")["state"] == "detached"
     assert wpfs.wpctl_json("status")["conservative"] == len(ALL) - 1
 
 
-def test_out_of_memory(wpfs, cgroup):
+def test_out_of_memory(wpfs, cgroup, kind):
     """The kernel kills the program and its witness, which share the memory."""
     group = cgroup(limit=48 << 20)
-    program = mapped(wpfs)
+    program = armed(wpfs, kind)
     witness = witness_of(program)
     pidfd = os.pidfd_open(witness)
     group.add(program.pid)
@@ -103,7 +123,7 @@ def test_out_of_memory(wpfs, cgroup):
     assert program.popen.returncode == -signal.SIGKILL
     assert proc.is_over(pidfd, harness.SECONDS)
     os.close(pidfd)
-    assert 1 in report.dirty(wpfs, "t")
+    assert 1 in written(wpfs, kind)
     assert report.ps(wpfs, "t")["state"] == "detached"
 
 
@@ -127,9 +147,24 @@ def test_a_witness_that_is_killed(wpfs):
     assert report.dirty(wpfs, "t") == ALL
 
 
-def test_everything_is_stopped(wpfs):
+def test_a_witness_that_is_killed_beside_a_userfaultfd_of_the_program(wpfs):
+    """Which it does not hold: exact while the program lives, and at its end there is nobody to ask."""
+    program = armed(wpfs, "own")
+    program.order("store 0 1 1")
+    witness = witness_of(program)
+    pidfd = os.pidfd_open(witness)
+    os.kill(witness, signal.SIGKILL)
+    assert proc.is_over(pidfd, harness.SECONDS)
+    os.close(pidfd)
+    program.order("store 0 2 1")
+    assert written(wpfs, "own") == {1, 2}
+    program.kill9()
+    assert written(wpfs, "own") == ALL
+
+
+def test_everything_is_stopped(wpfs, kind):
     """SIGSTOP of daemon, witness and program, in every order, and on: exact."""
-    program = mapped(wpfs)
+    program = armed(wpfs, kind)
     everybody = [wpfs.pid, witness_of(program), program.pid]
     for n in range(3):
         program.order(f"store 0 {n} 1")
@@ -142,10 +177,10 @@ def test_everything_is_stopped(wpfs):
         for pid in reversed(order):
             os.kill(pid, signal.SIGCONT)
         assert program.read() == "ok 0"
-    assert report.dirty(wpfs, "t") == {0, 1, 2, 10, 11, 12}
+    assert written(wpfs, kind) == {0, 1, 2, 10, 11, 12}
     proc.stop(everybody[1])
     program.kill9()
-    assert report.dirty(wpfs, "t") == {0, 1, 2, 10, 11, 12}, "a stopped witness is harvested too"
+    assert written(wpfs, kind) == {0, 1, 2, 10, 11, 12}, "a stopped witness is harvested too"
 
 
 class Storm:
