@@ -8,12 +8,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/thread.h"
 
 #define LOOK_EVERY   32 /* requests in a row: a look takes as long as half of one */
+#define APART_EVERY  8	/* the same, to find out whether the program is elsewhere */
 #define PATIENCE_MAX 65536
 #define STAT_CPU     36 /* fields of /proc/PID/stat from the one after the name to "processor" */
 #define LET_GO	     (-1)
@@ -159,10 +161,26 @@ static void keep(struct near *near, int cpu, bool yields)
 	atomic_store(&near->yields, yields);
 }
 
+/*
+ * Has the thread slept before most of the last requests? One that yields does not where the program
+ * is: it is kept from running by the program, until the next request is there.
+ */
+static bool came_apart(struct near *near)
+{
+	struct rusage usage;
+	long slept;
+
+	if (getrusage(RUSAGE_THREAD, &usage) < 0)
+		return true;
+	slept = usage.ru_nvcsw - near->slept;
+	near->slept = usage.ru_nvcsw;
+	return slept > APART_EVERY / 2;
+}
+
 void near_request(struct near *near, pid_t caller)
 {
 	int cpu, kept = atomic_load(&near->cpu);
-	bool yields;
+	bool together, apart, yields;
 
 	if (!caller)
 		return;
@@ -173,9 +191,11 @@ void near_request(struct near *near, pid_t caller)
 	}
 	if (kept < 0)
 		come_back(near);
-	if (++near->in_a_row % LOOK_EVERY || (!kept && near->in_a_row < near->patience))
+	together = near_yields(near);
+	apart = ++near->in_a_row % APART_EVERY == 0 && together && came_apart(near);
+	if (!apart && (near->in_a_row % LOOK_EVERY || (!kept && near->in_a_row < near->patience)))
 		return;
-	cpu = cpu_of(caller);
+	cpu = together && !apart ? kept - 1 : cpu_of(caller);
 	yields = cpu >= 0 && near->alone && near->alone();
 	if (cpu < 0)
 		come_back(near);

@@ -27,6 +27,7 @@ struct near {
 	pid_t caller;
 	unsigned in_a_row;   /* requests of it */
 	unsigned patience;   /* after so many it is kept */
+	long slept;	     /* so often before, when that was looked at */
 	_Atomic bool yields; /* kept with SCHED_IDLE; changed by the thread, like the next */
 	_Atomic int cpu; /* 1 + where the thread is kept; 0: nowhere; below: another let it go */
 };
