@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -154,6 +155,28 @@ static bool has_lower(const char *path)
 	return access(lower, F_OK) == 0;
 }
 
+/* The part of the store that is a link, which no mount follows; NULL: none. */
+static const char *linked_part(int dir_fd)
+{
+	static const char *const parts[] = {"wpfs.db", "data", "spill"};
+	struct stat st;
+
+	for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
+		if (fstatat(dir_fd, parts[i], &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(st.st_mode))
+			return parts[i];
+	}
+	return NULL;
+}
+
+static int fail_linked(const struct check *check, const char *part)
+{
+	char why[80];
+
+	snprintf(why, sizeof(why),
+		 "%s is a symbolic link, which is not followed: move what it leads to there", part);
+	return fail(check, why);
+}
+
 int cmd_check(const struct ctl_args *args)
 {
 	struct check check = {.args = args};
@@ -163,6 +186,8 @@ int cmd_check(const struct ctl_args *args)
 	struct db_check *db;
 	int r = dir_fd < 0 ? -errno : store_is(dir_fd);
 
+	if (linked_part(dir_fd))
+		return fail_linked(&check, linked_part(dir_fd));
 	if (r <= 0)
 		return fail(&check, r ? log_errstr(r) : "not a store: there is no wpfs.db in it");
 	lock_fd = store_lock_alone(dir_fd);

@@ -310,6 +310,18 @@ def test_contents_in_the_wrong_directory(store):
     assert (store.path / "lost+found" / g.name).read_bytes() == b"not these"
 
 
+@pytest.mark.parametrize("part", ["wpfs.db", "data", "spill"])
+def test_a_part_that_is_a_link(store, part):
+    """A mount does not follow it, so what it leads to is not looked at."""
+    elsewhere, here = store.wpfs.dir / "elsewhere", store.path / part
+    if here.exists():
+        here.rename(elsewhere)
+    here.symlink_to(elsewhere)
+    done = store.wpfs.wpctl("check", store.path, "--repair", status=1)
+    assert f"{part} is a symbolic link" in done.stderr, done.stderr
+    assert here.is_symlink() and not done.stdout
+
+
 def test_what_a_crash_leaves_is_no_damage(store):
     store.wpfs.restart()
     store.wpfs.lose_power()
