@@ -22,7 +22,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
-#include <sys/mount.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <utlist.h>
 
@@ -212,9 +212,13 @@ static uint64_t now_ms(void)
 	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
+/* The lower is mounted "sync" as the mount is, also after a remount, which asks nobody. */
 static bool writes_are_synced(const struct fs *fs, const struct fuse_file_info *fi)
 {
-	return fs->store && ((fi->flags & O_DSYNC) || (fs->mount_flags & MS_SYNCHRONOUS));
+	struct statvfs st;
+
+	return fs->store && ((fi->flags & O_DSYNC) ||
+			     (fstatvfs(fs->lower_fd, &st) == 0 && (st.f_flag & ST_SYNCHRONOUS)));
 }
 
 static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, bool maps,

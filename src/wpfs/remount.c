@@ -99,7 +99,7 @@ static int check_used(const char *mountpoint, uint64_t size)
 int remount_run(const struct options *options)
 {
 	char mountpoint[PATH_MAX], lower[PATH_MAX];
-	unsigned long atime = options->mount_flags & RUNDIR_LOWER_FLAGS;
+	unsigned long flags = options->mount_flags & RUNDIR_LOWER_FLAGS;
 	bool capped = false;
 	int r;
 
@@ -110,7 +110,7 @@ int remount_run(const struct options *options)
 		return r;
 	if (capped && options->size)
 		r = check_used(mountpoint, options->size);
-	if (!r && mount(NULL, lower, NULL, MS_REMOUNT | atime, options->lower) < 0)
+	if (!r && mount(NULL, lower, NULL, MS_REMOUNT | flags, options->lower) < 0)
 		r = -errno;
 	if (!r && capped && options->size)
 		r = resize_capped(mountpoint, lower, options->size);

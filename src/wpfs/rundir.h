@@ -45,12 +45,13 @@ int rundir_open(const char *id, const char *mountpoint, struct rundir *rd,
 
 /*
  * Adopts the lower of a daemon that was killed, its ids with it, or mounts a new one. `options`
- * are those of tmpfs, `flags` the MS_* of the mount, of which those about access times are the
- * lower's too; they are set on an adopted one too. With a new lower the other files start
- * anew, so call it before opening a database there. 0 or -errno, logged.
+ * are those of tmpfs, `flags` the MS_* of the mount, of which those about access times and sync are
+ * the lower's too; they are set on an adopted one too. With a new lower the other files start anew,
+ * so call it before opening a database there. 0 or -errno, logged.
  */
 int rundir_lower_open(struct rundir *rd, const char *options, unsigned long flags);
-#define RUNDIR_LOWER_FLAGS (MS_NOATIME | MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME)
+#define RUNDIR_LOWER_FLAGS                                                                         \
+	(MS_NOATIME | MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME | MS_SYNCHRONOUS)
 
 /* A new lower is complete: rd->ids are saved. 0 or -errno, logged. */
 int rundir_lower_complete(struct rundir *rd);

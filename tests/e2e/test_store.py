@@ -79,10 +79,14 @@ def test_what_was_synced_is_there(kept):
     assert not (kept.mnt / "later").exists()
 
 
-@pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC, 0], ids=["O_SYNC", "O_DSYNC", "mounted"])
-def test_what_was_written_synchronously_is_there(make_wpfs, flag):
+@pytest.mark.parametrize("way", ["O_SYNC", "O_DSYNC", "mounted", "remounted"])
+def test_what_was_written_synchronously_is_there(make_wpfs, way):
     """Without an fsync, also where somebody else has the file open or mapped."""
-    wpfs = make_wpfs(store=True, options=["flush=0"] + ([] if flag else ["sync"]))
+    wpfs = make_wpfs(store=True, options=["flush=0"] + (["sync"] if way == "mounted" else []))
+    flag = getattr(os, way, 0)
+    if way == "remounted":
+        done = wpfs.command(harness.WPFS, "-o", "remount,sync", wpfs.store, wpfs.mnt)
+        assert done.returncode == 0, done.stderr
     path = wpfs.mnt / "f"
     path.touch()
     other = os.open(path, os.O_RDWR)
