@@ -153,7 +153,10 @@ static void write_data(fuse_req_t req, struct fs_wait *wait)
 	free(wait->data);
 }
 
-/* One that waits is copied: the buffer is this thread's. */
+/*
+ * One that waits is copied: the buffer is this thread's. What is copied in part is not written at
+ * all: the rest of it would come to the begin.
+ */
 static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
 			 struct fuse_file_info *fi)
 {
@@ -163,12 +166,14 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
 
 	if (size && fs_hook_would_wait(fs_of(req), ino, (uint64_t)off, size))
 		copy.buf[0].mem = wait.data = malloc(size);
-	if (wait.data && fuse_buf_copy(&copy, in, 0) == (ssize_t)size) {
+	if (!wait.data) {
+		write_contents(req, ino, in, off, fi);
+	} else if (fuse_buf_copy(&copy, in, 0) == (ssize_t)size) {
 		fs_wait_in(req, &wait, write_data);
-		return;
+	} else {
+		free(wait.data);
+		fuse_reply_err(req, EIO);
 	}
-	free(wait.data);
-	write_contents(req, ino, in, off, fi);
 }
 
 static void sync_file(fuse_req_t req, struct fs_wait *wait)
