@@ -11,9 +11,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/compat.h"
 #include "base/units.h"
 #include "fs/priv.h"
 #include "fs/store.h"
@@ -70,37 +72,32 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 }
 
 /*
- * Whoever maps a file of a capped mount has its struct file too, and may set the flag: then what
- * others write would go to the end of the file.
+ * Whoever maps a file of a capped mount has its struct file too, and may set O_APPEND: what others
+ * write is not to go to the end of the file for that.
  */
-static int clear_append(int fd)
+static ssize_t write_memory(int fd, const struct fuse_buf *in, off_t off)
 {
-	int flags = fcntl(fd, F_GETFL);
+	const struct iovec iov = {in->mem, in->size};
+	ssize_t n;
 
-	if (flags >= 0 && (flags & O_APPEND) && fcntl(fd, F_SETFL, flags & ~O_APPEND) == 0)
-		return 0;
-	return flags < 0 || (flags & O_APPEND) ? -errno : 0;
+	do
+		n = pwritev2(fd, &iov, 1, off, RWF_NOAPPEND);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : n;
 }
 
 /* Bytes written as the caller, or -errno. */
-static ssize_t write_as_caller(fuse_req_t req, int fd, struct fuse_bufvec *in, off_t off)
+static ssize_t write_as_caller(fuse_req_t req, int fd, const struct fuse_buf *in, off_t off)
 {
-	struct fuse_bufvec out = FUSE_BUFVEC_INIT(fuse_buf_size(in));
 	struct creds_caller caller = fs_caller(req);
 	struct stat st;
 	ssize_t n;
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	n = clear_append(fd);
-	if (n < 0)
-		return n;
-	out.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
-	out.buf[0].fd = fd;
-	out.buf[0].pos = off;
 	n = creds_become_writer(&caller, &st);
 	if (!n)
-		n = fuse_buf_copy(&out, in, 0);
+		n = write_memory(fd, in, off);
 	creds_restore();
 	return n;
 }
@@ -118,11 +115,11 @@ static void reply_synced(fuse_req_t req, struct fs_wait *wait)
 		fuse_reply_write(req, (size_t)wait->len);
 }
 
-static void write_contents(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
+static void write_contents(fuse_req_t req, fuse_ino_t ino, const struct fuse_buf *in, off_t off,
 			   const struct fuse_file_info *fi)
 {
 	_cleanup_ref_ struct fs_ref ref = FS_REF_INIT;
-	size_t size = fuse_buf_size(in);
+	const size_t size = in->size;
 	struct fs *fs = fs_of(req);
 	ssize_t n = fs_inode_ref_contents(fs, ino, O_RDWR, &ref);
 
@@ -146,33 +143,29 @@ static void write_contents(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *i
 
 static void write_data(fuse_req_t req, struct fs_wait *wait)
 {
-	struct fuse_bufvec in = FUSE_BUFVEC_INIT((size_t)wait->len);
+	const struct fuse_buf in = {.mem = wait->data, .size = (size_t)wait->len};
 
-	in.buf[0].mem = wait->data;
 	write_contents(req, wait->ino, &in, wait->off, &wait->fi);
 	free(wait->data);
 }
 
 /*
- * One that waits is copied: the buffer is this thread's. What is copied in part is not written at
- * all: the rest of it would come to the begin.
+ * What is written is in memory, in one piece: see session.c. Of one that waits it is copied: the
+ * buffer is this thread's.
  */
 static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
 			 struct fuse_file_info *fi)
 {
-	const size_t size = fuse_buf_size(in);
+	const size_t size = in->buf[0].size;
 	struct fs_wait wait = {.ino = ino, .fi = *fi, .off = off, .len = (off_t)size};
-	struct fuse_bufvec copy = FUSE_BUFVEC_INIT(size);
 
 	if (size && fs_hook_would_wait(fs_of(req), ino, (uint64_t)off, size))
-		copy.buf[0].mem = wait.data = malloc(size);
-	if (!wait.data) {
-		write_contents(req, ino, in, off, fi);
-	} else if (fuse_buf_copy(&copy, in, 0) == (ssize_t)size) {
+		wait.data = malloc(size);
+	if (wait.data) {
+		memcpy(wait.data, in->buf[0].mem, size);
 		fs_wait_in(req, &wait, write_data);
 	} else {
-		free(wait.data);
-		fuse_reply_err(req, EIO);
+		write_contents(req, ino, &in->buf[0], off, fi);
 	}
 }
 

@@ -888,6 +888,32 @@ def test_the_one_struct_file_with_o_append(wpfs):
     assert os.stat(wpfs.mnt / "f").st_size == 64 * PAGE
 
 
+def test_o_append_that_is_set_all_the_time(wpfs):
+    """Nor does anything go to the end if that is between a look at the flag and the write."""
+    filled(wpfs)
+    copies = copies_of_lower(wpfs, "f")
+    over = threading.Event()
+
+    def set_it():
+        while not over.is_set():
+            for copy in copies:
+                fcntl.fcntl(copy, fcntl.F_SETFL, os.O_RDWR | os.O_APPEND)
+
+    thread = threading.Thread(target=set_it)
+    thread.start()
+    try:
+        with direct_file(wpfs.mnt / "f") as fd:
+            for turn in range(2000):
+                assert os.pwrite(fd, bytes([turn % 256]), 5 * PAGE) == 1
+                assert os.fstat(fd).st_size == 64 * PAGE
+                assert os.pread(fd, 1, 5 * PAGE) == bytes([turn % 256])
+    finally:
+        over.set()
+        thread.join()
+        for copy in copies:
+            os.close(copy)
+
+
 def test_killed_while_contents_are_removed(wpfs):
     """What madvise(2) is about to take out is gone, daemon and program are killed: its pages are
     dirty."""
