@@ -268,26 +268,45 @@ static bool file_is_idle(struct capped *c, const struct capped_file *f)
 	return f->bits.count == 0 && (st.st_blocks == 0 || HASH_COUNT(c->files) > MANY_FILES);
 }
 
-void capped_sweep(struct capped *c, const struct capped_mapped *mapped)
+/* Lock held. */
+static size_t find_idle(struct capped *c)
 {
 	struct capped_file *f, *next;
-	bool any = false;
+	size_t nr = 0;
 
-	pthread_mutex_lock(&c->lock);
-	/* What such a child maps is not known. */
-	if (capped_mm_orphan_since(c, mapped->now)) {
-		pthread_mutex_unlock(&c->lock);
-		return;
-	}
 	HASH_ITER (hh, c->files, f, next) {
 		f->idle = !capped_still_pinned(c, f) && file_is_idle(c, f);
-		any |= f->idle;
+		nr += f->idle;
 	}
-	if (any)
+	return nr;
+}
+
+size_t capped_nr_idle(struct capped *c)
+{
+	size_t nr;
+
+	pthread_mutex_lock(&c->lock);
+	nr = find_idle(c);
+	pthread_mutex_unlock(&c->lock);
+	return nr;
+}
+
+size_t capped_sweep(struct capped *c, const struct capped_mapped *mapped)
+{
+	struct capped_file *f, *next;
+	bool known;
+	size_t nr;
+
+	pthread_mutex_lock(&c->lock);
+	nr = find_idle(c);
+	/* What such a child maps is not known. */
+	known = !capped_mm_orphan_since(c, mapped->now);
+	if (nr && known)
 		mapped->look(mapped->ctx);
 	HASH_ITER (hh, c->files, f, next) {
-		if (!f->idle || mapped->is_mapped(mapped->ctx, f->ino))
+		if (!f->idle || !known || mapped->is_mapped(mapped->ctx, f->ino))
 			continue;
+		nr--;
 		capped_forget(c, f, 0, UINT64_MAX);
 		if (f->missing)
 			unlinkat(c->bits_fd, bits_name(f->ino).s, 0);
@@ -295,6 +314,7 @@ void capped_sweep(struct capped *c, const struct capped_mapped *mapped)
 	}
 	capped_limit_look(c);
 	pthread_mutex_unlock(&c->lock);
+	return nr;
 }
 
 struct capped_counts capped_counts(struct capped *c)

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -69,13 +70,18 @@ bool capped_is_full(struct capped *c)
 	return c->guess >= c->full && !c->stuck;
 }
 
-void capped_wait_room(struct capped *c)
+static bool may_add(struct capped *c, const struct capped_use *use)
 {
-	if (!capped_is_full(c))
+	return !capped_is_full(c) || (c->held_up && use && c->readings == use);
+}
+
+void capped_wait_room(struct capped *c, const struct capped_use *use)
+{
+	if (may_add(c, use))
 		return;
 	c->counts.throttled++;
 	fs_request_may_wait();
-	while (capped_is_full(c))
+	while (!may_add(c, use))
 		pthread_cond_wait(&c->cond, &c->lock);
 }
 
@@ -193,11 +199,32 @@ void capped_set_stuck(struct capped *c, bool stuck)
 	if (stuck && !c->stuck)
 		log_warn("nothing can be evicted: what is in use is more than resident= allows");
 	c->stuck = stuck;
+	c->held_up = false;
 	if (stuck) {
 		capped_retry(c);
 		pthread_cond_broadcast(&c->cond);
 	}
 	pthread_mutex_unlock(&c->lock);
+}
+
+bool capped_is_held_up(struct capped *c, uint64_t ms)
+{
+	struct timespec ts;
+	uint64_t before;
+	bool is;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	before = (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec - ms * 1000000;
+	pthread_mutex_lock(&c->lock);
+	is = c->readings && c->readings->since_ns <= before;
+	if (is && !c->held_up) {
+		log_warn("nothing can be evicted before a read(2) ends that has not for %llu ms",
+			 (unsigned long long)ms);
+		c->held_up = true;
+		pthread_cond_broadcast(&c->cond);
+	}
+	pthread_mutex_unlock(&c->lock);
+	return is;
 }
 
 void capped_retry(struct capped *c)

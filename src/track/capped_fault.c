@@ -11,8 +11,9 @@
  * mark from us, and write over it.
  *
  * What cannot be served at once is kept: a page under the fence or that somebody else is bringing
- * in, an event unread, no room, a store that fails. It is looked at again when one of those ends;
- * the store is asked again after a while, and then less and less often. The thread waits as long.
+ * in, one to be read while enough are, an event unread, no room, a store that fails. It is looked
+ * at again when one of those ends; the store is asked again after a while, and then less and less
+ * often. The thread waits as long.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -333,7 +334,10 @@ static void fault_had(struct capped_mm *mm, const struct capped_wait *w)
 	mm->said_addr = 0;
 }
 
-/* Brings a page in: a wait for the store, in which the mm can go. 0 or -errno. */
+/*
+ * Brings a page in: a wait for the store, in which the mm can go. 0 or -errno. A store that answers
+ * nobody must not have all threads: whoever waits for a mark only does not wait for it.
+ */
 static int fault_fill(struct capped *c, struct capped_mm **mm, struct capped_file *f,
 		      const struct capped_wait *w, enum fault_action action)
 {
@@ -346,8 +350,12 @@ static int fault_fill(struct capped *c, struct capped_mm **mm, struct capped_fil
 	}
 	if (action == FAULT_ZERO)
 		return capped_zero_fault(c, f, w->page);
+	if (c->loaders == CAPPED_LOADERS)
+		return -EAGAIN;
+	c->loaders++;
 	capped_mm_lend(c, *mm);
 	r = capped_load_fault(c, f, w->page);
+	c->loaders--;
 	*mm = capped_mm_find(c, id);
 	if (*mm)
 		capped_mm_reclaim(c, *mm);

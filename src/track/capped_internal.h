@@ -31,7 +31,8 @@
 #define CAPPED_TURN	512  /* pages whose turn it is; fewer stand under a fence for less long */
 #define CAPPED_CLUSTER	48u  /* pages read from the store at once: 192 KiB */
 #define CAPPED_ENGINES	16   /* reads from the store at once */
-#define CAPPED_WORKERS	4    /* threads that serve faults */
+#define CAPPED_WORKERS	5    /* threads that serve faults */
+#define CAPPED_LOADERS	4    /* of them, that wait for the store: one has time for the others */
 #define CAPPED_STREAMS	4    /* sequential readers of a file that are followed */
 #define CAPPED_TICKETS	256
 #define CAPPED_TRIES	2000 /* naps until an unread event counts as a hang */
@@ -227,8 +228,10 @@ struct capped {
 	unsigned nr_unseen;   /* files that are `unseen` */
 	bool asked;	      /* evict_fd was written and the track thread has not looked yet */
 	bool stuck;	      /* nothing can be evicted: what does not fit is let in */
+	bool held_up;	      /* nothing can be before a read ends: the oldest one is let in */
 	uint32_t next_worker; /* the last number given to a fault thread */
 	bool reading_ahead;   /* a fault thread does */
+	unsigned loaders;     /* fault threads that wait for the store */
 	bool spinning;	      /* a fault thread looks for messages before it sleeps */
 	unsigned spin_credit, spin_skipped; /* how often that was of use lately; tries left out */
 	struct spill_io *engines[CAPPED_ENGINES]; /* free ones */

@@ -143,8 +143,14 @@ static void reading_begin(struct capped *c, struct capped_use *use)
 
 static void reading_end(struct capped *c, struct capped_use *use)
 {
-	if (use->reads)
-		DL_DELETE2(c->readings, use, reading_prev, reading_next);
+	if (!use->reads)
+		return;
+	DL_DELETE2(c->readings, use, reading_prev, reading_next);
+	if (!c->held_up)
+		return;
+	/* Something can leave again, and if not, the next oldest may have waited for this. */
+	capped_added(c, 0);
+	pthread_cond_broadcast(&c->cond);
 }
 
 uint64_t capped_reading_since(struct capped *c)
@@ -180,7 +186,7 @@ int capped_io_begin(struct capped *c, uint64_t ino, uint64_t off, uint64_t len, 
 	pthread_mutex_lock(&c->lock);
 	reading_begin(c, use);
 	if (io != CAPPED_DROP)
-		capped_wait_room(c);
+		capped_wait_room(c, use);
 	if (io == CAPPED_WRITE && use->end != UINT64_MAX)
 		capped_wait_loads(c, ino, use->first, use->end - use->first);
 	r = io == CAPPED_DROP ? drop_enter(c, use, off, len) : use_enter(c, use, off, len);

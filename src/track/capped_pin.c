@@ -157,7 +157,7 @@ static int bring_back(struct capped *c, struct capped_file *f)
 	int r = 0;
 
 	while (r == 0 && (page = spill_bits_next(&f->bits, page)) != UINT64_MAX) {
-		capped_wait_room(c);
+		capped_wait_room(c, NULL);
 		r = capped_load(c, f, page, CAPPED_CLUSTER, NULL);
 	}
 	return r;

@@ -22,8 +22,11 @@ void capped_added(struct capped *c, uint64_t pages);
 /* May nothing be added now? Asks for an eviction then. Lock held. */
 bool capped_is_full(struct capped *c);
 
-/* Waits, with the lock let go, until something may be added. */
-void capped_wait_room(struct capped *c);
+/*
+ * Waits, with the lock let go, until something may be added; `use` (may be NULL): for that one,
+ * which may be what keeps all others in memory.
+ */
+void capped_wait_room(struct capped *c, const struct capped_use *use);
 
 /* Pages were used that are in memory, as far as they are: the policy gets to know. Lock held. */
 void capped_know(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr);
@@ -50,6 +53,11 @@ uint64_t capped_cap(const struct capped *c);
 void capped_evict_asked(struct capped *c);
 /* Nothing can be evicted, although there is too much: then the cap does not hold. */
 void capped_set_stuck(struct capped *c, bool stuck);
+/*
+ * Is it a read(2) of the mount that has been under way for `ms`? Then the cap holds, and who adds
+ * waits for it. Until capped_set_stuck.
+ */
+bool capped_is_held_up(struct capped *c, uint64_t ms);
 
 /* Faults that wait are looked at again. Lock held. */
 void capped_retry(struct capped *c);

@@ -166,12 +166,14 @@ static void serve(struct capped *c, uint64_t id)
 static void read_ahead(struct capped *c)
 {
 	pthread_mutex_lock(&c->lock);
-	if (c->aheads && !c->reading_ahead) {
+	if (c->aheads && !c->reading_ahead && c->loaders < CAPPED_LOADERS) {
+		c->loaders++;
 		c->reading_ahead = true;
 		/* What is asked for while it ends has woken others in vain. */
 		while (c->aheads && capped_ahead_run(c))
 			;
 		c->reading_ahead = false;
+		c->loaders--;
 	}
 	pthread_mutex_unlock(&c->lock);
 }

@@ -47,14 +47,16 @@ int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr);
  * files nobody uses: a program that closes one while it maps it has said before that it will.
  */
 struct capped_mapped {
-	uint64_t now; /* capped_now before it was looked at what orphans map */
+	uint64_t now; /* capped_now before it was looked at what orphans map; 0: it was not */
 	void (*look)(void *ctx);
 	bool (*is_mapped)(void *ctx, uint64_t ino);
 	void *ctx;
 };
 
-/* Lets go of files that nobody uses. */
-void capped_sweep(struct capped *c, const struct capped_mapped *mapped);
+/* Lets go of files that nobody uses. Gives how many are left that only a mapping keeps. */
+size_t capped_sweep(struct capped *c, const struct capped_mapped *mapped);
+/* How many are there that only a mapping can keep? */
+size_t capped_nr_idle(struct capped *c);
 
 struct capped_counts capped_counts(struct capped *c);
 /*

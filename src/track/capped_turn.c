@@ -20,9 +20,11 @@
 
 #define TICK_MS	    8
 #define TICKS_MAX   16384
+#define TICKS_ALL   ((uint32_t)1 << 16) /* no tick tells that it is so long ago */
 #define IOV_BATCH   512
 #define PROBE_TRIES 3
 #define VAIN_TURNS  8
+#define READ_TICKS  16u /* a read(2) that takes so long is not waited for under a fence */
 
 static uint16_t tick_now(void)
 {
@@ -42,9 +44,9 @@ static uint16_t settle_ticks(const struct capped *c)
 }
 
 /* So long ago pages have to have been unmapped that no direct I/O can have pinned since. */
-static uint16_t pin_ticks(struct capped *c)
+static uint32_t pin_ticks(struct capped *c)
 {
-	uint16_t settle = settle_ticks(c);
+	uint32_t settle = settle_ticks(c);
 	uint64_t since = capped_reading_since(c), ticks;
 	struct timespec ts;
 
@@ -54,9 +56,9 @@ static uint16_t pin_ticks(struct capped *c)
 	ticks = ((uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec - since) / 1000000 /
 			TICK_MS +
 		2;
-	if (ticks > TICKS_MAX)
-		return TICKS_MAX;
-	return ticks > settle ? (uint16_t)ticks : settle;
+	if (ticks > TICKS_ALL)
+		return TICKS_ALL;
+	return ticks > settle ? (uint32_t)ticks : settle;
 }
 
 static int by_page(const void *a, const void *b)
@@ -225,9 +227,11 @@ struct verdicts {
 
 /*
  * The settle time is waited for if that is so of most of the turn, or if nothing else has gone for
- * some turns. Else what may be mapped is in much use, and the others are not to wait for it.
+ * some turns. Else what may be mapped is in much use, and the others are not to wait for it. `age`:
+ * pin_ticks.
  */
-static void turn_part(struct capped *c, const struct capped_turn *turn, struct verdicts *v)
+static void turn_part(struct capped *c, const struct capped_turn *turn, uint32_t age,
+		      struct verdicts *v)
 {
 	size_t go = 0, settles = 0;
 
@@ -235,7 +239,8 @@ static void turn_part(struct capped *c, const struct capped_turn *turn, struct v
 		go += v->of[i] == POLICY_EVICTED;
 		settles += v->settles[i];
 	}
-	v->settle = settles && (settles * 2 >= turn->nr || c->vain_turns >= VAIN_TURNS);
+	v->settle = settles && age <= settle_ticks(c) + READ_TICKS &&
+		    (settles * 2 >= turn->nr || c->vain_turns >= VAIN_TURNS);
 	if (v->settle || go > settles)
 		c->vain_turns = 0;
 	else
@@ -252,7 +257,8 @@ static int turn_judge(struct capped *c, struct capped_turn *turn, const struct c
 {
 	_cleanup_set_ struct mm_set mapped = {0}, stay = {0};
 	bool probe = nr && capped_can_unmap();
-	uint16_t now = tick_now(), age = pin_ticks(c);
+	const uint16_t now = tick_now(); /* before the other: what is in doubt is too young */
+	const uint32_t age = pin_ticks(c);
 	int r = nr ? turn_mapped(turn, maps, nr, NULL, &mapped) : 0;
 
 	if (r == 0)
@@ -276,7 +282,7 @@ static int turn_judge(struct capped *c, struct capped_turn *turn, const struct c
 				(is || (uint16_t)(now - page->tick) < age);
 	}
 	if (r == 0)
-		turn_part(c, turn, v);
+		turn_part(c, turn, age, v);
 	return r;
 }
 

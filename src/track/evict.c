@@ -34,7 +34,8 @@
 #define ROUND_MS     10 /* what else the thread does waits as long */
 #define PAUSE_MS     10 /* after a round that could do nothing */
 #define PAUSE_MAX_MS 500
-#define STUCK_MS     1000 /* nothing could be evicted for so long: what does not fit is let in */
+#define STUCK_MS     1000 /* nothing could be evicted for so long: what does not fit is let in, */
+#define READ_MS	     500  /* unless a read(2) takes as long: it may be what keeps pages in memory */
 #define PRESSURE_MS  50
 #define LOAD_BYTES   ((uint64_t)4 << 20) /* brought back at once, before others have to leave */
 #define KNOWN_MAX    64
@@ -644,6 +645,32 @@ int evict_load(struct track *t, uint64_t ino, enum capped_hold how, uint64_t *lo
 	return r;
 }
 
+/* A round in which nothing left; `tried`: something was to. When is the next one? */
+static void evict_in_vain(struct track *t, bool tried)
+{
+	struct capped *c = t->config.capped;
+	const uint64_t now = now_ms();
+
+	if (now - t->evict_since_ms > STUCK_MS) {
+		if (capped_is_held_up(c, READ_MS)) {
+			t->evict_held_up = true;
+		} else if (t->evict_held_up) {
+			t->evict_held_up = false; /* and has its time from now on */
+			t->evict_since_ms = now;
+		} else if (tried) {
+			capped_set_stuck(c, true);
+		}
+	}
+	if (!tried && !t->evict_held_up) { /* all of it is new or in use */
+		evict_again(t, 0);
+		return;
+	}
+	t->evict_pause_ms = t->evict_pause_ms ? t->evict_pause_ms * 2 : PAUSE_MS;
+	if (t->evict_pause_ms > PAUSE_MAX_MS)
+		t->evict_pause_ms = PAUSE_MAX_MS;
+	evict_again(t, t->evict_pause_ms);
+}
+
 void evict_round(struct track *t)
 {
 	struct capped *c = t->config.capped;
@@ -678,6 +705,7 @@ void evict_round(struct track *t)
 	}
 	if (done || capped_resident(c) <= capped_low(c)) {
 		t->evict_since_ms = t->evict_pause_ms = 0;
+		t->evict_held_up = false;
 		capped_set_stuck(c, false);
 		if (capped_resident(c) > capped_low(c))
 			evict_again(t, 0);
@@ -685,14 +713,5 @@ void evict_round(struct track *t)
 	}
 	if (t->evict_since_ms == 0)
 		t->evict_since_ms = begin;
-	if (vain == 0) { /* all of it was looked at for the first time, or is in use */
-		evict_again(t, 0);
-		return;
-	}
-	t->evict_pause_ms = t->evict_pause_ms ? t->evict_pause_ms * 2 : PAUSE_MS;
-	if (t->evict_pause_ms > PAUSE_MAX_MS)
-		t->evict_pause_ms = PAUSE_MAX_MS;
-	if (now_ms() - t->evict_since_ms > STUCK_MS)
-		capped_set_stuck(c, true);
-	evict_again(t, t->evict_pause_ms);
+	evict_in_vain(t, vain > 0);
 }

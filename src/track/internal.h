@@ -201,7 +201,10 @@ struct track {
 	struct capped_turn *evict_turn;
 	uint64_t evict_since_ms; /* nothing could be evicted since; 0: something could */
 	uint64_t evict_pause_ms;
+	bool evict_held_up;	  /* by a read(2): capped_is_held_up */
 	uint64_t evict_looked_ms; /* for unasked pages */
+	uint64_t let_go_ms;	  /* when /proc was looked through for it */
+	size_t let_go_left;	  /* files that only a mapping keeps, then */
 	int devuffd;		  /* open /dev/userfaultfd, -1: none */
 	int life_pipe[2];	  /* clients hold copies of [0]; [1] says that this daemon lives */
 	unsigned ticks;		  /* seconds since the last periodic harvest */

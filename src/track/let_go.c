@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <time.h>
 #include <utlist.h>
 
 #include "base/cleanup.h"
@@ -15,6 +16,16 @@
 #include "track/capped_track.h"
 #include "track/residency.h"
 #include "uffd/maps.h"
+
+#define AGAIN_MS 1000
+
+static uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
 
 /* Files that programs map, or are about to. */
 struct coming {
@@ -101,17 +112,37 @@ static bool coming_is_mapped(void *ctx, uint64_t ino)
 	return coming->unknown || coming_has(coming, ino) || files_is_mapped(coming->t, ino);
 }
 
+/*
+ * With orphans a look is a walk through /proc, and anybody can have one as often as he asks how
+ * much room there is: only when there is something that could go, and of the same again only now
+ * and then.
+ */
+static bool let_go_is_vain(struct track *t, uint64_t now)
+{
+	const size_t idle = capped_nr_idle(t->config.capped);
+
+	return idle == 0 || (idle == t->let_go_left && now - t->let_go_ms < AGAIN_MS);
+}
+
 void residency_let_go(struct track *t)
 {
 	struct coming coming = {.t = t};
 	struct capped_mapped mapped = {
 		.look = coming_ask, .is_mapped = coming_is_mapped, .ctx = &coming};
+	const uint64_t now = now_ms();
 
 	if (!t->config.capped)
 		return;
 	mapped.now = capped_now(t->config.capped);
-	if (capped_has_orphans(t->config.capped))
+	if (!capped_has_orphans(t->config.capped)) {
+		capped_sweep(t->config.capped, &mapped);
+	} else if (let_go_is_vain(t, now)) {
+		mapped.now = 0;
+		capped_sweep(t->config.capped, &mapped);
+	} else {
 		coming_look(&coming);
-	capped_sweep(t->config.capped, &mapped);
+		t->let_go_ms = now;
+		t->let_go_left = capped_sweep(t->config.capped, &mapped);
+	}
 	free(coming.inos);
 }

@@ -9,6 +9,7 @@ import os
 import random
 import select
 import subprocess
+import time
 
 import pytest
 
@@ -802,6 +803,47 @@ def test_a_raw_child_keeps_only_what_it_maps(wpfs):
     parent.wait()
     proc.wait_for(lambda: spilled(wpfs) == 64, harness.SECONDS, "the other one to go")
     assert report.marked(wpfs, "t") == ALL and report.dirty(wpfs, "t") == set()
+
+
+def read_by(pid):
+    """Bytes, so far."""
+    with open(f"/proc/{pid}/io", encoding="ascii") as io:
+        return next(int(line.split()[1]) for line in io if line.startswith("rchar"))
+
+
+def all_maps():
+    """Bytes that a look at what everybody maps reads."""
+    nr = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/maps", "rb") as maps:
+                nr += len(maps.read())
+        except OSError:
+            pass
+    return nr
+
+
+def test_what_a_raw_child_maps_is_not_looked_for_all_the_time(wpfs):
+    """Not for each statfs(2): when there is something that could go, and then once a second."""
+    (wpfs.mnt / "g").write_bytes(bytes([2]) * (4 * PAGE))
+    parent = wpfs.spawn("/usr/bin/python3", "-c", RAW_FORK_IDLE, wpfs.mnt / "g", name="raw")
+    assert parent.read() == "ready"
+    assert evict(wpfs, "/g") == 4
+    parent.send("")
+    assert parent.read() == "born"
+    once = all_maps()
+    for remove in (False, True):
+        if remove:
+            os.unlink(wpfs.mnt / "g")
+        before, begin = read_by(wpfs.pid), time.monotonic()
+        for _ in range(200):
+            os.statvfs(wpfs.mnt)
+        looks = (read_by(wpfs.pid) - before) / once
+        assert looks < 20 + 2 * (time.monotonic() - begin)
+    parent.send("")
+    assert parent.read() == "[1, 2]"
+    parent.wait()
+    proc.wait_for(lambda: spilled(wpfs) == 0, harness.SECONDS, "it to go")
 
 
 def test_random(make_wpfs):
