@@ -177,6 +177,17 @@ bool ranges_next(uint64_t from, uint64_t end, struct range *piece)
 	return true;
 }
 
+bool ranges_whole(uint64_t addr, uint64_t end)
+{
+	struct range piece;
+
+	for (; addr < end; addr = piece.end) {
+		if (!ranges_next(addr, end, &piece) || piece.start != addr)
+			return false;
+	}
+	return true;
+}
+
 int ranges_peek(uint64_t from, uint64_t end, struct range *piece)
 {
 	for (int i = 0; i < LOOK_TRIES; i++) {

@@ -65,6 +65,9 @@ void ranges_protect(uint64_t addr, uint64_t len, uint32_t prot);
  */
 bool ranges_next(uint64_t from, uint64_t end, struct range *piece);
 
+/* Is all of [addr, end) known? */
+bool ranges_whole(uint64_t addr, uint64_t end);
+
 /* Is any mapping of this mount known? `told`: to the daemon as well. */
 bool ranges_of_mount(uint32_t mount, bool told);
 
