@@ -342,24 +342,39 @@ static void *do_dontneed(void *arg)
 	return NULL;
 }
 
+/* EAGAIN, and where the call tells how much it did. */
+static void note_again(const char *what, long ret, int64_t done)
+{
+	note("%s: %s (%lld)", what, ret ? name_of(errno) : "0", (long long)done);
+}
+
 /* While a change is unread, the calls that depend on it say so. */
 static void changing(void)
 {
 	int fd = uffd_new(O_NONBLOCK, SHMEM_ALL | UFFD_FEATURE_EVENT_REMOVE);
 	struct area *a = area_still(8, 4);
+	struct uffdio_move move = {
+		.dst = (uintptr_t)(a->map + 7 * PAGE), .src = (uintptr_t)a->map, .len = PAGE};
 	struct uffd_msg msg;
 	pthread_t thread;
 	int64_t done = 0;
+	long ret;
 
 	reg_all(fd, a, MODE_MISS | MODE_MIN | MODE_WP);
 	if (pthread_create(&thread, NULL, do_dontneed, a))
 		die("thread");
 	while (!(copy(fd, a->map + 5 * PAGE, 'c', 0, &done) < 0 && errno == EAGAIN))
 		usleep(100);
-	note("copy: %s (%lld)", name_of(errno), (long long)done);
+	note_again("copy", -1, done);
 	noted("protect", wp(fd, a, 0, 1, UFFDIO_WRITEPROTECT_MODE_WP));
-	noted("zeropage", zero(fd, a->map + 6 * PAGE, 0, NULL));
-	noted("continue", cont(fd, a->map + PAGE, 0, NULL));
+	ret = zero(fd, a->map + 6 * PAGE, 0, &done);
+	note_again("zeropage", ret, done);
+	ret = cont(fd, a->map + PAGE, 0, &done);
+	note_again("continue", ret, done);
+	ret = poison(fd, a->map + 7 * PAGE, 0, &done);
+	note_again("poison", ret, done);
+	ret = ioctl(fd, UFFDIO_MOVE, &move);
+	note_again("move", ret, move.move);
 	if (next_message(fd, a, &msg, 10000) < 0)
 		die("message");
 	note_message(&msg, a);
