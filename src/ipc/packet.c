@@ -35,6 +35,7 @@ static const struct op_layout op_layouts[] = {
 	OP(WPFS_OP_ANNOUNCE, SIZE(wpfs_map), 0, 0),
 	OP(WPFS_OP_UNMAP, SIZE(wpfs_range), 0, 0),
 	OP(WPFS_OP_REMOVE, SIZE(wpfs_range), 0, 0),
+	OP(WPFS_OP_REMOVING, SIZE(wpfs_range), 0, 0),
 	OP(WPFS_OP_MSYNC, SIZE(wpfs_range), 0, 0),
 	OP(WPFS_OP_UFFD_PRE, SIZE(wpfs_uffd_range), 0, 0),
 	OP(WPFS_OP_UFFD_POST, SIZE(wpfs_uffd_range), 0, 1),

@@ -41,14 +41,15 @@ enum wpfs_op {
 	WPFS_OP_HELLO = 1, /* wpfs_hello -> wpfs_hello_reply [+ devuffd, life] */
 	/* the shim */
 	WPFS_OP_ATTACH = 16, /* wpfs_attach + uffd, witness pidfd, chan -> wpfs_attach_reply */
-	WPFS_OP_FORKED,	  /* wpfs_forked -> wpfs_forked_reply [+ uffd]; before ATTACH, in a child */
-	WPFS_OP_MAP,	  /* wpfs_map -> wpfs_map_reply */
-	WPFS_OP_UNMAP,	  /* wpfs_range -> status; the range is read-only already */
-	WPFS_OP_REMOVE,	  /* wpfs_range -> status; MADV_REMOVE follows */
-	WPFS_OP_MSYNC,	  /* wpfs_range -> status; the marks of this mm are durable, and contents of
-			   * what it maps there. Also on a CTL connection that it made; then of
-			   * one that is not tracked the contents */
-	WPFS_OP_UFFD_PRE, /* wpfs_uffd_range -> status; UFFDIO_REGISTER of any mode follows */
+	WPFS_OP_FORKED, /* wpfs_forked -> wpfs_forked_reply [+ uffd]; before ATTACH, in a child */
+	WPFS_OP_MAP,	/* wpfs_map -> wpfs_map_reply */
+	WPFS_OP_UNMAP,	/* wpfs_range -> status; the range is read-only already */
+	WPFS_OP_REMOVE, /* wpfs_range -> status (capped), 1: it is done, as MADV_REMOVE would; 2: as
+			 * REMOVING, and none of it is in the store until then; 0: as REMOVING */
+	WPFS_OP_MSYNC,	/* wpfs_range -> status; the marks of this mm are durable, and contents of
+			 * what it maps there. Also on a CTL connection that it made; then of
+			 * one that is not tracked the contents */
+	WPFS_OP_UFFD_PRE,   /* wpfs_uffd_range -> status; UFFDIO_REGISTER of any mode follows */
 	WPFS_OP_UFFD_POST,  /* wpfs_uffd_range + the program's uffd -> status; mode has WP */
 	WPFS_OP_UFFD_UNREG, /* wpfs_uffd_range -> status; UFFDIO_UNREGISTER was done, mode 0; or
 			     * the REGISTER of this mode after a PRE failed */
@@ -56,6 +57,7 @@ enum wpfs_op {
 			     * n > 0: it stays open in the program as descriptor n - 1 */
 	WPFS_OP_TICKET,	    /* wpfs_ticket_request -> status + descriptor (capped) */
 	WPFS_OP_ANNOUNCE,   /* wpfs_map of a mapping that comes; no answer: MAP follows */
+	WPFS_OP_REMOVING,   /* wpfs_range -> status; MADV_REMOVE follows */
 	/* wpctl and helpers */
 	WPFS_OP_STATUS = 64, /* no body -> wpfs_status */
 	WPFS_OP_REPORT,	     /* wpfs_report -> RECORDs, status */

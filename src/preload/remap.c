@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Mappings that change: moved, grown, shrunk. Marks move with an mremap by themselves, the witness
- * reads its event; the shim only keeps its own notes right, tells of what is new, and ends what goes
- * away.
+ * reads its event; the shim only keeps its own notes right, tells of what is new, and ends what
+ * goes away.
  */
 #include "preload/map.h"
 

@@ -1,47 +1,61 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * MADV_REMOVE: contents that go while their mapping and its marks stay. No page table tells of it,
- * and of a capped mount's pages the kernel knows only those that are in memory.
+ * so the daemons are told before, and may make an epoch end between that and the call. Each counts
+ * what was to go as changed in the next one too, until it hears of something else; one that was
+ * started meanwhile has to be told again.
+ *
+ * Of a capped mount's pages the kernel knows only those that are in memory. What it would not
+ * refuse the daemon takes out in its place, from memory and store at once: two who do it one after
+ * the other would take out what another thread has stored in between. Where it may refuse, or
+ * nobody can be asked, it comes first, and then what is in the store is brought back and taken out
+ * too. Both part by part, as it is mapped: the kernel takes out what comes before that which it
+ * refuses.
  */
 #include "preload/map.h"
 
 #include <errno.h>
 #include <limits.h>
 #include <linux/mman.h>
+#include <linux/time_types.h>
 
+#include "base/compat.h"
 #include "preload/attach.h"
+#include "preload/filter.h"
 #include "preload/mapping.h"
 #include "preload/untold.h"
 
-#define UNASKED_BYTES  ((uint64_t)1 << 20)
+#define CHUNK_BYTES    ((uint64_t)1 << 20)
 /* More than that process_madvise(2) does not do at once, without a word. */
 #define MAX_RW_COUNT   ((uint64_t)INT_MAX & ~(uint64_t)(SHIM_PAGE_SIZE - 1))
 #define LIST_KEPT      64
 #define MADV_NONE_SUCH (-1)
+#define AGAIN_NS       20000000
 
-/*
- * Contents that go keep their marks: the daemons are asked first, and may make an epoch end between
- * that and the call. Each counts what was to go as changed in the next one too, until it hears of
- * something else; one that was started meanwhile has to be asked again.
- */
 struct removal {
-	uint64_t cookies[SHIM_MOUNTS]; /* of the daemons that were asked; 0: none was */
+	uint64_t cookies[SHIM_MOUNTS]; /* of the daemons that were told; 0: none was */
 	bool untold;
 };
 
-/* Asks one of the mounts. False: it does not know now. */
-static bool removal_ask(struct removal *removal, uint32_t mount, uint64_t addr, uint64_t len)
+/* 0 or more: the daemon's status. */
+static int removal_ask(uint32_t mount, enum wpfs_op op, uint64_t addr, uint64_t len)
 {
 	struct wpfs_range body = {.addr = addr, .len = len};
-	int status = 0;
+	int status = 0, err;
 
-	if (mount_call(&shim.mounts[mount], WPFS_OP_REMOVE, &body, sizeof(body), NULL, &status,
-		       NULL, 0, NULL) != 0 ||
-	    status < 0) {
+	err = mount_call(&shim.mounts[mount], op, &body, sizeof(body), NULL, &status, NULL, 0,
+			 NULL);
+	return err ? err : status;
+}
+
+/* Tells one of the mounts. False: it does not know now. */
+static bool removal_tell(struct removal *removal, uint32_t mount, uint64_t addr, uint64_t len)
+{
+	if (removal_ask(mount, WPFS_OP_REMOVING, addr, len) < 0) {
 		removal->untold = true;
 		return false;
 	}
-	/* Another daemon than the one that was asked of the piece before: it has not heard of that.
+	/* Another daemon than the one that was told of the piece before: it has not heard of that.
 	 */
 	if (removal->cookies[mount] && removal->cookies[mount] != shim.mounts[mount].cookie)
 		removal->untold = true;
@@ -79,7 +93,7 @@ static bool mount_is_there(const struct mount *mount)
 }
 
 /*
- * Before the call, under the lock. Of all of it each mount is asked: what is not known here may be
+ * Before the call, under the lock. Of all of it each mount is told: what is not known here may be
  * a mapping that was made past us.
  */
 static void removal_begin(struct removal *removal, uint64_t addr, uint64_t len)
@@ -90,12 +104,12 @@ static void removal_begin(struct removal *removal, uint64_t addr, uint64_t len)
 		return; /* nor does the kernel take it */
 	for (uint32_t i = 0; i < SHIM_MOUNTS && shim.mounts[i].state != MOUNT_NONE; i++) {
 		if ((mount_is_there(&shim.mounts[i]) || removal_knows(i, addr, end)) &&
-		    !removal_ask(removal, i, addr, end - addr))
+		    !removal_tell(removal, i, addr, end - addr))
 			removal_untold(i, addr, end);
 	}
 }
 
-/* The call has been made. False: not all that were asked know that it was to come. */
+/* The call has been made. False: not all that were told know that it was to come. */
 static bool removal_over(const struct removal *removal)
 {
 	const struct wpfs_map nothing = {0};
@@ -111,48 +125,28 @@ static bool removal_over(const struct removal *removal)
 	return known;
 }
 
-static bool capped_is_there(void)
+/* All at once: of what has been done. */
+static bool removal_told(uint64_t addr, uint64_t len)
 {
-	for (uint32_t i = 0; i < SHIM_MOUNTS; i++) {
-		if (mount_is_there(&shim.mounts[i]) && shim.mounts[i].kind == WPFS_KIND_CAPPED)
-			return true;
-	}
-	return false;
+	struct removal removal = {0};
+
+	removal_begin(&removal, addr, len);
+	return removal_over(&removal);
 }
 
-/*
- * The daemon of a capped mount takes out what it is asked about, in the store too. So it may only
- * be asked of what the kernel takes out for sure: nothing that is not writable now, nor locked, nor
- * beside something else, which may be refused. Of a locked mapping MADV_COLD says EINVAL, and does
- * nothing else that matters to pages that go.
- */
-static bool removal_is_sure(uint64_t addr, uint64_t len)
+/* ENOMEM says that there are holes in it; what is around them went all the same. */
+static bool removal_was_done(long ret)
 {
-	uint64_t at = addr, end = addr + page_align_up(len);
-	struct range piece;
-	long ret;
-
-	if (!mapping_span_valid(addr, len) || !capped_is_there())
-		return true; /* nothing is asked, or nothing is taken out */
-	if (ranges_overlap(addr, end - addr) && !ranges_whole(addr, end))
-		return false;
-	for (; at < end && ranges_next(at, end, &piece); at = piece.end) {
-		if (!(piece.prot & PROT_WRITE))
-			return false;
-	}
-	ret = raw(madvise, addr, len, MADV_COLD);
 	return ret == 0 || ret == -ENOMEM;
 }
 
-/* Before and after it where nothing may be asked: it is found out at the next look. */
+/* Before and after it where nobody knows: it is found out at the next look. */
 static void count_removed(uint64_t addr, uint64_t len)
 {
 	uint64_t end = addr + page_align_up(len);
 	struct range piece;
 	bool whole = true;
 
-	if (!mapping_span_valid(addr, len))
-		return;
 	while (addr < end && ranges_peek(addr, end, &piece) > 0) {
 		untold_count(&shim.mounts[piece.mount], piece.ino | WPFS_UNTOLD_DROPPED);
 		whole &= piece.start == addr;
@@ -162,193 +156,315 @@ static void count_removed(uint64_t addr, uint64_t len)
 		untold_count_unknown_drop();
 }
 
-/* ENOMEM says that there are holes in it; what is around them went all the same. */
-static bool removal_was_done(long ret)
-{
-	return ret == 0 || ret == -ENOMEM;
-}
-
-/*
- * What is mapped without access cannot be brought back through that mapping: the daemon takes it
- * out of the store. That may be asked now, as the kernel has taken it out.
- */
-static void remove_unreadable(uint64_t addr, uint64_t end)
+/* What the kernel alone does. The lock is taken over. */
+static long remove_told(uint64_t addr, uint64_t len, const struct shim_guard *guard)
 {
 	struct removal removal = {0};
-	struct shim_guard guard;
-	struct range piece;
-
-	if (!shim_lock(&guard))
-		return;
-	for (; addr < end && ranges_next(addr, end, &piece); addr = piece.end) {
-		if (shim.mounts[piece.mount].kind == WPFS_KIND_CAPPED &&
-		    !(piece.prot & (PROT_READ | PROT_WRITE)))
-			removal_ask(&removal, piece.mount, piece.start, piece.end - piece.start);
-	}
-	removal_over(&removal);
-	shim_unlock(&guard);
-}
-
-/*
- * Of a capped mount pages may be in the store, which nobody can be told of here: they come back,
- * and go as the others did. Twice, should one leave just then. A page behind the end of the file
- * cannot come, nor those after it. After the call itself: `ret` says whether the kernel took all of
- * it out, and what it refuses must not go.
- */
-static void remove_unasked(uint64_t addr, uint64_t len, long ret)
-{
-	uint64_t first = addr, end = addr + page_align_up(len);
-	bool unreadable = false;
-	struct range piece;
-
-	if (!removal_was_done(ret) || !mapping_span_valid(addr, len))
-		return;
-	for (; addr < end && ranges_peek(addr, end, &piece) > 0; addr = piece.end) {
-		int bring = piece.prot & PROT_READ ? MADV_POPULATE_READ : MADV_POPULATE_WRITE;
-
-		if (shim.mounts[piece.mount].kind != WPFS_KIND_CAPPED)
-			continue;
-		if (!(piece.prot & (PROT_READ | PROT_WRITE))) {
-			unreadable = true;
-			continue;
-		}
-		for (uint64_t at = piece.start, nr; at < piece.end; at += nr) {
-			nr = piece.end - at < UNASKED_BYTES ? piece.end - at : UNASKED_BYTES;
-			for (int i = 0; i < 2; i++) {
-				raw(madvise, at, nr, bring);
-				raw(madvise, at, nr, MADV_REMOVE);
-			}
-		}
-	}
-	if (unreadable)
-		remove_unreadable(first, end);
-}
-
-static long remove_untold(uint64_t addr, uint64_t len)
-{
-	long ret;
-
-	count_removed(addr, len);
-	ret = raw(madvise, addr, len, MADV_REMOVE);
-	remove_unasked(addr, len, ret);
-	count_removed(addr, len);
-	return ret;
-}
-
-long map_remove(uint64_t addr, uint64_t len)
-{
-	struct removal removal = {0};
-	struct shim_guard guard;
 	bool known;
 	long ret;
 
-	if (!shim_lock(&guard))
-		return remove_untold(addr, len);
-	if (!removal_is_sure(addr, len)) {
-		shim_unlock(&guard);
-		return remove_untold(addr, len);
-	}
 	removal_begin(&removal, addr, len);
 	shim_lock_waits(true);
 	ret = raw(madvise, addr, len, MADV_REMOVE);
 	shim_lock_waits(false);
 	known = removal_over(&removal);
-	if (!known && removal_was_done(ret)) {
-		removal = (struct removal){0};
-		removal_begin(&removal, addr, len);
-		known = removal_over(&removal);
-	}
-	shim_unlock(&guard);
-	if (!known) {
-		/* Waits for the next daemon, as a touch would; which has had the count, and may
-		 * have begun an epoch since. */
-		remove_unasked(addr, len, ret);
+	if (!known && removal_was_done(ret))
+		known = removal_told(addr, len);
+	shim_unlock(guard);
+	if (!known) /* the next daemon has had the count, and may have begun an epoch since */
 		count_removed(addr, len);
+	return ret;
+}
+
+/* ---- capped mounts ---- */
+
+static bool is_capped(uint32_t mount)
+{
+	return shim.mounts[mount].kind == WPFS_KIND_CAPPED &&
+	       atomic_load(&shim.mounts[mount].was_attached);
+}
+
+static bool capped_any(void)
+{
+	bool any = false;
+
+	for (uint32_t i = 0; i < SHIM_MOUNTS; i++)
+		any |= is_capped(i);
+	return any;
+}
+
+/* Of one range that is known, or nothing is known of it. */
+struct part {
+	uint64_t start, end;
+	bool known;
+	struct range range;
+};
+
+static struct part part_next(uint64_t at, uint64_t end)
+{
+	struct part part = {.start = at, .end = end};
+
+	if (ranges_peek(at, end, &part.range) <= 0)
+		return part;
+	part.known = part.range.start == at;
+	part.end = part.known ? part.range.end : part.range.start;
+	return part;
+}
+
+/* May there be pages of it in the store? While a uffd of the program has it there are none. */
+static bool part_is_stored(const struct part *part)
+{
+	return part->known && is_capped(part->range.mount) && !part->range.own;
+}
+
+/* MADV_COLD says EINVAL of a locked mapping, and does nothing that matters to pages that go. */
+static bool part_is_locked(const struct part *part)
+{
+	long ret = raw(madvise, part->start, part->end - part->start, MADV_COLD);
+
+	return !removal_was_done(ret);
+}
+
+/* What a daemon says to REMOVE; 0 also if none is to be asked, or none answers. Under the lock. */
+static int part_ask(const struct part *part)
+{
+	uint64_t len = part->end - part->start;
+
+	if ((part->known && !is_capped(part->range.mount)) || part_is_locked(part))
+		return 0;
+	for (uint32_t i = 0; i < SHIM_MOUNTS; i++) {
+		int status = 0;
+
+		if (is_capped(i) &&
+		    (part->known ? part->range.mount == i : mount_is_there(&shim.mounts[i])))
+			status = removal_ask(i, WPFS_OP_REMOVE, part->start, len);
+		if (status > 0)
+			return status;
+	}
+	return 0;
+}
+
+/* `bring` is the advice that brings pages back, 0: none does. Twice, should one leave just then. */
+static long chunk_remove(uint64_t at, uint64_t len, int bring)
+{
+	long ret = raw(madvise, at, len, MADV_REMOVE);
+
+	for (int i = 0; ret == 0 && bring && i < 2; i++) {
+		raw(madvise, at, len, bring);
+		raw(madvise, at, len, MADV_REMOVE);
 	}
 	return ret;
 }
 
-/* What process_madvise(2) was given: it may be in the memory that goes. */
+/* Where the kernel stops in a chunk is found page by page. */
+static long chunk_remove_some(uint64_t at, uint64_t len, int bring)
+{
+	long ret = chunk_remove(at, len, bring), all = 0;
+
+	if (ret == 0)
+		return 0;
+	for (uint64_t end = at + len; at < end; at += SHIM_PAGE_SIZE) {
+		ret = chunk_remove(at, SHIM_PAGE_SIZE, bring);
+		if (!removal_was_done(ret))
+			return ret;
+		all = ret ? ret : all;
+	}
+	return all;
+}
+
+/*
+ * What is mapped without access cannot be brought back through that mapping: the daemon takes it
+ * out, which may be asked now, as the kernel has. If there is none, the next one, as a touch would
+ * wait for it.
+ */
+static void part_remove_unreadable(const struct part *part)
+{
+	const struct __kernel_timespec nap = {.tv_nsec = AGAIN_NS};
+	struct mount *mount = &shim.mounts[part->range.mount];
+	struct shim_guard guard;
+	bool again = true;
+
+	while (again && shim_lock(&guard)) {
+		int ret = removal_ask(part->range.mount, WPFS_OP_REMOVE, part->start,
+				      part->end - part->start);
+
+		again = ret < 0 && mount_is_there(mount) && mount_err_passes(mount, ret);
+		shim_unlock(&guard);
+		if (again)
+			raw(nanosleep, &nap, NULL);
+	}
+}
+
+/* By the kernel, and then what was in the store. No lock: it may wait for the daemon. */
+static long part_remove(const struct part *part)
+{
+	const uint32_t prot = part->range.prot;
+	const int bring = prot & PROT_READ    ? MADV_POPULATE_READ
+			  : prot & PROT_WRITE ? MADV_POPULATE_WRITE
+					      : 0;
+	long ret = 0, all = 0;
+
+	if (!part_is_stored(part))
+		return raw(madvise, part->start, part->end - part->start, MADV_REMOVE);
+	for (uint64_t at = part->start, len; at < part->end; at += len) {
+		len = part->end - at < CHUNK_BYTES ? part->end - at : CHUNK_BYTES;
+		ret = chunk_remove_some(at, len, bring);
+		if (!removal_was_done(ret))
+			return ret;
+		all = ret ? ret : all;
+	}
+	if (!bring)
+		part_remove_unreadable(part);
+	return all;
+}
+
+/* Nobody can be told. */
+static long remove_untold(uint64_t addr, uint64_t len)
+{
+	uint64_t at = addr, end = addr + page_align_up(len);
+	long ret = 0, all = 0;
+
+	count_removed(addr, len);
+	while (at < end && removal_was_done(ret)) {
+		struct part part = part_next(at, end);
+
+		if (!capped_any())
+			part = (struct part){.start = at, .end = end};
+		ret = part_remove(&part);
+		all = ret ? ret : all;
+		at = part.end;
+	}
+	count_removed(addr, len);
+	return all;
+}
+
+/* One part, and in any case some of [addr, end): *stop. */
+static long remove_next(uint64_t addr, uint64_t end, uint64_t *stop)
+{
+	struct removal removal = {0};
+	struct shim_guard guard;
+	struct part part;
+	int status;
+	bool known;
+	long ret;
+
+	*stop = end;
+	if (!shim_lock(&guard))
+		return remove_untold(addr, end - addr);
+	part = part_next(addr, end);
+	*stop = part.end;
+	status = part_ask(&part);
+	if (status == 1) {
+		shim_unlock(&guard);
+		return 0;
+	}
+	if (status == 2 || !part_is_stored(&part))
+		return remove_told(part.start, part.end - part.start, &guard);
+	removal_begin(&removal, part.start, part.end - part.start);
+	shim_unlock(&guard);
+	ret = part_remove(&part);
+	/* Other threads may have said something meanwhile, and an epoch have begun. */
+	known = shim_lock(&guard);
+	if (known) {
+		known = removal_told(part.start, part.end - part.start);
+		shim_unlock(&guard);
+	}
+	if (!known)
+		count_removed(part.start, part.end - part.start);
+	return ret;
+}
+
+long map_remove(uint64_t addr, uint64_t len)
+{
+	uint64_t end = addr + page_align_up(len);
+	struct shim_guard guard;
+	long ret = 0, all = 0;
+
+	if (!mapping_span_valid(addr, len))
+		return raw(madvise, addr, len, MADV_REMOVE);
+	if (!capped_any())
+		return shim_lock(&guard) ? remove_told(addr, len, &guard)
+					 : remove_untold(addr, len);
+	while (addr < end && removal_was_done(ret)) {
+		ret = remove_next(addr, end, &addr);
+		all = ret ? ret : all;
+	}
+	return all;
+}
+
+/* ---- process_madvise(2) ---- */
+
+/* What it was given: that may be in the memory that goes. */
 struct removal_list {
 	const struct iovec *vec;
 	size_t nr, nr_kept;
-	struct iovec kept[LIST_KEPT]; /* the first ones */
+	struct iovec *kept; /* the first ones */
+	struct iovec few[LIST_KEPT];
 };
 
-/*
- * Before the call. Under a filter no other call may be made to see whether the list can be read:
- * for advice that there is not the kernel reads it, and says EINVAL.
- */
-static void list_keep(struct removal_list *list, int pidfd, const struct iovec *vec, size_t nr,
-		      unsigned flags)
+static void list_free(struct removal_list *list)
 {
+	if (list->kept != list->few)
+		raw(munmap, list->kept, list->nr * sizeof(*list->kept));
+}
+
+/*
+ * False: the kernel refuses it as a whole, and may say so itself. Whether it can be read the kernel
+ * says of advice that there is not, with EINVAL. Under a filter no memory may be asked for.
+ */
+static bool list_read(struct removal_list *list, int pidfd, const struct iovec *vec, size_t nr)
+{
+	long mem;
+
 	list->vec = vec;
 	list->nr = nr;
-	list->nr_kept = 0;
-	if (nr > IOV_MAX || flags ||
-	    raw(process_madvise, pidfd, vec, nr, MADV_NONE_SUCH, flags) != -EINVAL)
-		return;
-	for (; list->nr_kept < nr && list->nr_kept < LIST_KEPT; list->nr_kept++) {
-		if ((ssize_t)vec[list->nr_kept].iov_len < 0) /* it has read no further */
-			break;
-		list->kept[list->nr_kept] = vec[list->nr_kept];
-	}
-}
-
-/* Of the first `removed` bytes of the list, which the kernel has just read. */
-static void remove_unasked_all(const struct removal_list *list, long removed)
-{
-	for (size_t i = 0; i < list->nr && removed > 0; i++) {
-		const struct iovec one = i < list->nr_kept ? list->kept[i] : list->vec[i];
-		size_t len = one.iov_len < (size_t)removed ? one.iov_len : (size_t)removed;
-
-		remove_unasked((uint64_t)one.iov_base, len, 0);
-		removed -= (long)len;
-	}
-}
-
-static long remove_untold_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flags)
-{
-	struct removal_list list;
-	long ret;
-
-	list_keep(&list, pidfd, vec, nr, flags);
-	untold_count_unknown_drop(); /* the list is in memory that may not be read */
-	ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
-	remove_unasked_all(&list, ret);
-	untold_count_unknown_drop();
-	return ret;
-}
-
-/*
- * As removal_is_sure(), of all: nothing of it goes if the kernel refuses the list. Of that it reads
- * nothing after it has taken the first one out of the memory that the list is in.
- */
-static bool removal_is_sure_all(const struct iovec *vec, size_t nr)
-{
-	bool whole = true, ours = false;
-	uint64_t total = 0;
-	struct iovec one;
-
-	if (!capped_is_there())
-		return true;
-	if (nr > IOV_MAX || ranges_overlap((uint64_t)vec, nr * sizeof(*vec)))
+	list->nr_kept = nr < LIST_KEPT ? nr : LIST_KEPT;
+	list->kept = list->few;
+	if (nr > IOV_MAX || raw(process_madvise, pidfd, vec, nr, MADV_NONE_SUCH, 0) != -EINVAL)
 		return false;
 	for (size_t i = 0; i < nr; i++) {
-		uint64_t addr;
-
-		if (!raw_peek(&vec[i], &one, sizeof(one)) || one.iov_len > MAX_RW_COUNT - total)
+		if ((ssize_t)vec[i].iov_len < 0)
 			return false;
-		total += one.iov_len;
-		addr = (uint64_t)one.iov_base;
-		if (one.iov_len && !mapping_span_valid(addr, one.iov_len))
-			return false;
-		if (!removal_is_sure(addr, one.iov_len))
-			return false;
-		ours |= one.iov_len && ranges_overlap(addr, page_align_up(one.iov_len));
-		whole &= one.iov_len && ranges_whole(addr, addr + page_align_up(one.iov_len));
 	}
-	return whole || !ours;
+	if (nr > LIST_KEPT && !filtered()) {
+		mem = raw(mmap, NULL, nr * sizeof(*vec), PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (!raw_failed(mem)) {
+			list->kept = (struct iovec *)mem;
+			list->nr_kept = nr;
+		}
+	}
+	for (size_t i = 0; i < list->nr_kept; i++)
+		list->kept[i] = vec[i];
+	return true;
+}
+
+/* One by one, as the kernel would: how many bytes, or why not one of them. */
+static long list_remove(const struct removal_list *list)
+{
+	uint64_t total = 0;
+
+	for (size_t i = 0; i < list->nr; i++) {
+		const struct iovec one = i < list->nr_kept ? list->kept[i] : list->vec[i];
+		uint64_t len =
+			one.iov_len < MAX_RW_COUNT - total ? one.iov_len : MAX_RW_COUNT - total;
+		long ret = len ? map_remove((uint64_t)one.iov_base, len) : 0;
+
+		if (ret)
+			return total ? (long)total : ret;
+		total += len;
+	}
+	return (long)total;
+}
+
+static long remove_untold_all(int pidfd, const struct iovec *vec, size_t nr)
+{
+	long ret;
+
+	untold_count_unknown_drop(); /* the list is in memory that may not be read */
+	ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, 0);
+	untold_count_unknown_drop();
+	return ret;
 }
 
 long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flags)
@@ -360,14 +476,16 @@ long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flag
 	bool known;
 	long ret;
 
-	if (!shim_lock(&guard))
-		return remove_untold_all(pidfd, vec, nr, flags);
 	/* Of another process's memory, or by an old kernel, nothing goes: that it says at once. */
-	if (raw(process_madvise, pidfd, vec, 0, MADV_REMOVE, flags) != 0 ||
-	    !removal_is_sure_all(vec, nr)) {
-		shim_unlock(&guard);
-		return remove_untold_all(pidfd, vec, nr, flags);
+	if (flags || raw(process_madvise, pidfd, vec, 0, MADV_REMOVE, 0) != 0)
+		return raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
+	if (capped_any() && list_read(&list, pidfd, vec, nr)) {
+		ret = list_remove(&list);
+		list_free(&list);
+		return ret;
 	}
+	if (!shim_lock(&guard))
+		return remove_untold_all(pidfd, vec, nr);
 	for (size_t i = 0; i < nr && i < IOV_MAX; i++) {
 		if (!raw_peek(&vec[i], &one, sizeof(one))) {
 			removal.untold = true;
@@ -376,15 +494,12 @@ long map_remove_all(int pidfd, const struct iovec *vec, size_t nr, unsigned flag
 		}
 		removal_begin(&removal, (uint64_t)one.iov_base, one.iov_len);
 	}
-	list_keep(&list, pidfd, vec, nr, flags);
 	shim_lock_waits(true);
-	ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, flags);
+	ret = raw(process_madvise, pidfd, vec, nr, MADV_REMOVE, 0);
 	shim_lock_waits(false);
 	known = removal_over(&removal);
 	shim_unlock(&guard);
-	if (!known) {
-		remove_unasked_all(&list, ret);
+	if (!known)
 		untold_count_unknown_drop(); /* the list may have been in what went */
-	}
 	return ret;
 }

@@ -142,6 +142,7 @@ static const struct {
 	[WPFS_OP_ANNOUNCE] = {ROLE_ATTACHED, mapping_announce},
 	[WPFS_OP_UNMAP] = {ROLE_ATTACHED, mapping_unmap},
 	[WPFS_OP_REMOVE] = {ROLE_ATTACHED, drops_request},
+	[WPFS_OP_REMOVING] = {ROLE_ATTACHED, drops_request},
 	[WPFS_OP_MSYNC] = {ROLE_EITHER, durable_msync},
 	[WPFS_OP_UFFD_PRE] = {ROLE_ATTACHED, own_pre},
 	[WPFS_OP_UFFD_POST] = {ROLE_ATTACHED, own_post},
@@ -209,7 +210,7 @@ static void client_request(struct track *t, struct client *c, const void *packet
 	}
 	if (c->tmm && hdr->op != WPFS_OP_UNMAP) /* which may be one of several for one munmap */
 		c->tmm->announced = (struct announced){0};
-	if (c->tmm && hdr->op != WPFS_OP_REMOVE)
+	if (c->tmm && hdr->op != WPFS_OP_REMOVE && hdr->op != WPFS_OP_REMOVING)
 		drops_removed(t, c->tmm);
 	request_table[hdr->op].fn(&rq);
 }

@@ -175,27 +175,74 @@ static bool drops_may_write(struct track *t, struct tmm *tm, uint64_t file, uint
 }
 
 /*
- * On a capped mount what is in the store has to go too. Not through a mapping that cannot become
- * writable: the program may have no right to that.
+ * Is all of [start, end) this mount's, and would the kernel take it out? Not through a mapping that
+ * cannot become writable: the program may have no right to that. Whether it is locked the shim has
+ * seen. *stored, *others: how many mappings show what may be in the store, or may not.
  */
+static bool drops_are_sure(struct track *t, struct tmm *tm, uint64_t start, uint64_t end,
+			   size_t *stored, size_t *others)
+{
+	*stored = *others = 0;
+	for (size_t i = 0; start < end && i < tm->mm.nr_vmas; i++) {
+		const struct mm_vma *vma = &tm->mm.vmas[i];
+		int r;
+
+		if (vma->end <= start)
+			continue;
+		if (vma->start > start ||
+		    !(vma->prot & PROT_WRITE || drops_may_write(t, tm, vma->file, start)))
+			return false;
+		r = residency_may_leave(t, tm, vma);
+		if (r < 0)
+			return false;
+		*stored += r > 0;
+		*others += r == 0;
+		start = vma->end;
+	}
+	return start >= end;
+}
+
+/* The status of a REMOVE. */
+static int drops_answer(struct track *t, struct tmm *tm, uint64_t start, uint64_t end)
+{
+	size_t stored, others;
+	int r;
+
+	if (!t->config.capped || !drops_are_sure(t, tm, start, end, &stored, &others))
+		return 0;
+	r = tmm_harvest(t, tm); /* some may be registered only now */
+	return r < 0 ? r : !others ? 1 : !stored ? 2 : 0;
+}
+
+bool drops_come(struct track *t, uint64_t ino)
+{
+	struct removal *removal;
+	struct tmm *tm;
+
+	DL_FOREACH (t->tmms, tm) {
+		LL_SEARCH_SCALAR(tm->removals, removal, drop.ino, ino);
+		if (removal && !drops_are_over(tm))
+			return true;
+	}
+	return false;
+}
+
 static int drops_remove_part(struct track *t, struct tmm *tm, const struct mm_vma *vma,
-			     uint64_t from, uint64_t to)
+			     uint64_t from, uint64_t to, bool now)
 {
 	uint64_t pgoff = vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT);
 	uint64_t nr = (to - from) >> WPFS_PAGE_SHIFT;
 	uint64_t off = pgoff << WPFS_PAGE_SHIFT, len = nr << WPFS_PAGE_SHIFT;
-	int r = drops_note_removal(t, tm, vma->file, off, len);
+	int r = now ? 0 : drops_note_removal(t, tm, vma->file, off, len);
 
 	if (r == 0)
 		r = drops_tell(t, vma->file, off, len);
-	if (r < 0 || !t->config.capped ||
-	    !(vma->prot & PROT_WRITE || drops_may_write(t, tm, vma->file, from)))
-		return r;
-	return residency_remove(t, vma->file, pgoff, nr);
+	return r < 0 || !now ? r : residency_remove(t, vma->file, pgoff, nr);
 }
 
-/* All that the mm's mappings show in [start, end). */
-static int drops_remove_shown(struct track *t, struct tmm *tm, uint64_t start, uint64_t end)
+/* All that the mm's mappings show in [start, end): it goes, now or by the call that follows. */
+static int drops_remove_shown(struct track *t, struct tmm *tm, uint64_t start, uint64_t end,
+			      bool now)
 {
 	int r = 0;
 
@@ -205,7 +252,7 @@ static int drops_remove_shown(struct track *t, struct tmm *tm, uint64_t start, u
 		uint64_t to = vma->end < end ? vma->end : end;
 
 		if (from < to)
-			r = drops_remove_part(t, tm, vma, from, to);
+			r = drops_remove_part(t, tm, vma, from, to, now);
 	}
 	return r;
 }
@@ -227,7 +274,7 @@ void drops_request(struct request *rq)
 	const struct wpfs_range *range = rq->body;
 	uint64_t end = range->addr + range->len;
 	struct tmm *tm = rq->c->tmm;
-	int r = -EINVAL;
+	int status = 0, r = -EINVAL;
 
 	if (mapping_aligned(range->addr, range->len)) {
 		if (!drops_are_ours(rq->t, tm, range->addr, end)) {
@@ -235,8 +282,12 @@ void drops_request(struct request *rq)
 			return;
 		}
 		r = tmm_harvest(rq->t, tm);
+		if (r == 0 && rq->hdr->op == WPFS_OP_REMOVE)
+			status = drops_answer(rq->t, tm, range->addr, end);
+		if (status < 0)
+			r = status;
 		if (r == 0)
-			r = drops_remove_shown(rq->t, tm, range->addr, end);
+			r = drops_remove_shown(rq->t, tm, range->addr, end, status == 1);
 	}
-	request_reply(rq, r, NULL, 0);
+	request_reply(rq, r < 0 ? r : status, NULL, 0);
 }

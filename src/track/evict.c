@@ -369,6 +369,10 @@ static int evict_ready(struct track *t, const struct fs_file *file, bool patient
 			     &e->lower_ino);
 	if (r < 0)
 		return r;
+	if (drops_come(t, file->ino)) {
+		snprintf(e->why, sizeof(e->why), "contents of it are about to be taken out");
+		return -EBUSY;
+	}
 	if (capped_wait_unpinned(t->config.capped, e->file, patient)) {
 		snprintf(e->why, sizeof(e->why), "%s", CAPPED_WHY_PINNED);
 		return -ETXTBSY;

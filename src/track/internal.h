@@ -325,6 +325,8 @@ int drops_under_way(struct track *t, uint64_t ino, const struct mm_set *armed, s
 int drops_tell(struct track *t, uint64_t ino, uint64_t off, uint64_t len);
 /* MADV_REMOVE is about to be done. */
 void drops_request(struct request *rq);
+/* Is somebody about to take contents of the file out? Its pages stay where they are until then. */
+bool drops_come(struct track *t, uint64_t ino);
 /* What the program was about to take out is gone, or stays. */
 void drops_removed(struct track *t, struct tmm *tm);
 

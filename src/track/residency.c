@@ -311,6 +311,18 @@ bool residency_must_stay(struct track *t, uint64_t file)
 	return t->config.capped && capped_is_missing(t->config.capped, file);
 }
 
+int residency_may_leave(struct track *t, struct tmm *tm, const struct mm_vma *vma)
+{
+	_cleanup_close_ int uffd = -1;
+	int r;
+
+	if (!residency_must_stay(t, vma->file))
+		return 0;
+	uffd = tmm_uffd(tm);
+	r = uffd < 0 ? uffd : uffd_register_missing(uffd, vma->start, vma->end);
+	return r == 0 ? 1 : r == -EBUSY ? 0 : r;
+}
+
 int residency_bring_back(struct track *t, uint64_t file)
 {
 	return t->config.capped ? evict_load(t, file, CAPPED_HOLD_MUST, NULL) : 0;

@@ -80,6 +80,12 @@ int residency_register(struct track *t, int uffd, uint64_t start, uint64_t end, 
 /* Must mappings of this file not be unregistered? Native: false. */
 bool residency_must_stay(struct track *t, uint64_t file);
 
+/*
+ * May pages that this mapping shows be in the store? Not before the first of the file has left, nor
+ * where another userfaultfd than wpfs's has it; it is wpfs's when this gives 1. 1, 0, or -errno.
+ */
+int residency_may_leave(struct track *t, struct tmm *tm, const struct mm_vma *vma);
+
 /* Brings all of a file back before something is mapped that cannot be served. Native: 0. */
 int residency_bring_back(struct track *t, uint64_t file);
 

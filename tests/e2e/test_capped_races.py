@@ -918,6 +918,7 @@ def test_killed_while_contents_are_removed(wpfs):
     """What madvise(2) is about to take out is gone, daemon and program are killed: its pages are
     dirty."""
     program = filled(wpfs)
+    assert evict(wpfs) == 64  # so it is the daemon that takes them out
     wpfs.seam.pause("removed")
     program.send("advise 0 8 4 remove")
     wpfs.seam.wait_at("removed")

@@ -16,7 +16,8 @@
  *        -> PID            orders from fifo IN,   load M PAGE -> BYTE
  *                          answers in OUT         advise M PAGE COUNT WHAT
  *   exec PATH [ARG...]     exit STATUS                [process|within|
- *                                                  beside]
+ *                                                  beside|each|
+ *                                                  each_within]
  *                                                 msync M [thread]    msync join
  *                                                 prot M PAGE COUNT r|rw|none
  *   setenv NAME VALUE      for exec
@@ -27,6 +28,7 @@
 /* clang-format on */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
@@ -216,27 +218,35 @@ static long do_load(const struct order *o)
 }
 
 /*
- * By process_madvise(2), of two halves; within: which are told in the memory itself; beside: of
- * memory that is of no file, and then all.
+ * By process_madvise(2), of two halves, or each page for itself; within: which are told in the
+ * memory itself; beside: of memory that is of no file, and then all.
  */
 static long advise_process(char *at, size_t len, int advice, const char *how)
 {
 	static char anonymous[PAGE] __attribute__((aligned(PAGE)));
-	bool within = strcmp(how, "within") == 0;
-	struct iovec halves[2] = {{at, len / 2}, {at + len / 2, len - len / 2}};
+	static struct iovec list[2 * IOV_MAX];
+	bool within = strstr(how, "within") != NULL;
+	size_t nr = 2, half = len / PAGE / 2 * PAGE;
 	long self, ret;
 
+	list[0] = (struct iovec){at, half};
+	list[1] = (struct iovec){at + half, len - half};
 	if (strcmp(how, "beside") == 0) {
-		halves[0] = (struct iovec){anonymous, sizeof(anonymous)};
-		halves[1] = (struct iovec){at, len};
+		list[0] = (struct iovec){anonymous, sizeof(anonymous)};
+		list[1] = (struct iovec){at, len};
+	}
+	if (strncmp(how, "each", 4) == 0) {
+		nr = len / PAGE < 2 * IOV_MAX ? len / PAGE : 2 * IOV_MAX;
+		for (size_t i = 0; i < nr; i++)
+			list[i] = (struct iovec){at + i * PAGE, PAGE};
 	}
 
 	self = syscall(SYS_pidfd_open, getpid(), 0);
 	if (self < 0)
 		self = PIDFD_SELF_THREAD; /* under a filter */
 	if (within)
-		memcpy(at, halves, sizeof(halves));
-	ret = process_madvise((int)self, within ? (void *)at : halves, 2, advice, 0);
+		memcpy(at, list, nr * sizeof(*list));
+	ret = process_madvise((int)self, within ? (void *)at : list, nr, advice, 0);
 	if (self >= 0)
 		close((int)self);
 	return ret;

@@ -115,7 +115,7 @@ static void test_lengths(void **state)
 		hdr->version++;
 		assert_int_equal(ipc_check_request(hdr, len, NULL), -EPROTO);
 	}
-	assert_int_equal(known, 28);
+	assert_int_equal(known, 29);
 	assert_int_equal(ipc_check_request(hdr, 0, NULL), -EPROTO);
 	assert_int_equal(ipc_check_request(hdr, sizeof(*hdr) - 1, NULL), -EPROTO);
 }
