@@ -240,7 +240,8 @@ static void may_soon_run_on(struct fuse_session *s, const cpu_set_t *where)
 struct program {
 	pthread_t thread;
 	cpu_set_t where;
-	sem_t runs, ends;
+	sem_t runs, goes_on;
+	bool moves; /* when it goes on: else it ends */
 	pid_t tid;
 };
 
@@ -248,11 +249,13 @@ static void *program_main(void *arg)
 {
 	struct program *program = arg;
 
-	sched_setaffinity(0, sizeof(program->where), &program->where);
-	program->tid = gettid();
-	sem_post(&program->runs);
-	while (sem_wait(&program->ends) < 0)
-		;
+	do {
+		sched_setaffinity(0, sizeof(program->where), &program->where);
+		program->tid = gettid();
+		sem_post(&program->runs);
+		while (sem_wait(&program->goes_on) < 0)
+			;
+	} while (program->moves);
 	return NULL;
 }
 
@@ -278,8 +281,9 @@ static void program_start(struct program *program, int cpu)
 {
 	CPU_ZERO(&program->where);
 	CPU_SET(cpu, &program->where);
+	program->moves = false;
 	sem_init(&program->runs, 0, 0);
-	sem_init(&program->ends, 0, 0);
+	sem_init(&program->goes_on, 0, 0);
 	assert_int_equal(pthread_create(&program->thread, NULL, program_main, program), 0);
 	while (sem_wait(&program->runs) < 0)
 		;
@@ -292,12 +296,23 @@ static void program_is_served(struct fuse_session *s, struct program *program, i
 	is_served_as(s, program, near_can_yield() ? SCHED_IDLE : SCHED_OTHER);
 }
 
+static void program_move(struct program *program, int cpu)
+{
+	CPU_ZERO(&program->where);
+	CPU_SET(cpu, &program->where);
+	program->moves = true;
+	sem_post(&program->goes_on);
+	while (sem_wait(&program->runs) < 0)
+		;
+	program->moves = false;
+}
+
 static void program_end(struct program *program)
 {
-	sem_post(&program->ends);
+	sem_post(&program->goes_on);
 	pthread_join(program->thread, NULL);
 	sem_destroy(&program->runs);
-	sem_destroy(&program->ends);
+	sem_destroy(&program->goes_on);
 }
 
 /* The one that this test may use and that has the highest number; *all: what it may use. */
@@ -308,6 +323,15 @@ static int last_processor(cpu_set_t *all)
 	assert_int_equal(sched_getaffinity(0, sizeof(*all), all), 0);
 	while (!CPU_ISSET(cpu, all))
 		cpu--;
+	return cpu;
+}
+
+static int first_processor(const cpu_set_t *all)
+{
+	int cpu = 0;
+
+	while (!CPU_ISSET(cpu, all))
+		cpu++;
 	return cpu;
 }
 
@@ -367,9 +391,25 @@ static bool runs_anywhere(void)
 	       sched_getscheduler(0) == SCHED_OTHER;
 }
 
+/* The same until it is kept where the program is by now; it sleeps before each. */
+static unsigned until_followed(struct near *near, const struct program *program)
+{
+	cpu_set_t now;
+	unsigned n = 0;
+
+	do {
+		nanosleep(&(struct timespec){.tv_nsec = 1}, NULL);
+		near_request(near, program->tid);
+		CPU_ZERO(&now);
+		sched_getaffinity(0, sizeof(now), &now);
+	} while (++n < 2000 && !CPU_EQUAL(&now, &program->where));
+	return n;
+}
+
 struct beside {
 	struct program program;
-	unsigned alone, not_alone, alone_again, starved;
+	int elsewhere;
+	unsigned alone, not_alone, alone_again, moved, starved;
 	bool yields, let_go, let_go_late, left;
 };
 
@@ -385,6 +425,8 @@ static void *beside_main(void *arg)
 	b->not_alone = until_kept(&near, &b->program, SCHED_OTHER);
 	atomic_store(&alone, true);
 	b->alone_again = until_kept(&near, &b->program, policy);
+	program_move(&b->program, b->elsewhere);
+	b->moved = until_followed(&near, &b->program);
 	b->yields = near_yields(&near) == near_can_yield();
 	near_let_go(&near, true);
 	b->let_go = !near_is_kept(&near) && !near_yields(&near) && runs_anywhere();
@@ -408,12 +450,14 @@ static void test_near_beside_others(void **state)
 	cpu_set_t all;
 
 	program_start(&b.program, last_processor(&all));
+	b.elsewhere = first_processor(&all);
 	assert_int_equal(pthread_create(&thread, NULL, beside_main, &b), 0);
 	pthread_join(thread, NULL);
 	program_end(&b.program);
 	assert_in_range(b.alone, 2, 100);
 	assert_in_range(b.not_alone, 1, 100);
 	assert_in_range(b.alone_again, 1, 100);
+	assert_in_range(b.moved, 1, near_can_yield() ? 24 : 64);
 	assert_true(b.yields);
 	assert_true(b.let_go);
 	assert_true(b.let_go_late);
