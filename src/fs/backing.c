@@ -328,8 +328,8 @@ int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, pid_t opener,
 	if (!r && is_writer(fi))
 		fs_touch(fs, inode->ino);
 	if (!r) {
-		/* Who reads what has no holes moves nothing. */
-		inode->used |= is_writer(fi) || holes;
+		/* Who reads what has no holes moves nothing; on a capped mount evictions do. */
+		inode->used |= is_writer(fi) || holes || fs->kind == WPFS_KIND_CAPPED;
 		stale = inode->attrs_cached && (is_writer(fi) || holes);
 		inode->attrs_cached = inode->attrs_cached && !stale;
 		/* One that was released was taken note of. */
