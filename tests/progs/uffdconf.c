@@ -644,7 +644,7 @@ int recv_fd(int sock)
 	return fd;
 }
 
-void child_do(int (*fn)(void *), void *arg)
+void child_do(int (*fn)(void *), void *arg, struct handler *h)
 {
 	int status = -1;
 	pid_t pid = fork();
@@ -655,6 +655,8 @@ void child_do(int (*fn)(void *), void *arg)
 	}
 	if (pid < 0 || waitpid(pid, &status, 0) != pid)
 		die("fork");
+	if (h)
+		handler_saw(h, 1, 0);
 	if (WIFEXITED(status))
 		note("child: %d", WEXITSTATUS(status));
 	else

@@ -151,8 +151,11 @@ void storer_waits(int fd);
 /* SCM_RIGHTS. */
 void send_fd(int sock, int fd);
 int recv_fd(int sock);
-/* fork() of which the child runs fn() and ends with its result; noted as "child: N". */
-void child_do(int (*fn)(void *), void *arg);
+/*
+ * fork() of which the child runs fn() and ends with its result; noted as "child: N", after h has
+ * noted the event of it (NULL: there is none).
+ */
+void child_do(int (*fn)(void *), void *arg, struct handler *h);
 
 /* ---- the cases ---- */
 

@@ -88,7 +88,7 @@ static void new (void)
 	     (fcntl(fd, F_GETFL) & O_NONBLOCK) != 0);
 	close(fd);
 	noted("bad flags", syscall(SYS_userfaultfd, O_TRUNC));
-	child_do(unprivileged, NULL);
+	child_do(unprivileged, NULL, NULL);
 }
 
 static void device(void)

@@ -189,7 +189,7 @@ static void sigbus_in_child(uint64_t mode)
 	if (mode & MODE_WP)
 		wp_all(fd, a);
 	h = handler_start(fd, a, ANSWER);
-	child_do(count_bus, NULL);
+	child_do(count_bus, NULL, h);
 	if (h->child_uffd >= 0)
 		close(h->child_uffd);
 	note("faults %u", handler_stop(h));
@@ -232,10 +232,9 @@ static void fork_twice(void)
 	pid = fork();
 	if (pid == 0)
 		_exit(fork_once_more(NULL));
-	while (h->child_uffd < 0)
-		usleep(100);
+	handler_saw(h, 1, 0);
 	of_child = handler_start(h->child_uffd, a, ANSWER);
-	note("grandchild: %d", wait_for(pid));
+	note("grandchild: %ld", handler_saw(of_child, 1, wait_for(pid)));
 	if (of_child->child_uffd >= 0)
 		close(of_child->child_uffd);
 	handler_stop(of_child);
@@ -272,6 +271,8 @@ static void fork_child_registers(void)
 		if (pid == 0)
 			_exit(child_registers(NULL));
 		status = wait_for(pid);
+		if (event)
+			handler_saw(h, 1, 0);
 		note("child: %s", name_of(status));
 		if (h->child_uffd >= 0)
 			close(h->child_uffd);
@@ -300,7 +301,7 @@ static void fork_inherited(void)
 	if (wp(fd, a, 0, 3, WP) < 0)
 		die("protect");
 	h = handler_start(fd, a, ANSWER);
-	child_do(use_inherited, &fd);
+	child_do(use_inherited, &fd, NULL);
 	note_marks(a, 0, 6);
 	store(a, 1, 1);
 	store(a, 4, 1);
@@ -325,8 +326,7 @@ static void fork_child_by_parent(void)
 	pid = fork();
 	if (pid == 0)
 		_exit(read(go[0], &byte, 1) == 1 ? mark_bits(shown) : 200);
-	while (h->child_uffd < 0)
-		usleep(100);
+	handler_saw(h, 1, 0);
 	noted("unregister", unreg(h->child_uffd, a->map, 4 * PAGE));
 	noted("register", reg(h->child_uffd, a->map, 2 * PAGE, MODE_WP, NULL));
 	noted("protect", wp(h->child_uffd, a, 1, 1, WP));

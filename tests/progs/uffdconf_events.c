@@ -37,7 +37,7 @@ static void fork_common(uint64_t features)
 	noted("off", wp(fd, a, 4, 1, 0));
 	noted("dontneed", madvise(a->map + PAGE, PAGE, MADV_DONTNEED));
 	h = handler_start(fd, a, ANSWER);
-	child_do(show_marks, NULL);
+	child_do(show_marks, NULL, features ? h : NULL);
 	note_marks(a, 0, 6);
 	store(a, 3, 1);
 	if (h->child_uffd >= 0)
@@ -77,8 +77,7 @@ static void fork_child_faults(void)
 	pid = fork();
 	if (pid == 0)
 		_exit(fork_store(NULL));
-	while (h->child_uffd < 0)
-		usleep(100);
+	handler_saw(h, 1, 0);
 	if (next_message(h->child_uffd, a, &msg, 10000) < 0)
 		die("message");
 	note("child's");
@@ -107,8 +106,7 @@ static void fork_child_let_go(void)
 	pid = fork();
 	if (pid == 0)
 		_exit(fork_store(NULL));
-	while (h->child_uffd < 0)
-		usleep(100);
+	handler_saw(h, 1, 0);
 	close(h->child_uffd);
 	waitpid(pid, &status, 0);
 	note("child: %d", WEXITSTATUS(status));
@@ -471,7 +469,7 @@ static void mm_gone(void)
 	shown = area_new(4, 4);
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) < 0)
 		die("socketpair");
-	child_do(make_and_send, &pair[0]);
+	child_do(make_and_send, &pair[0], NULL);
 	close(pair[0]);
 	fd = recv_fd(pair[1]);
 	since = now_ms();
