@@ -26,7 +26,7 @@ RUN_DIR = Path("/run/wpfs")
 SANITIZED = WPFS.exists() and re.search(rb"__(asan|tsan)_init", WPFS.read_bytes()) is not None
 
 PAGE = 4096
-SECONDS = 30  # for one thing to happen; generous, since nothing waits it out when all is well
+SECONDS = 60  # for one thing to happen; generous, since nothing waits it out when all is well
 STORE_SECONDS = 120  # for an unmount, which writes the store: others may be writing to the disk
 
 SANITIZER = re.compile(r"(ERROR|WARNING): \w+Sanitizer|runtime error:|SUMMARY: \w+Sanitizer")

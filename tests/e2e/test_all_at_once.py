@@ -143,7 +143,7 @@ for thread in threads:
         calls.wait(call, None if call == "stat" else MANY)  # of stats only some wait
         assert in_call(calls.popen.pid, call) >= 8
         other = subprocess.Popen(["touch", wpfs.mnt / "new"])
-        proc.wait_for(lambda: other.poll() is not None, 10, "a file is made beside")
+        proc.wait_for(lambda: other.poll() is not None, harness.SECONDS, "a file is made beside")
     finally:
         proc.wait_for(lambda: go_on() or calls.popen.poll() is not None, harness.SECONDS, "all go on")
         go_on(over=True)

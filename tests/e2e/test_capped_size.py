@@ -25,9 +25,9 @@ def wpfs(make_wpfs):
 @pytest.fixture
 def tmpfs(tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32M", "none", tmp_path], check=True,
-                   timeout=30)
+                   timeout=60)
     yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True, timeout=30)
+    subprocess.run(["umount", tmp_path], check=True, timeout=60)
 
 
 def status(wpfs):
@@ -122,7 +122,7 @@ def test_store_through_a_mapping(wpfs, mebibytes):
     assert before < SIZE and SIZE - (SIZE // 8 if mebibytes == 48 else 0) <= \
         status(wpfs)["used"] <= SIZE
     os.unlink(wpfs.mnt / "g")
-    proc.wait_for(lambda: status(wpfs)["used"] < SIZE - left // 2, harness.SECONDS, "room")
+    proc.wait_for(lambda: status(wpfs)["used"] < SIZE - left // 2, harness.STORE_SECONDS, "room")
 
 
 def test_refaults_when_full(wpfs):

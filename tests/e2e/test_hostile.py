@@ -32,7 +32,7 @@ def test_anything_on_the_socket(make_wpfs, capped, uid, seed):
     os.chmod(target, 0o666)
     done = wpfs.command("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups",
                         "/usr/bin/python3", HOSTILE, harness.RUN_DIR / wpfs.id / "sock", target,
-                        seed, 300)
+                        seed, 300, timeout=200)
     assert done.returncode == 0, done.stderr
     answered, attached = map(int, done.stdout.split())
     assert answered > 30 and attached > 0, "it never came far enough to do harm"

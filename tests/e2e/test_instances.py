@@ -75,7 +75,7 @@ def test_the_end_of_a_container(wpfs):
     program.order("store 0 1 1")
     (init,) = proc.children(program.pid)
     kill(init)
-    proc.wait_for(lambda: report.names(wpfs)["t"] == "detached", 10, "its end is seen")
+    proc.wait_for(lambda: report.names(wpfs)["t"] == "detached", harness.SECONDS, "its end is seen")
     # Exact if the program's death was seen before that of its witness.
     assert report.dirty(wpfs, "t") in (ALL, {1})
 
@@ -173,7 +173,7 @@ def as_after_a_power_cut(wpfs):
             kill(witness)
         program.kill9()
     for point in [str(wpfs.mnt), *(point for point, _ in proc.mounts_below(RUN_DIR / wpfs.id))]:
-        subprocess.run(["umount", "-l", point], check=True, timeout=30)
+        subprocess.run(["umount", "-l", point], check=True, timeout=60)
     shutil.rmtree(RUN_DIR / wpfs.id)
 
 

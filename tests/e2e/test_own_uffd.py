@@ -15,9 +15,9 @@ OWN = harness.program("ownuffd")
 
 @pytest.fixture
 def tmpfs(tmp_path):
-    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True, timeout=30)
+    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True, timeout=60)
     yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True, timeout=30)
+    subprocess.run(["umount", tmp_path], check=True, timeout=60)
 
 
 def output(done):

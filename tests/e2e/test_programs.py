@@ -35,9 +35,9 @@ def answers(program, path):
 
 @pytest.fixture
 def tmpfs(tmp_path):
-    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True, timeout=30)
+    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True, timeout=60)
     yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True, timeout=30)
+    subprocess.run(["umount", tmp_path], check=True, timeout=60)
 
 
 def test_without_the_shim(wpfs, tmpfs):

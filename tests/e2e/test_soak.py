@@ -11,11 +11,11 @@ import pytest
 import harness
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(500)
 def test_random_programs_against_the_model():
     done = subprocess.run([harness.SOURCE / "tools/soak", "--marks", "--minutes", "1", "--seed", "99"],
                           env={**harness.os.environ, "WPFS_BUILD": str(harness.BUILD)},
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=220,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=480,
                           check=False)
     assert done.returncode == 0, done.stdout
     last = done.stdout.splitlines()[-1]
@@ -27,7 +27,7 @@ def test_capped():
     """One round with a small file; the whole is 4 GiB and takes minutes."""
     done = subprocess.run([harness.SOURCE / "tools/soak", "--capped", "--size", "96", "--minutes",
                            "0", "--verbose"],
-                          env={**harness.os.environ, "WPFS_BUILD": str(harness.BUILD)}, timeout=110,
+                          env={**harness.os.environ, "WPFS_BUILD": str(harness.BUILD)}, timeout=280,
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 rounds are right" in done.stdout, done.stdout

@@ -198,7 +198,7 @@ def test_a_user_sees_its_own(wpfs):
     copy = shutil.copy(WPCTL, wpfs.dir / "wpctl")
     os.chmod(wpfs.dir, 0o755)
     done = subprocess.run([copy, "top", "--once", "--json", wpfs.mnt], user=65534, group=65534,
-                          extra_groups=[], capture_output=True, text=True, timeout=30, check=True)
+                          extra_groups=[], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout)["mms"] == []
 
 

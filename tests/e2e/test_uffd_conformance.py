@@ -33,9 +33,9 @@ def output(done):
 @pytest.fixture
 def tmpfs(tmp_path, request):
     options = getattr(request, "param", "rw")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", tmp_path], check=True, timeout=30)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", tmp_path], check=True, timeout=60)
     yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True, timeout=30)
+    subprocess.run(["umount", tmp_path], check=True, timeout=60)
 
 
 def test_the_table_has_rows():
@@ -60,22 +60,22 @@ def test_every_test_of_the_kernel_has_cases():
 @pytest.mark.parametrize("writers", [[], ["-w"]], ids=["alone", "writers"])
 def test_on_tmpfs(wpfs, tmpfs, writers):
     """The table is true: what it says is the kernel's."""
-    assert output(wpfs.command(CONF, *writers, tmpfs / "f", timeout=60)) == PROMISED
+    assert output(wpfs.command(CONF, *writers, tmpfs / "f", timeout=200)) == PROMISED
 
 
 def test_on_wpfs_without_the_shim(wpfs):
-    assert output(wpfs.command(CONF, "-w", wpfs.mnt / "f", timeout=60)) == PROMISED
+    assert output(wpfs.command(CONF, "-w", wpfs.mnt / "f", timeout=200)) == PROMISED
 
 
 @pytest.mark.parametrize("writers", [[], ["-w"]], ids=["alone", "writers"])
 def test_tracked(wpfs, writers):
-    done = wpfs.run(CONF, *writers, wpfs.mnt / "f", name="t", timeout=100)
+    done = wpfs.run(CONF, *writers, wpfs.mnt / "f", name="t", timeout=200)
     assert output(done) == PROMISED
 
 
 @pytest.mark.parametrize("writers", [[], ["-w"]], ids=["alone", "writers"])
 def test_protected(wpfs, writers):
-    done = wpfs.run(CONF, *writers, wpfs.mnt / "f", name="t", protect=True, timeout=100)
+    done = wpfs.run(CONF, *writers, wpfs.mnt / "f", name="t", protect=True, timeout=200)
     assert output(done) == PROMISED_ARMED
 
 
@@ -84,7 +84,7 @@ def test_protected(wpfs, writers):
 def test_on_a_capped_mount(make_wpfs, writers, protect):
     """A program's userfaultfd keeps its file in memory, and sees nothing of wpfs's own."""
     wpfs = make_wpfs(store=True, options=["resident=64M"])
-    done = wpfs.run(CONF, *writers, wpfs.mnt / "f", name="t", protect=protect, timeout=100)
+    done = wpfs.run(CONF, *writers, wpfs.mnt / "f", name="t", protect=protect, timeout=200)
     expected = (PROMISED_ARMED if protect else PROMISED) | PROMISED_CAPPED
     if protect:  # which differs for both reasons
         expected["register-refusals"] = PROMISED_ARMED["register-refusals"].replace(
@@ -113,10 +113,10 @@ def test_with_huge_pages(make_wpfs, tmpfs, protect):
     wpfs = make_wpfs(options=["huge=always"])
     differ = set(dict(ROW.findall(ARMED))) if protect else set()
     cases = [name for name in PROMISED if name not in NOT_HUGE | differ]
-    found = output(wpfs.run(CONF, wpfs.mnt / "f", *cases, name="t", protect=protect, timeout=100))
+    found = output(wpfs.run(CONF, wpfs.mnt / "f", *cases, name="t", protect=protect, timeout=200))
     assert len(found) == len(cases)
     for _ in range(8):
-        native = output(wpfs.command(CONF, tmpfs / "f", *cases, timeout=60))
+        native = output(wpfs.command(CONF, tmpfs / "f", *cases, timeout=200))
         cases = [name for name in cases if found[name] not in (native[name], PROMISED[name])]
         if not cases:
             break
@@ -128,5 +128,5 @@ def test_with_huge_pages(make_wpfs, tmpfs, protect):
 def test_with_swap(wpfs, protect):
     """MADV_PAGEOUT then takes pages away indeed."""
     with swap.area(64 << 20):
-        done = wpfs.run(CONF, "-w", wpfs.mnt / "f", name="t", protect=protect, timeout=100)
+        done = wpfs.run(CONF, "-w", wpfs.mnt / "f", name="t", protect=protect, timeout=200)
     assert output(done) == (PROMISED_ARMED if protect else PROMISED)

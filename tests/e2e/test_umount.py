@@ -90,11 +90,11 @@ def test_killed_a_moment_ago(make_wpfs):
 
 def test_mount_on_top(wpfs):
     (wpfs.mnt / "sub").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "none", wpfs.mnt / "sub"], check=True, timeout=30)
+    subprocess.run(["mount", "-t", "tmpfs", "none", wpfs.mnt / "sub"], check=True, timeout=60)
     try:
         refused(umount(wpfs.mnt), "in use", f"{wpfs.mnt}/sub is mounted on it")
     finally:
-        subprocess.run(["umount", wpfs.mnt / "sub"], check=True, timeout=30)
+        subprocess.run(["umount", wpfs.mnt / "sub"], check=True, timeout=60)
 
 
 def test_dead_mount(make_wpfs):

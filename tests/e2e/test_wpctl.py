@@ -24,7 +24,7 @@ PAGES = 16
 
 def wpctl(*args, **more):
     """wpctl without a daemon of the test's own."""
-    return subprocess.run([str(WPCTL), *map(str, args)], capture_output=True, text=True, timeout=30,
+    return subprocess.run([str(WPCTL), *map(str, args)], capture_output=True, text=True, timeout=60,
                           check=False, **more)
 
 
@@ -172,7 +172,7 @@ def test_answer_that_cannot_be_written(wpfs):
     for command in ("status", "ps"):
         with open("/dev/full", "w", encoding="ascii") as full:
             done = subprocess.run([WPCTL, command, wpfs.mnt], stdout=full, stderr=subprocess.PIPE,
-                                  text=True, timeout=30, check=False)
+                                  text=True, timeout=60, check=False)
         assert done.returncode == 1 and "No space left" in done.stderr, done.stderr
 
 

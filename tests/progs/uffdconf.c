@@ -698,7 +698,7 @@ int main(int argc, char **argv)
 	if (argc <= at)
 		return 2;
 	path = argv[at++];
-	alarm(150);
+	alarm(250);
 	if (sigaction(SIGBUS, &act, NULL) < 0)
 		return 1;
 	run_cases(conf_calls, argv + at, argc - at);

@@ -21,6 +21,7 @@
 /* Milliseconds: a busy machine needs long for little. Who asks a daemon that does not answer waits
  * 10 s. */
 #define AT_ONCE	  8000
+#define PATIENCE  60000 /* for what comes, or the case has failed */
 #define MODE_WP	  UFFDIO_REGISTER_MODE_WP
 #define MODE_MISS UFFDIO_REGISTER_MODE_MISSING
 #define MODE_MIN  UFFDIO_REGISTER_MODE_MINOR

@@ -74,7 +74,7 @@ static void follow(int fd, enum answer answer, const _Atomic pid_t *child)
 	for (bool over = false; !over;) {
 		struct pollfd pfd = {.fd = fd, .events = POLLIN};
 
-		if (poll(&pfd, 1, 10000) <= 0)
+		if (poll(&pfd, 1, PATIENCE) <= 0)
 			die("poll");
 		if (read(fd, &msg, sizeof(msg)) != (ssize_t)sizeof(msg))
 			continue;

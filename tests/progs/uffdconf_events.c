@@ -78,7 +78,7 @@ static void fork_child_faults(void)
 	if (pid == 0)
 		_exit(fork_store(NULL));
 	handler_saw(h, 1, 0);
-	if (next_message(h->child_uffd, a, &msg, 10000) < 0)
+	if (next_message(h->child_uffd, a, &msg, PATIENCE) < 0)
 		die("message");
 	note("child's");
 	note_message(&msg, a);
@@ -373,7 +373,7 @@ static void changing(void)
 	note_again("poison", ret, done);
 	ret = ioctl(fd, UFFDIO_MOVE, &move);
 	note_again("move", ret, move.move);
-	if (next_message(fd, a, &msg, 10000) < 0)
+	if (next_message(fd, a, &msg, PATIENCE) < 0)
 		die("message");
 	note_message(&msg, a);
 	pthread_join(thread, NULL);
@@ -439,7 +439,7 @@ static void handler_is_busy(void)
 		noted("unregister", unreg(other, p, PAGE));
 		noted("munmap", munmap(p, PAGE));
 		noted("close", close(other));
-		if (next_message(fd, a, &msg, 10000) < 0)
+		if (next_message(fd, a, &msg, PATIENCE) < 0)
 			die("message");
 		note_message(&msg, a);
 		if (msg.event == UFFD_EVENT_FORK)

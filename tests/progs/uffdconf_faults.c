@@ -180,7 +180,7 @@ static void dontwake(void)
 	reg_all(fd, a, MODE_WP);
 	wp_all(fd, a);
 	s = storer_start(a, 0, 1);
-	if (next_message(fd, a, &msg, 10000) < 0)
+	if (next_message(fd, a, &msg, PATIENCE) < 0)
 		die("message");
 	note_message(&msg, a);
 	noted("off", wp(fd, a, 0, 1, UFFDIO_WRITEPROTECT_MODE_DONTWAKE));
@@ -202,7 +202,7 @@ static void wake_early(void)
 	wp_all(fd, a);
 	s = storer_start(a, 0, 1);
 	for (int i = 0; i < 3; i++) {
-		if (next_message(fd, a, &msg, 10000) < 0)
+		if (next_message(fd, a, &msg, PATIENCE) < 0)
 			die("message");
 		note_message(&msg, a);
 		if (i < 2)
@@ -226,7 +226,7 @@ static void same_page(void)
 	for (int i = 0; i < 3; i++)
 		s[i] = storer_start(a, 2, (char)i);
 	for (int i = 0; i < 3; i++) {
-		if (next_message(fd, a, &msg, 10000) < 0)
+		if (next_message(fd, a, &msg, PATIENCE) < 0)
 			die("message");
 		note_message(&msg, a);
 	}
@@ -389,7 +389,7 @@ static void minor_changed(void)
 	area_alias(a);
 	reg_all(fd, a, MODE_MIN);
 	s = storer_start(a, 1, 77);
-	if (next_message(fd, a, &msg, 10000) < 0)
+	if (next_message(fd, a, &msg, PATIENCE) < 0)
 		die("message");
 	note_message(&msg, a);
 	memset(a->alias + PAGE, 0x5a, PAGE);
@@ -452,6 +452,24 @@ static void minor_missing(void)
 	close(fd);
 }
 
+/* The kernel may refuse it, have no huge page to spare, or be at the pages itself. */
+static int collapse(void *at, unsigned long len)
+{
+	const int may[] = {EINVAL, ENOMEM, EBUSY, EAGAIN};
+
+	for (int tries = 0; tries < 100; tries++) {
+		if (madvise(at, len, MADV_COLLAPSE) == 0)
+			return 0;
+		if (errno != EAGAIN)
+			break;
+		usleep(1000);
+	}
+	for (size_t i = 0; i < sizeof(may) / sizeof(may[0]); i++)
+		if (errno == may[i])
+			return 0;
+	return -1;
+}
+
 /* 2 MiB of minor faults, then made one huge page: contents stay. */
 static void minor_collapse(void)
 {
@@ -467,7 +485,7 @@ static void minor_collapse(void)
 		while (cont(fd, at + page * PAGE, 0, NULL) < 0)
 			if (errno != EAGAIN)
 				die("continue");
-	noted("collapse", madvise(at, 512 * PAGE, MADV_COLLAPSE) < 0 && errno != EINVAL ? -1 : 0);
+	noted("collapse", collapse(at, 512 * PAGE));
 	for (unsigned long page = 0; page < 512; page++)
 		wrong += at[page * PAGE + 9] != (char)(first + page + 1);
 	note("wrong %lu", wrong);
@@ -487,7 +505,7 @@ static void thread_id(void)
 	reg_all(fd, a, MODE_WP);
 	wp_all(fd, a);
 	s = storer_start(a, 1, 1);
-	if (next_message(fd, a, &msg, 10000) < 0)
+	if (next_message(fd, a, &msg, PATIENCE) < 0)
 		die("message");
 	note_message(&msg, a);
 	note("ptid %s",
@@ -510,7 +528,7 @@ static void exact_address(void)
 		reg_all(fd, a, MODE_WP);
 		wp_all(fd, a);
 		s = storer_start(a, 1, 1);
-		if (next_message(fd, a, &msg, 10000) < 0)
+		if (next_message(fd, a, &msg, PATIENCE) < 0)
 			die("message");
 		note("offset %llu", (unsigned long long)msg.arg.pagefault.address % PAGE);
 		noted("off", wp(fd, a, 1, 1, 0));

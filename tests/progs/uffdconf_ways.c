@@ -64,7 +64,7 @@ static void read_poll(void)
 	note("poll %x", pfd.revents);
 	s[0] = storer_start(a, 1, 1);
 	s[1] = storer_start(a, 1, 2);
-	poll(&pfd, 1, 10000);
+	poll(&pfd, 1, PATIENCE);
 	note("poll %x", pfd.revents);
 	for (size_t got = 0; got < 2;) {
 		ssize_t n = read(fd, msg, sizeof(msg));
@@ -96,7 +96,7 @@ static void read_epoll(void)
 	note("wait %d", epoll_wait(ep, &ev, 1, 0));
 	for (unsigned long page = 0; page < 2; page++) {
 		s = storer_start(a, page, 1);
-		note("wait %d", epoll_wait(ep, &ev, 1, 10000));
+		note("wait %d", epoll_wait(ep, &ev, 1, PATIENCE));
 		while (read(fd, &msg, sizeof(msg)) != (ssize_t)sizeof(msg))
 			usleep(100);
 		answer_read(fd, a, &msg);
@@ -160,7 +160,7 @@ static void read_select(void)
 {
 	struct area *a = area_still(4, 4);
 	int fd = uffd_new(O_NONBLOCK, SHMEM_ALL);
-	struct timeval wait = {.tv_sec = 10};
+	struct timeval wait = {.tv_sec = PATIENCE / 1000};
 	struct uffd_msg msg;
 	struct iovec halves[2] = {{&msg, 16}, {(char *)&msg + 16, sizeof(msg) - 16}};
 	struct storer *s;
@@ -398,7 +398,7 @@ static void close_duplicates(void)
 	int fd = with_waiting(a, &s), second = dup(fd), third = fcntl(fd, F_DUPFD_CLOEXEC, 100);
 
 	noted("close", close(fd));
-	if (next_message(third, a, &msg, 10000) < 0)
+	if (next_message(third, a, &msg, PATIENCE) < 0)
 		die("message");
 	note_message(&msg, a);
 	noted("close", close(third));
@@ -484,7 +484,7 @@ static void close_read(void)
 	struct storer *s;
 	int fd = with_waiting(a, &s);
 
-	if (next_message(fd, a, &msg, 10000) < 0)
+	if (next_message(fd, a, &msg, PATIENCE) < 0)
 		die("message");
 	note_message(&msg, a);
 	note("close %ld", raw_close(fd));
@@ -540,7 +540,7 @@ static int serve(int fd, struct area *a, int faults)
 	struct uffd_msg msg;
 
 	while (faults--) {
-		if (next_message(fd, a, &msg, 20000) < 0)
+		if (next_message(fd, a, &msg, PATIENCE) < 0)
 			return 1;
 		/* ioctls of another process work on the mm that the descriptor is of */
 		answer_message(fd, a, &msg, ANSWER);
@@ -676,7 +676,7 @@ static void in_flight(void)
 	s = storer_start(a, 1, 1);
 	usleep(300000);
 	fd = recv_fd(pair[1]);
-	if (next_message(fd, a, &msg, 10000) < 0)
+	if (next_message(fd, a, &msg, PATIENCE) < 0)
 		die("message");
 	answer_read(fd, a, &msg);
 	storer_join(s);
