@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import subprocess
 import time
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -61,8 +62,11 @@ def cpu_ns(pid):
         main = int(schedstat.read().split()[0])
     total = 0
     for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as schedstat:
-            total += int(schedstat.read().split()[0])
+        try:
+            with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as schedstat:
+                total += int(schedstat.read().split()[0])
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # it has ended
     return max(main, total)
 
 
@@ -97,6 +101,26 @@ def stop(pid):
 
     os.kill(pid, signal.SIGSTOP)
     wait_for(stands, 30, f"{describe(pid)} to stop")
+
+
+class Strace:
+    """strace(1) of a process that runs: from here on each of its threads stops at what is traced."""
+
+    def __init__(self, pid, *expressions, path=None):
+        argv = ["strace", "-f", "-o", "/dev/null", "-p", str(pid)] + (["-P", path] if path else [])
+        for expression in expressions:
+            argv += ["-e", expression]
+        self.popen = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        said = self.popen.stderr.readline()  # when it has attached to all of them, and not before
+        if "attached" not in said:
+            self.end()
+        assert "attached" in said, said
+
+    def end(self):
+        """Who is held goes on."""
+        self.popen.kill()
+        self.popen.wait()
+        self.popen.stderr.close()
 
 
 def is_traced(pid):
@@ -203,6 +227,19 @@ def wait_for(condition, seconds, what):
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
         time.sleep(pause)
         pause = min(pause * 2, 0.1)
+
+
+def make_huge_pages(count=64):
+    """Free memory in pieces of 2 MiB. Nobody who stores waits for the kernel to put them together."""
+    def free():
+        with open("/proc/buddyinfo", encoding="ascii") as zones:
+            return sum(int(nr) << order for line in zones for order, nr in enumerate(line.split()[4 + 9:]))
+
+    for file in ("compact_memory", "drop_caches", "compact_memory"):
+        if free() >= count:
+            return
+        with open(f"/proc/sys/vm/{file}", "w", encoding="ascii") as order:
+            order.write("1")
 
 
 def waits_for_fuse(pid, where="fuse_"):

@@ -2,26 +2,39 @@
 """A real terminal (tmux) of a size, with a command in it; and a pseudo-terminal for what writes lines."""
 
 import os
+import re
 import subprocess
 
 import proc
 
-SECONDS = 30
+SECONDS = 60
 _number = 0
 
 
 class Terminal:
-    """Runs a shell command; what it shows is read with screen(), its exit status is the last line."""
+    """
+    Runs a shell command; what it shows is read with screen(), its exit status is the last line. With
+    `record`, a path, every byte that is written to it is there too, however short it was shown.
+    """
 
-    def __init__(self, command, columns=80, lines=24, env=None):
+    def __init__(self, command, columns=80, lines=24, env=None, record=None):
         global _number
         _number += 1
         self.socket = f"wpfs-{os.getpid()}-{_number}"
         self.env = {**(env or os.environ), "LC_ALL": "C.UTF-8", "TERM": "xterm-256color"}
         for name in ("COLUMNS", "LINES", "TMUX"):
             self.env.pop(name, None)
+        self.record = record
+        begin = f"{record}.begin"
+        if record:
+            os.mkfifo(begin)
+            command = f"read go <{begin}; {command}"
         self.tmux("new-session", "-d", "-x", str(columns), "-y", str(lines),
                   f"{command}; echo ended with $?; exec cat")
+        if record:
+            self.tmux("pipe-pane", f"exec cat >{record}")
+            with open(begin, "w", encoding="ascii") as go:
+                go.write("go\n")
 
     def tmux(self, *args):
         return subprocess.run(["tmux", "-L", self.socket, "-f", "/dev/null", *args], env=self.env,
@@ -49,6 +62,19 @@ class Terminal:
         lines = self.wait(lambda lines: any("ended with" in line for line in lines), "the end")
         (line,) = [line for line in lines if "ended with" in line]
         return int(line.split()[-1]), lines
+
+    def written(self):
+        """Waits for the end of the command; all lines that were ever written, in order."""
+        def all_of_it():
+            try:
+                with open(self.record, encoding="utf-8", errors="replace") as record:
+                    text = record.read()
+            except FileNotFoundError:
+                return None
+            return text if re.search("ended with [0-9]+\r?\n", text) else None
+
+        text = proc.wait_for(all_of_it, SECONDS, "the end")
+        return [re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", line) for line in re.split("[\r\n]+", text)]
 
     def keys(self, *keys):
         self.tmux("send-keys", *keys)

@@ -19,7 +19,6 @@ import report
 from harness import PAGE
 from mapper import ALL, Child, direct_file, map_file, mapped
 from seam import Seam, waiting
-from test_children import trace
 
 BIG = 16384  # pages: 64 MiB
 FILLED = BIG - BIG // 8  # the others are zeros, which are never stored
@@ -748,11 +747,9 @@ def test_raw_fork_of_a_program_that_cannot_be_looked_at(wpfs):
     program = mapped(wpfs)
     fill(program)
     assert evict(wpfs) == 64
-    strace = trace(wpfs, "trace=openat", "inject=openat:error=ENOMEM",
-                   how=["-P", f"/proc/{program.pid}/maps"])
+    strace = proc.Strace(wpfs.pid, "trace=openat", "inject=openat:error=ENOMEM", path=f"/proc/{program.pid}/maps")
     child = Child(wpfs, program, how="raw")
-    strace.kill()
-    strace.wait()
+    strace.end()
     assert child.order("load 0 3") == 4
     child.end()
 

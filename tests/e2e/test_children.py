@@ -3,7 +3,6 @@
 
 import os
 import signal
-import subprocess
 
 import pytest
 
@@ -536,24 +535,10 @@ def fork_held(wpfs):
     """
     program = mapped(wpfs)
     program.order("store 0 1 1")
-    strace = trace(program, "trace=socketpair", "inject=socketpair:delay_enter=100s")
-
-    def let_go():
-        strace.kill()
-        strace.wait()
-
+    strace = proc.Strace(program.pid, "trace=socketpair", "inject=socketpair:delay_enter=100s")
     child = ChildToBe(wpfs, program)
-    yield program, child, child.find(lambda pid: in_call(pid, SOCKETPAIR)), let_go
-    let_go()
-
-
-def trace(program, *expressions, how=()):
-    argv = ["strace", "-f", "-o", "/dev/null", "-p", str(program.pid), *how]
-    for expression in expressions:
-        argv += ["-e", expression]
-    strace = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    proc.wait_for(lambda: proc.is_traced(program.pid), harness.SECONDS, "strace")
-    return strace
+    yield program, child, child.find(lambda pid: in_call(pid, SOCKETPAIR)), strace.end
+    strace.end()
 
 
 class ChildToBe(Child):
@@ -627,10 +612,9 @@ def test_a_child_that_is_killed_before_it_has_attached(wpfs, fork_held):
 def test_a_child_that_gives_up(wpfs):
     """It could not take the answer, and goes on without being tracked."""
     program = mapped(wpfs)
-    strace = trace(program, "trace=recvmsg", "inject=recvmsg:error=EIO:when=2")  # in each process
+    strace = proc.Strace(program.pid, "trace=recvmsg", "inject=recvmsg:error=EIO:when=2")  # in each process
     child = ChildToBe(wpfs, program).begin()
-    strace.kill()
-    strace.wait()
+    strace.end()
     child.order("store 0 33 1")
     assert 33 in union(wpfs)
     wpfs.wpctl("protect", wpfs.mnt)
@@ -644,12 +628,11 @@ def test_children_that_end_before_a_witness_that_is_stopped_goes_on(wpfs):
     """They have come for what it still has of theirs: there is nothing in doubt."""
     program = mapped(wpfs)
     (witness,) = proc.children(program.pid)
-    strace = trace(program, "trace=connect", "inject=connect:delay_enter=100s")
+    strace = proc.Strace(program.pid, "trace=connect", "inject=connect:delay_enter=100s")
     children = [ChildToBe(wpfs, program)]
     pids = [children[0].find(lambda pid: in_call(pid, CONNECT))]
     proc.stop(witness)  # it has read the event, or there would be no child
-    strace.kill()
-    strace.wait()
+    strace.end()
     child = children[0].begin()
     child.order("store 0 5 1")
     child.end()

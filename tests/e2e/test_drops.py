@@ -94,12 +94,8 @@ def test_protect_between_the_question_and_madv_remove(wpfs, restart):
         program.order(f"store 0 {page} 1")
     wpfs.wpctl("protect", wpfs.mnt)
     # It asks, and is held at the call itself.
-    strace = subprocess.Popen(
-        ["strace", "-f", "-o", "/dev/null", "-e", "trace=madvise", "-e",
-         "inject=madvise:delay_enter=60s", "-p", str(program.pid)],
-        stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    strace = proc.Strace(program.pid, "trace=madvise", "inject=madvise:delay_enter=200s")
     try:
-        proc.wait_for(lambda: proc.is_traced(program.pid), harness.SECONDS, "strace")
         program.send("advise 0 3 2 remove")
         proc.wait_for(lambda: report.dirty(wpfs, "t") == {3, 4}, harness.SECONDS, "the question")
         if restart:
@@ -108,8 +104,7 @@ def test_protect_between_the_question_and_madv_remove(wpfs, restart):
         wpfs.wpctl("protect", wpfs.mnt)
         assert proc.is_traced(program.pid)
     finally:
-        strace.kill()
-        strace.wait()
+        strace.end()
     assert program.read() == "ok 0"
     assert [program.order(f"load 0 {page}") for page in (2, 3, 4, 5)] == [1, 0, 0, 1]
     assert report.dirty(wpfs, "t") == {3, 4}
@@ -128,12 +123,8 @@ def test_protect_as_contents_go_that_nobody_could_be_told_of(make_wpfs):
     assert wpfs.wpctl_json("evict", "/f")["pages"] == 64
     # MADV_COLD, which tells what is locked; the call itself; then pages are brought back, by the
     # next daemon; then they are taken out.
-    strace = subprocess.Popen(
-        ["strace", "-f", "-o", "/dev/null", "-e", "trace=madvise", "-e",
-         "inject=madvise:delay_enter=60s:when=4", "-p", str(program.pid)],
-        stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    strace = proc.Strace(program.pid, "trace=madvise", "inject=madvise:delay_enter=200s:when=4")
     try:
-        proc.wait_for(lambda: proc.is_traced(program.pid), harness.SECONDS, "strace")
         wpfs.kill9()
         program.send("advise 0 8 8 remove")
         wpfs.restart()
@@ -141,8 +132,7 @@ def test_protect_as_contents_go_that_nobody_could_be_told_of(make_wpfs):
         wpfs.wpctl("protect", wpfs.mnt, "--file", "/f")
         assert proc.is_traced(program.pid)
     finally:
-        strace.kill()
-        strace.wait()
+        strace.end()
     assert program.read() == "ok 0"
     assert [program.order(f"load 0 {page}") for page in (7, 8, 15, 16)] == [5, 0, 0, 5]
     assert set(range(8, 16)) <= report.dirty(wpfs, "t")

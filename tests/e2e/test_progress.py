@@ -22,14 +22,8 @@ SIZE = 64 << 20
 
 def shown(terminal):
     """Lines of progress that it shows until it ends, and the screen then."""
-    seen = set()
-
-    def over(lines):
-        seen.update(line for line in lines if LINE.match(line))
-        return any("ended with" in line for line in lines)
-
-    terminal.wait(over, "the end")
-    return seen, terminal.screen()
+    seen = {line for line in terminal.written() if LINE.match(line)}
+    return seen, terminal.ended()[1]
 
 
 def slow(argv, what, ms=20):
@@ -47,16 +41,7 @@ def traced(wpfs):
 
 def held_up(wpfs, *calls):
     """The daemon, with these system calls held up; stopped by ending strace."""
-    strace = subprocess.Popen(["strace", "-f", "-o", "/dev/null", "-e", "signal=none", "-e",
-                               f"inject={','.join(calls)}:delay_enter=20000", "-p", str(wpfs.pid)],
-                              stderr=subprocess.PIPE, text=True)
-    assert "attached" in strace.stderr.readline()
-    return strace
-
-
-def ended(strace):
-    strace.terminate()
-    strace.communicate(timeout=harness.SECONDS)
+    return proc.Strace(wpfs.pid, "signal=none", f"inject={','.join(calls)}:delay_enter=20000")
 
 
 @pytest.fixture
@@ -71,10 +56,11 @@ def move(wpfs, verb, columns=80):
     # evictions write to the spill file and punch, loads write to the lower one
     strace = held_up(wpfs, *(["fallocate"] if verb == "evict" else ["pwrite64", "pwritev", "pwritev2"]))
     try:
-        with Terminal(f"{WPCTL} {verb} {wpfs.mnt} /f", columns=columns, env=wpfs.env()) as terminal:
+        with Terminal(f"{WPCTL} {verb} {wpfs.mnt} /f", columns=columns, env=wpfs.env(),
+                      record=wpfs.dir / f"{verb}.shown") as terminal:
             return shown(terminal)
     finally:
-        ended(strace)
+        strace.end()
 
 
 def test_evict_and_load(capped):
@@ -95,14 +81,14 @@ def test_narrow_terminal(capped):
 def test_nothing_when_piped(capped):
     strace = held_up(capped, "fallocate")
     done = capped.wpctl("evict", capped.mnt, "/f")
-    ended(strace)
+    strace.end()
     assert done.stderr == "" and re.fullmatch(rf"evicted {SIZE // PAGE} pages \(64.0M\)\n", done.stdout)
     assert "\r" not in done.stdout
 
 
 def test_failure_takes_the_line_away(capped):
     mapped(capped)
-    with Terminal(f"{WPCTL} evict {capped.mnt} /nowhere", env=capped.env()) as terminal:
+    with Terminal(f"{WPCTL} evict {capped.mnt} /nowhere", env=capped.env(), record=capped.dir / "shown") as terminal:
         seen, screen = shown(terminal)
     assert not seen and screen[0].startswith("wpctl: evict: ") and "/nowhere" in screen[0]
 
@@ -119,8 +105,8 @@ def written(make_wpfs):
 
 
 def unmounted(wpfs, strace):
-    proc.is_over(wpfs.pidfd, harness.SECONDS)
-    ended(strace)
+    assert proc.is_over(wpfs.pidfd, harness.STORE_SECONDS)
+    strace.end()
     assert wpfs._reaped() == 0 and not (harness.RUN_DIR / wpfs.id).exists()
     assert (wpfs.dir / "store/data").exists()
 
@@ -128,7 +114,7 @@ def unmounted(wpfs, strace):
 def test_umount(make_wpfs):
     wpfs = written(make_wpfs)
     strace = held_up(wpfs, "pwrite64")
-    with Terminal(f"{harness.UMOUNT_HELPER} {wpfs.mnt}", env=wpfs.env()) as terminal:
+    with Terminal(f"{harness.UMOUNT_HELPER} {wpfs.mnt}", env=wpfs.env(), record=wpfs.dir / "shown") as terminal:
         seen, screen = shown(terminal)
     unmounted(wpfs, strace)
     assert any(FULL.match(line) for line in seen), seen
@@ -150,7 +136,7 @@ def test_foreground(make_wpfs):
     wpfs = make_wpfs(store=True, start=False)
     command = slow([harness.WPFS, "-f", "-o", "flush=0", wpfs.store, wpfs.mnt], "pwrite64")
     watch = proc.MountWatch()
-    with Terminal(command, env=traced(wpfs)) as terminal:
+    with Terminal(command, env=traced(wpfs), record=wpfs.dir / "shown") as terminal:
         assert watch.wait(wpfs.answers, harness.SECONDS)
         with open(wpfs.mnt / "f", "wb") as file:
             file.write(os.urandom(SIZE))
@@ -181,12 +167,13 @@ def test_service_manager_is_asked_for_time(make_wpfs):
 
 def test_check(make_wpfs):
     wpfs = make_wpfs(store=True)
-    for i in range(300):
+    for i in range(60):
         (wpfs.mnt / f"f{i}").write_bytes(b"x")
     wpfs.umount()
-    with Terminal(slow([WPCTL, "check", wpfs.store], "newfstatat,fstat,statx"), env=traced(wpfs)) as terminal:
+    with Terminal(slow([WPCTL, "check", wpfs.store], "newfstatat,fstat,statx"), env=traced(wpfs),
+                  record=wpfs.dir / "shown") as terminal:
         seen, screen = shown(terminal)
-    assert any(re.match(r"check: files: \d+ of 300, \d+ %, \d+/s, \d+:\d\d left$", line) for line in seen), seen
+    assert any(re.match(r"check: files: \d+ of 60, \d+ %, \d+/s, \d+:\d\d left$", line) for line in seen), seen
     assert screen[0] == "nothing is wrong"
     done = wpfs.command("sh", "-c", slow([WPCTL, "check", wpfs.store], "newfstatat,fstat,statx"),
                         env={"ASAN_OPTIONS": traced(wpfs)["ASAN_OPTIONS"]})
@@ -199,9 +186,10 @@ def test_check_of_the_database(make_wpfs):
     wpfs.umount()
     with sqlite3.connect(f"{wpfs.store}/wpfs.db") as database:
         database.execute("create table filler (x)")
-        database.execute("with recursive n(i) as (select 1 union all select i + 1 from n where i < 60000) "
+        database.execute("with recursive n(i) as (select 1 union all select i + 1 from n where i < 20000) "
                          "insert into filler select hex(randomblob(100)) from n")
     database.close()
-    with Terminal(slow([WPCTL, "check", wpfs.store], "pread64", 1), env=traced(wpfs)) as terminal:
+    with Terminal(slow([WPCTL, "check", wpfs.store], "pread64", 1), env=traced(wpfs),
+                  record=wpfs.dir / "shown") as terminal:
         seen, _ = shown(terminal)
     assert any(re.fullmatch(r"check: database: \d+:\d\d", line) for line in seen), seen
