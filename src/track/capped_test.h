@@ -6,8 +6,8 @@
  *
  *   fail-NAME    that step fails; the file holds the errno as a number, or errno and N: then it is
  *                done N times more, fails once, and the file is removed
- *   pause-NAME   whoever comes to that step makes at-NAME and waits until pause-NAME is gone; a
- *                number N in it: those N that come before do not
+ *   pause-NAME   whoever comes to that step writes "at" into it and waits until just this file is
+ *                gone; a number N in it: those N that come before do not
  *   slow-NAME    that step takes 5 ms more
  *
  * Steps of an eviction: recorded (in the file that outlives the daemon), fenced, leased, saved

@@ -39,7 +39,7 @@ class Seam:
         new.rename(self.dir / f"pause-{step}")
 
     def wait_at(self, step):
-        proc.wait_for((self.dir / f"at-{step}").exists, harness.SECONDS, f"the step {step}")
+        proc.wait_for(lambda: (self.dir / f"pause-{step}").read_text() == "at", harness.SECONDS, f"the step {step}")
 
     def slow(self, step):
         (self.dir / f"slow-{step}").touch()
