@@ -204,7 +204,7 @@ class Storm:
         return self.wpfs.dir / f"reference{n}"
 
     def stop(self, n):
-        writes, _, _, gap = (int(number) for number in self.programs[n].ask("stop").split())
+        writes, _, _, gap, _ = (int(number) for number in self.programs[n].ask("stop").split())
         self.writes += writes
         self.gap = max(self.gap, gap)
 

@@ -8,7 +8,11 @@
  *
  * It stores to the first half of the pages, a child to one of the second half. Orders on stdin,
  * one line each for an answer: go, count (-> "WRITES MOVES FORKS"), stop (-> "WRITES MOVES FORKS
- * GAP" with GAP in ms), exec (it is the same program anew, in the midst of its work).
+ * GAP STALL" in ms), exec (it is the same program anew, in the midst of its work).
+ *
+ * STALL is how long a thread had to wait at most that does nothing but sleep for a millisecond
+ *again and again: what a busy machine did to all of them. A fork takes several turns of its
+ *processors.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -35,7 +39,7 @@ static _Atomic unsigned char *reference;
 static size_t pages;
 
 static _Atomic bool stop;
-static _Atomic uint64_t writes, moves, forks, gap_ns;
+static _Atomic uint64_t writes, moves, forks, gap_ns, stall_ns;
 
 static uint64_t now_ns(void)
 {
@@ -86,6 +90,19 @@ static void store(uint64_t random)
 	writes++;
 }
 
+static void *sleep_and_wake(void *arg)
+{
+	const struct timespec pause = {.tv_nsec = 1000000};
+
+	for (uint64_t last = now_ns(), now; !stop; last = now) {
+		nanosleep(&pause, NULL);
+		now = now_ns();
+		if (now - last > stall_ns)
+			stall_ns = now - last;
+	}
+	return NULL;
+}
+
 static void *work(void *arg)
 {
 	const struct timespec pause = {.tv_nsec = PAUSE_NS};
@@ -114,13 +131,14 @@ static void count(const char *order)
 	printf("%llu %llu %llu", (unsigned long long)writes, (unsigned long long)moves,
 	       (unsigned long long)forks);
 	if (strcmp(order, "stop\n") == 0)
-		printf(" %llu", (unsigned long long)gap_ns / 1000000);
+		printf(" %llu %llu", (unsigned long long)gap_ns / 1000000,
+		       (unsigned long long)stall_ns / 1000000);
 	puts("");
 }
 
 int main(int argc, char **argv)
 {
-	pthread_t thread;
+	pthread_t thread, sleeper;
 	char line[16];
 
 	if (argc != 4)
@@ -132,13 +150,15 @@ int main(int argc, char **argv)
 	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin)) {
 		if (strcmp(line, "go\n") == 0) {
-			if (pthread_create(&thread, NULL, work, NULL))
+			if (pthread_create(&thread, NULL, work, NULL) ||
+			    pthread_create(&sleeper, NULL, sleep_and_wake, NULL))
 				die("pthread_create");
 			puts("ok");
 		} else {
 			if (strcmp(line, "stop\n") == 0) {
 				stop = true;
 				pthread_join(thread, NULL);
+				pthread_join(sleeper, NULL);
 			}
 			if (strcmp(line, "exec\n") == 0) {
 				execv("/proc/self/exe", argv);
