@@ -202,12 +202,13 @@ class Disk:
 
 def cuts(wpfs, base, seed, number, within=None):
     """
-    `number` power losses at random calls, all or the first `within`: (directory, bytes of the log that were written until then).
-    Everything that was not synced is lost in some, nothing in others, any part of it in most.
+    `number` power losses at random calls, all or the first `within`, and after the last of them: (directory,
+    bytes of the log that were written until then). Everything that was not synced is lost in some, nothing in
+    others, any part of it in most.
     """
     choice = random.Random(seed)
     log = list(records(wpfs))[:within]
-    ends = sorted(choice.choices(range(1, len(log) + 1), k=number))
+    ends = sorted(choice.choices(range(1, len(log) + 1), k=number - 1)) + [len(log)]
     disk, done = Disk(base), 0
     for turn, end in enumerate(ends):
         for op, path, off, size, data, at in log[done:end]:

@@ -111,7 +111,7 @@ def test_daemon_killed(wpfs):
     wpfs.kill9()
     wpfs.options[0] = "resident=16M"
     wpfs.restart()
-    proc.wait_for(lambda: status(wpfs)["resident"] <= CAP, harness.SECONDS, "room")
+    proc.wait_for(lambda: status(wpfs)["resident"] <= CAP, harness.STORE_SECONDS, "room")
     assert status(wpfs)["spilled"] >= 32 << 20
     for number in range(24):
         assert (wpfs.mnt / f"a/b/{number}").read_bytes() == bytes([number + 1]) * (2 << 20)
@@ -132,7 +132,7 @@ def test_daemon_killed_with_many_files(make_wpfs):
     wpfs.restart()
     seam.wait_at("looking")
     seam.go("looking")
-    proc.wait_for(lambda: status(wpfs)["resident"] <= 8 << 20, harness.SECONDS, "room")
+    proc.wait_for(lambda: status(wpfs)["resident"] <= 8 << 20, harness.STORE_SECONDS, "room")
     for top in ("a", "b", "c"):
         assert (wpfs.mnt / top / "0").read_bytes() == b"x" * (2 << 20)
 
@@ -158,7 +158,7 @@ def test_pages_that_nobody_has_written(wpfs, behind_the_end):
     wpfs.restart()
     (wpfs.mnt / "g").write_bytes(b"g" * (14 << 20))
     with open(wpfs.mnt / "g", "r+b"):  # which has to stay
-        proc.wait_for(lambda: status(wpfs)["resident"] <= CAP, harness.SECONDS, "room")
+        proc.wait_for(lambda: status(wpfs)["resident"] <= CAP, harness.STORE_SECONDS, "room")
 
 
 def test_mappings_beside_what_is_in_memory(make_wpfs):
@@ -184,7 +184,7 @@ def test_a_file_that_was_mapped(make_wpfs):
             assert program.order("verify 1") == 0
             program.wait()
     assert watch.most <= (96 << 20) + SLACK
-    proc.wait_for(lambda: status(wpfs)["resident"] <= 96 << 20, harness.SECONDS, "room")
+    proc.wait_for(lambda: status(wpfs)["resident"] <= 96 << 20, harness.STORE_SECONDS, "room")
     assert "nothing can be evicted" not in wpfs.read_log()
 
 
@@ -203,7 +203,7 @@ def test_load_makes_room(wpfs):
     with open(wpfs.mnt / "h", "wb") as file:
         for _ in range(40):
             file.write(b"h" * (1 << 20))
-    proc.wait_for(lambda: status(wpfs)["resident"] <= CAP, harness.SECONDS, "room")
+    proc.wait_for(lambda: status(wpfs)["resident"] <= CAP, harness.STORE_SECONDS, "room")
     told = wpfs.wpctl("load", wpfs.mnt, "/h", status=1).stderr
     assert "does not fit" in told and len(told.splitlines()) == 1
     assert status(wpfs)["resident"] <= CAP
@@ -260,7 +260,7 @@ def test_restored_and_not_used(wpfs):
     assert status(wpfs)["resident"] == 6 << 20
     (wpfs.mnt / "new").write_bytes(b"n" * (14 << 20))
     with open(wpfs.mnt / "new", "r+b"):  # which has to stay, so it is the other's turn
-        proc.wait_for(lambda: status(wpfs)["resident"] <= CAP, harness.SECONDS, "room")
+        proc.wait_for(lambda: status(wpfs)["resident"] <= CAP, harness.STORE_SECONDS, "room")
         assert status(wpfs)["pinned"] == 14 << 20
     assert (wpfs.mnt / "old").read_bytes() == b"o" * (6 << 20)
 
@@ -350,17 +350,16 @@ def test_reading_ahead(make_wpfs):
     assert program.order("verify 1") == 0
 
 
-def test_a_writer_rarely_waits(wpfs):
-    """Pages leave before there is no room: who adds them is seldom stopped."""
+def test_a_writer_does_not_wait(wpfs):
+    """Pages leave before there is no room: nobody is stopped who adds them no faster than a disk takes them."""
     program = refault(wpfs)
-    program.order("fill 1")
-    program.order("clear")
-    for seed in range(4):
-        program.order(f"write {seed} 500 1")
+    for first in range(0, BIG, 1024):
+        program.order(f"range {first} 1024")
+        program.order(f"write {first} 3000 1")
+        proc.wait_for(lambda: status(wpfs)["resident"] <= CAP, harness.STORE_SECONDS, "room")
     now = status(wpfs)
     assert now["evictions"] > BIG // 2 and now["fences"] > 0 and now["fence_ns"] > 0
-    # On a busy machine some do: without eviction ahead of them nearly all would.
-    assert now["throttled"] * 10 < now["faults"], "every tenth fault had to wait"
+    assert now["throttled"] == 0 and now["faults"] > BIG // 2
     assert program.order("verify 2") == 0
 
 

@@ -37,7 +37,6 @@ def looked_at(wpfs):
         for thread in threads:
             thread.join()
     assert not failed, failed[0]
-    assert sum(looks) > 10, "nobody looked"
 
 
 @pytest.mark.parametrize("kind", ["native", "capped"])
@@ -47,8 +46,10 @@ def test_maps_and_unmaps(make_wpfs, kind):
     program = wpfs.spawn(harness.program("mapper"), name="t")
     program.order(f"open 0 {wpfs.mnt}/f")
     rng, written = random.Random(1), set()
-    with looked_at(wpfs):
-        for turn in range(300):
+    with looked_at(wpfs) as looks:
+        turn = 0
+        while turn < 300 or sum(looks) <= 10:
+            turn += 1
             first = rng.randrange(PAGES)
             count = rng.randint(1, PAGES - first)
             program.order(f"map 0 0 {first * PAGE} {count * PAGE}")
@@ -69,7 +70,7 @@ def test_moves_and_forks(wpfs):
     assert program.read() == "ok"
     with looked_at(wpfs) as looks:
         assert program.ask("go") == "ok"
-        harness.proc.wait_for(lambda: min(looks) > 20, 60, "looks")
+        harness.proc.wait_for(lambda: min(looks) > 20, harness.STORE_SECONDS, "looks")
         moves = int(program.ask("stop").split()[1])
     assert moves > 10
     written = {page for page, state in enumerate(reference.read_bytes()) if state}

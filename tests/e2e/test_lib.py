@@ -465,7 +465,7 @@ def stress_counts(line):
 def test_every_store_is_in_its_epoch(wpfs):
     """Threads that store, ask, map, unmap and fork, against 40 protects."""
     stress_file(wpfs)
-    done = wpfs.command(harness.program("libstress"), wpfs.mnt / "f", 40, env=BARE)
+    done = wpfs.command(harness.program("libstress"), wpfs.mnt / "f", 40, env=BARE, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = stress_counts(done.stdout)
     assert counts["asked"] > 10 and counts["forks"] > 10, counts
@@ -679,7 +679,7 @@ def prefix(installed):
 
 def flags(prefix, *what):
     done = subprocess.run(["pkg-config", *what, "wpfs"], env={**os.environ, **prefix}, check=True,
-                          timeout=30, capture_output=True, text=True)
+                          timeout=60, capture_output=True, text=True)
     return done.stdout.split()
 
 
@@ -739,7 +739,7 @@ int main()
     for standard in ("-std=c++11", "-std=c++20"):
         program = compiled(prefix, ["c++", standard, "-Wno-maybe-uninitialized"], source,
                            tmp_path / "user")
-        done = subprocess.run([program], env={**os.environ, **prefix}, timeout=30, check=True,
+        done = subprocess.run([program], env={**os.environ, **prefix}, timeout=60, check=True,
                               capture_output=True, text=True)
         assert done.stdout == "/: not on a wpfs mount\n"
 
@@ -747,14 +747,14 @@ int main()
 def test_what_it_exports(prefix):
     """Only what the header declares, with versions; and no function of libc is replaced."""
     library = LIB / "libwpfs.so.0"
-    done = subprocess.run(["nm", "-D", "--defined-only", library], check=True, timeout=30,
+    done = subprocess.run(["nm", "-D", "--defined-only", library], check=True, timeout=60,
                           capture_output=True, text=True)
     names = {line.split()[-1] for line in done.stdout.splitlines() if " A " not in line}
     header = (harness.SOURCE / "include/wpfs.h").read_text()
     declared = set(re.findall(r"^(?:int|void|const char \*)\s?\*?(wpfs_\w+)\(", header, re.M))
     assert len(declared) > 12
     assert names == {f"{name}@@WPFS_0" for name in declared}
-    done = subprocess.run(["readelf", "-d", library], check=True, timeout=30, capture_output=True,
+    done = subprocess.run(["readelf", "-d", library], check=True, timeout=60, capture_output=True,
                           text=True)
     assert "soname: [libwpfs.so.0]" in done.stdout
     assert "NODELETE" in done.stdout

@@ -182,7 +182,7 @@ def test_killed_at_a_point(make_wpfs, op, database):
     work = Work(wpfs, ord(op))
     work.run(5)
     control.kill_before(op, database, nth=1 + work.doer.random.randrange(3))
-    end = time.monotonic() + harness.SECONDS
+    end = time.monotonic() + harness.STORE_SECONDS
     while not harness.proc.is_over(wpfs.pidfd, 0) and time.monotonic() < end:
         work.run(20)
     assert harness.proc.is_over(wpfs.pidfd, harness.SECONDS), "it never came to that point"

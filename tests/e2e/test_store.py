@@ -13,7 +13,6 @@ import signal
 import sqlite3
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -193,16 +192,19 @@ def test_sizes_while_other_files_are_synced(make_wpfs):
 
     thread = threading.Thread(target=others)
     thread.start()
-    rng, end = random.Random(3), time.monotonic() + 6
-    while time.monotonic() < end:
+    rng, flushes = random.Random(3), [0]
+    while len(flushes) < 6:
         for number in range(30):
             with open(wpfs.mnt / f"f{number}", "ab") as file:
-                file.write(bytes(rng.randrange(100000)) + b"x")
+                file.write(bytes(rng.randrange(20000)) + b"x")
+        stored_size = sum(sizes(wpfs.store).values())
+        if stored_size > flushes[-1]:
+            flushes.append(stored_size)
     over.set()
     thread.join()
     before = {path.name: path.stat().st_size for path in wpfs.mnt.iterdir()}
     # Nobody has them open: the flush after the next has nothing to do any more.
-    harness.proc.wait_for(lambda: sizes(wpfs.store) == before, harness.SECONDS, "all sizes are stored")
+    harness.proc.wait_for(lambda: sizes(wpfs.store) == before, harness.STORE_SECONDS, "all sizes are stored")
     wpfs.umount()
     wpfs.restart()
     assert {path.name: path.stat().st_size for path in wpfs.mnt.iterdir()} == before

@@ -5,7 +5,8 @@
  * called must be in the answer for the epochs between them; one that began before a protect
  *returned and was over after it was called, in one of the two answers around it.
  *
- *	libstress FILE ROUNDS [away]	away: the daemon is killed and started meanwhile; calls are
+ *	libstress FILE ROUNDS [away]	ROUNDS: or more, until the other threads have been at it
+ *					away: the daemon is killed and started meanwhile; calls are
  *					made again until they are answered
  *
  * More threads ask, map and unmap, and fork. Prints "missing N extra N ...", exits 0 if none is
@@ -172,7 +173,7 @@ int main(int argc, char **argv)
 		pthread_create(&threads[i], NULL, writer, (void *)i);
 	pthread_create(&threads[WRITERS], NULL, asker, NULL);
 	pthread_create(&threads[WRITERS + 1], NULL, forker, NULL);
-	for (unsigned long r = 1; r <= rounds; r++) {
+	for (unsigned long r = 1; r <= rounds || asked <= 10 || forks <= 10; r++) {
 		uint64_t last = epoch;
 
 		begun = r;
