@@ -4,6 +4,7 @@ Capped mounts (-o resident=): pages go to the store and come back at the next to
 they were marked.
 """
 
+import contextlib
 import mmap
 import os
 import random
@@ -452,11 +453,11 @@ input()
 def test_own_userfaultfd(wpfs, tmp_path):
     """A program with a userfaultfd of its own sees what it sees on tmpfs."""
     argv = harness.program("ownuffd"), "script", "nonblock"
-    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True, timeout=30)
+    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True, timeout=60)
     try:
         expected = wpfs.command(*argv, tmp_path / "f")
     finally:
-        subprocess.run(["umount", tmp_path], check=True, timeout=30)
+        subprocess.run(["umount", tmp_path], check=True, timeout=60)
     done = wpfs.run(*argv, wpfs.mnt / "f", name="t")
     assert done.returncode == 0, done.stderr
     assert done.stdout == expected.stdout
@@ -622,7 +623,7 @@ def test_store_full(make_wpfs):
     """The store has no room: nothing is dropped, no fence is left, one line says why."""
     wpfs = make_wpfs("store", ["resident=256M", "settle=0", "flush=0"], start=False)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6M", "none", wpfs.store], check=True,
-                   timeout=30)
+                   timeout=60)
     try:
         wpfs.start()
         program = refault(wpfs, pages=2048)
@@ -638,7 +639,7 @@ def test_store_full(make_wpfs):
         os.unlink(wpfs.mnt / "f")
         wpfs.umount()
     finally:
-        subprocess.run(["umount", wpfs.store], check=True, timeout=30)
+        subprocess.run(["umount", wpfs.store], check=True, timeout=60)
 
 
 def test_store_unreadable(wpfs):
@@ -874,13 +875,13 @@ def test_a_processor_is_kept_awake_only_while_somebody_waits(wpfs):
     program.order("fill 1")
     assert evict(wpfs) == 1024
     tasks, cpus = f"/proc/{wpfs.pid}/task", sorted(os.sched_getaffinity(0))
-    names = {int(task): open(f"{tasks}/{task}/comm", encoding="ascii").read().strip()
-             for task in os.listdir(tasks)}
+    names = {int(task): proc.describe(task).split(" (")[0] for task in os.listdir(tasks)}
     awake = [task for task, name in names.items() if name == "wpfs-awake"]
     assert len(awake) == (os.sysconf("SC_NPROCESSORS_ONLN") == 2)
     # Beside the thread that is going to wake somebody it would stop anyway.
     for task, name in names.items():
-        os.sched_setaffinity(task, {cpus[-1]} if name == "wpfs-awake" else {cpus[0]})
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(task, {cpus[-1]} if name == "wpfs-awake" else {cpus[0]})
     for page in random.Random(1).sample(range(1024), 100):
         program.order(f"read {page} 1")
     for task in awake:

@@ -541,6 +541,10 @@ def fork_held(wpfs):
     strace.end()
 
 
+def trace(program, *expressions, how=()):
+    return proc.Strace(program.pid, *expressions, path=how[1] if how else None).popen
+
+
 class ChildToBe(Child):
     """One whose fork() does not return yet."""
 

@@ -11,6 +11,7 @@ import random
 import pytest
 
 import life
+import proc
 import report
 import swap
 from harness import PAGE
@@ -623,6 +624,7 @@ def huge_pages(pid):
 @pytest.mark.parametrize("name,kind", lives(HUGE))
 def test_huge_pages(make_wpfs, name, kind):
     """The pages are there and huge when they are armed, which takes them apart."""
+    proc.make_huge_pages()
     wpfs = make_wpfs(options=["huge=always"])
     seen = []
 

@@ -142,8 +142,7 @@ def test_nobody_but_the_daemon_keeps_the_mount(make_wpfs):
     for _ in range(5):
         wpfs = make_wpfs()
         for pid in proc.children(wpfs.pid):
-            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-            assert "/dev/fuse" not in links, links
+            assert not has_open(pid, "/dev/fuse"), proc.describe(pid)
 
 
 def test_two_mounts_side_by_side(make_wpfs):

@@ -111,7 +111,7 @@ def test_in_a_terminal(wpfs, columns):
     env.pop("COLUMNS", None)
 
     def run(*args):
-        return subprocess.run([*tmux, *args], env=env, timeout=30, check=True, capture_output=True,
+        return subprocess.run([*tmux, *args], env=env, timeout=60, check=True, capture_output=True,
                               text=True).stdout
 
     run("new-session", "-d", "-x", str(columns), "-y", "40", f"{WPCTL} map {wpfs.mnt}; cat")
@@ -237,7 +237,8 @@ def test_spilled(make_wpfs):
     other.kill9()
 
 
-def test_one_harvest_for_all_of_it(wpfs):
+def test_one_harvest_for_all_of_it(make_wpfs):
+    wpfs = make_wpfs(options=["harvest=0"])
     mapped(wpfs, pages=PAGES)
     before = wpfs.wpctl_json("status")["harvests"]
     wpfs.wpctl("map", wpfs.mnt)

@@ -10,7 +10,7 @@ from harness import PAGE, SHIM, WPCTL
 from mapper import ALL, PAGES, Child, killed, map_file, mapped
 
 MAPPER = harness.program("mapper")
-USER = 54321  # runs nothing else on this machine
+USER = 200000 + os.getpid()  # runs nothing else on this machine
 
 
 def test_a_wrapper_takes_no_name(wpfs):

@@ -26,7 +26,7 @@ from wire import HDR
 
 PAGE = harness.PAGE
 TIMEOUT = 10  # seconds; CLIENT_TIMEOUT_S of the library
-PROMPT = 5  # seconds; anything that waited for a daemon would take longer than this
+PROMPT = TIMEOUT - 1  # seconds; anything that waited for a daemon would take longer than this
 HELLO_REPLY = struct.Struct("=QII")
 OP_HELLO, OP_REPLY = 1, 128
 

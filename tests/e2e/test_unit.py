@@ -73,10 +73,13 @@ cat >/run/systemd/system/wpfs@.service.d/test.conf <<END
 Environment=ASAN_OPTIONS=log_path=$WORK/san:detect_leaks=0 UBSAN_OPTIONS=log_path=$WORK/san:halt_on_error=1
 StandardError=append:$WORK/daemon.log
 TimeoutStartSec=60
-WatchdogSec=2
 RestartSec=100ms
 END
-systemctl daemon-reload
+watchdog() { # SECONDS: of what is started from now on; a busy machine is to be taken for no hang
+    printf '[Service]\nWatchdogSec=%s\n' "$1" >/run/systemd/system/wpfs@.service.d/watchdog.conf
+    systemctl daemon-reload
+}
+watchdog 100
 unit=wpfs@srv-db.service
 
 echo "== start"
@@ -105,6 +108,7 @@ END
 dirty
 
 echo "== killed"
+watchdog 5
 kill -9 "$pid"
 wait_for is NRestarts 1
 wait_for is ActiveState active
@@ -113,6 +117,7 @@ dirty
 
 echo "== hung"
 kill -STOP "$(property MainPID)"
+watchdog 100
 wait_for is NRestarts 2
 wait_for is ActiveState active
 stat -c %s /srv/db/f
@@ -173,7 +178,7 @@ tail -1 $WORK/daemon.log
 """
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(500)
 def test_life_of_a_unit(unit, tmp_path):
     (shown,) = re.findall(r"^\.Dl (systemctl .*)$", (harness.SOURCE / "man/wpfs.8").read_text(), re.M)
     assert shown in LIFE
@@ -183,7 +188,7 @@ def test_life_of_a_unit(unit, tmp_path):
     variables = {"WPCTL": harness.WPCTL, "BATTERY": harness.SOURCE / "tests/e2e/fs_battery.py"}
     done = subprocess.run([str(harness.SOURCE / "tools/machine"), "env",
                            *(f"{key}={value}" for key, value in variables.items()), "bash", str(script)],
-                          env=env, capture_output=True, text=True, timeout=380, check=False)
+                          env=env, capture_output=True, text=True, timeout=480, check=False)
     log = (tmp_path / "machine.log").read_text() + done.stdout + done.stderr
     assert done.returncode == 0, log
     assert not list(tmp_path.glob("san.*")), next(tmp_path.glob("san.*")).read_text()
