@@ -62,10 +62,27 @@ struct capped_mm *capped_mm_find(struct capped *c, uint64_t id)
 	return NULL;
 }
 
+static uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+/* A fork child that has not come to us. */
+static bool mm_is_stray(const struct capped_mm *mm)
+{
+	return mm->root && mm->maps_fd < 0 && !mm->pid;
+}
+
 static void mm_free(struct capped *c, struct capped_mm *mm)
 {
+	struct capped_mm *root = mm_is_stray(mm) ? capped_mm_find(c, mm->root) : NULL;
 	struct capped_wait *w, *next;
 
+	if (root)
+		root->lost++;
 	DL_FOREACH_SAFE(c->waits, w, next)
 	{
 		if (w->mm == mm->id) {
@@ -242,6 +259,31 @@ bool capped_has_orphans(struct capped *c)
 	return has;
 }
 
+bool capped_mm_strays(struct capped *c, const struct capped_mm *mm, uint64_t age_ms, unsigned *lost)
+{
+	const struct capped_mm *child;
+	uint64_t now;
+	bool any;
+
+	pthread_mutex_lock(&c->lock);
+	capped_mm_orphan(c);
+	now = now_ms();
+	*lost = mm->lost;
+	any = mm->lost > 0;
+	DL_FOREACH (c->mms, child)
+		any |= mm_is_stray(child) && child->root == mm->id &&
+		       now - child->born_ms >= age_ms;
+	pthread_mutex_unlock(&c->lock);
+	return any;
+}
+
+void capped_mm_strays_noted(struct capped *c, struct capped_mm *mm, unsigned lost)
+{
+	pthread_mutex_lock(&c->lock);
+	mm->lost -= lost;
+	pthread_mutex_unlock(&c->lock);
+}
+
 int capped_protect(struct capped *c, struct capped_mm *mm, uint64_t start, uint64_t end,
 		   struct mm_set *written)
 {
@@ -300,14 +342,6 @@ static enum fault_residency fault_residency(const struct capped_file *f, uint64_
 	if (spill_bits_test(&f->bits, page))
 		return FAULT_SPILLED;
 	return capped_in_memory(f->fd, page, 1) ? FAULT_RESIDENT : FAULT_ABSENT;
-}
-
-static uint64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
 /*
@@ -540,6 +574,8 @@ static void on_fork(struct capped *c, struct capped_mm *parent, int uffd)
 		log_err("cannot serve a fork child of pid %d: out of memory", parent->pid);
 		return;
 	}
+	child->root = mm_is_stray(parent) ? parent->root : parent->id;
+	child->born_ms = now_ms();
 	/* Until the child says who it is, its mappings are its parent's as they are now. By the
 	 * descriptor if the parent was killed just then: its witness has them still. */
 	if (parent->maps_fd >= 0)

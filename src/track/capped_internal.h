@@ -116,6 +116,9 @@ struct capped_mm {
 	uint64_t said_ms;	 /* when */
 	bool left;		 /* its program has ended, and somebody may have it still */
 	uint64_t since;		 /* id of the next one when it became nobody's: see capped_now */
+	uint64_t root;		 /* of a fork child: id of what it descends from, that came to us */
+	uint64_t born_ms;	 /* then: when */
+	unsigned lost;		 /* descendants that have ended and never came to us */
 	struct maps_list
 		inherited; /* the mappings of its parent at the fork, while maps_fd is -1 */
 	struct capped_mm *prev, *next;

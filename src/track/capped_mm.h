@@ -79,6 +79,14 @@ bool capped_mm_orphan_since(struct capped *c, uint64_t now);
 /* Is there any? Lock not held. */
 bool capped_has_orphans(struct capped *c);
 
+/*
+ * Are there fork children of this mm, or of theirs, that have not come to us, were born so long ago
+ * and live? Or have some of them (*lost) ended: that is said until they are noted. Lock not held.
+ */
+bool capped_mm_strays(struct capped *c, const struct capped_mm *mm, uint64_t age_ms,
+		      unsigned *lost);
+void capped_mm_strays_noted(struct capped *c, struct capped_mm *mm, unsigned lost);
+
 /* Track thread, lock not held: in that look none of them was seen to map the file. */
 void capped_looked(struct capped *c, struct capped_file *f, uint64_t now);
 

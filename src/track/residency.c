@@ -146,6 +146,33 @@ void residency_moved(struct track *t, struct tmm *tm)
 		capped_mm_moved(t->config.capped, tm->capped, tm->program.pid, tmm_pid(tm));
 }
 
+static bool residency_has_armed(const struct mm *mm)
+{
+	const struct mm_file *f;
+
+	for (f = mm->files; f; f = f->hh.next) {
+		if (!mm_set_is_empty(&f->own[MM_WPFS].armed))
+			return true;
+	}
+	return false;
+}
+
+int residency_strays(struct track *t, struct tmm *tm)
+{
+	const bool last = tm->ending || tm->turning; /* as strays_sort() */
+	unsigned lost;
+	int r = 0;
+
+	if (!tm->capped)
+		return 0;
+	if (capped_mm_strays(t->config.capped, tm->capped, last ? 0 : STRAYS_CLAIM_MS, &lost) &&
+	    residency_has_armed(&tm->mm))
+		r = strays_doubt(t, tm);
+	if (r == 0)
+		capped_mm_strays_noted(t->config.capped, tm->capped, lost);
+	return r;
+}
+
 /* The file's pages of the eviction that a killed daemon was at. */
 static struct mm_file *residency_left(struct track *t, struct tmm *tm)
 {

@@ -41,6 +41,12 @@ void residency_detach(struct track *t, struct tmm *tm);
  */
 void residency_end(struct track *t, struct tmm *tm);
 
+/*
+ * strays_look() of a capped mount, where nobody but the daemon has the uffds of fork children. 0 or
+ * -errno. Native: nothing.
+ */
+int residency_strays(struct track *t, struct tmm *tm);
+
 /* The mm has another program. Native: nothing. */
 void residency_moved(struct track *t, struct tmm *tm);
 

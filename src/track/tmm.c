@@ -397,7 +397,9 @@ int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64
 		r = tmm_untold(t, tm, tmm_pid(tm));
 	if (r == -ESRCH)
 		r = tmm_untold(t, tm, tmm_program_pid(tm));
-	if (r == 0 && tm->witness_pidfd >= 0 && !t->config.capped)
+	if (r == 0 && t->config.capped)
+		r = residency_strays(t, tm);
+	else if (r == 0 && tm->witness_pidfd >= 0)
 		r = strays_look(t, tm);
 	if (r == 0 && tm->mm.protect_new)
 		r = tmm_open_epochs(t, tm);

@@ -637,6 +637,29 @@ def test_huge_pages(make_wpfs, name, kind):
     assert seen == [PAGES * 4] * 2, "no huge pages"
 
 
+# ---- a capped mount: wpfs's own userfaultfd is a synchronous one there, and pages are in the store
+
+CAPPED = ["dontneed", "madv_remove", "truncate_and_extend", "populate_write", "munmap_of_a_part",
+          "mapped_again", "map_fixed_anonymous", "mremap_moves", "mremap_moves_a_part",
+          "mremap_grows", "mapped_twice", "fork", "fork_storm", "raw_clone", "vfork", "clone_vm",
+          "several_registrations", "chroot", "close_from"]
+
+
+@pytest.mark.parametrize("name,kind", lives(CAPPED))
+def test_on_a_capped_mount(make_wpfs, name, kind):
+    wpfs = make_wpfs("store", ["resident=256M", "settle=0"])
+
+    class Evicted(life.Life):
+        def arm(self, events, populated):
+            super().arm(events, populated)
+            if not self.own:
+                self.order("store 0 0 3 100")
+                self.written |= set(range(100))
+                assert wpfs.wpctl_json("evict", self.path)["pages"] == 100
+
+    both(wpfs, name, kind, cls=Evicted)
+
+
 # ---- what needs more than one program, or the machine
 
 
