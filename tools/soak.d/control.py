@@ -26,6 +26,7 @@ class Control:
         self.say("the daemon is started again")
         self.wpfs.restart()
         self.alive = True
+        self.daemons += 1
 
     def remount(self):
         """All is in the store then, and what is not kept is what had no link."""
@@ -42,6 +43,7 @@ class Control:
         for mm in self.mms.values():
             self.check_dirty(mm, dirty)
         self.wpfs.restart()
+        self.daemons += 1
         self.check()
 
     # -- capped mounts
@@ -153,6 +155,8 @@ class Control:
                 mm.turned = True
                 if self.live(mm):
                     self.notes_clear(self.live(mm))
+                    for page in self.live(mm).pages.values():
+                        page.loose = True
                 mm.unprotected()
 
     def forget(self):

@@ -139,6 +139,8 @@ class Lives:
         runner.uffds.append(uffd)
         for page in there:
             page.own = True
+            if "async" in features:
+                runner.asyncs.add(page.key)
             runner.mm.changed(page.key, {page.pgoff})  # its epoch cannot be proven there
 
     def uffd_end(self):

@@ -23,7 +23,7 @@ class Mappings:
         if key not in runner.files:
             if not self.alive or self.order(runner, f"open {key} {self.path(key)}") is None:
                 return
-            runner.files.add(key)
+            runner.files[key] = self.daemons
         if slot in runner.slots and not over:
             return
         at = ""
@@ -40,6 +40,8 @@ class Mappings:
                            "replaced by a raw system call" if kind == " raw" else NO_DAEMON)
         if not self.alive and kind in ("", " ro"):
             runner.mm.doubted(key, {ALL}, NO_DAEMON)  # what it stores there, and unmaps, nobody sees
+            for other in runner.mm.files if runner.files[key] not in runner.asked else []:
+                runner.mm.doubted(other, {ALL}, "nobody was there to say which file was mapped")
         addr = self.order(runner, f"map {slot} {key} {first * PAGE} {count * PAGE}{kind}{at}")
         if addr is None:
             if at and kind == " raw":  # mmap(2): what was there may be gone all the same
@@ -48,6 +50,8 @@ class Mappings:
                 runner.held -= set(range(first, first + count))
             return
         runner.known |= kind in ("", " ro")
+        if self.alive and kind in ("", " ro"):
+            runner.asked.add(runner.files[key])
         self.placed(runner, slot, addr, count)
         self.clear(runner, addr, count)
         runner.held |= set(range(addr // PAGE, addr // PAGE + count))
@@ -155,9 +159,7 @@ class Mappings:
             del runner.slots[slot]
         for n in range(size):
             page = there[min(n, count - 1)]
-            runner.pages[to // PAGE + n] = Page(page.key, there[0].pgoff + n, page.prot,
-                                                raw=page.raw)
-            runner.pages[to // PAGE + n].past_shim = page.past_shim
+            runner.pages[to // PAGE + n] = page.copy(there[0].pgoff + n)
         if any(page.own for page in there):  # its uffd has no EVENT_REMAP: gone, unwatched
             self.unwatch(runner, to, size)
 

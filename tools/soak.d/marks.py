@@ -41,6 +41,8 @@ def tried(fn):
 
 
 def run_world(seed, number, total, verbose):
+    if verbose:
+        print(f"  world {number}", flush=True)
     world = World(random.Random(f"{seed}/{number}"), verbose)
 
     def steps():

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The programs of a world, as they are known from what they were told to do."""
 
+# It cannot be told from wpfs's own, so what looks like one of its mappings counts as one.
+BESIDE = "beside an asynchronous userfaultfd of the program's"
+
 
 def family(name):
     """What a program and its children have in common."""
@@ -18,12 +21,22 @@ class Page:
         self.past_shim = raw  # still, when a protect has made it known to the daemon
         self.stored = False
         self.aside = aside  # moved, or born, with a userfaultfd of the program's, which may have it
+        self.loose = False  # unprotected, and no protect since
+
+    def copy(self, pgoff=None):
+        """As it is in a fork child, or where mremap has moved it."""
+        other = Page(self.key, self.pgoff if pgoff is None else pgoff, self.prot,
+                     raw=self.raw)
+        other.past_shim, other.loose = self.past_shim, self.loose
+        return other
 
     def in_doubt(self):
         """Why nobody watches it; None: somebody does."""
         if self.raw:
             return "mapped by a raw system call"
-        return "a userfaultfd of the program's" if self.own or self.aside else None
+        if self.own or self.aside:
+            return "a userfaultfd of the program's"
+        return "armed by a mapping, and one that was unprotected shows it too" if self.loose else None
 
 
 class Runner:
@@ -32,7 +45,9 @@ class Runner:
     def __init__(self, program, mm):
         self.program, self.mm = program, mm
         self.pid = program.pid
-        self.files = set()  # numbers of open files
+        self.files = {}  # number of an open file: which daemon it was opened by
+        self.asked = set()  # daemons whose mount is known to be one: a file of it was mapped
+        self.asyncs = set()  # files that an asynchronous userfaultfd of its own has, or had
         self.slots = {}  # number: [address, pages]
         self.pages = {}  # page of the address space: Page
         self.held = set()  # all pages of the address space that it has mapped itself
@@ -43,15 +58,15 @@ class Runner:
 
     def fork(self, child, mm):
         other = Runner(child, mm)
-        other.files = set(self.files)
+        other.files, other.asked = dict(self.files), set(self.asked)
+        other.asyncs = set(self.asyncs)
         other.known = self.known
         other.threaded = self.threaded  # the notes are its parent's
         other.held = set(self.held)
         other.slots = {slot: list(where) for slot, where in self.slots.items()}
-        other.pages = {at: Page(p.key, p.pgoff, p.prot, raw=p.raw, aside=p.own or p.aside)
-                       for at, p in self.pages.items()}
+        other.pages = {at: page.copy() for at, page in self.pages.items()}
         for at, page in self.pages.items():
-            other.pages[at].past_shim = page.past_shim
+            other.pages[at].aside = page.own or page.aside
         return other
 
     def runs_held(self, first, count):
@@ -73,6 +88,8 @@ class Runner:
                 self.mm.changed(page.key, {page.pgoff})
             if page.in_doubt():
                 self.mm.doubted(page.key, {page.pgoff}, page.in_doubt())
+            if page.key in self.asyncs:
+                self.mm.doubted(page.key, {page.pgoff}, BESIDE)
 
     def doubted(self, first, count, why):
         """Nobody was told before something happened to these pages of the address space."""
@@ -83,16 +100,18 @@ class Runner:
     def went(self, first, count):
         """These pages of the address space go, and the shim tells of those that it knows of."""
         for at in range(first, first + count):
-            if at in self.pages and self.pages[at].past_shim:
-                self.mm.doubted(self.pages[at].key, {self.pages[at].pgoff},
-                                "mapped by a raw system call, and unmapped")
+            page = self.pages.get(at)
+            if page and page.past_shim:
+                self.mm.doubted(page.key, {page.pgoff}, "mapped by a raw system call, and unmapped")
+            elif page and page.in_doubt():
+                self.mm.doubted(page.key, {page.pgoff}, page.in_doubt())
 
     def told(self, keys, span):
         """A protect made all of its mappings known."""
         for page in self.pages.values():
             if page.key in keys and (span is None or page.pgoff in span):
                 page.raw = page.raw and span is not None
-                page.stored = False
+                page.stored = page.loose = False
 
     def mapped(self, key):
         return {page.pgoff for page in self.pages.values() if page.key == key}

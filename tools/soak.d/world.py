@@ -25,6 +25,7 @@ class World(Mappings, Writers, Files, Lives, Control, Checks):
         else:
             self.wpfs = harness.Wpfs(rng.choice(["none", "store"])).start()
         self.alive = True
+        self.daemons = 0  # that there were before this one
         self.mms = {}  # by name
         self.runners = []
         self.steps = self.checks = self.evicted = 0

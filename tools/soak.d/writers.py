@@ -36,7 +36,7 @@ class Writers:
         if key not in runner.files:
             if self.order(runner, f"open {key} {self.path(key)}") is None:
                 return
-            runner.files.add(key)
+            runner.files[key] = self.daemons
         first = int(part * (self.sizes[key] - 1))
         thread = Thread(key, first, self.sizes[key] - first,
                         self.wpfs.dir / f"notes{runner.pid}")
@@ -54,6 +54,7 @@ class Writers:
     def thread_placed(self, runner, thread, addr):
         thread.at = addr // PAGE
         runner.known = True
+        runner.asked.add(runner.files[thread.key])
         for n in range(thread.count):
             runner.pages[thread.at + n] = Page(thread.key, thread.first + n, "rw")
 
