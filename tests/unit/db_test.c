@@ -402,6 +402,53 @@ static void test_threads(void **state)
 	db_close(db);
 }
 
+static void *increment_lazily(void *db)
+{
+	for (int i = 0; i < 50; i++) {
+		if (db_call_lazy(db, job_increment, NULL))
+			return db;
+	}
+	return NULL;
+}
+
+/* Plain memory: what is done beside is this thread's, and over when the call returns. */
+static void count_beside(void *arg)
+{
+	++*(int *)arg;
+}
+
+/* Beside the others: each job is done once, by the writer or here, and what is beside it once. */
+static void test_beside(void **state)
+{
+	struct db *db = open_ok(DB_VOLATILE);
+	pthread_t threads[4];
+	uint64_t value = 0;
+	int beside = 0;
+	void *failed;
+
+	for (int i = 0; i < 4; i++)
+		assert_int_equal(pthread_create(&threads[i], NULL,
+						i % 2 ? increment_main : increment_lazily, db),
+				 0);
+	for (int i = 0; i < 200; i++)
+		assert_int_equal(db_call_beside(db, job_increment, NULL, count_beside, &beside), 0);
+	for (int i = 0; i < 4; i++) {
+		assert_int_equal(pthread_join(threads[i], &failed), 0);
+		assert_null(failed);
+	}
+	/* Nobody else is there: most of these are taken back. */
+	for (int i = 0; i < 200; i++)
+		assert_int_equal(db_call_beside(db, job_increment, NULL, count_beside, &beside), 0);
+	assert_int_equal(
+		db_call_beside(db, job_insert_and_fail, (void *)"none", count_beside, &beside),
+		-ECANCELED);
+	assert_int_equal(beside, 401);
+	assert_int_equal(db_meta_get_u64(db, "n", &value), 0);
+	assert_int_equal(value, 600);
+	assert_false(has(db, "none"));
+	db_close(db);
+}
+
 /* What a call has returned for is there after a kill. */
 static void test_killed(void **state)
 {
@@ -715,11 +762,14 @@ static void test_lazy(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(test_meta),	 TEST(test_refused), TEST(test_corrupt),
-		TEST(test_migrations),	 TEST(test_group),   TEST(test_commit_fails),
-		TEST(test_full),	 TEST(test_threads), TEST(test_killed),
-		TEST(test_read_only),	 TEST(test_tree),    TEST(test_orphan),
-		TEST(test_hostile_tree), TEST(test_lazy),    TEST(test_another_directory),
+		TEST(test_meta),      TEST(test_refused),
+		TEST(test_corrupt),   TEST(test_migrations),
+		TEST(test_group),     TEST(test_commit_fails),
+		TEST(test_full),      TEST(test_threads),
+		TEST(test_beside),    TEST(test_killed),
+		TEST(test_read_only), TEST(test_tree),
+		TEST(test_orphan),    TEST(test_hostile_tree),
+		TEST(test_lazy),      TEST(test_another_directory),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

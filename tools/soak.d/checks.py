@@ -83,7 +83,7 @@ class Checks:
             if self.names[key] and file.called and file.armed and calls == {"no"}:
                 raise Lie(f"{mm.name}, f{key}: write(2) changed it, and it is said it did not")
             if not mm.family:
-                excess = dirty - file.must - self.may_be_stored_to(mm, key)
+                excess = dirty - file.must - file.touched - self.may_be_stored_to(mm, key)
                 fresh = excess - self.excess.get((mm.name, key), set())
                 self.excess[mm.name, key] = excess
                 self.needless.update(file.why(page) for page in fresh)

@@ -9,6 +9,7 @@ Where the rules leave it open whether a page is armed, it is not armed here: les
 """
 
 
+LARGEST = 1 << 10  # page of a file, and what may be mapped behind its end
 ALL = None  # in a set of pages: all of the file
 
 
@@ -18,6 +19,7 @@ class File:
     def __init__(self):
         self.armed = set()
         self.must = set()  # armed, and changed since
+        self.touched = set()  # changed since, armed or not
         self.doubt = {}  # may be dirty: page, or ALL, and why
         self.protect = False  # what is mapped later is armed too
         self.called = False  # write(2) or its like, since the epoch began
@@ -29,7 +31,7 @@ class File:
     def copy(self):
         other = File()
         other.armed, other.must = set(self.armed), set(self.must)
-        other.doubt = dict(self.doubt)
+        other.touched, other.doubt = set(self.touched), dict(self.doubt)
         other.protect, other.called = self.protect, self.called
         return other
 
@@ -62,6 +64,7 @@ class Mm:
     def changed(self, key, pages):
         """Stored to, or dropped, or (where wpfs stepped aside) nobody can say."""
         file = self.file(key)
+        file.touched |= pages
         pages = file.armed & pages
         self.wrote |= bool(pages - file.must)
         file.must |= pages
@@ -86,7 +89,9 @@ class Mm:
         """
         if key in self.files:
             file = self.files[key]
-            file.must |= {page for page in file.armed if first <= page < end}
+            pages = range(first, min(end, LARGEST))
+            file.must |= file.armed & set(pages)
+            file.touched |= set(pages)
 
     def protect(self, key, mapped, span):
         """Begins an epoch; what the one before it must have ended with."""
@@ -97,6 +102,7 @@ class Mm:
             file.called = False
         file.armed |= {page for page in mapped if within(page)}
         file.must -= closed
+        file.touched = {page for page in file.touched if not within(page)}
         file.doubt = {} if span is None else {page: why for page, why in file.doubt.items()
                                               if page is ALL or not within(page)}
         if span is None:
