@@ -62,6 +62,9 @@ struct announced {
 		uint64_t start, end;
 	} going[ANNOUNCED_GOING]; /* one munmap: read-only and harvested already; the last ones */
 	unsigned nr_going;	  /* of all, the older ones are forgotten */
+	struct {
+		uint64_t start, end, file, pgoff;
+	} onto; /* a mapping that was made elsewhere is moved over what is there, as before */
 };
 
 /* A child's uffd in the table of its parent's witness. */

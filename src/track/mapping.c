@@ -255,6 +255,16 @@ void mapping_is_coming(struct announced *a, const struct wpfs_map *map)
 	tmm_announce(a);
 }
 
+/* Over what is at its final place still, read-only and harvested. */
+static void mapping_is_moved(struct announced *a, const struct wpfs_map *map)
+{
+	a->onto.start = map->final;
+	a->onto.end = map->final + mapping_len(map);
+	a->onto.file = map->ino;
+	a->onto.pgoff = map->offset >> WPFS_PAGE_SHIFT;
+	tmm_announce(a);
+}
+
 void mapping_announce(struct request *rq)
 {
 	mapping_is_coming(&rq->c->tmm->announced, rq->body);
@@ -306,6 +316,8 @@ void mapping_map(struct request *rq)
 		return;
 	}
 	tm->mapped_shared = true;
+	if (!map->query && map->addr != map->final)
+		mapping_is_moved(&tm->announced, map);
 	if (!map->query)
 		r = mapping_clear_place(rq->t, tm, map, &changed);
 	f = mm_file_find(&tm->mm, map->ino);

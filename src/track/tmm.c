@@ -196,6 +196,23 @@ static bool tmm_is_going(const struct announced *a, const struct mm_vma *vma, ui
 	return false;
 }
 
+/* Likewise of a mapping over which another one is about to be moved; not that one. */
+static bool tmm_is_replaced(const struct announced *a, const struct mm_vma *vma, uint64_t *start,
+			    uint64_t *end)
+{
+	if (!vma->registered || vma->prot & PROT_WRITE || vma->start >= a->onto.end ||
+	    a->onto.start >= vma->end)
+		return false;
+	if (vma->file == a->onto.file && (vma->start >> WPFS_PAGE_SHIFT) - vma->pgoff ==
+						 (a->onto.start >> WPFS_PAGE_SHIFT) - a->onto.pgoff)
+		return false;
+	if (*start < a->onto.start)
+		*start = a->onto.start;
+	if (*end > a->onto.end)
+		*end = a->onto.end;
+	return true;
+}
+
 /*
  * Takes out of a harvest what is there only for a moment, between a request and the system call
  * it is about: nobody has stored there, or can, and what is armed there would count as unwatched.
@@ -224,7 +241,8 @@ static int tmm_hide_announced(const struct tmm *tm, struct harvest *h)
 		const struct mm_vma *vma = &view.vmas[i];
 		uint64_t start = vma->start, end = vma->end;
 
-		if (tmm_is_going(&a, vma, &start, &end) || tmm_is_coming(tm, &a, vma))
+		if (tmm_is_going(&a, vma, &start, &end) || tmm_is_replaced(&a, vma, &start, &end) ||
+		    tmm_is_coming(tm, &a, vma))
 			r = mm_unmap(&view, start, end, ZAP_UNMAP);
 		else
 			i++;

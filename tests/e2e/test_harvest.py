@@ -8,9 +8,13 @@ import threading
 import pytest
 
 import harness
+import proc
 import report
 from harness import PAGE
 from mapper import ALL, PAGES, killed, mapped
+from test_children import in_call, trace
+
+MREMAP = 25  # a system call of x86-64
 
 
 @contextlib.contextmanager
@@ -96,3 +100,39 @@ def test_one_munmap_of_several_mappings(wpfs):
     program.order("unmap 0")
     assert report.dirty(wpfs, "t") == expected | {50}
     assert killed(wpfs, program) == expected | {50}
+
+
+@pytest.mark.parametrize("kind", ["", " ro"], ids=["", "read-only"])
+@pytest.mark.parametrize("options", [None, ["resident=64M", "settle=0"]], ids=["native", "capped"])
+def test_before_a_mapping_is_moved_over_another(make_wpfs, options, kind):
+    """What is there still has been harvested, and nobody can have stored to it since."""
+    wpfs = make_wpfs("store", options) if options else make_wpfs()
+    program = mapped(wpfs)
+    program.order("store 0 3 1")
+    program.order("store 0 9 1")
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"size 1 {PAGES * PAGE}")
+    strace = trace(program, "trace=mremap", "inject=mremap:delay_enter=100s")
+    program.send(f"map 1 1 0 {8 * PAGE}{kind} at={program.addr}")
+    proc.wait_for(lambda: in_call(program.pid, MREMAP), harness.SECONDS, "the call")
+    for _ in range(2):
+        wpfs.wpctl("sync", wpfs.mnt)
+    strace.kill()
+    strace.wait()
+    assert program.read() == f"ok {program.addr}"
+    assert report.dirty(wpfs, "t") == {3, 9}
+    if not kind:
+        program.order("store 1 5 1")
+    program.order("store 0 10 1")
+    assert killed(wpfs, program) == {3, 9, 10}
+    assert report.dirty(wpfs, "t", "/g") == (set() if kind else {5})
+
+
+def test_a_mapping_is_moved_over_another_when_memory_is_short(make_wpfs):
+    """The same as it happens without anybody's doing: the daemon looks itself when memory is short."""
+    wpfs = make_wpfs("store", ["resident=128K", "settle=0"])
+    program = mapped(wpfs, pages=28)  # with the other one it is more than may be in memory
+    program.order(f"open 1 {wpfs.mnt}/g")
+    program.order(f"size 1 {PAGES * PAGE}")
+    program.order(f"map 1 1 0 {8 * PAGE} at={program.addr}")
+    assert report.dirty(wpfs, "t") == set()
