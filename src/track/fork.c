@@ -20,6 +20,7 @@
 #include "base/units.h"
 #include "track/internal.h"
 #include "track/residency.h"
+#include "uffd/maps.h"
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
 
@@ -200,6 +201,30 @@ static bool fork_has_armed_mappings(const struct mm *mm)
 	return false;
 }
 
+/*
+ * The same of mappings that the parent made without a word, of which it may have had no look yet,
+ * or none is left: the child has what there was.
+ */
+static bool fork_has_unseen(struct track *t, const struct mm *parent, pid_t child)
+{
+	struct maps_list maps = {0};
+	bool found;
+	int r;
+
+	/* On a capped mount nobody can map what no daemon has handed out. */
+	if (t->config.capped || mm_is_empty(parent))
+		return false;
+	r = maps_read(child, t->devs, t->nr_devs, &maps);
+	found = r < 0 && r != -ESRCH;
+	for (size_t i = 0; r == 0 && !found && i < maps.nr; i++) {
+		const struct mm_file *f = mm_file_find(parent, maps.vmas[i].ino);
+
+		found = f && maps.vmas[i].shared && !mm_set_is_empty(&f->own[MM_WPFS].armed);
+	}
+	maps_free(&maps);
+	return found;
+}
+
 int fork_doubt_mapped(struct mm *child, const struct mm *parent)
 {
 	int r = 0;
@@ -299,7 +324,8 @@ void fork_forked(struct request *rq)
 		uffd = residency_find_child(rq->t, c->id.pid, forked->scratch);
 	else if (parent->witness_pidfd >= 0)
 		uffd = fork_find_uffd(rq->t, parent, c->id.pid, forked->scratch, &number);
-	if (uffd < 0 && !fork_has_armed_mappings(&parent->mm)) {
+	if (uffd < 0 && !fork_has_armed_mappings(&parent->mm) &&
+	    !fork_has_unseen(rq->t, &parent->mm, c->id.pid)) {
 		request_reply(rq, 0, &reply, sizeof(reply)); /* a mm like any new one */
 		return;
 	}

@@ -93,3 +93,18 @@ def test_a_raw_child_has_the_number_of_one_on_its_way(wpfs, fork_held):
     assert 34 in union(wpfs)
     raw.end()
     child.end()
+
+
+def test_a_child_has_a_mapping_that_nobody_was_told_of(wpfs):
+    """Its parent has made it by a system call of its own, and takes it away before anybody looks."""
+    mapped(wpfs).kill9()
+    program = mapped(wpfs, protect=False, path="g")
+    program.order(f"open 1 {wpfs.mnt}/f")
+    program.order(f"map 1 1 0 {PAGES * PAGE} raw")
+    child = Child(wpfs, program)
+    program.order("rawunmap 1")
+    child.order("store 1 5 1")
+    assert 5 in union(wpfs)
+    child.order("rawunmap 1")
+    child.end()
+    assert 5 in union(wpfs)
