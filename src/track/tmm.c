@@ -256,7 +256,9 @@ static int tmm_hide_announced(const struct tmm *tm, struct harvest *h)
  * Armed mappings that nobody registered: those that can never be written are harmless. The test
  * is an attempt to register, which the kernel refuses with EPERM for just those. The others stay
  * registered, without marks, so that the next harvest need not try again; but only where the model
- * knows then that it is ours, or the program's own REGISTER would find the range taken.
+ * knows then that it is ours, or the program's own REGISTER would find the range taken. And not in
+ * a program with userfaultfds of its own: what it has unregistered is nobody's, and its calls there
+ * must say so. The next protect takes it.
  */
 static int tmm_seal(struct track *t, struct tmm *tm, struct harvest *h)
 {
@@ -279,7 +281,8 @@ static int tmm_seal(struct track *t, struct tmm *tm, struct harvest *h)
 		r = residency_register(t, uffd, vma->start, vma->end, vma->file);
 		/* What can be written now was not it: that mapping has come since. */
 		vma->sealed = r == -EPERM && !(vma->prot & PROT_WRITE);
-		if (r == 0 && tmm_knows(tm, vma)) {
+		if (r == 0 && tmm_knows(tm, vma) &&
+		    (!tm->mm.own_uffds || residency_must_stay(t, vma->file))) {
 			vma->registered = vma->async = true;
 			r = mm_set_registered(&tm->mm, vma->start, vma->end, true, MM_WPFS, true);
 			if (r < 0)
