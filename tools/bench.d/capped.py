@@ -136,8 +136,8 @@ def fits(where, sizes, rounds):
                 one.value("touch")
             marked.value("uffd")
             for i in range(max(rounds, 9)):
-                memory.add(*in_turn(i, lambda: program.value("load", "uniform", pages * 8, i),
-                                    lambda: raw.value("load", "uniform", pages * 8, i)))
+                memory.add(*in_turn(i, lambda: program.value("load", "uniform", pages * 64, i),
+                                    lambda: raw.value("load", "uniform", pages * 64, i)))
             for i in range(max(rounds, 9)):
                 rig.ctl("protect", "--name", "bench")
                 marked.value("protect")
