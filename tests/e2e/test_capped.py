@@ -844,6 +844,33 @@ def test_what_a_raw_child_maps_is_not_looked_for_all_the_time(wpfs):
     proc.wait_for(lambda: spilled(wpfs) == 0, harness.SECONDS, "it to go")
 
 
+RAW_REMOVE = """
+import ctypes, mmap, os, platform, sys
+number = {"x86_64": 28, "aarch64": 233}[platform.machine()]
+view = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 0)
+at = ctypes.addressof(ctypes.c_char.from_buffer(view))
+view[:8 * 4096] = bytes([7]) * (8 * 4096)
+print("ready", flush=True)
+for line in sys.stdin:
+    first, nr = map(int, line.split())
+    words = [number, at + first * 4096, nr * 4096, mmap.MADV_REMOVE]
+    wrong = ctypes.CDLL(None).syscall(*map(ctypes.c_long, words))
+    print(wrong, [view[page * 4096] for page in range(8)], flush=True)
+"""
+
+
+def test_contents_that_are_removed_by_a_raw_call(wpfs):
+    """Of pages in memory they go; of those in the store nobody is told, and they come back, as
+    wpfs(8) says."""
+    (wpfs.mnt / "f").write_bytes(bytes(8 * PAGE))
+    program = wpfs.spawn("/usr/bin/python3", "-c", RAW_REMOVE, wpfs.mnt / "f", name="t")
+    assert program.read() == "ready"
+    assert program.ask("0 4") == "0 [0, 0, 0, 0, 7, 7, 7, 7]"
+    assert evict(wpfs) >= 4
+    assert program.ask("2 4") == "0 [0, 0, 0, 0, 7, 7, 7, 7]"
+    assert program.ask("2 4") == "0 [0, 0, 0, 0, 0, 0, 7, 7]"
+
+
 def test_random(make_wpfs):
     """Stores, evictions and loads in random order against a reference, for several seeds."""
     for seed in range(6):
