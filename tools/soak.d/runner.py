@@ -27,7 +27,7 @@ class Page:
         """As it is in a fork child, or where mremap has moved it."""
         other = Page(self.key, self.pgoff if pgoff is None else pgoff, self.prot,
                      raw=self.raw)
-        other.past_shim, other.loose = self.past_shim, self.loose
+        other.past_shim, other.loose, other.aside = self.past_shim, self.loose, self.aside
         return other
 
     def in_doubt(self):
