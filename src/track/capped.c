@@ -228,7 +228,8 @@ bool capped_is_missing(struct capped *c, uint64_t ino)
 	return missing;
 }
 
-int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr)
+int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr,
+		  bool (*is_wanted)(const void *ctx), const void *ctx)
 {
 	struct capped_use coming = {.ino = ino, .kind = CAPPED_USE_DROP};
 	struct capped_file *f;
@@ -242,7 +243,10 @@ int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr)
 	capped_retry(c);
 	pthread_cond_broadcast(&c->cond);
 	f = capped_file_find(c, ino);
-	if (f && fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+	if (!is_wanted(ctx))
+		r = -ECANCELED;
+	else if (f &&
+		 fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 			   (off_t)(first << WPFS_PAGE_SHIFT), (off_t)(nr << WPFS_PAGE_SHIFT)) < 0)
 		r = -errno;
 	if (f && r == 0) {

@@ -16,7 +16,8 @@
  * looked (a page is in memory, and not read yet).
  *
  * Of a request: coming (a drop, before it waits for others), dropped (the file is cut, and nothing
- * said so yet), reading (its pages are there); removed (what madvise(2) is about to take out).
+ * said so yet), reading (its pages are there); sure (of the mappings that madvise(2) is about to
+ * take pages out of), removed (they are).
  *
  * Of a refault: asked (nothing read), read, filled (in the lower file, its bit still set). Of a
  * fault thread: message (before one is read). Of the track thread: looking (for files of which

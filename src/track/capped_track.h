@@ -39,8 +39,12 @@ bool capped_is_missing(struct capped *c, uint64_t ino);
 void capped_drop_zeros(struct capped *c, uint64_t ino);
 void capped_lower_wins(struct capped *c);
 
-/* Punches pages of the lower file and forgets their stored copies: MADV_REMOVE. 0 or -errno. */
-int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr);
+/*
+ * Punches pages of the lower file and forgets their stored copies: MADV_REMOVE. Waits for who is at
+ * them, and does nothing if it is not wanted after that. 0 or -errno.
+ */
+int capped_remove(struct capped *c, uint64_t ino, uint64_t first, uint64_t nr,
+		  bool (*is_wanted)(const void *ctx), const void *ctx);
 
 /*
  * Who maps what, for capped_sweep; with the lock held. look is called once, when it is known which

@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "base/units.h"
+#include "track/capped_test.h"
 #include "track/residency.h"
 #include "uffd/maps.h"
 
@@ -176,7 +177,8 @@ static bool drops_may_write(struct track *t, struct tmm *tm, uint64_t file, uint
 
 /*
  * Is all of [start, end) this mount's, and would the kernel take it out? Not through a mapping that
- * cannot become writable: the program may have no right to that. Whether it is locked the shim has
+ * cannot become writable: the program may have no right to that. So just these mappings go, and no
+ * other look is had before: something else may be there by then. Whether it is locked the shim has
  * seen. *stored, *others: how many mappings show what may be in the store, or may not.
  */
 static bool drops_are_sure(struct track *t, struct tmm *tm, uint64_t start, uint64_t end,
@@ -206,12 +208,11 @@ static bool drops_are_sure(struct track *t, struct tmm *tm, uint64_t start, uint
 static int drops_answer(struct track *t, struct tmm *tm, uint64_t start, uint64_t end)
 {
 	size_t stored, others;
-	int r;
 
 	if (!t->config.capped || !drops_are_sure(t, tm, start, end, &stored, &others))
 		return 0;
-	r = tmm_harvest(t, tm); /* some may be registered only now */
-	return r < 0 ? r : !others ? 1 : !stored ? 2 : 0;
+	capped_test_point("sure");
+	return !others ? 1 : !stored ? 2 : 0;
 }
 
 bool drops_come(struct track *t, uint64_t ino)
@@ -221,7 +222,8 @@ bool drops_come(struct track *t, uint64_t ino)
 
 	DL_FOREACH (t->tmms, tm) {
 		LL_SEARCH_SCALAR(tm->removals, removal, drop.ino, ino);
-		if (removal && !drops_are_over(tm))
+		/* Who has hung up was told nothing of pages that stay. */
+		if (removal && tm->client && !client_is_hung_up(tm->client) && !drops_are_over(tm))
 			return true;
 	}
 	return false;
@@ -237,7 +239,7 @@ static int drops_remove_part(struct track *t, struct tmm *tm, const struct mm_vm
 
 	if (r == 0)
 		r = drops_tell(t, vma->file, off, len);
-	return r < 0 || !now ? r : residency_remove(t, vma->file, pgoff, nr);
+	return r < 0 || !now ? r : residency_remove(t, tm, vma->file, pgoff, nr);
 }
 
 /* All that the mm's mappings show in [start, end): it goes, now or by the call that follows. */
@@ -284,8 +286,6 @@ void drops_request(struct request *rq)
 		r = tmm_harvest(rq->t, tm);
 		if (r == 0 && rq->hdr->op == WPFS_OP_REMOVE)
 			status = drops_answer(rq->t, tm, range->addr, end);
-		if (status < 0)
-			r = status;
 		if (r == 0)
 			r = drops_remove_shown(rq->t, tm, range->addr, end, status == 1);
 	}

@@ -338,6 +338,15 @@ bool residency_must_stay(struct track *t, uint64_t file)
 	return t->config.capped && capped_is_missing(t->config.capped, file);
 }
 
+int residency_watch(struct tmm *tm, int uffd, const struct mm_vma *vma)
+{
+	int r = uffd_register_missing(uffd, vma->start, vma->end);
+
+	if (r == 0 && !(vma->registered && vma->owner == MM_WPFS))
+		r = mm_set_registered(&tm->mm, vma->start, vma->end, true, MM_WPFS, true);
+	return r;
+}
+
 int residency_may_leave(struct track *t, struct tmm *tm, const struct mm_vma *vma)
 {
 	_cleanup_close_ int uffd = -1;
@@ -346,7 +355,7 @@ int residency_may_leave(struct track *t, struct tmm *tm, const struct mm_vma *vm
 	if (!residency_must_stay(t, vma->file))
 		return 0;
 	uffd = tmm_uffd(tm);
-	r = uffd < 0 ? uffd : uffd_register_missing(uffd, vma->start, vma->end);
+	r = uffd < 0 ? uffd : residency_watch(tm, uffd, vma);
 	return r == 0 ? 1 : r == -EBUSY ? 0 : r;
 }
 
@@ -429,9 +438,20 @@ void residency_busy(struct track *t, bool look)
 		t->busy_fd = open(t->config.mountpoint, O_PATH | O_DIRECTORY | O_CLOEXEC);
 }
 
-int residency_remove(struct track *t, uint64_t file, uint64_t pgoff, uint64_t nr)
+/* Whoever has given up waiting goes on without, and what it stores since must stay. */
+static bool residency_is_waited_for(const void *ctx)
 {
-	return t->config.capped ? capped_remove(t->config.capped, file, pgoff, nr) : 0;
+	const struct tmm *tm = ctx;
+
+	return tm->client && !client_is_hung_up(tm->client);
+}
+
+int residency_remove(struct track *t, const struct tmm *tm, uint64_t file, uint64_t pgoff,
+		     uint64_t nr)
+{
+	return t->config.capped ? capped_remove(t->config.capped, file, pgoff, nr,
+						residency_is_waited_for, tm)
+				: 0;
 }
 
 /* ---- fork ---- */

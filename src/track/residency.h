@@ -87,6 +87,12 @@ int residency_register(struct track *t, int uffd, uint64_t start, uint64_t end, 
 bool residency_must_stay(struct track *t, uint64_t file);
 
 /*
+ * Registers a mapping that `tm` knows with wpfs's `uffd`, so that pages of it may leave, and `tm`
+ * knows then that it is. 0 or -errno: -EBUSY: another userfaultfd has it.
+ */
+int residency_watch(struct tmm *tm, int uffd, const struct mm_vma *vma);
+
+/*
  * May pages that this mapping shows be in the store? Not before the first of the file has left, nor
  * where another userfaultfd than wpfs's has it; it is wpfs's when this gives 1. 1, 0, or -errno.
  */
@@ -111,8 +117,12 @@ int residency_map(struct track *t, struct tmm *tm, struct mm_vma *vma);
  */
 void residency_busy(struct track *t, bool look);
 
-/* MADV_REMOVE of these pages follows. 0 or -errno. Native: 0. */
-int residency_remove(struct track *t, uint64_t file, uint64_t pgoff, uint64_t nr);
+/*
+ * Takes these pages out, for the program of `tm` that waits for it: if that has hung up meanwhile
+ * nothing is done. 0 or -errno. Native: 0.
+ */
+int residency_remove(struct track *t, const struct tmm *tm, uint64_t file, uint64_t pgoff,
+		     uint64_t nr);
 
 /* The uffd of a fork child, which the fault thread was given; the caller closes it. -errno. */
 int residency_find_child(struct track *t, pid_t child, uint64_t scratch);

@@ -118,3 +118,70 @@ def test_of_more_than_one_call_does(make_wpfs, options):
     assert program.order(f"advise 0 0 {3 << 18} remove process") == (last + 1) * PAGE
     assert loaded(program, (0, last, last + 1)) == [0, 0, 5]
     assert report.dirty(wpfs, "t") >= {0, last}
+
+
+SWAPPED = """
+import ctypes, os, sys, threading
+libc = ctypes.CDLL(None)
+libc.mmap.restype = libc.syscall.restype = ctypes.c_long
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.syscall.argtypes = [ctypes.c_long] * 6
+mine = libc.mmap(None, 4 * 4096, 3, 1, os.open(sys.argv[1], os.O_RDWR), 0)
+theirs = libc.mmap(None, 4 * 4096, 1, 1, os.open(sys.argv[2], os.O_RDONLY), 0)
+print("mapped", flush=True)
+sys.stdin.readline()
+thread = threading.Thread(target=libc.madvise, args=(mine, 4 * 4096, 9))
+thread.start()
+sys.stdin.readline()
+print(libc.syscall(25, theirs, 4 * 4096, 4 * 4096, 3, mine) == mine, flush=True)
+thread.join()
+print("over", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_of_what_takes_the_place_meanwhile(make_wpfs):
+    """By a raw mremap(2), just when it is known what is to go: a file that the program may only read
+    keeps what it has."""
+    wpfs = make_wpfs(store=True, options=CAPPED, start=False)
+    seam = Seam(wpfs)
+    wpfs.start()
+    for name in "mine", "theirs":
+        (wpfs.mnt / name).write_bytes(name[:1].encode() * 4 * PAGE)
+    program = wpfs.spawn("/usr/bin/python3", "-c", SWAPPED, wpfs.mnt / "mine", wpfs.mnt / "theirs")
+    assert program.read() == "mapped"
+    assert wpfs.wpctl_json("evict", "/mine")["pages"] == 4
+    seam.pause("sure")
+    program.send("")
+    seam.wait_at("sure")
+    assert program.ask("") == "True"
+    seam.go("sure")
+    assert program.read() == "over"
+    assert (wpfs.mnt / "theirs").read_bytes() == b"t" * 4 * PAGE
+    assert (wpfs.mnt / "mine").read_bytes() == bytes(4 * PAGE)
+
+
+def test_by_who_has_given_up_waiting(make_wpfs):
+    """For a daemon that has no time: it does what can be done without, and what it stores then is not
+    taken out when the daemon comes to it; nor do the file's pages stay in memory for that."""
+    wpfs = make_wpfs(store=True, options=CAPPED, start=False)
+    seam = Seam(wpfs)
+    wpfs.start()
+    other = mapped(wpfs, "other", protect=False)
+    program = filled(wpfs)
+    third = mapped(wpfs, "third", protect=False, path="g")  # of which nothing is in the store
+    third.order("store 0 0 5 64")
+    seam.pause("removed")
+    program.send("advise 0 8 8 remove")
+    seam.wait_at("removed")
+    third.send("advise 0 8 8 remove")
+    assert other.order("advise 0 32 8 remove") == 0
+    assert third.read() == "ok 0"
+    assert "its daemon does not answer" in other.stderr()
+    other.order("store 0 33 7")
+    seam.go("removed")
+    assert program.read() == "ok 0"
+    wpfs.wpctl("sync", wpfs.mnt)
+    assert loaded(other, (31, 32, 33, 34)) == [5, 0, 7, 0]
+    assert wpfs.wpctl_json("evict", "/g")["pages"] > 0
