@@ -28,6 +28,7 @@
 #include "track/capped_mm.h"
 #include "track/capped_room.h"
 #include "track/capped_track.h"
+#include "track/residency.h"
 #include "uffd/uffd.h"
 
 #define EVICT_TRIES  20
@@ -100,11 +101,10 @@ static int evict_vma(struct evict *e, struct tmm *tm, int uffd, const struct mm_
 {
 	int r;
 
-	if (vma->registered && vma->owner == MM_PROGRAM)
-		return evict_refuse(e, tm, "has a userfaultfd of its own there");
 	if (vma->start < tm->announced.aside_end && tm->announced.aside_start < vma->end)
 		return evict_refuse(e, tm, "is about to register a userfaultfd of its own there");
-	r = uffd_register_missing(uffd, vma->start, vma->end);
+	/* Whose an asynchronous registration is only this tells for sure. */
+	r = residency_watch(tm, uffd, vma);
 	if (r == -EPERM)
 		return evict_refuse(e, tm, "has mapped it for reading only");
 	if (r == -EBUSY)

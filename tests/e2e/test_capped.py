@@ -485,6 +485,17 @@ def test_own_userfaultfd_pins(wpfs):
         assert os.pread(fd, 60 * PAGE, 4 * PAGE) == content[4 * PAGE:]
 
 
+def test_own_userfaultfd_that_was(wpfs):
+    """What a program does not watch any more leaves, also when its mappings have changed since."""
+    program = mapped(wpfs, protect=False)
+    fill(program)
+    program.order(f"uclose {program.order('uffd 0 0 64')}")
+    assert evict(wpfs) == 64
+    program.order(f"map 1 0 0 {8 * PAGE}")
+    assert program.order("load 0 3") == 4
+    assert evict(wpfs) > 0
+
+
 def test_daemon_killed_with_a_fault_waiting(wpfs):
     """A thread that needs a page waits while there is no daemon, and goes on with the next one."""
     program = refault(wpfs, pages=1024)
