@@ -191,7 +191,10 @@ void own_post(struct request *rq)
 	    uffd_is_uffd(rq->fds->fd[0])) {
 		copy = own_keep(rq->t, tm, range->fd, &rq->fds->fd[0]);
 		tm->mm.own_uffds = true;
-		r = copy < 0 ? copy : own_rearm(tm, copy, range->addr, end);
+		/* Who has given up waiting goes on, and has perhaps stored there by now. */
+		r = copy < 0		       ? copy
+		    : client_is_hung_up(rq->c) ? 0
+					       : own_rearm(tm, copy, range->addr, end);
 		if (r == 0)
 			r = mm_set_registered(&tm->mm, range->addr, end, true, MM_PROGRAM, false);
 		if (r == 0)

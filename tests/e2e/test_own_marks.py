@@ -2,6 +2,7 @@
 """Who owns a mark: wpfs's and the program's never mix, and what is left over stays nobody's."""
 
 import os
+import signal
 
 import pytest
 
@@ -13,7 +14,8 @@ from harness import PAGE
 from mapper import ALL, PAGES, Child, killed, mapped
 from test_children import in_call, trace
 
-SENDMSG = 46  # a system call of x86-64
+SENDMSG, IOCTL = 46, 16  # system calls of x86-64
+UFFDIO_REGISTER = 0xc020aa00
 LAST = {PAGES - 1, PAGES - 2}  # written all the time by two threads
 
 
@@ -346,3 +348,33 @@ def test_a_look_between_unregister_and_its_message(wpfs, protect):
     wpfs.wpctl("sync", wpfs.mnt)
     program.order(f"reg {uffd} 0 0 {PAGES}")
     assert pagemap.marked(program.pid, program.addr, PAGES) == set()
+
+
+def begun_by_mapper(wpfs):
+    program = mapped(wpfs, protect=False)
+    program.order(f"uffd 0 0 {PAGES}")
+    return program
+
+
+def in_register(pid):
+    with open(f"/proc/{pid}/syscall", encoding="ascii") as call:
+        return call.read().split()[:3:2] == [str(IOCTL), hex(UFFDIO_REGISTER)]
+
+
+def test_marks_that_come_too_late(wpfs):
+    """The daemon stands still after a REGISTER until nobody waits for it any more: what is stored from
+    then on is not marked."""
+    killed(wpfs, begun_by_mapper(wpfs))
+    program = mapped(wpfs, protect=False)
+    uffd = program.order(f"uffd 0 {PAGES - 1} 1")
+    strace = trace(program, "trace=ioctl", "inject=ioctl:delay_enter=100s:when=2")
+    program.send(f"reg {uffd} 0 0 {PAGES}")
+    proc.wait_for(lambda: in_register(program.pid), harness.SECONDS, "the call")
+    proc.stop(wpfs.pid)
+    strace.kill()
+    strace.wait()
+    assert program.read() == "ok 0"
+    assert "its daemon does not answer" in program.stderr()
+    program.order("store 0 5 1")
+    os.kill(wpfs.pid, signal.SIGCONT)
+    assert 5 not in report.marked(wpfs, "t", owner="program")
