@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * A table of rows of eight words. A page has one row, and in it any word: a part of its name and of
- * the sum of what was read. So one page's word is never taken for another's unless the sums are
- * equal too, which of two different contents they are in one of 2^52 cases. A disk gives another
+ * the sum of it and of what was read. So one page's word is taken for another's, or one content for
+ * another, in one of 2^52 cases, also where all pages have the same contents. A disk gives another
  * sector unnoticed more often.
  *
  * A row that is full loses one of its pages: that will be written, for nothing perhaps.
@@ -71,7 +71,8 @@ static _Atomic uint64_t *row_of(const struct spill_sums *sums, uint64_t name)
 
 static uint64_t word_of(uint64_t name, const void *contents)
 {
-	const uint64_t sum = XXH3_64bits(contents, WPFS_PAGE_SIZE);
+	/* Of the page and of what is in it: many pages have the same contents. */
+	const uint64_t sum = XXH3_64bits_withSeed(contents, WPFS_PAGE_SIZE, name);
 
 	return name >> SUM_BITS << SUM_BITS | sum >> NAME_BITS;
 }

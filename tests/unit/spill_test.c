@@ -530,6 +530,12 @@ static void test_sums(void **state)
 			assert_false(spill_sums_take(sums, 3, i, page));
 	}
 	assert_true(known > nr / 2 * 3 / 4);
+
+	/* Nor is one page taken for another, though all have the same contents. */
+	for (uint64_t i = 0; i < nr; i++)
+		spill_sums_note(sums, 4, i, page);
+	for (uint64_t i = 0; i < 64 * nr; i++)
+		assert_false(spill_sums_take(sums, 5, i, page));
 	spill_sums_free(sums);
 	munmap(page, PAGES * WPFS_PAGE_SIZE);
 }
