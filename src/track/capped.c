@@ -76,7 +76,6 @@ int capped_file_get(struct capped *c, const struct fs_handle *handle, uint64_t i
 	f->handle = *handle;
 	f->bits = (struct spill_bits)SPILL_BITS_INIT;
 	f->spill_fd = -1;
-	f->store_id = c->next_store_id++;
 	r = fs_file_hold(c->config.fs, handle, &f->fd);
 	if (r < 0) {
 		free(f);
@@ -150,7 +149,6 @@ void capped_tidy(struct capped *c, struct capped_file *f)
 	    capped_used(c, f->ino, 0, UINT64_MAX, 1 << CAPPED_USE_LOAD))
 		return;
 	close_fd(&f->spill_fd);
-	f->store_id = c->next_store_id++;
 	spill_store_remove(c->store, f->ino);
 }
 
@@ -553,8 +551,6 @@ static int open_all(struct capped *c)
 		return -errno;
 	r = policy_new(c->config.resident >> WPFS_PAGE_SHIFT, &c->policy);
 	if (r == 0)
-		r = spill_sums_new(c->config.resident >> WPFS_PAGE_SHIFT, &c->sums);
-	if (r == 0)
 		r = spill_store_open(c->config.spill_fd, c->config.path, &c->store);
 	if (r == 0)
 		r = spill_store_engine(c->store, CAPPED_BATCH * WPFS_PAGE_SIZE, &c->evict_io);
@@ -631,7 +627,6 @@ void capped_free(struct capped *c, bool flushed)
 	spill_io_free(c->evict_io);
 	spill_store_close(c->store);
 	policy_free(c->policy);
-	spill_sums_free(c->sums);
 	close_fd(&c->bits_fd);
 	close_fd(&c->epoll_fd);
 	close_fd(&c->stop_fd);

@@ -62,11 +62,6 @@ void capped_added(struct capped *c, uint64_t pages)
 	}
 }
 
-bool capped_is_pressed(const struct capped *c)
-{
-	return c->guess >= c->low - c->low / 4;
-}
-
 bool capped_is_full(struct capped *c)
 {
 	c->guess = capped_resident(c);

@@ -50,11 +50,10 @@ struct chunk {
 	uint64_t pages;			       /* that have a place in buf */
 	uint64_t resident, zeros, stay;	       /* of them */
 	struct spill_run runs[CAPPED_CHUNK];   /* to be stored */
-	struct capped_run kept[CAPPED_CHUNK];  /* stored already, as they are */
 	struct capped_run parts[CAPPED_CHUNK]; /* to be punched: in the order of buf */
-	size_t nr_runs, nr_kept, nr_parts;
-	size_t said, said_kept; /* runs of which the bits say that they are stored */
-	struct spill_job job;	/* valid if `writing` */
+	size_t nr_runs, nr_parts;
+	size_t said;	      /* runs of which the bits say that they are stored */
+	struct spill_job job; /* valid if `writing` */
 	bool writing;
 };
 
@@ -73,17 +72,13 @@ struct saving {
 	uint64_t *left; /* out: pages that went */
 };
 
-static void save_page(const struct saving *sv, struct chunk *k, uint64_t page, char *at)
+static void save_page(struct chunk *k, uint64_t page, char *at)
 {
 	struct spill_run *last = k->nr_runs ? &k->runs[k->nr_runs - 1] : NULL;
 
 	k->resident++;
 	if (spill_is_zero(at, WPFS_PAGE_SIZE)) {
 		k->zeros++;
-		return;
-	}
-	if (spill_sums_take(sv->c->sums, sv->b->file->store_id, page, at)) {
-		k->kept[k->nr_kept++] = (struct capped_run){page, 1};
 		return;
 	}
 	if (last && last->first + last->nr == page &&
@@ -97,8 +92,7 @@ static void save_page(const struct saving *sv, struct chunk *k, uint64_t page, c
  * Of pages that are all at `at`, in the mapping. Who has the file's descriptor may have cut it
  * since they were looked at, and what is in swap may be unreadable. 0 or -EIO.
  */
-static int save_mapped(const struct saving *sv, struct chunk *k, uint64_t first, uint64_t nr,
-		       char *at)
+static int save_mapped(struct chunk *k, uint64_t first, uint64_t nr, char *at)
 {
 	sigjmp_buf here;
 
@@ -108,7 +102,7 @@ static int save_mapped(const struct saving *sv, struct chunk *k, uint64_t first,
 	}
 	sigbus_landing = &here;
 	for (uint64_t i = 0; i < nr; i++)
-		save_page(sv, k, first + i, at + (i << WPFS_PAGE_SHIFT));
+		save_page(k, first + i, at + (i << WPFS_PAGE_SHIFT));
 	sigbus_landing = NULL;
 	return 0;
 }
@@ -134,12 +128,12 @@ static int save_range(const struct saving *sv, struct chunk *k, uint64_t first, 
 	}
 	if (sv->map) {
 		capped_test_point("looked");
-		return save_mapped(sv, k, first, nr, to);
+		return save_mapped(k, first, nr, to);
 	}
 	/* What is behind the end of the file is zeros. */
 	r = fdio_pread_zeros(fd, to, nr << WPFS_PAGE_SHIFT, first << WPFS_PAGE_SHIFT);
 	for (uint64_t i = 0; r == 0 && i < nr; i++)
-		save_page(sv, k, first + i, to + (i << WPFS_PAGE_SHIFT));
+		save_page(k, first + i, to + (i << WPFS_PAGE_SHIFT));
 	return r;
 }
 
@@ -262,8 +256,6 @@ static void chunk_say(struct saving *sv, struct chunk *k, uint64_t end)
 		for (uint64_t p = 0; p < k->runs[k->said].nr; p++)
 			spill_bits_set(bits, k->runs[k->said].first + p);
 	}
-	for (; k->said_kept < k->nr_kept && k->kept[k->said_kept].first < end; k->said_kept++)
-		spill_bits_set(bits, k->kept[k->said_kept].first);
 	sv->c->counts.spilled += bits->count - before;
 }
 

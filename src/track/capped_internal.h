@@ -23,7 +23,6 @@
 #include "spill/bits.h"
 #include "spill/policy.h"
 #include "spill/store.h"
-#include "spill/sums.h"
 #include "track/capped.h"
 #include "uffd/maps.h"
 
@@ -65,10 +64,9 @@ struct capped_file {
 	bool missing; /* its mappings are registered for missing faults; bits is open; never undone
 		       */
 	struct spill_bits bits;
-	bool taken;	   /* fd is a killed daemon's struct file */
-	int spill_fd;	   /* its pages in the store; -1: not open */
-	uint64_t store_id; /* of what it has there, for c->sums: another one after each end of it */
-	uint32_t slot;	   /* its name in the policy */
+	bool taken;    /* fd is a killed daemon's struct file */
+	int spill_fd;  /* its pages in the store; -1: not open */
+	uint32_t slot; /* its name in the policy */
 	bool has_slot;
 	bool idle;	    /* within capped_sweep */
 	uint64_t looked;    /* capped_now before the last look at who maps it */
@@ -225,8 +223,6 @@ struct capped {
 		*readings;	    /* requests under way, the oldest first; some wait to be uses */
 	struct capped_batch *batch; /* set and cleared by the track thread */
 	struct policy *policy;
-	struct spill_sums *sums; /* constant; needs no lock */
-	uint64_t next_store_id;
 	uint64_t pinned;  /* pages of pinned files */
 	uint64_t size;	  /* config.size, or what a remount made of it; bytes */
 	uint64_t limit;	  /* of the lower tmpfs, as it was set last; bytes */

@@ -174,7 +174,6 @@ void capped_load_begin(struct capped *c, struct capped_file *f, struct capped_lo
 		.ino = f->ino, .first = first, .end = first + nr, .kind = CAPPED_USE_LOAD};
 	load->run = (struct spill_run){first, nr, NULL};
 	load->fd = capped_spill_fd(c, f, false);
-	load->noted = capped_is_pressed(c);
 	capped_use_begin(c, &load->use);
 	c->loading += nr;
 	capped_limit_set(c, false);
@@ -188,9 +187,6 @@ int capped_load_end(struct capped *c, struct capped_load *load, int r)
 
 	if (is_read)
 		capped_test_point("read");
-	for (uint64_t i = 0; is_read && load->noted && i < nr; i++)
-		spill_sums_note(c->sums, f->store_id, first + i,
-				(const char *)load->run.buf + (i << WPFS_PAGE_SHIFT));
 	pthread_mutex_lock(&c->lock);
 	if (is_read)
 		r = put(c, load, 0);

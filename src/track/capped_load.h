@@ -45,7 +45,6 @@ struct capped_load {
 	struct spill_run run;
 	struct spill_io *io; /* the caller's, with its buffer, which `run` is to be read into */
 	int fd;		     /* of the store; -errno: there is none */
-	bool noted;	     /* they may have to leave soon: c->sums gets to know them */
 };
 
 /*

@@ -19,9 +19,6 @@ uint64_t capped_in_memory(int fd, uint64_t first, uint64_t nr);
  */
 void capped_added(struct capped *c, uint64_t pages);
 
-/* Is there so much that pages may have to leave soon? Lock held. */
-bool capped_is_pressed(const struct capped *c);
-
 /* May nothing be added now? Asks for an eviction then. Lock held. */
 bool capped_is_full(struct capped *c);
 

@@ -305,63 +305,6 @@ def test_flush_meanwhile(make_wpfs):
     program.wait()
 
 
-def written_to_disk(wpfs):
-    """Bytes, by the daemon."""
-    with open(f"/proc/{wpfs.pid}/io", encoding="ascii") as io:
-        return next(int(line.split()[1]) for line in io if line.startswith("write_bytes"))
-
-
-def test_what_is_not_changed_is_not_written_again(wpfs):
-    """Pages that came back and leave as they came are in the store already."""
-    program = refault(wpfs)
-    program.order("fill 1")
-    assert program.order("verify 1") == 0
-    before, evictions = written_to_disk(wpfs), status(wpfs)["evictions"]
-    for _ in range(2):
-        assert program.order("verify 1") == 0
-    left = (status(wpfs)["evictions"] - evictions) * PAGE
-    assert left > BIG * PAGE
-    assert written_to_disk(wpfs) - before < left / 2
-    program.order("write 2 3000 2")
-    for _ in range(2):
-        assert program.order("verify 1") == 0
-
-
-def cycle(program):
-    """Every other page of the file comes to memory once."""
-    for page in range(64, 64 + 3072):
-        program.order(f"load 0 {page}")
-
-
-def test_contents_that_were_there_before(make_wpfs):
-    """A page that is again what it was when it came, after something else was stored of it, or
-    nothing: it is written."""
-    wpfs = make_wpfs("store", ["resident=8M", "settle=0", "flush=0"])
-    program = mapped(wpfs, pages=64 + 3072)
-    for page in range(64, 64 + 3072):
-        program.order(f"store 0 {page} 1")
-
-    def leave():
-        cycle(program)
-        wpfs.wpctl("evict", wpfs.mnt, "/f")
-
-    for byte in (1, 2):
-        for page in range(64):
-            program.order(f"store 0 {page} {byte}")
-        leave()
-        cycle(program)  # so that there is pressure, and what comes is noted
-        assert [program.order(f"load 0 {page}") for page in range(64)] == [byte] * 64
-    # 2 was noted. Now 3 is stored, and then 2 again: once over it, and once after it was punched.
-    for page in range(64):
-        program.order(f"store 0 {page} 3")
-    leave()
-    program.order(f"punch 0 0 {32 * PAGE}")
-    for page in range(32):
-        program.order(f"store 0 {page} 2")
-    leave()
-    assert [program.order(f"load 0 {page}") for page in range(64)] == [2] * 32 + [3] * 32
-
-
 def test_allocate_and_seek(wpfs):
     """fallocate of more than fits, and lseek over pages in memory, in the store, and holes."""
     with open(wpfs.mnt / "f", "w+b") as file:

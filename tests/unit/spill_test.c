@@ -29,7 +29,6 @@
 #include "spill/bits.h"
 #include "spill/fault.h"
 #include "spill/store.h"
-#include "spill/sums.h"
 
 #define PAGES	  512
 #define PUT_PAGES 64
@@ -485,61 +484,6 @@ static void test_zero(void **state)
 	munmap(page, PAGES * WPFS_PAGE_SIZE);
 }
 
-static void test_sums(void **state)
-{
-	const uint64_t nr = 4096;
-	struct spill_sums *sums;
-	char *page = pages_new(0);
-	uint64_t known = 0;
-
-	assert_int_equal(spill_sums_new(nr, &sums), 0);
-	assert_false(spill_sums_take(sums, 1, 5, page));
-	page[77] = 1;
-	spill_sums_note(sums, 1, 5, page);
-	assert_false(spill_sums_take(sums, 2, 5, page));
-	assert_false(spill_sums_take(sums, 1, 6, page));
-	assert_true(spill_sums_take(sums, 1, 5, page));
-	assert_false(spill_sums_take(sums, 1, 5, page)); /* once */
-
-	/* Written since with something else, it is not what it was though it looks so. */
-	spill_sums_note(sums, 1, 5, page);
-	page[77] = 2;
-	assert_false(spill_sums_take(sums, 1, 5, page));
-	page[77] = 1;
-	assert_false(spill_sums_take(sums, 1, 5, page));
-
-	/* Read twice: the last time counts. */
-	spill_sums_note(sums, 1, 5, page);
-	page[77] = 2;
-	spill_sums_note(sums, 1, 5, page);
-	page[77] = 1;
-	assert_false(spill_sums_take(sums, 1, 5, page));
-
-	/* Of as many as there is room for most are known, and none wrongly. */
-	for (uint64_t i = 0; i < nr; i++) {
-		memcpy(page, &i, sizeof(i));
-		spill_sums_note(sums, 3, i, page);
-	}
-	for (uint64_t i = 0; i < nr; i++) {
-		uint64_t other = i + 1;
-
-		memcpy(page, i % 2 ? &i : &other, sizeof(i));
-		if (i % 2)
-			known += spill_sums_take(sums, 3, i, page);
-		else
-			assert_false(spill_sums_take(sums, 3, i, page));
-	}
-	assert_true(known > nr / 2 * 3 / 4);
-
-	/* Nor is one page taken for another, though all have the same contents. */
-	for (uint64_t i = 0; i < nr; i++)
-		spill_sums_note(sums, 4, i, page);
-	for (uint64_t i = 0; i < 64 * nr; i++)
-		assert_false(spill_sums_take(sums, 5, i, page));
-	spill_sums_free(sums);
-	munmap(page, PAGES * WPFS_PAGE_SIZE);
-}
-
 static void test_fault_table(void **state)
 {
 	static const struct {
@@ -573,7 +517,6 @@ int main(void)
 		cmocka_unit_test(test_store_wipe),  cmocka_unit_test(test_bits),
 		cmocka_unit_test(test_zero),	    cmocka_unit_test(test_fault_table),
 		cmocka_unit_test(test_put),	    cmocka_unit_test(test_put_where_it_belongs),
-		cmocka_unit_test(test_sums),
 	};
 
 	return cmocka_run_group_tests(tests, dir_setup, dir_teardown);
