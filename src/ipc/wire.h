@@ -181,7 +181,7 @@ struct wpfs_forked_reply {
  * could ptrace the witness and through it write the program's memory. Outside of every range that
  * is given out (systemd's UIDS-GIDS).
  */
-#define WPFS_WITNESS_UID 0x7ffe0000u
+#define WPFS_WITNESS_UID   0x7ffe0000u
 
 /*
  * What the daemon sends the witness through chan_fd (borrowed with pidfd_getfd, as the uffds are).
@@ -191,14 +191,15 @@ struct wpfs_forked_reply {
  * The witness of a native mount reads the events of its uffd and of all uffds of children that it
  * keeps; that of a capped mount reads none: the daemon serves the faults and so reads everything.
  */
-#define WPFS_WITNESS_FDS 64 /* uffds of fork children that a witness keeps at most */
+#define WPFS_WITNESS_FDS   64 /* uffds of fork children that a witness keeps at most */
+#define WPFS_WITNESS_FILES 64 /* and files, on a capped mount */
 
 enum wpfs_witness_op {
 	WPFS_WITNESS_LIST = 1,
 	WPFS_WITNESS_CLOSE, /* fd: a number of the last LIST; others are left alone */
 	WPFS_WITNESS_START, /* from the shim: the uffd has its API, read it from now on */
 	WPFS_WITNESS_LIFE,  /* with a descriptor: the life pipe of a daemon started again */
-	WPFS_WITNESS_KEEP,  /* with a descriptor: it is in the LIST until CLOSE (capped mounts) */
+	WPFS_WITNESS_KEEP,  /* with a descriptor: it stays open until CLOSE (capped mounts) */
 	WPFS_WITNESS_ALONE, /* fd: a number for the answer; has no other task this memory? */
 };
 

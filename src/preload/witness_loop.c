@@ -29,13 +29,13 @@ struct witness {
 	bool started, program_dead, unmapped;
 	unsigned alone_s;
 	uint32_t nr_children;
-	int32_t children[WPFS_WITNESS_FDS];
+	int32_t children[WPFS_WITNESS_FDS + WPFS_WITNESS_FILES]; /* files too, with KEEP */
 };
 
 /* False: there is no room for it. */
-static bool child_add(struct witness *w, int fd)
+static bool child_add(struct witness *w, int fd, uint32_t most)
 {
-	if (w->nr_children < WPFS_WITNESS_FDS) {
+	if (w->nr_children < most) {
 		w->children[w->nr_children++] = fd;
 		return true;
 	}
@@ -65,7 +65,8 @@ static void read_events(struct witness *w, int uffd)
 			/* Without it the child's marks end here, and nothing else would tell of it.
 			 */
 			if (msgs[i].event == UFFD_EVENT_FORK &&
-			    !child_add(w, (int)msgs[i].arg.fork.ufd) && w->boot->untold)
+			    !child_add(w, (int)msgs[i].arg.fork.ufd, WPFS_WITNESS_FDS) &&
+			    w->boot->untold)
 				untold_count_child(w->boot->untold);
 		}
 	} while (n == -EINTR || n == (long)sizeof(msgs));
@@ -73,13 +74,14 @@ static void read_events(struct witness *w, int uffd)
 
 static void send_list(const struct witness *w)
 {
-	struct wpfs_witness_fds fds = {.nr = w->nr_children};
+	struct wpfs_witness_fds fds = {.nr = w->nr_children < WPFS_WITNESS_FDS ? w->nr_children
+									       : WPFS_WITNESS_FDS};
 	struct iovec iov = {.iov_base = &fds,
 			    .iov_len = offsetof(struct wpfs_witness_fds, fd) +
-				       w->nr_children * sizeof(fds.fd[0])};
+				       fds.nr * sizeof(fds.fd[0])};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
 
-	for (uint32_t i = 0; i < w->nr_children; i++)
+	for (uint32_t i = 0; i < fds.nr; i++)
 		fds.fd[i] = w->children[i];
 	raw(sendmsg, w->boot->chan, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
@@ -144,7 +146,7 @@ static void read_command(struct witness *w)
 		case WPFS_WITNESS_KEEP:
 			/* Not polled: a witness that keeps files reads no events. */
 			if (fd >= 0 && !w->boot->reads_events) {
-				child_add(w, fd);
+				child_add(w, fd, WPFS_WITNESS_FDS + WPFS_WITNESS_FILES);
 				fd = -1;
 			}
 			break;

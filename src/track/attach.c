@@ -258,6 +258,7 @@ static int attach_renew(struct request *rq, struct tmm *tm)
 	tm->chan_fd = attach->chan_fd;
 	tm->untold = attach->untold;
 	tm->nr_kept = 0;
+	residency_renewed(rq->t, tm);
 	residency_moved(rq->t, tm); /* the old witness shows its mappings no more */
 	if (!rq->t->config.capped)
 		r = strays_lose(rq->t, tm);

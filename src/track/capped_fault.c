@@ -32,6 +32,7 @@
 #include "base/compat.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "ipc/witness_cmd.h"
 #include "spill/fault.h"
 #include "track/capped_evict.h"
 #include "track/capped_internal.h"
@@ -96,6 +97,7 @@ static void mm_free(struct capped *c, struct capped_mm *mm)
 	close_fd(&mm->uffd);
 	close_fd(&mm->maps_fd);
 	close_fd(&mm->pagemap_fd);
+	close_fd(&mm->keeper);
 	maps_free(&mm->inherited);
 	free(mm);
 }
@@ -111,7 +113,7 @@ static struct capped_mm *mm_new(struct capped *c, int uffd)
 	}
 	mm->id = mm->since = c->next_mm++;
 	mm->uffd = uffd;
-	mm->maps_fd = mm->pagemap_fd = -1;
+	mm->maps_fd = mm->pagemap_fd = mm->keeper = -1;
 	DL_APPEND(c->mms, mm);
 	/* A blocking uffd always polls as an error. */
 	if (fcntl(uffd, F_SETFL, O_NONBLOCK) < 0 || capped_mm_watch(c, mm) < 0) {
@@ -284,6 +286,76 @@ void capped_mm_strays_noted(struct capped *c, struct capped_mm *mm, unsigned los
 	pthread_mutex_unlock(&c->lock);
 }
 
+/* Its faults are waited for also while no daemon is there. */
+static void mm_keep(struct capped_mm *root, int uffd)
+{
+	const struct wpfs_witness_cmd cmd = {.op = WPFS_WITNESS_KEEP, .fd = -1};
+	int r;
+
+	if (root->keeper < 0 || root->kept == WPFS_WITNESS_FDS)
+		return;
+	r = witness_cmd_send(root->keeper, &cmd, uffd);
+	if (r == 0)
+		root->kept++;
+	else
+		log_debug("the witness of pid %d takes no userfaultfd: %s", root->pid,
+			  log_errstr(r));
+}
+
+void capped_mm_set_keeper(struct capped *c, struct capped_mm *mm, int chan, unsigned kept)
+{
+	struct capped_mm *child;
+
+	pthread_mutex_lock(&c->lock);
+	close_fd(&mm->keeper);
+	mm->keeper = chan < 0 ? -1 : chan;
+	mm->kept = kept;
+	/* Those that it has are all there are, or it is a new one. */
+	DL_FOREACH (c->mms, child) {
+		if (!kept && mm_is_stray(child) && child->root == mm->id)
+			mm_keep(mm, child->uffd);
+	}
+	pthread_mutex_unlock(&c->lock);
+}
+
+unsigned capped_mm_kept(struct capped *c, const struct capped_mm *mm)
+{
+	unsigned kept;
+
+	pthread_mutex_lock(&c->lock);
+	kept = mm->kept;
+	pthread_mutex_unlock(&c->lock);
+	return kept;
+}
+
+void capped_mm_unkeep(struct capped *c, struct capped_mm *mm, unsigned nr)
+{
+	pthread_mutex_lock(&c->lock);
+	mm->kept -= nr < mm->kept ? nr : mm->kept;
+	pthread_mutex_unlock(&c->lock);
+}
+
+int capped_mm_adopt(struct capped *c, const struct capped_mm *parent, int uffd,
+		    const struct maps_list *maps)
+{
+	int own = fcntl(uffd, F_DUPFD_CLOEXEC, 0), r = -ENOMEM;
+	struct capped_mm *child;
+
+	if (own < 0)
+		return -EMFILE;
+	pthread_mutex_lock(&c->lock);
+	child = mm_new(c, own);
+	if (child) {
+		child->root = parent ? parent->id : child->id;
+		child->found = true;
+		r = maps_copy(&child->inherited, maps);
+		/* What the last daemon read and did not answer is asked again. */
+		uffd_wake_all(child->uffd);
+	}
+	pthread_mutex_unlock(&c->lock);
+	return r;
+}
+
 int capped_protect(struct capped *c, struct capped_mm *mm, uint64_t start, uint64_t end,
 		   struct mm_set *written)
 {
@@ -311,23 +383,44 @@ int capped_protect(struct capped *c, struct capped_mm *mm, uint64_t start, uint6
 /* ---- one fault ---- */
 
 /*
+ * A child that was found has mapped and unmapped since its birth, and so has its parent: who asks
+ * has it right. In a pid namespace of its own that is another one's number, or none, and what is at
+ * this address there another file's, or nothing: at worst the thread waits, or asks again.
+ */
+static bool fault_vma_of_thread(const struct capped *c, pid_t tid, uint64_t addr,
+				struct maps_vma *vma)
+{
+	_cleanup_close_ int fd = tid > 0 ? maps_open_fd(tid) : -1;
+
+	return fd >= 0 && maps_at(fd, addr, vma) == 0 && vma->shared && vma->dev == c->lower_dev;
+}
+
+static int fault_vma(const struct capped *c, const struct capped_mm *mm, uint64_t addr, pid_t tid,
+		     struct maps_vma *vma)
+{
+	if (mm->maps_fd >= 0)
+		return maps_at(mm->maps_fd, addr, vma);
+	if (mm->found && fault_vma_of_thread(c, tid, addr, vma))
+		return 0;
+	for (size_t i = 0; i < mm->inherited.nr; i++) {
+		if (mm->inherited.vmas[i].start <= addr && addr < mm->inherited.vmas[i].end) {
+			*vma = mm->inherited.vmas[i];
+			return 0;
+		}
+	}
+	return -ENOENT;
+}
+
+/*
  * Which page of which file is at an address. 0 or -errno: -ENXIO: of none that anything is known
  * of, so it is not in a batch.
  */
-static int fault_resolve(struct capped *c, struct capped_mm *mm, uint64_t addr,
+static int fault_resolve(struct capped *c, struct capped_mm *mm, uint64_t addr, pid_t tid,
 			 struct capped_file **f, uint64_t *page)
 {
 	struct maps_vma vma = {0};
-	int r = -ENOENT;
+	int r = fault_vma(c, mm, addr, tid, &vma);
 
-	if (mm->maps_fd >= 0)
-		r = maps_at(mm->maps_fd, addr, &vma);
-	for (size_t i = 0; mm->maps_fd < 0 && i < mm->inherited.nr; i++) {
-		if (mm->inherited.vmas[i].start <= addr && addr < mm->inherited.vmas[i].end) {
-			vma = mm->inherited.vmas[i];
-			r = 0;
-		}
-	}
 	if (r < 0)
 		return r;
 	if (vma.dev != c->lower_dev)
@@ -431,7 +524,7 @@ static int fault_serve(struct capped *c, struct capped_mm *mm, struct capped_wai
 	 */
 	if (wp && !c->batch)
 		return fault_unprotect(mm, addr);
-	r = fault_resolve(c, mm, addr, &f, &page);
+	r = fault_resolve(c, mm, addr, (pid_t)w->ptid, &f, &page);
 
 	if (r == 0) {
 		w->ino = f->ino;
@@ -567,9 +660,14 @@ uint64_t capped_failing(struct capped *c)
 
 static void on_fork(struct capped *c, struct capped_mm *parent, int uffd)
 {
-	struct capped_mm *child = mm_new(c, uffd);
+	struct capped_mm *root = mm_is_stray(parent) ? capped_mm_find(c, parent->root) : parent;
+	struct capped_mm *child;
 	int r;
 
+	/* Before all else: until then the child reads zeros if this daemon is killed. */
+	if (root)
+		mm_keep(root, uffd);
+	child = mm_new(c, uffd);
 	if (!child) {
 		log_err("cannot serve a fork child of pid %d: out of memory", parent->pid);
 		return;

@@ -119,6 +119,9 @@ struct capped_mm {
 	uint64_t root;		 /* of a fork child: id of what it descends from, that came to us */
 	uint64_t born_ms;	 /* then: when */
 	unsigned lost;		 /* descendants that have ended and never came to us */
+	int keeper;		 /* the socket of its witness; -1: nobody is given what follows */
+	unsigned kept;		 /* uffds of descendants that its witness has */
+	bool found;		 /* a fork child of an earlier daemon: `inherited` may be wrong */
 	struct maps_list
 		inherited; /* the mappings of its parent at the fork, while maps_fd is -1 */
 	struct capped_mm *prev, *next;

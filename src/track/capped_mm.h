@@ -87,6 +87,24 @@ bool capped_mm_strays(struct capped *c, const struct capped_mm *mm, uint64_t age
 		      unsigned *lost);
 void capped_mm_strays_noted(struct capped *c, struct capped_mm *mm, unsigned lost);
 
+/*
+ * The witness of an mm that came is reached through `chan` (taken over; -1: there is none) and has
+ * these many uffds of its fork children: it is given those of all that have not come, and each from
+ * its birth, as far as it has room. Lock not held.
+ */
+void capped_mm_set_keeper(struct capped *c, struct capped_mm *mm, int chan, unsigned kept);
+/* How many has it? Lock not held. */
+unsigned capped_mm_kept(struct capped *c, const struct capped_mm *mm);
+/* So many less. Lock not held. */
+void capped_mm_unkeep(struct capped *c, struct capped_mm *mm, unsigned nr);
+
+/*
+ * A fork child of an earlier daemon's time that has not come, of `parent` (NULL: that has ended):
+ * its faults are served. `uffd` is duplicated; `maps` are its parent's. Lock not held. 0 or -errno.
+ */
+int capped_mm_adopt(struct capped *c, const struct capped_mm *parent, int uffd,
+		    const struct maps_list *maps);
+
 /* Track thread, lock not held: in that look none of them was seen to map the file. */
 void capped_looked(struct capped *c, struct capped_file *f, uint64_t now);
 

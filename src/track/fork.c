@@ -12,12 +12,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <utlist.h>
 
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "ipc/witness_cmd.h"
 #include "track/internal.h"
 #include "track/residency.h"
 #include "uffd/maps.h"
@@ -70,24 +70,12 @@ static bool fork_uffd_is_of(int uffd, int pagemap, uint64_t scratch)
 void fork_witness_tell(struct tmm *tm, const struct wpfs_witness_cmd *cmd, int fd)
 {
 	_cleanup_close_ int chan = proc_borrow_fd(tm->witness_pidfd, tm->chan_fd);
-	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};
-	struct iovec iov = {.iov_base = (void *)cmd, .iov_len = sizeof(*cmd)};
-	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+	int r = chan < 0 ? chan : witness_cmd_send(chan, cmd, fd);
 
-	if (fd >= 0) {
-		struct cmsghdr *c = (struct cmsghdr *)control;
-
-		msg.msg_control = control;
-		msg.msg_controllen = sizeof(control);
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
-	}
 	tm->told++;
-	if (chan < 0 || sendmsg(chan, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+	if (r < 0)
 		log_warn("track: witness %d cannot be told anything: %s", tm->witness.pid,
-			 log_errstr(chan < 0 ? chan : errno));
+			 log_errstr(r));
 }
 
 void fork_new_life(struct track *t, struct tmm *tm)

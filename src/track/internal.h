@@ -120,11 +120,11 @@ struct tmm {
 	struct own_uffd *uffds;
 	struct stray strays[WPFS_WITNESS_FDS];
 	size_t nr_strays;
-	uint64_t told;			 /* commands that the witness was sent */
-	uint64_t untold;		 /* address of its struct wpfs_untold; 0: it has none */
-	uint64_t untold_seen;		 /* how much of that is accounted for */
-	struct capped_mm *capped;	 /* capped mounts, while it lives: who serves its faults */
-	uint64_t kept[WPFS_WITNESS_FDS]; /* files whose struct file the witness holds */
+	uint64_t told;		  /* commands that the witness was sent */
+	uint64_t untold;	  /* address of its struct wpfs_untold; 0: it has none */
+	uint64_t untold_seen;	  /* how much of that is accounted for */
+	struct capped_mm *capped; /* capped mounts, while it lives: who serves its faults */
+	uint64_t kept[WPFS_WITNESS_FILES]; /* files whose struct file the witness holds */
 	size_t nr_kept;
 	struct announced announced;
 	struct removal *removals; /* of drops.c */
@@ -297,6 +297,9 @@ int strays_doubt(struct track *t, struct tmm *tm);
 int strays_lost(struct track *t, struct tmm *tm);
 /* Children of before this daemon have had their time. */
 void strays_resume(struct tmm *tm);
+
+/* Has the witness not read all that it was told? */
+bool strays_has_unread(const struct tmm *tm);
 /*
  * The witness was dead, and what uffds of children it had: those that nobody came for, and whoever
  * was born since, are in doubt.

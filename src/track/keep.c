@@ -32,7 +32,7 @@ void keep_file(struct track *t, struct tmm *tm, uint64_t file)
 	_cleanup_close_ int fd = -1;
 
 	/* One too many: after a kill of the daemon it stays in memory as long as it is mapped. */
-	if (tm->witness_pidfd < 0 || keep_has(tm, file) || tm->nr_kept == WPFS_WITNESS_FDS)
+	if (tm->witness_pidfd < 0 || keep_has(tm, file) || tm->nr_kept == WPFS_WITNESS_FILES)
 		return;
 	fd = capped_file_dup(t->config.capped, file);
 	if (fd < 0)
@@ -70,7 +70,7 @@ static void keep_for_each(struct track *t, struct tmm *tm,
 
 static void keep_take(struct track *t, struct tmm *tm, uint64_t file, int number, int fd)
 {
-	if (keep_has(tm, file) || tm->nr_kept == WPFS_WITNESS_FDS)
+	if (keep_has(tm, file) || tm->nr_kept == WPFS_WITNESS_FILES)
 		return;
 	tm->kept[tm->nr_kept++] = file;
 	capped_file_take(t->config.capped, file, fd);
@@ -118,7 +118,11 @@ void keep_sweep(struct track *t)
 			keep_file(t, tm, tm->mm.vmas[i].file);
 		for (size_t i = 0; i < tm->nr_kept; i++)
 			unmapped |= !keep_is_mapped(tm, tm->kept[i]);
-		if (unmapped && tm->witness_pidfd >= 0)
+		/* A number that it is yet to close can be another's then. */
+		if (tm->witness_pidfd < 0 || strays_has_unread(tm))
+			continue;
+		if (unmapped)
 			keep_for_each(t, tm, keep_drop_unmapped);
+		keep_children_sweep(t, tm);
 	}
 }

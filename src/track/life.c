@@ -429,6 +429,9 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 	int r;
 
 	if ((tm->program_watch.fd < 0 || life_has_ended(tm)) && !shared_go_on(t, tm)) {
+		r = residency_resume_children(t, tm);
+		if (r < 0)
+			return r;
 		residency_abandon(t, tm);
 		life_end_mm(t, tm, true);
 		return 0;

@@ -42,9 +42,20 @@
 
 int residency_attach(struct track *t, struct tmm *tm, int uffd)
 {
+	int r;
+
 	if (!t->config.capped || tm->capped)
 		return 0;
-	return capped_mm_add(t->config.capped, tm->program.pid, tmm_pid(tm), uffd, &tm->capped);
+	r = capped_mm_add(t->config.capped, tm->program.pid, tmm_pid(tm), uffd, &tm->capped);
+	if (r == 0)
+		keep_children(t, tm);
+	return r;
+}
+
+void residency_renewed(struct track *t, struct tmm *tm)
+{
+	if (tm->capped)
+		keep_children(t, tm);
 }
 
 int residency_uffd(const struct tmm *tm)
@@ -239,7 +250,14 @@ int residency_resume(struct track *t, struct tmm *tm)
 	if (uffd < 0)
 		return uffd;
 	r = capped_mm_add(t->config.capped, tm->program.pid, tmm_pid(tm), uffd, &tm->capped);
+	if (r == 0)
+		r = keep_children_take_back(t, tm);
 	return r < 0 ? r : residency_unfence(t, tm, uffd);
+}
+
+int residency_resume_children(struct track *t, struct tmm *tm)
+{
+	return t->config.capped ? keep_children_take_back(t, tm) : 0;
 }
 
 void residency_found(struct track *t)

@@ -14,6 +14,9 @@
  */
 int residency_attach(struct track *t, struct tmm *tm, int uffd);
 
+/* The mm has another witness than before. Native: nothing. */
+void residency_renewed(struct track *t, struct tmm *tm);
+
 /* wpfs's uffd of an mm whose witness is dead; the caller closes it. -ESRCH. Native: -ESRCH. */
 int residency_uffd(const struct tmm *tm);
 
@@ -64,6 +67,9 @@ void residency_found(struct track *t);
 int residency_resume_doubt(struct track *t, struct tmm *tm);
 int residency_resume(struct track *t, struct tmm *tm);
 void residency_resumed(struct track *t);
+
+/* One whose program has ended meanwhile: its children may live. Native: 0. */
+int residency_resume_children(struct track *t, struct tmm *tm);
 
 /*
  * A new daemon cannot serve a live program's faults, since nobody has its userfaultfd any more: all

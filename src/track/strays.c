@@ -79,8 +79,7 @@ bool strays_has_come(const struct tmm *parent, int fd)
 	return false;
 }
 
-/* Has the witness not read all that it was told? */
-static bool strays_has_unread(const struct tmm *tm)
+bool strays_has_unread(const struct tmm *tm)
 {
 	_cleanup_close_ int chan = proc_borrow_fd(tm->witness_pidfd, tm->chan_fd);
 	int unread = 0;

@@ -698,6 +698,113 @@ def test_everything_that_holds_a_userfaultfd_is_gone(wpfs):
     assert "not tracked" in wpfs.wpctl("evict", wpfs.mnt, "/f", status=1).stderr
 
 
+def raw_child(wpfs):
+    """A program whose pages are in the store, and a child of it that nobody tracks."""
+    program = filled(wpfs)
+    assert evict(wpfs) == 64
+    return program, Child(wpfs, program, how="raw")
+
+
+def ask_meanwhile(asked, order):
+    """It waits in a fault, with no daemon there."""
+    asked.send(order)
+    stdout = select.poll()
+    stdout.register(asked.stdout, select.POLLIN)
+    proc.wait_for(lambda: waiting(asked.pid) or stdout.poll(0), harness.SECONDS, "a fault")
+    assert not stdout.poll(0), f"somebody has answered: {asked.read()}"
+
+
+@pytest.mark.parametrize("asks", ["after", "before", "between"])
+def test_a_raw_child_and_a_daemon_that_is_killed(wpfs, asks):
+    """Its pages come for it as before, also what it asked for before the kill or while no daemon was
+    there. The next daemon is killed too."""
+    program, child = raw_child(wpfs)
+    for page in (3, 4):
+        if asks == "before":
+            wpfs.seam.pause("asked")
+            child.send(f"load 0 {page}")
+            wpfs.seam.wait_at("asked")
+        wpfs.kill9()
+        if asks == "before":
+            wpfs.seam.go("asked")
+        if asks == "between":
+            ask_meanwhile(child, f"load 0 {page}")
+        wpfs.restart()
+        if asks == "after":
+            child.send(f"load 0 {page}")
+        assert child.read() == f"ok {page + 1}"
+    child.order("store 0 9 1")
+    assert 9 in report.dirty(wpfs, "t/untracked") and report.dirty(wpfs, "t") == set()
+    assert "not tracked" in wpfs.wpctl("evict", wpfs.mnt, "/f", status=1).stderr
+    protect(wpfs)
+    child.order("store 0 10 1")
+    child.end()
+    assert 10 in report.dirty(wpfs, "t/untracked") and report.dirty(wpfs, "t") == set()
+    assert loaded(program) == as_filled(p9=1, p10=1)
+    assert evict(wpfs) == 64
+    assert loaded(program) == as_filled(p9=1, p10=1)
+
+
+def test_a_raw_child_that_ended_while_no_daemon_was_there(wpfs):
+    """What it stored is in doubt, and nothing of it stays."""
+    program, child = raw_child(wpfs)
+    child.order("store 0 9 1")
+    wpfs.kill9()
+    child.order("store 0 9 2")
+    child.end()
+    wpfs.restart()
+    assert 9 in report.dirty(wpfs, "t/untracked") and report.dirty(wpfs, "t") == set()
+    assert loaded(program) == as_filled(p9=2)
+    assert evict(wpfs) == 64
+
+
+def test_a_raw_child_and_a_daemon_that_is_killed_and_its_program(wpfs):
+    """The witness has what both need."""
+    program, child = raw_child(wpfs)
+    wpfs.kill9()
+    program.kill9()
+    wpfs.restart()
+    assert loaded(child) == as_filled()
+    child.order("store 0 9 1")
+    assert 9 in report.dirty(wpfs, "t/untracked")
+    child.end()
+
+
+def test_a_raw_child_that_maps_otherwise_than_its_program(wpfs):
+    """What a page is that it asks for, the next daemon has from it."""
+    program, child = raw_child(wpfs)
+    program.order("unmap 0")
+    wpfs.kill9()
+    ask_meanwhile(child, "load 0 3")
+    wpfs.restart()
+    assert child.read() == "ok 4"
+    assert loaded(child) == as_filled()
+    child.end()
+
+
+def userfaultfds(witness):
+    fds = f"/proc/{witness}/fd"
+    try:
+        return [fd for fd in os.listdir(fds) if "userfaultfd" in os.readlink(f"{fds}/{fd}")]
+    except FileNotFoundError:
+        return []  # it has closed one meanwhile
+
+
+def test_a_witness_keeps_no_userfaultfd_of_who_has_its_own(wpfs):
+    """Nor of a child that has ended."""
+    program = mapped(wpfs)
+    (witness,) = proc.children(program.pid)
+    assert len(userfaultfds(witness)) == 1
+    raw = Child(wpfs, program, how="raw")
+    proc.wait_for(lambda: len(userfaultfds(witness)) == 2, harness.SECONDS, "that of a raw child")
+    child = Child(wpfs, program)
+    child.order("store 0 3 1")
+    raw.end()
+    proc.wait_for(lambda: len(userfaultfds(witness)) == 1, harness.SECONDS, "them to be closed")
+    assert report.dirty(wpfs, f"t/{child.pid}") == {3}
+    child.end()
+
+
 READ_INTO = """
 import mmap, os, sys
 fd = os.open(sys.argv[1], os.O_RDWR)
