@@ -1066,8 +1066,8 @@ class InRequest:
         try:
             with open(self.wchan, encoding="ascii") as wchan:
                 self.seen = self.seen + 1 if "request_wait" in wchan.read() else 0
-        except FileNotFoundError:
-            return True  # it has ended
+        except (FileNotFoundError, ProcessLookupError):
+            return True  # it has ended, or does between open and read
         return self.seen > 20
 
 
