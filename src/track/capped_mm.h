@@ -28,7 +28,7 @@ void capped_awake_stop(struct capped_awake *a);
 /* The calling thread is going to wake somebody soon. Any thread, no lock. */
 void capped_stay_awake(struct capped_awake *a);
 
-/* ---- capped_fault.c: mms ---- */
+/* ---- capped_fault.c ---- */
 
 /*
  * Reads one message and serves it, if the mm is the calling thread's. One at a time: what one does
@@ -42,6 +42,8 @@ void capped_fault_retry(struct capped *c);
 /* Pages are in the lower file: whoever waits for one of them is woken. Lock held. */
 void capped_fault_arrived(struct capped *c, const struct capped_file *f, uint64_t first,
 			  uint64_t nr);
+
+/* ---- capped_mm.c ---- */
 
 /*
  * Serves the faults of the mm of process `pid`; `uffd` is duplicated, `task` is one of the mm's
@@ -104,6 +106,9 @@ void capped_mm_unkeep(struct capped *c, struct capped_mm *mm, unsigned nr);
  */
 int capped_mm_adopt(struct capped *c, const struct capped_mm *parent, int uffd,
 		    const struct maps_list *maps);
+
+/* A fork child of an mm is born; takes its `uffd` over. Lock held. */
+void capped_mm_forked(struct capped *c, struct capped_mm *parent, int uffd);
 
 /* Track thread, lock not held: in that look none of them was seen to map the file. */
 void capped_looked(struct capped *c, struct capped_file *f, uint64_t now);
