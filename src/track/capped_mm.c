@@ -262,7 +262,7 @@ static void mm_keep(struct capped_mm *root, int uffd)
 	const struct wpfs_witness_cmd cmd = {.op = WPFS_WITNESS_KEEP, .fd = -1};
 	int r;
 
-	if (root->keeper < 0 || root->kept == WPFS_WITNESS_FDS)
+	if (root->keeper < 0 || root->kept >= WPFS_WITNESS_FDS)
 		return;
 	r = witness_cmd_send(root->keeper, &cmd, uffd);
 	if (r == 0)
@@ -280,9 +280,9 @@ void capped_mm_set_keeper(struct capped *c, struct capped_mm *mm, int chan, unsi
 	close_fd(&mm->keeper);
 	mm->keeper = chan < 0 ? -1 : chan;
 	mm->kept = kept;
-	/* Those that it has are all there are, or it is a new one. */
+	/* One that has any has those that were found with it: others were born since. */
 	DL_FOREACH (c->mms, child) {
-		if (!kept && mm_is_stray(child) && child->root == mm->id)
+		if (!(kept && child->found) && mm_is_stray(child) && child->root == mm->id)
 			mm_keep(mm, child->uffd);
 	}
 	pthread_mutex_unlock(&c->lock);

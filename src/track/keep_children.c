@@ -93,13 +93,18 @@ struct children {
 	struct tmm *tm;
 	struct maps_list maps;
 	unsigned kept, closed, adopted;
+	int gone[2 * WPFS_WITNESS_FDS]; /* numbers in the witness of those that have ended */
+	unsigned nr_gone;
 };
 
 static int child_sweep(void *arg, int number, int uffd)
 {
 	struct children *ch = arg;
 
-	if (child_is_gone(uffd) || child_look(ch->t, ch->tm, uffd) == CHILD_KEPT) {
+	if (child_is_gone(uffd)) {
+		if (ch->nr_gone < sizeof(ch->gone) / sizeof(ch->gone[0]))
+			ch->gone[ch->nr_gone++] = number;
+	} else if (child_look(ch->t, ch->tm, uffd) == CHILD_KEPT) {
 		strays_close(ch->tm, number);
 		ch->closed++;
 	}
@@ -113,6 +118,12 @@ void keep_children_sweep(struct track *t, struct tmm *tm)
 	if (!capped_mm_kept(t->config.capped, tm->capped))
 		return;
 	children_for_each(tm, child_sweep, &ch);
+	/* What they have stored is in doubt, and a daemon after this one must know of that. */
+	if (ch.nr_gone && residency_strays(t, tm) < 0)
+		ch.nr_gone = 0;
+	for (unsigned i = 0; i < ch.nr_gone; i++)
+		strays_close(tm, ch.gone[i]);
+	ch.closed += ch.nr_gone;
 	capped_mm_unkeep(t->config.capped, tm->capped, ch.closed);
 }
 

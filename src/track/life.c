@@ -431,7 +431,8 @@ static int life_resume_one(struct track *t, struct tmm *tm)
 	if ((tm->program_watch.fd < 0 || life_has_ended(tm)) && !shared_go_on(t, tm)) {
 		r = residency_resume_children(t, tm);
 		if (r < 0)
-			return r;
+			log_err("track: children of pid %d cannot be served any more: %s",
+				tm->program.pid, log_errstr(r));
 		residency_abandon(t, tm);
 		life_end_mm(t, tm, true);
 		return 0;

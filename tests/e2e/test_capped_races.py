@@ -758,6 +758,32 @@ def test_a_raw_child_that_ended_while_no_daemon_was_there(wpfs):
     assert evict(wpfs) == 64
 
 
+def test_a_raw_child_that_ended_before_anybody_looked(make_wpfs):
+    """The witness has its userfaultfd until what it stored is noted."""
+    wpfs = make_wpfs("store", ["resident=256M", "settle=0", "flush=0", "harvest=0"])
+    program = filled(wpfs)
+    (witness,) = proc.children(program.pid)
+    child = Child(wpfs, program, how="raw")
+    child.order("store 0 9 1")
+    child.end()
+    proc.wait_for(lambda: len(userfaultfds(witness)) == 1, harness.SECONDS, "it to be closed")
+    wpfs.kill9()
+    wpfs.restart()
+    assert 9 in report.dirty(wpfs, "t/untracked")
+
+
+def test_a_raw_child_that_is_born_while_no_daemon_was_there(wpfs):
+    """Beside one that the witness has already."""
+    program, child = raw_child(wpfs)
+    wpfs.kill9()
+    other = Child(wpfs, program, wpfs.restart, how="raw")
+    wpfs.kill9()
+    wpfs.restart()
+    assert other.order("load 0 3") == 4 and child.order("load 0 4") == 5
+    other.end()
+    child.end()
+
+
 def test_a_raw_child_and_a_daemon_that_is_killed_and_its_program(wpfs):
     """The witness has what both need."""
     program, child = raw_child(wpfs)
