@@ -1,29 +1,24 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Files of a capped mount: what is known of each, and what a killed daemon left of it. A page is in
- * the lower file, or in the store, or it is zeros.
+ * Files of a capped mount: what is known of each. A page is in the lower file, or in the store, or
+ * it is zeros.
  */
 #include "track/capped.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <utlist.h>
 
 #include "base/cleanup.h"
-#include "base/fdio.h"
 #include "base/log.h"
 #include "base/units.h"
 #include "ipc/wire.h"
@@ -39,13 +34,9 @@
 
 /* ---- files ---- */
 
-struct bits_name {
-	char s[24];
-};
-
-static struct bits_name bits_name(uint64_t ino)
+struct capped_bits_name capped_bits_name(uint64_t ino)
 {
-	struct bits_name name;
+	struct capped_bits_name name;
 
 	snprintf(name.s, sizeof(name.s), "%" PRIu64, ino);
 	return name;
@@ -119,7 +110,7 @@ int capped_file_prepare(struct capped *c, struct capped_file *f, uint64_t pages)
 	int r = capped_test_fail("bits");
 
 	if (r == 0 && !f->missing)
-		r = spill_bits_open(&f->bits, c->bits_fd, bits_name(f->ino).s, true);
+		r = spill_bits_open(&f->bits, c->bits_fd, capped_bits_name(f->ino).s, true);
 	if (r == 0 && !f->missing) {
 		memcpy(f->bits.head, &f->handle, sizeof(f->handle));
 		f->missing = true;
@@ -313,7 +304,7 @@ size_t capped_sweep(struct capped *c, const struct capped_mapped *mapped)
 		nr--;
 		capped_forget(c, f, 0, UINT64_MAX);
 		if (f->missing)
-			unlinkat(c->bits_fd, bits_name(f->ino).s, 0);
+			unlinkat(c->bits_fd, capped_bits_name(f->ino).s, 0);
 		file_free(c, f);
 	}
 	capped_limit_look(c);
@@ -353,181 +344,6 @@ uint64_t capped_lower_dev(const struct capped *c)
 
 /* ---- start and end ---- */
 
-/* A page of zeros in memory is given back. */
-static void drop_zeros(struct capped *c, struct capped_file *f, uint64_t page)
-{
-	const off_t off = (off_t)(page << WPFS_PAGE_SHIFT);
-	char buf[WPFS_PAGE_SIZE];
-
-	if (fdio_pread_zeros(f->fd, buf, sizeof(buf), (uint64_t)off) == 0 &&
-	    spill_is_zero(buf, sizeof(buf)))
-		fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off,
-			  (off_t)sizeof(buf));
-}
-
-/* Calls fn for each page that a killed daemon left both in the lower file and in the store. */
-static void for_each_twice(struct capped *c, struct capped_file *f,
-			   void (*fn)(struct capped *c, struct capped_file *f, uint64_t page))
-{
-	off_t at = lseek(f->fd, 0, SEEK_DATA);
-
-	while (at >= 0) {
-		uint64_t first = (uint64_t)at >> WPFS_PAGE_SHIFT, end, page;
-		off_t hole = lseek(f->fd, at, SEEK_HOLE);
-
-		if (hole < 0)
-			return;
-		end = ((uint64_t)hole + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT;
-		while ((page = spill_bits_next(&f->bits, first)) < end) {
-			fn(c, f, page);
-			first = page + 1;
-		}
-		at = lseek(f->fd, hole, SEEK_DATA);
-	}
-}
-
-static void twice_forget(struct capped *c, struct capped_file *f, uint64_t page)
-{
-	capped_forget(c, f, page, 1);
-}
-
-void capped_drop_zeros(struct capped *c, uint64_t ino)
-{
-	struct capped_file *f;
-
-	pthread_mutex_lock(&c->lock);
-	f = capped_file_find(c, ino);
-	if (f) {
-		capped_time_begin(c, f, CAPPED_ATIME);
-		capped_time_begin(c, f, CAPPED_MTIME);
-		for_each_twice(c, f, drop_zeros);
-		capped_time_end(f, CAPPED_MTIME);
-		capped_time_end(f, CAPPED_ATIME);
-	}
-	pthread_mutex_unlock(&c->lock);
-}
-
-void capped_lower_wins(struct capped *c)
-{
-	struct capped_file *f, *next;
-
-	pthread_mutex_lock(&c->lock);
-	HASH_ITER (hh, c->files, f, next)
-		for_each_twice(c, f, twice_forget);
-	capped_limit_set(c, false);
-	pthread_mutex_unlock(&c->lock);
-}
-
-static int adopt_file(struct capped *c, const char *name)
-{
-	struct spill_bits bits;
-	struct fs_handle handle;
-	struct capped_file *f;
-	struct stat st;
-	uint64_t ino = strtoull(name, NULL, 10);
-	int r = spill_bits_open(&bits, c->bits_fd, name, false);
-
-	if (r < 0)
-		return r;
-	memcpy(&handle, bits.head, sizeof(handle));
-	/* Killed before it could write whose they are: nothing was spilled then. */
-	r = handle.len || bits.count ? capped_file_get(c, &handle, ino, &f) : -ESTALE;
-	if (r == -ESTALE) {
-		spill_bits_close(&bits); /* removed, and nobody had it open */
-		spill_store_remove(c->store, ino);
-		return unlinkat(c->bits_fd, name, 0) < 0 ? -errno : 0;
-	}
-	if (r < 0) {
-		spill_bits_close(&bits);
-		return r;
-	}
-	f->bits = bits;
-	f->missing = true;
-	c->counts.spilled += bits.count;
-	/* Cut off by a daemon that was killed before it could say so: zeros, if it grows again. */
-	if (fstat(f->fd, &st) == 0)
-		capped_forget(c, f, ((uint64_t)st.st_size + WPFS_PAGE_SIZE - 1) >> WPFS_PAGE_SHIFT,
-			      UINT64_MAX);
-	return 0;
-}
-
-/*
- * The lease of a daemon that was killed in the midst of a batch lives on with the mappings of its
- * struct file, and whoever opens the file waits until the kernel takes it away: 45 seconds, unless
- * the setting is made shorter while that begins. Others that read it back see their own value: one
- * at a time, and nothing is done if it is short already.
- */
-static void break_lease(struct capped *c, const struct fs_handle *handle)
-{
-	static const char *const setting = "/proc/sys/fs/lease-break-time";
-	_cleanup_close_ int lock = open(WPFS_RUN_DIR, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	_cleanup_close_ int fd = open(setting, O_RDWR | O_CLOEXEC), file = -1;
-	char was[16] = "";
-	bool changed;
-
-	if (lock < 0 || flock(lock, LOCK_EX) < 0 || fd < 0)
-		return; /* then it takes its time */
-	changed = pread(fd, was, sizeof(was) - 1, 0) > 0 && atoi(was) > 1 &&
-		  pwrite(fd, "1", 1, 0) == 1;
-	file = fs_handle_open(c->config.fs, handle, O_RDWR | O_NONBLOCK | O_CLOEXEC);
-	if (changed && pwrite(fd, was, strlen(was), 0) < 0)
-		log_err("cannot set %s back to %s", setting, was);
-	if (file < 0)
-		file = fs_handle_open(c->config.fs, handle, O_RDWR | O_CLOEXEC);
-}
-
-static void break_left_lease(struct capped *c)
-{
-	struct spill_bits bits;
-	struct fs_handle handle;
-
-	if (c->left.nr == 0 ||
-	    spill_bits_open(&bits, c->bits_fd, bits_name(c->left.ino).s, false) < 0)
-		return;
-	memcpy(&handle, bits.head, sizeof(handle));
-	spill_bits_close(&bits);
-	break_lease(c, &handle);
-}
-
-static int read_record(struct capped *c)
-{
-	_cleanup_close_ int fd = openat(c->bits_fd, "evicting", O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0)
-		return errno == ENOENT ? 0 : -errno;
-	/* Cut short: killed while it was written, before the first fence. */
-	if (fdio_pread_full(fd, &c->left, offsetof(struct capped_record, runs), 0) < 0 ||
-	    c->left.nr > CAPPED_BATCH ||
-	    fdio_pread_full(fd, c->left.runs, c->left.nr * sizeof(c->left.runs[0]),
-			    offsetof(struct capped_record, runs)) < 0)
-		c->left.nr = 0;
-	return 0;
-}
-
-/* What the last daemon knew. With a new lower there is nothing, and the store is emptied. */
-static int adopt_all(struct capped *c)
-{
-	_cleanup_dir_ DIR *dir = NULL;
-	struct dirent *de;
-	int fd, r = 0;
-
-	if (!c->config.adopted)
-		return spill_store_wipe(c->store);
-	r = read_record(c);
-	if (r < 0)
-		return r;
-	break_left_lease(c);
-	fd = openat(c->bits_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	dir = fd < 0 ? NULL : fdopendir(fd);
-	if (!dir)
-		return -errno;
-	while (r == 0 && (de = readdir(dir))) {
-		if (de->d_name[0] >= '0' && de->d_name[0] <= '9')
-			r = adopt_file(c, de->d_name);
-	}
-	return r;
-}
-
 static int open_all(struct capped *c)
 {
 	struct epoll_event ev = {.events = EPOLLIN}, retry = {.events = EPOLLIN | EPOLLET};
@@ -554,7 +370,7 @@ static int open_all(struct capped *c)
 		r = spill_store_open(c->config.spill_fd, c->config.path, &c->store);
 	if (r == 0)
 		r = spill_store_engine(c->store, CAPPED_BATCH * WPFS_PAGE_SIZE, &c->evict_io);
-	return r < 0 ? r : adopt_all(c);
+	return r < 0 ? r : capped_adopt(c);
 }
 
 /*

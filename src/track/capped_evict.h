@@ -36,7 +36,15 @@ void capped_batch_moved(struct capped *c, struct capped_mm *mm, uint64_t from, u
 			uint64_t len);
 void capped_batch_gone(struct capped *c, struct capped_mm *mm);
 
-/* ---- capped_evict.c: save and punch ---- */
+/* ---- capped_save.c: save and punch; track thread, lock not held ---- */
+
+/*
+ * Has the pages of a batch that stand under the fence and the lease go, but for those in `used`.
+ * Counts those that did. 0 or -errno: what went by then is in the store, everything else as it was.
+ */
+int capped_save(struct capped *c, struct capped_batch *b, uint64_t *pages);
+
+/* ---- capped_evict.c ---- */
 
 /*
  * Evicts all resident pages of a file whose every mapping is in `maps`, registered for missing

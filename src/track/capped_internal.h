@@ -284,4 +284,15 @@ void capped_forget(struct capped *c, struct capped_file *f, uint64_t first, uint
 /* Its descriptor in the store, borrowed; -errno. */
 int capped_spill_fd(struct capped *c, struct capped_file *f, bool create);
 
+/* What its bits are called in bits_fd. */
+struct capped_bits_name {
+	char s[24];
+};
+struct capped_bits_name capped_bits_name(uint64_t ino);
+
+/* ---- capped_adopt.c ---- */
+
+/* What the last daemon knew. With a new lower there is nothing, and the store is emptied. */
+int capped_adopt(struct capped *c);
+
 #endif

@@ -7,36 +7,24 @@
  * uffd is synchronous and served by the fault thread. The model (mm/model.h) does not know the
  * difference: what wpfs registers is "async" to it.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <linux/kcmp.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 #include <utlist.h>
 
 #include "base/cleanup.h"
-#include "base/fdio.h"
-#include "base/log.h"
 #include "base/units.h"
-#include "track/capped_evict.h"
 #include "track/capped_mm.h"
 #include "track/capped_room.h"
 #include "track/capped_track.h"
 #include "track/evict.h"
 #include "track/keep.h"
 #include "track/residency.h"
-#include "uffd/maps.h"
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
-
-#define KEPT_TRIES 3
 
 /* ---- mms ---- */
 
@@ -70,62 +58,6 @@ bool residency_is_uffd(const struct tmm *tm, int fd)
 	const pid_t self = getpid();
 
 	return tm->capped && syscall(SYS_kcmp, self, self, KCMP_FILE, tm->capped->uffd, fd) == 0;
-}
-
-/* The lower files that the program has mapped; the caller frees the list. */
-static void residency_read_maps(struct track *t, const struct tmm *tm, struct maps_list *maps)
-{
-	const uint64_t dev = capped_lower_dev(t->config.capped);
-
-	if (tm->program_watch.fd < 0 || maps_read(tm->program.pid, &dev, 1, maps) < 0)
-		maps->nr = 0;
-}
-
-/*
- * Only the one that a mapping is registered with can be registered with it again. Mappings as they
- * are, not as the database has them: what it knows of may be gone, and an eviction registers
- * without a word to it.
- */
-static bool residency_is_kept(struct track *t, const struct tmm *tm, int uffd)
-{
-	_cleanup_free_ uint8_t *modes = NULL;
-	struct maps_list maps = {0};
-	bool is = false;
-
-	residency_read_maps(t, tm, &maps);
-	modes = calloc(maps.nr + 1, sizeof(*modes));
-	if (!modes || maps_read_uffd(proc_thread(tm->program.pid), &maps, modes) < 0)
-		maps.nr = 0;
-	for (size_t i = 0; !is && i < maps.nr; i++) {
-		const struct maps_vma *vma = &maps.vmas[i];
-
-		if (!vma->shared || !(modes[i] & (MAPS_UFFD_WP | MAPS_UFFD_MISSING)))
-			continue;
-		is = (modes[i] & MAPS_UFFD_MISSING
-			      ? uffd_register_missing(uffd, vma->start, vma->end)
-			      : uffd_register_wp(uffd, vma->start, vma->end)) == 0;
-	}
-	maps_free(&maps);
-	return is;
-}
-
-static void residency_take_kept(struct track *t, struct tmm *tm, int number, int *fd)
-{
-	if (*fd >= 0 && tm->uffd_copy < 0 && uffd_is_inited_sync(*fd) &&
-	    residency_is_kept(t, tm, *fd))
-		tm->uffd_copy = steal_fd(fd);
-}
-
-void residency_find_kept(struct track *t, struct tmm *tm)
-{
-	if (!t->config.capped)
-		return;
-	/* Where mappings change meanwhile none may be recognised. */
-	for (int tries = 0; tries < KEPT_TRIES && tm->uffd_copy < 0; tries++)
-		own_for_each_fd(t, tm, residency_take_kept);
-	tm->widowed = tm->uffd_copy >= 0;
-	if (tm->widowed)
-		close_fd(&tm->witness_pidfd);
 }
 
 void residency_detach(struct track *t, struct tmm *tm)
@@ -182,153 +114,6 @@ int residency_strays(struct track *t, struct tmm *tm)
 	if (r == 0)
 		capped_mm_strays_noted(t->config.capped, tm->capped, lost);
 	return r;
-}
-
-/* The file's pages of the eviction that a killed daemon was at. */
-static struct mm_file *residency_left(struct track *t, struct tmm *tm)
-{
-	const struct capped_record *left =
-		t->config.capped ? capped_record_left(t->config.capped) : NULL;
-
-	return left && left->nr ? mm_file_find(&tm->mm, left->ino) : NULL;
-}
-
-int residency_resume_doubt(struct track *t, struct tmm *tm)
-{
-	struct mm_file *f = residency_left(t, tm);
-	const struct capped_record *left;
-	int r = 0;
-
-	if (!f)
-		return 0;
-	left = capped_record_left(t->config.capped);
-	for (uint64_t i = 0; r == 0 && i < left->nr; i++)
-		r = mm_doubt(&tm->mm, f, left->runs[i].first, left->runs[i].nr);
-	return r;
-}
-
-/* Un-marks pages of one mapping that are in a run of the killed daemon's batch. */
-static int unfence_run(int uffd, const struct mm_vma *vma, const struct capped_run *run)
-{
-	uint64_t from = vma->pgoff > run->first ? vma->pgoff : run->first;
-	uint64_t to = vma->pgoff + mm_vma_pages(vma);
-
-	if (to > run->first + run->nr)
-		to = run->first + run->nr;
-	if (from >= to)
-		return 0;
-	return uffd_writeprotect(uffd, vma->start + ((from - vma->pgoff) << WPFS_PAGE_SHIFT),
-				 vma->start + ((to - vma->pgoff) << WPFS_PAGE_SHIFT), false);
-}
-
-/* Takes the fence off that the killed daemon had put there. */
-static int residency_unfence(struct track *t, struct tmm *tm, int uffd)
-{
-	const struct capped_record *left = capped_record_left(t->config.capped);
-	int r = left->nr ? tmm_harvest(t, tm) : 0;
-
-	for (size_t i = 0; r == 0 && left->nr && i < tm->mm.nr_vmas; i++) {
-		const struct mm_vma *vma = &tm->mm.vmas[i];
-
-		if (vma->file != left->ino || !vma->registered)
-			continue;
-		for (uint64_t run = 0; r == 0 && run < left->nr; run++)
-			r = unfence_run(uffd, vma, &left->runs[run]);
-	}
-	return r;
-}
-
-int residency_resume(struct track *t, struct tmm *tm)
-{
-	_cleanup_close_ int uffd = -1;
-	int r;
-
-	if (!t->config.capped)
-		return 0;
-	keep_take_back(t, tm);
-	uffd = tmm_uffd(tm);
-	if (uffd < 0)
-		return uffd;
-	r = capped_mm_add(t->config.capped, tm->program.pid, tmm_pid(tm), uffd, &tm->capped);
-	if (r == 0)
-		r = keep_children_take_back(t, tm);
-	return r < 0 ? r : residency_unfence(t, tm, uffd);
-}
-
-int residency_resume_children(struct track *t, struct tmm *tm)
-{
-	return t->config.capped ? keep_children_take_back(t, tm) : 0;
-}
-
-void residency_found(struct track *t)
-{
-	struct capped *c = t->config.capped;
-	struct tmm *tm;
-
-	if (!c)
-		return;
-	DL_FOREACH (t->tmms, tm) {
-		struct maps_list maps = {0};
-
-		if (tm->state != TMM_LIVE || tm->widowed ||
-		    (tm->witness_pidfd >= 0 && !proc_is_dead(tm->witness_pidfd)))
-			continue;
-		residency_read_maps(t, tm, &maps);
-		for (size_t i = 0; i < maps.nr; i++) {
-			if (maps.vmas[i].shared)
-				capped_drop_zeros(c,
-						  fs_ino_of_lower(t->config.fs, maps.vmas[i].ino));
-		}
-		maps_free(&maps);
-	}
-	capped_lower_wins(c);
-}
-
-void residency_abandon(struct track *t, const struct tmm *tm)
-{
-	struct capped *c = t->config.capped;
-	struct maps_list maps = {0};
-	uint64_t loaded = 0;
-
-	if (!c)
-		return;
-	residency_read_maps(t, tm, &maps);
-	for (size_t i = 0; i < maps.nr; i++) {
-		uint64_t file = fs_ino_of_lower(t->config.fs, maps.vmas[i].ino);
-		int r = maps.vmas[i].shared ? capped_load_file(c, file, &loaded) : 0;
-
-		if (r < 0)
-			log_err("cannot bring file %" PRIu64 " back from the store: %s", file,
-				log_errstr(r));
-	}
-	maps_free(&maps);
-	if (loaded)
-		log_err("pid %d (%s) had no daemon, no witness and no userfaultfd while pages that "
-			"it maps were in the store: it has read zeros if it touched any",
-			tm->program.pid, tm->comm);
-}
-
-void residency_let_alone(struct track *t, const struct tmm *tm)
-{
-	_cleanup_close_ int uffd = t->config.capped ? tmm_uffd(tm) : -1;
-	struct maps_list maps = {0};
-
-	if (uffd < 0)
-		return;
-	residency_read_maps(t, tm, &maps);
-	for (size_t i = 0; i < maps.nr; i++) {
-		if (maps.vmas[i].shared)
-			uffd_unregister(uffd, maps.vmas[i].start, maps.vmas[i].end);
-	}
-	/* The kernel does not wake who waits at a mark. */
-	uffd_wake_all(uffd);
-	maps_free(&maps);
-}
-
-void residency_resumed(struct track *t)
-{
-	if (t->config.capped)
-		capped_record_clear(t->config.capped);
 }
 
 void residency_translate(struct track *t, struct mm_vma *vmas, size_t nr)
@@ -506,137 +291,7 @@ int residency_find_child(struct track *t, pid_t child, uint64_t scratch)
 	return capped_mm_find_child(t->config.capped, child, child_is_of, &ctx);
 }
 
-/* ---- requests ---- */
-
-/* The file a request is about, checked. False: answered. */
-static bool residency_select(struct request *rq, struct fs_file *file)
-{
-	const struct wpfs_select *s = rq->body;
-	int r;
-
-	if (!rq->t->config.capped) {
-		request_error(rq, -EOPNOTSUPP,
-			      "this mount is not capped: mount it with -o resident=SIZE to evict");
-		return false;
-	}
-	if (!(s->set & WPFS_SELECT_FILE)) {
-		request_error(rq, -EINVAL, "say which file");
-		return false;
-	}
-	r = fs_file_by_path(rq->t->config.fs, s->file, file);
-	if (r == 0 && !S_ISREG(file->mode))
-		r = S_ISDIR(file->mode) ? -EISDIR : -EINVAL;
-	if (r == 0 && rq->c->peer.uid != 0 && rq->c->peer.uid != file->uid)
-		r = -EPERM;
-	if (r < 0)
-		request_error(rq, r, "%s: %s", s->file, log_errstr(r));
-	return r == 0;
-}
-
-/* An eviction or a load that tells how far it is. */
-struct moving {
-	struct request *rq;
-	struct wpfs_evict_reply reply;
-	uint64_t total, told_ms;
-};
-
-#define MOVING_TELL_MS 100
-
-/* A client that cannot be told now is told later, or not. */
-static void moving_tell(void *ctx)
-{
-	struct moving *m = ctx;
-	struct wpfs_hdr hdr = {.op = WPFS_OP_RECORD, .seq = m->rq->hdr->seq};
-	const struct {
-		struct wpfs_rec rec;
-		struct wpfs_rec_progress progress;
-	} body = {{sizeof(body), WPFS_REC_PROGRESS}, {m->reply.pages, m->total}};
-	struct timespec now;
-	uint64_t ms;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-	if (ms - m->told_ms < MOVING_TELL_MS)
-		return;
-	m->told_ms = ms;
-	ipc_send(m->rq->c->watch.fd, &hdr, &body, sizeof(body), NULL, 0);
-}
-
-/* Pages of a file that are in memory; 0 when that cannot be told. */
-static uint64_t residency_pages(struct track *t, const struct fs_file *file)
-{
-	_cleanup_close_ int fd = -1;
-	struct stat st;
-	bool known;
-
-	if (fs_file_hold(t->config.fs, &file->handle, &fd) < 0)
-		return 0;
-	known = fstat(fd, &st) == 0;
-	close_fd(&fd); /* before: it stands for a user of the file */
-	fs_file_unhold(t->config.fs, file->ino);
-	return known ? (uint64_t)st.st_blocks >> (WPFS_PAGE_SHIFT - 9) : 0;
-}
-
-void residency_evict(struct request *rq)
-{
-	const struct wpfs_select *s = rq->body;
-	struct moving m = {.rq = rq};
-	char why[EVICT_WHY_SIZE] = "";
-	struct fs_file file;
-	int r;
-
-	if (!residency_select(rq, &file))
-		return;
-	life_sweep(rq->t);
-	m.total = residency_pages(rq->t, &file);
-	capped_set_progress(rq->t->config.capped, moving_tell, &m);
-	r = evict_file(rq->t, &file, &m.reply.pages, why);
-	capped_set_progress(rq->t->config.capped, NULL, NULL);
-	events_evict(rq->t);
-	if (r < 0) {
-		log_info("%s was not evicted: %s", s->file, why[0] ? why : log_errstr(r));
-		request_error(rq, r, "cannot evict %s: %s", s->file, why[0] ? why : log_errstr(r));
-	} else {
-		request_reply(rq, 0, &m.reply, sizeof(m.reply));
-	}
-}
-
-void residency_load(struct request *rq)
-{
-	const struct wpfs_select *s = rq->body;
-	struct moving m = {.rq = rq};
-	struct fs_file file;
-	int r;
-
-	if (!residency_select(rq, &file))
-		return;
-	m.total = capped_nr_spilled(rq->t->config.capped, file.ino);
-	capped_set_progress(rq->t->config.capped, moving_tell, &m);
-	r = evict_load(rq->t, file.ino, CAPPED_HOLD_ASKED, &m.reply.pages);
-	capped_set_progress(rq->t->config.capped, NULL, NULL);
-	if (r == -EFBIG)
-		request_error(rq, r, "cannot load %s: it does not fit into resident=", s->file);
-	else if (r < 0)
-		request_error(rq, r, "cannot load %s: %s", s->file, log_errstr(r));
-	else
-		request_reply(rq, 0, &m.reply, sizeof(m.reply));
-}
-
 /* ---- the rest ---- */
-
-void residency_ticket(struct request *rq)
-{
-	const struct wpfs_ticket_request *ticket = rq->body;
-	_cleanup_close_ int fd = -ESTALE;
-	uint64_t ino;
-
-	if (rq->t->config.capped)
-		fd = capped_redeem(rq->t->config.capped, &ticket->ticket, &ino);
-	if (fd < 0)
-		request_reply(rq, fd, NULL, 0);
-	else
-		request_reply_fds(rq, NULL, 0, &fd, 1);
-}
 
 int residency_spilled(struct track *t, uint64_t file, struct mm_set *set)
 {
