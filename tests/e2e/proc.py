@@ -70,6 +70,18 @@ def cpu_ns(pid):
     return max(main, total)
 
 
+def descriptors(pid, kind):
+    """The numbers of those descriptors of a process whose link has this word in it: one may be closed meanwhile."""
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            if kind in os.readlink(f"/proc/{pid}/fd/{fd}"):
+                found.append(int(fd))
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return found
+
+
 def describe(pid):
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as text:
@@ -96,8 +108,11 @@ def pidfd_of(pid):
 def stop(pid):
     """SIGSTOP. Its threads stand still when this returns; until then they may still do something."""
     def stands():
-        return all(state(f"{pid}/task/{task}") in ("T", "t", "Z", None)
-                   for task in os.listdir(f"/proc/{pid}/task"))
+        try:
+            return all(state(f"{pid}/task/{task}") in ("T", "t", "Z", None)
+                       for task in os.listdir(f"/proc/{pid}/task"))
+        except FileNotFoundError:
+            return True  # it was killed meanwhile
 
     os.kill(pid, signal.SIGSTOP)
     wait_for(stands, 30, f"{describe(pid)} to stop")

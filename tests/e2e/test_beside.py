@@ -75,16 +75,6 @@ def test_who_is_alone_stays_tracked(wpfs):
     assert report.dirty(wpfs, "t") == set()
 
 
-def uffds_of(pid):
-    found = 0
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            found += "userfaultfd]" in os.readlink(f"/proc/{pid}/fd/{name}")
-        except FileNotFoundError:
-            pass
-    return found
-
-
 @pytest.mark.parametrize("restarted", [False, True])
 def test_who_is_alone_and_has_a_uffd(wpfs, restarted):
     """A store waits, and the thread that could read of it is not the first: the copy stays."""
@@ -93,9 +83,9 @@ def test_who_is_alone_and_has_a_uffd(wpfs, restarted):
     if restarted:
         wpfs.kill9()
         wpfs.restart()
-    assert uffds_of(wpfs.pid) == 1
+    assert len(proc.descriptors(wpfs.pid, "userfaultfd]")) == 1
     assert not proc.is_over(wpfs.pidfd, 0.5)  # in which it looks for who has it, some times
-    assert uffds_of(wpfs.pid) == 1
+    assert len(proc.descriptors(wpfs.pid, "userfaultfd]")) == 1
     program.kill9()
     assert report.marked(wpfs, "t", owner="program") == PAGES
 

@@ -213,8 +213,8 @@ def test_mount_over_one_that_dies_just_then(make_wpfs):
 
 def has_open(pid, path):
     try:
-        return any(os.readlink(f"/proc/{pid}/fd/{fd}") == path for fd in os.listdir(f"/proc/{pid}/fd"))
-    except FileNotFoundError:
+        return proc.descriptors(pid, path) != []
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

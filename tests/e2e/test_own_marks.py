@@ -259,18 +259,13 @@ def test_marks_put_after_the_registration_was_lost(wpfs):
     assert killed(wpfs, program) >= {4}
 
 
-def userfaultfds(program):
-    fds = f"/proc/{program.pid}/fd"
-    return {int(fd) for fd in os.listdir(fds) if "userfaultfd" in os.readlink(f"{fds}/{fd}")}
-
-
 def test_a_childs_userfaultfd_is_unregistered(wpfs):
     """By its parent, to which the fork event gave it: at these addresses the parent has marks too."""
     program = mapped(wpfs, protect=False)
     uffd = program.order(f"uffd 0 0 {PAGES} fork")
     program.order("store 0 3 1")
     child = Child(wpfs, program)
-    (its,) = userfaultfds(program) - {uffd}
+    (its,) = set(proc.descriptors(program.pid, "userfaultfd")) - {uffd}
     program.order(f"unreg {its} 0 0 32")
     assert pagemap.marked(child.pid, program.addr, PAGES) == set(range(32, PAGES))
     assert owned(wpfs) == ALL - {3} - LAST
@@ -289,7 +284,7 @@ def test_a_childs_userfaultfd_is_registered(wpfs):
     wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
     uffd = program.order("uffd 0 16 8 fork")
     child = Child(wpfs, program)
-    (its,) = userfaultfds(program) - {uffd}
+    (its,) = set(proc.descriptors(program.pid, "userfaultfd")) - {uffd}
     before = pagemap.marked(child.pid, program.addr, PAGES)
     program.ask(f"reg {its} 0 0 8")
     assert pagemap.marked(child.pid, program.addr, PAGES) == before

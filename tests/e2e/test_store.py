@@ -916,14 +916,7 @@ def test_others_go_on_while_one_waits_for_an_msync(make_wpfs):
 
 
 def sockets(pid):
-    found = set()
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            if os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:"):
-                found.add(int(fd))
-        except FileNotFoundError:
-            pass
-    return found
+    return set(proc.descriptors(pid, "socket:"))
 
 
 def silent(program, seconds):

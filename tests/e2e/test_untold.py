@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What nobody tells the daemon, and it must find out all the same, whatever happens meanwhile."""
 
-import os
-
 import harness
 import proc
 import report
@@ -15,11 +13,6 @@ MMAP = 9  # a system call of x86-64
 WITNESS_FDS = 64
 
 __all__ = ["fork_held"]  # a fixture
-
-
-def userfaultfds(pid):
-    fds = f"/proc/{pid}/fd"
-    return [fd for fd in os.listdir(fds) if "userfaultfd" in os.readlink(f"{fds}/{fd}")]
 
 
 def test_an_epoch_begins_between_the_count_and_the_call(wpfs):
@@ -61,7 +54,7 @@ def test_more_children_than_a_witness_keeps(wpfs):
     children = [Child(wpfs, program, how="raw") for _ in range(WITNESS_FDS + 1)]
     witness = witness_of(program)
     # And wpfs's own; what there is no place for it has a moment longer.
-    proc.wait_for(lambda: len(userfaultfds(witness)) == WITNESS_FDS + 1, harness.SECONDS, "the last")
+    proc.wait_for(lambda: len(proc.descriptors(witness, "userfaultfd")) == WITNESS_FDS + 1, harness.SECONDS, "the last")
     last = children.pop()
     for child in children:
         child.end()
@@ -73,7 +66,7 @@ def test_more_children_than_a_witness_keeps(wpfs):
     assert wpfs.wpctl_json("status")["conservative"] >= PAGES
     last.end()
     wpfs.wpctl("protect", wpfs.mnt)
-    proc.wait_for(lambda: len(userfaultfds(witness)) == 1, harness.SECONDS, "that it has closed them")
+    proc.wait_for(lambda: len(proc.descriptors(witness, "userfaultfd")) == 1, harness.SECONDS, "that it has closed them")
     wpfs.wpctl("protect", wpfs.mnt)
     (row,) = wpfs.wpctl_json("dirty", "--file", "/f")["mms"]
     assert set(report.pages_of(row)) == set()
@@ -83,7 +76,7 @@ def test_a_raw_child_has_the_number_of_one_on_its_way(wpfs, fork_held):
     """That one has its userfaultfd and is not attached yet; what is under the number is another's."""
     program, child, pid, let_go = fork_held
     witness = witness_of(program)
-    proc.wait_for(lambda: len(userfaultfds(witness)) == 1, harness.SECONDS, "the witness has closed it")
+    proc.wait_for(lambda: len(proc.descriptors(witness, "userfaultfd")) == 1, harness.SECONDS, "the witness has closed it")
     assert program.read() == f"ok {pid}"
     raw = Child(wpfs, program, how="raw")
     raw.order("store 0 33 1")

@@ -32,11 +32,6 @@ def witnesses(program):
             if "wpfs-witness" in proc.describe(pid) and proc.state(pid) != "Z"]
 
 
-def userfaultfds(program):
-    fds = f"/proc/{program.pid}/fd"
-    return [fd for fd in os.listdir(fds) if "userfaultfd" in os.readlink(f"{fds}/{fd}")]
-
-
 def silent(program):
     readable, _, _ = select.select([program.popen.stdout], [], [], 0.5)
     return not readable
@@ -142,11 +137,11 @@ def test_connection_aborted_on_a_capped_mount(make_wpfs):
     program.send("store 0 7 1")
     assert answer(program) == "ok 0"
     # The next daemon does not know it: then it lets go of its userfaultfd.
-    assert userfaultfds(program)
+    assert proc.descriptors(program.pid, "userfaultfd")
     wpfs.restart()
     program.order(f"open 1 {wpfs.mnt}/f")
     program.ask(f"map 1 1 0 {8 * PAGE}")
-    assert not userfaultfds(program)
+    assert not proc.descriptors(program.pid, "userfaultfd")
 
 
 def test_another_one_on_a_capped_mount(make_wpfs):
@@ -261,13 +256,12 @@ def test_killed_with_the_daemon_and_its_number_is_wanted(make_wpfs, full):
     program = mapper.mapped(wpfs)
     program.order("store 0 3 4")
     wpfs.wpctl("evict", wpfs.mnt, "/f")
-    fds = f"/proc/{program.pid}/fd"
-    (kept,) = (fd for fd in os.listdir(fds) if "userfaultfd" in os.readlink(f"{fds}/{fd}"))
-    limit_descriptors(program, int(kept) + 1)
+    (kept,) = proc.descriptors(program.pid, "userfaultfd")
+    limit_descriptors(program, kept + 1)
     if full:
         program.order("fill 0")
     program.order(f"dup 0 {kept}")
-    assert resource.prlimit(program.pid, resource.RLIMIT_NOFILE)[0] == int(kept) + 1
+    assert resource.prlimit(program.pid, resource.RLIMIT_NOFILE)[0] == kept + 1
     lose_witness(program)
     wpfs.kill9()
     program.send("load 0 3")
