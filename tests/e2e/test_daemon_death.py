@@ -58,8 +58,9 @@ def check(wpfs, churn):
     done, begun = churn.written()
     dirty = report.dirty(wpfs, "c")
     assert not done - dirty, "a mark lies: pages were written and are not dirty"
+    assert done, "the program wrote nothing"
+    # It writes half of the pages at most, all of them if it has the time; the others are its children's.
     assert not dirty - begun, "pages are dirty that it did not write, its children perhaps"
-    assert 0 < len(done) < CHURN_PAGES / 2, "the program wrote nothing, or everything"
 
 
 def test_a_busy_program_lives_through_it(any_wpfs):
