@@ -21,6 +21,7 @@ import proc
 import report
 from harness import PAGE
 from mapper import ALL, PAGES, killed, mapped
+from test_failure import witness_of
 
 SAID = "cannot write to the database"
 
@@ -202,7 +203,7 @@ def test_a_long_reader(make_wpfs):
 
 def test_full_at_the_end_of_a_program(disk, make_wpfs):
     """Its last marks are told from memory, and are in the store when there is room again."""
-    wpfs = make_wpfs(store=True, start=False)
+    wpfs = make_wpfs(store=True, start=False, options=["flush=0"])
     wpfs.store = str(disk("-t", "tmpfs", "-o", "size=2M", "none"))
     wpfs.start()
     wpfs.allow_log(SAID)
@@ -228,7 +229,7 @@ def test_full_at_the_end_of_a_program(disk, make_wpfs):
 @pytest.mark.parametrize("how", ["locked", "full"])
 def test_a_program_with_a_userfaultfd(disk, make_wpfs, how):
     """Of its own: its last marks are told from memory likewise, and stored when they can be."""
-    wpfs = make_wpfs(store=True, start=False)
+    wpfs = make_wpfs(store=True, start=False, options=["flush=0"])
     if how == "full":
         wpfs.store = str(disk("-t", "tmpfs", "-o", "size=2M", "none"))
     wpfs.start()
@@ -286,7 +287,7 @@ def test_read_only(disk, make_wpfs, tmp_path):
         file.truncate(16 << 20)
     subprocess.run(["mkfs.ext4", "-q", image], check=True, timeout=harness.SECONDS)
     place = disk("-o", "loop,errors=remount-ro", image)
-    wpfs = make_wpfs(store=True, start=False)
+    wpfs = make_wpfs(store=True, start=False, options=["flush=0"])
     wpfs.store = str(place / "store")
     os.mkdir(wpfs.store, 0o700)
     wpfs.start()
@@ -443,20 +444,26 @@ def test_a_daemon_that_is_stopped_for_a_while(make_wpfs):
 
 def test_an_epoch_that_cannot_end_goes_on(make_wpfs):
     """Between the two commits of a protect: what was written is in the epoch, not between two."""
-    wpfs = make_wpfs(store=True)
+    wpfs = make_wpfs(store=True, options=["harvest=0", "flush=0"])
     wpfs.allow_log(SAID)
-    pages = 1 << 20  # marking them takes a while
-    program = mapped(wpfs, "t", pages=pages)
+    program = mapped(wpfs, "t")
     program.order("store 0 3 1")
     wpfs.wpctl("sync", wpfs.mnt)
     other = sqlite3.connect(f"{wpfs.store}/wpfs.db", isolation_level=None, timeout=harness.SECONDS)
     version = other.execute("PRAGMA data_version").fetchone()
-    protect = subprocess.Popen([harness.WPCTL, "protect", "--name", "t", wpfs.mnt], env=wpfs.env(),
-                               stderr=subprocess.PIPE, text=True)
-    while other.execute("PRAGMA data_version").fetchone() == version:
-        assert protect.poll() is None, "it did not commit"
-    other.execute("BEGIN IMMEDIATE")
-    assert protect.wait(harness.SECONDS) == 1, "the lock came too late"
+    # The look asks two questions; then the pages are to be marked, which waits for the end of strace.
+    strace = proc.Strace(wpfs.pid, "trace=ioctl", "inject=ioctl:delay_enter=200s:when=3",
+                         path=f"/proc/{witness_of(program)}/pagemap")
+    try:
+        protect = subprocess.Popen([harness.WPCTL, "protect", "--name", "t", wpfs.mnt], env=wpfs.env(),
+                                   stderr=subprocess.PIPE, text=True)
+        proc.wait_for(lambda: other.execute("PRAGMA data_version").fetchone() != version, harness.SECONDS,
+                      "its first commit")
+        other.execute("BEGIN IMMEDIATE")
+        assert protect.poll() is None, "the lock came too late"
+    finally:
+        strace.end()
+    assert protect.wait(harness.SECONDS) == 1
     assert "locked" in protect.stderr.read()
     protect.stderr.close()
     program.order("store 0 5 1")
