@@ -25,5 +25,6 @@ def marked(pid, addr, count):
     return {i for i, entry in enumerate(entries(pid, addr, count)) if entry & MARKED}
 
 
-def is_there(entry):
-    return bool(entry & PRESENT)
+def kinds(pid, addr, count):
+    """What each page is: there, in swap, marked. Not where: the kernel may move a page at any time."""
+    return [entry & (PRESENT | SWAPPED | MARKED) for entry in entries(pid, addr, count)]

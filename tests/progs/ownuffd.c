@@ -165,6 +165,7 @@ static void load(unsigned long page)
 	say("loaded %lu = %d, messages %u", page, value, messages - before);
 }
 
+/* Is it there, in swap, marked. Not where: the kernel may move a page in memory at any time. */
 static void entries(uint64_t entry[PAGES])
 {
 	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
@@ -172,6 +173,8 @@ static void entries(uint64_t entry[PAGES])
 	if (pread(fd, entry, PAGES * 8, (off_t)((uintptr_t)map / PAGE * 8)) != (ssize_t)(PAGES * 8))
 		said("pagemap", -1);
 	close(fd);
+	for (unsigned long page = 0; page < PAGES; page++)
+		entry[page] &= 7ull << 61 | 1ull << 57;
 }
 
 static void show_entry(unsigned long page)
