@@ -53,7 +53,8 @@ def child(page, pid=0):
             return got
     sys.exit("the kernel never gave that pid again")
 
-first = child(10, 30000)
+free = next(pid for pid in range(30000, 32000) if not os.path.exists(f"/proc/{pid}"))
+first = child(10, free)
 print(first, child(20, first))
 """
 

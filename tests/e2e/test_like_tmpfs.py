@@ -11,6 +11,7 @@ import tempfile
 import pytest
 
 import harness
+import proc
 from trees import everything
 
 LIMITS = "size=64M,mode=755"
@@ -87,6 +88,7 @@ def test_options(make_wpfs, tmpfs, options):
 
 def test_remount(make_wpfs, tmpfs):
     """Room and huge pages change, the root's owner and mode do not."""
+    proc.make_huge_pages()
     limits = "size=8M,nr_inodes=50,mode=750,uid=3"
     model, wpfs = tmpfs(limits), make_wpfs(options=limits.split(","))
 

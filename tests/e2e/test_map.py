@@ -106,7 +106,7 @@ def test_in_a_terminal(wpfs, columns):
     program(wpfs)
     (wpfs.mnt / "f").rename(wpfs.mnt / "a name with spaces and ünïcode 漢字")
     mapped(wpfs, "large", pages=1 << 18, path="g")
-    tmux = ["tmux", "-L", f"wpfs-{os.getpid()}", "-f", "/dev/null"]
+    tmux = ["tmux", "-L", f"wpfs-{os.getpid()}-map{columns}", "-f", "/dev/null"]
     env = wpfs.env({"LC_ALL": "C.UTF-8", "TERM": "xterm-256color"})
     env.pop("COLUMNS", None)
 

@@ -60,14 +60,18 @@ class Stopped:
 
     def __init__(self, wpfs, *names):
         self.tids = []
-        for tid in map(int, os.listdir(f"/proc/{wpfs.pid}/task")):
-            if proc.describe(tid).split(" (")[0] in names:
-                self.tids.append(tid)
+        while new := self.others(wpfs, names):  # one that goes on may make another
+            for tid in new:
+                self.call(PTRACE_SEIZE, tid)
+                self.call(PTRACE_INTERRUPT, tid)
+                os.waitpid(tid, proc.WALL)
+            self.tids += new
         assert self.tids, names
-        for tid in self.tids:
-            self.call(PTRACE_SEIZE, tid)
-            self.call(PTRACE_INTERRUPT, tid)
-            os.waitpid(tid, proc.WALL)
+
+    def others(self, wpfs, names):
+        """Threads of these names that are not stopped yet."""
+        tids = set(map(int, os.listdir(f"/proc/{wpfs.pid}/task"))) - set(self.tids)
+        return [tid for tid in tids if proc.describe(tid).split(" (")[0] in names]
 
     def call(self, request, tid):
         assert libc.ptrace(request, tid, None, None) == 0, os.strerror(ctypes.get_errno())
