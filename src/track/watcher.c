@@ -22,7 +22,8 @@
 #include "base/cleanup.h"
 #include "uffd/proc.h"
 
-#define WATCHER_SOCK	3 /* in the other process */
+#define READY_MS	10000 /* a new process of a busy machine has not run before */
+#define WATCHER_SOCK	3     /* in the other process */
 #define WATCHER_INOTIFY 4
 
 struct watcher {
@@ -108,7 +109,7 @@ static void watcher_wait_ready(const struct watcher *w)
 	struct pollfd pfd = {.fd = w->sock, .events = POLLIN};
 	struct watcher_answer ready;
 
-	if (poll(&pfd, 1, WATCHER_MS) > 0)
+	if (poll(&pfd, 1, READY_MS) > 0)
 		recv(w->sock, &ready, sizeof(ready), MSG_DONTWAIT);
 }
 
