@@ -37,7 +37,7 @@ def tmpfs():
 def compare(wpfs, model, *options):
     """Runs fsdiff and fails with what it printed."""
     os.chmod(wpfs.dir, 0o755)
-    done = wpfs.command(harness.program("fsdiff"), *options, model, wpfs.mnt, timeout=120)
+    done = wpfs.command(harness.program("fsdiff"), *options, model, wpfs.mnt, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
