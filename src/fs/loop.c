@@ -40,6 +40,7 @@
 #include "fs/near.h"
 
 #define LOOK_NS	    1000000
+#define SLEPT_NS    10000   /* a read(2) that took longer has waited for its request */
 #define CALM_NS	    8000000 /* until the next look when a reader yields and gets on */
 #define QUIET_LOOKS 20	    /* then the guard sleeps */
 #define IDLE_LOOKS  3	    /* then a reader is not kept any more */
@@ -64,7 +65,8 @@ struct worker {
 	unsigned idle;	       /* looks in a row that saw it wait for a request */
 	unsigned piled, empty; /* requests in a row; its own */
 	struct near near;      /* its own, but to let it go */
-	struct fuse_buf buf;   /* its own */
+	bool slept;	       /* until the request came; its own, like the next */
+	struct fuse_buf buf;
 };
 
 struct loop {
@@ -271,7 +273,8 @@ static void call_for_help(struct worker *w)
 {
 	struct loop *loop = w->loop;
 
-	if (atomic_load(&loop->readers) >= loop->max_readers ||
+	/* One that yields is alone with its program: who else came would end that first. */
+	if (atomic_load(&loop->readers) >= loop->max_readers || near_yields(&w->near) ||
 	    atomic_load(&w->served) % LOOK_EVERY)
 		return;
 	w->piled = request_waits(loop) ? w->piled + 1 : 0;
@@ -320,9 +323,19 @@ static void loop_end(struct loop *loop, int r)
 	pthread_mutex_unlock(&loop->lock);
 }
 
+static int64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 /* True with a request received; false: the session is over. */
 static bool worker_receive(struct worker *w)
 {
+	const bool timed = near_yields(&w->near);
+	const int64_t began = timed ? now_ns() : 0;
 	struct loop *loop = w->loop;
 	int r;
 
@@ -331,6 +344,7 @@ static bool worker_receive(struct worker *w)
 		if (r == -ENOMEM) /* there is no room for a buffer just now */
 			nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
 	} while ((r == -EINTR || r == -ENOMEM) && !atomic_load(&loop->over));
+	w->slept = timed && now_ns() - began > SLEPT_NS;
 	if (r > 0)
 		return true;
 	near_leave(&w->near);
@@ -367,7 +381,8 @@ static bool worker_read(struct worker *w)
 		call_for_help(w);
 		if (atomic_load(&loop->readers) == 1 && atomic_load(&loop->guard))
 			near_request(&w->near,
-				     (pid_t)((const struct fuse_in_header *)w->buf.mem)->pid);
+				     (pid_t)((const struct fuse_in_header *)w->buf.mem)->pid,
+				     w->slept);
 		else
 			near_leave(&w->near);
 		loop->calls.process(loop->session, &w->buf);

@@ -8,14 +8,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/thread.h"
 
 #define LOOK_EVERY   32 /* requests in a row: a look takes as long as half of one */
-#define APART_EVERY  8	/* the same, to find out whether the program is elsewhere */
+#define APART_MIN    2	/* it slept before so many: where is the program? */
+#define APART_MAX    64 /* the same, when it was found where it should be, again and again */
 #define PATIENCE_MAX 65536
 #define STAT_CPU     36 /* fields of /proc/PID/stat from the one after the name to "processor" */
 #define LET_GO	     (-1)
@@ -41,12 +41,22 @@ bool near_can_yield(void)
 	return ok;
 }
 
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int loadavg_fd = -1; /* constant after once; stays open: half of a look was to open it */
+
+static void open_loadavg(void)
+{
+	loadavg_fd = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+}
+
 bool near_is_alone(void)
 {
-	_cleanup_close_ int fd = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
 	char text[64];
-	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
 	unsigned running;
+	ssize_t n;
+
+	pthread_once(&once, open_loadavg);
+	n = pread(loadavg_fd, text, sizeof(text) - 1, 0);
 
 	if (n <= 0)
 		return false;
@@ -62,6 +72,8 @@ void near_begin(struct near *near, bool (*alone)(void))
 	near->caller = 0;
 	near->in_a_row = 0;
 	near->patience = LOOK_EVERY;
+	near->apart = 0;
+	near->apart_max = APART_MIN;
 	atomic_store(&near->yields, false);
 	atomic_store(&near->cpu, 0); /* who may let it go looks at this alone */
 }
@@ -162,22 +174,28 @@ static void keep(struct near *near, int cpu, bool yields)
 }
 
 /*
- * Has the thread slept before most of the last requests? One that yields does not where the program
+ * Has the thread slept before each of the last requests? One that yields does not where the program
  * is: it is kept from running by the program, until the next request is there.
  */
-static bool came_apart(struct near *near)
+static bool came_apart(struct near *near, bool slept)
 {
-	struct rusage usage;
-	long slept;
-
-	if (getrusage(RUSAGE_THREAD, &usage) < 0)
-		return true;
-	slept = usage.ru_nvcsw - near->slept;
-	near->slept = usage.ru_nvcsw;
-	return slept > APART_EVERY / 2;
+	near->apart = slept ? near->apart + 1 : 0;
+	if (near->apart < near->apart_max)
+		return false;
+	near->apart = 0;
+	return true;
 }
 
-void near_request(struct near *near, pid_t caller)
+/* After came_apart: was the program found where it should be? Then it waited for something else. */
+static void look_less(struct near *near, bool here)
+{
+	if (!here)
+		near->apart_max = APART_MIN;
+	else if (near->apart_max < APART_MAX)
+		near->apart_max *= 2;
+}
+
+void near_request(struct near *near, pid_t caller, bool slept)
 {
 	int cpu, kept = atomic_load(&near->cpu);
 	bool together, apart, yields;
@@ -192,10 +210,13 @@ void near_request(struct near *near, pid_t caller)
 	if (kept < 0)
 		come_back(near);
 	together = near_yields(near);
-	apart = ++near->in_a_row % APART_EVERY == 0 && together && came_apart(near);
+	apart = together && came_apart(near, slept);
+	near->in_a_row++;
 	if (!apart && (near->in_a_row % LOOK_EVERY || (!kept && near->in_a_row < near->patience)))
 		return;
 	cpu = together && !apart ? kept - 1 : cpu_of(caller);
+	if (apart)
+		look_less(near, cpu + 1 == kept);
 	yields = cpu >= 0 && near->alone && near->alone();
 	if (cpu < 0)
 		come_back(near);

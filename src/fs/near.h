@@ -27,7 +27,8 @@ struct near {
 	pid_t caller;
 	unsigned in_a_row;   /* requests of it */
 	unsigned patience;   /* after so many it is kept */
-	long slept;	     /* so often before, when that was looked at */
+	unsigned apart;	     /* requests in a row before which it slept */
+	unsigned apart_max;  /* after so many the program is looked for */
 	_Atomic bool yields; /* kept with SCHED_IDLE; changed by the thread, like the next */
 	_Atomic int cpu; /* 1 + where the thread is kept; 0: nowhere; below: another let it go */
 };
@@ -41,8 +42,11 @@ bool near_is_alone(void);
 /* In a new thread. */
 void near_begin(struct near *near, bool (*alone)(void));
 
-/* A request of thread `caller` has come to this thread; 0: of nobody. */
-void near_request(struct near *near, pid_t caller);
+/*
+ * A request of thread `caller`, 0: of nobody, has come to this thread, which may have `slept` until
+ * it did.
+ */
+void near_request(struct near *near, pid_t caller, bool slept);
 
 /* This thread serves others, or nobody. */
 void near_leave(struct near *near);
