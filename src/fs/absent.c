@@ -329,6 +329,7 @@ static int absent_load(struct fs_absent *a, struct absent_entry *e, struct absen
 {
 	_cleanup_close_ int fd = fs_handle_open_at(a->lower_fd, &e->handle, O_RDWR);
 	struct stat st;
+	bool borrowed;
 	int r, put;
 
 	if (fd < 0)
@@ -338,10 +339,13 @@ static int absent_load(struct fs_absent *a, struct absent_entry *e, struct absen
 	caps->size = fgetxattr(fd, XATTR_NAME_CAPS, caps->value, sizeof(caps->value));
 	caps_note(a, caps);
 	absent_begin_load(a, e, &st, caps);
+	borrowed = creds_borrow_fsetid(); /* set-user-id bits are to stay */
 	r = store_data_read(a->data_fd, e->ino, fd, (uint64_t)st.st_size, &a->stop);
 	/* Half of a file is of no use to anybody, and its room may be. */
 	if (r && st.st_size)
 		fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, st.st_size);
+	if (borrowed)
+		creds_return_fsetid();
 	put = caps_put_back(fd, caps);
 	caps_unnote(a, caps);
 	r = r ? r : put;

@@ -160,14 +160,21 @@ out:
 	return r;
 }
 
-/* A descriptor that is not O_PATH is that of a regular file or a directory, and needs no path. */
+/*
+ * A descriptor that is not O_PATH is that of a regular file or a directory, and needs no path.
+ * Whether a set-group-id bit may stay was decided by the VFS before it asked.
+ */
 static int set_mode(int fd, mode_t mode)
 {
-	if (fchmod(fd, mode) == 0)
-		return 0;
-	if (errno != EBADF)
-		return -errno;
-	return chmod(fs_proc_path(fd).s, mode) < 0 ? -errno : 0;
+	int r;
+
+	if (mode & S_ISGID)
+		creds_take_fsetid();
+	r = fchmod(fd, mode) < 0 ? -errno : 0;
+	if (r == -EBADF)
+		r = chmod(fs_proc_path(fd).s, mode) < 0 ? -errno : 0;
+	creds_back_fsetid();
+	return r;
 }
 
 static struct timespec set_time(int to_set, int set, int now, struct timespec value)

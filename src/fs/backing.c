@@ -43,7 +43,7 @@ static int backing_register(struct fs *fs, int fd)
 	creds_drop_fsetid();
 	id = ioctl(fs->dev_fd, FUSE_DEV_IOC_BACKING_OPEN, &map);
 	id = id > 0 ? id : -errno;
-	creds_take_fsetid();
+	creds_back_fsetid();
 	return id;
 }
 
@@ -221,8 +221,8 @@ static bool writes_are_synced(const struct fs *fs, const struct fuse_file_info *
 			     (fstatvfs(fs->lower_fd, &st) == 0 && (st.f_flag & ST_SYNCHRONOUS)));
 }
 
-static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, bool maps,
-		       struct fuse_file_info *fi, bool *holes)
+static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, const struct stat *made,
+		       bool maps, struct fuse_file_info *fi, bool *holes)
 {
 	struct stat st;
 	int r = 0;
@@ -233,7 +233,9 @@ static int open_locked(struct fs *fs, struct fs_inode *inode, int fd, bool maps,
 		close(fd);
 	if (r)
 		return r;
-	if (backing_stat(fs, inode, &st, holes) < 0)
+	if (made)
+		st = *made; /* and empty */
+	else if (backing_stat(fs, inode, &st, holes) < 0)
 		return -EIO;
 	if (maps && !inode->backing->id)
 		r = inode->backing->id = backing_register(fs, inode->backing->fd);
@@ -309,8 +311,8 @@ static void wait_for_direct(uint64_t direct_ms)
 	nanosleep(&(struct timespec){.tv_nsec = (long)(DIRECT_MS - age) * 1000000}, NULL);
 }
 
-int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, pid_t opener,
-		    struct fuse_file_info *fi)
+int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, const struct stat *made,
+		    pid_t opener, struct fuse_file_info *fi)
 {
 	struct fs_shard *shard = fs_shard_of(fs, inode->ino);
 	bool stale = false, maps = false, holes = false;
@@ -324,12 +326,13 @@ int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, pid_t opener,
 		close_fd(&fd);
 		return r;
 	}
-	r = open_locked(fs, inode, fd, maps, fi, &holes);
+	r = open_locked(fs, inode, fd, made, maps, fi, &holes);
 	if (!r && is_writer(fi))
 		fs_touch(fs, inode->ino);
 	if (!r) {
 		/* Who reads what has no holes moves nothing; on a capped mount evictions do. */
 		inode->used |= is_writer(fi) || holes || fs->kind == WPFS_KIND_CAPPED;
+		inode->mappable |= (fi->flags & O_ACCMODE) == O_RDWR;
 		stale = inode->attrs_cached && (is_writer(fi) || holes);
 		inode->attrs_cached = inode->attrs_cached && !stale;
 		/* One that was released was taken note of. */
@@ -416,13 +419,15 @@ static bool may_move(struct fs *fs, struct fs_inode *inode, bool contents)
 		fd = own = backing_open_lower(fs, inode);
 	if (fd < 0)
 		return true;
-	writers = lease_refused(fd, F_RDLCK); /* before it is looked for holes: they make some */
+	/* Before it is looked for holes: they make some. Who may not read it cannot map it. */
+	writers = inode->mappable && lease_refused(fd, F_RDLCK);
 	if (writers || contents)
 		return writers;
 	if (fstat(fd, &st) < 0)
 		return true;
 	holes = has_holes(fs, fd, &st);
 	/* A load through a mapping could fill one. When it is nobody's, then until an open. */
+	inode->mappable = false;
 	inode->used = inode->sizing || (holes && ((inode->backing && inode->backing->opens) ||
 						  lease_refused(fd, F_WRLCK)));
 	return inode->used;
@@ -487,7 +492,7 @@ int fs_backing_hold(struct fs *fs, struct fs_inode *inode)
 		backing_new(fs, inode, -1, &r);
 	if (!r) {
 		fs_touch(fs, inode->ino);
-		inode->used = true;
+		inode->used = inode->mappable = true;
 		r = inode->backing->fd;
 	}
 	pthread_mutex_unlock(&shard->backing);

@@ -27,9 +27,11 @@
 /* What a FUSE thread has when it does nothing special. Constant after creds_setup. */
 static struct __user_cap_data_struct base_caps[CAP_WORDS];
 
-static __thread bool own_fs;	   /* this thread's umask is its own */
+static __thread bool own_fs;	   /* this thread's umask is its own, and fs_umask */
 static __thread bool someone_else; /* between creds_become and creds_restore */
 static __thread bool groups_changed;
+static __thread bool caps_changed; /* they are not base_caps */
+static __thread mode_t fs_umask;
 static __thread uid_t fs_uid; /* as the kernel has it for this thread, and fs_gid */
 static __thread gid_t fs_gid;
 
@@ -47,7 +49,7 @@ static int caps_set(const struct __user_cap_data_struct caps[CAP_WORDS])
 	return syscall(SYS_capset, &header, caps) < 0 ? -errno : 0;
 }
 
-int creds_setup(void)
+int creds_setup(bool fsetid)
 {
 	int bits, r;
 
@@ -58,6 +60,8 @@ int creds_setup(void)
 	if (r)
 		return r;
 	base_caps[CAP_TO_INDEX(CAP_SYS_RESOURCE)].effective &= ~CAP_TO_MASK(CAP_SYS_RESOURCE);
+	if (!fsetid)
+		base_caps[CAP_TO_INDEX(CAP_FSETID)].effective &= ~CAP_TO_MASK(CAP_FSETID);
 	return caps_set(base_caps);
 }
 
@@ -73,18 +77,63 @@ static void caps_set_or_die(const struct __user_cap_data_struct caps[CAP_WORDS])
 	}
 }
 
-void creds_drop_fsetid(void)
+static void caps_set_fsetid(struct __user_cap_data_struct caps[CAP_WORDS], bool have)
+{
+	if (have)
+		caps[CAP_TO_INDEX(CAP_FSETID)].effective |= CAP_TO_MASK(CAP_FSETID);
+	else
+		caps[CAP_TO_INDEX(CAP_FSETID)].effective &= ~CAP_TO_MASK(CAP_FSETID);
+	caps_set_or_die(caps);
+}
+
+static bool has_fsetid(const struct __user_cap_data_struct caps[CAP_WORDS])
+{
+	return caps[CAP_TO_INDEX(CAP_FSETID)].effective & CAP_TO_MASK(CAP_FSETID);
+}
+
+/* Calls that would change nothing are spared, which is nearly all of them. */
+static void fsetid_set(bool have)
 {
 	struct __user_cap_data_struct caps[CAP_WORDS];
 
+	if (have == (has_fsetid(base_caps) != caps_changed))
+		return;
 	memcpy(caps, base_caps, sizeof(caps));
-	caps[CAP_TO_INDEX(CAP_FSETID)].effective &= ~CAP_TO_MASK(CAP_FSETID);
-	caps_set_or_die(caps);
+	caps_set_fsetid(caps, have);
+	caps_changed = !caps_changed;
+}
+
+void creds_drop_fsetid(void)
+{
+	fsetid_set(false);
 }
 
 void creds_take_fsetid(void)
 {
-	caps_set_or_die(base_caps);
+	fsetid_set(true);
+}
+
+void creds_back_fsetid(void)
+{
+	fsetid_set(has_fsetid(base_caps));
+}
+
+bool creds_borrow_fsetid(void)
+{
+	struct __user_cap_data_struct caps[CAP_WORDS];
+
+	if (caps_get(caps) < 0 || has_fsetid(caps))
+		return false;
+	caps_set_fsetid(caps, true);
+	return true;
+}
+
+void creds_return_fsetid(void)
+{
+	struct __user_cap_data_struct caps[CAP_WORDS];
+
+	if (caps_get(caps) == 0)
+		caps_set_fsetid(caps, false);
 }
 
 static bool caller_in_our_userns(pid_t pid)
@@ -164,8 +213,9 @@ static int become_exactly(const struct creds_caller *caller)
 
 	/* A caller we cannot look at gets no benefit from groups or capabilities. */
 	r = groups_take(r ? "" : text);
-	if (!r && !(text && status_capable(text, CAP_FSETID) && caller_in_our_userns(caller->pid)))
-		creds_drop_fsetid();
+	if (!r)
+		fsetid_set(text && status_capable(text, CAP_FSETID) &&
+			   caller_in_our_userns(caller->pid));
 	return r;
 }
 
@@ -180,12 +230,21 @@ static void fs_ids_take(uid_t uid, gid_t gid)
 	fs_uid = uid;
 }
 
+static void umask_take(mode_t mask)
+{
+	if (mask != fs_umask)
+		umask(mask);
+	fs_umask = mask;
+}
+
 int creds_become(const struct creds_caller *caller, bool exact)
 {
 	if (!own_fs) {
 		if (unshare(CLONE_FS) < 0)
 			return -errno;
 		own_fs = true;
+		fs_umask = 0;
+		umask(0);
 	}
 	someone_else = true;
 	if (exact) {
@@ -194,9 +253,18 @@ int creds_become(const struct creds_caller *caller, bool exact)
 		if (r)
 			return r;
 	}
-	umask(caller->umask);
+	umask_take(caller->umask);
 	fs_ids_take(caller->uid, caller->gid);
 	return 0;
+}
+
+int creds_become_maker(const struct creds_caller *caller, mode_t mode)
+{
+	int r = creds_become(caller, false);
+
+	if (!r && (mode & S_ISGID))
+		creds_take_fsetid();
+	return r;
 }
 
 int creds_become_writer(const struct creds_caller *caller, const struct stat *st)
@@ -210,11 +278,14 @@ void creds_restore(void)
 		return;
 	someone_else = false;
 	fs_ids_take(0, 0);
-	umask(0);
+	/* The next one that makes a file has the same, most often. What is ours is only for root.
+	 */
+	if (fs_umask & 0700)
+		umask_take(0);
+	creds_back_fsetid();
 	if (groups_changed) {
 		if (syscall(SYS_setgroups, 0, NULL) < 0)
 			log_warn("cannot drop supplementary groups: %s", log_errstr(errno));
 		groups_changed = false;
-		creds_take_fsetid();
 	}
 }

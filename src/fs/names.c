@@ -160,7 +160,7 @@ static void create_name(fuse_req_t req, fuse_ino_t parent, const char *name,
 
 	r = fs_inode_ref_dir(fs, parent, &dir);
 	if (!r)
-		r = creds_become(&caller, false);
+		r = creds_become_maker(&caller, what->mode);
 	if (!r) {
 		pthread_rwlock_rdlock(&fs->names_lock);
 		r = create_call(dir.fd, name, what);

@@ -57,7 +57,7 @@ static void open_file(fuse_req_t req, struct fs_wait *wait)
 	struct fuse_file_info *fi = &wait->fi;
 	fuse_ino_t ino = wait->ino;
 	struct fs_inode *inode = fs_inode_find(fs, ino);
-	int r = inode ? fs_backing_open(fs, inode, -1, fuse_req_ctx(req)->pid, fi) : -ESTALE;
+	int r = inode ? fs_backing_open(fs, inode, -1, NULL, fuse_req_ctx(req)->pid, fi) : -ESTALE;
 
 	if (!r && (fi->flags & O_TRUNC)) {
 		mode_t mode = 0;
@@ -103,7 +103,7 @@ static void reply_created(fuse_req_t req, int fd, struct fuse_file_info *fi)
 		return;
 	}
 	entry.ino = inode->ino;
-	r = fs_backing_open(fs, inode, fd, fuse_req_ctx(req)->pid, fi);
+	r = fs_backing_open(fs, inode, fd, &entry.attr, fuse_req_ctx(req)->pid, fi);
 	if (r) {
 		fs_inode_forget(fs, entry.ino, 1);
 		fuse_reply_err(req, -r);
@@ -130,7 +130,7 @@ static int create_as_caller(fuse_req_t req, fuse_ino_t parent, const char *name,
 
 	r = fs_inode_ref_dir(fs, parent, &dir);
 	if (!r)
-		r = creds_become(&caller, false);
+		r = creds_become_maker(&caller, mode);
 	if (r)
 		return r;
 	pthread_rwlock_rdlock(&fs->names_lock);

@@ -68,6 +68,7 @@ struct fs_inode {
 	struct fs_backing *backing; /* shard.backing */
 	_Atomic int nameless_fd;    /* set once when the last name goes; else -1 */
 	bool used;	   /* attributes may move without a request; shard.backing, like the next */
+	bool mappable;	   /* while used: it was opened so that a mapping may write to it */
 	bool sizing;	   /* a size is being set, which may make holes: `used` stays */
 	bool attrs_cached; /* the kernel may have attributes for a long time */
 	uint8_t handle_type, handle_len; /* constant */
@@ -357,12 +358,13 @@ void fs_inval_free(struct fs *fs);
 /*
  * One more open of a regular file, with what it answers in `fi`: that reads, writes and mappings
  * go to the backing file, or what of these comes to us. `fd`, when not -1, is an
- * open descriptor of the file that may become the backing file (taken over). Contents that are only
+ * open descriptor of the file that may become the backing file (taken over), and `made` tells its
+ * attributes: it was just made. Contents that are only
  * in the store come first, but not for an O_TRUNC, which the caller sees to. 0 or -errno; after
  * success fs_backing_release follows once.
  */
-int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, pid_t opener,
-		    struct fuse_file_info *fi);
+int fs_backing_open(struct fs *fs, struct fs_inode *inode, int fd, const struct stat *made,
+		    pid_t opener, struct fuse_file_info *fi);
 void fs_backing_release(struct fs *fs, uint64_t ino, const struct fuse_file_info *fi);
 
 /* An open with O_TRUNC has taken its suid bits, it may be: then there is none to watch over. */

@@ -217,7 +217,7 @@ static int serve(struct fs *fs)
 {
 	const struct fs_loop_calls calls = {fs->dev_fd, fuse_session_receive_buf,
 					    fuse_session_process_buf, near_is_alone};
-	int r = creds_setup();
+	int r = creds_setup(fs->kind == WPFS_KIND_CAPPED);
 
 	if (!r)
 		r = fs_loop_first(fs->session, &calls);

@@ -173,12 +173,16 @@ static int set_acl(fuse_req_t req, int fd, const char *value, size_t size, int f
 	as_caller = (st.st_mode & S_ISGID) != 0;
 	if (as_caller)
 		r = creds_become(&caller, true);
+	else
+		creds_take_fsetid(); /* a bit that comes just now is not this one's to clear */
 	if (!r && value)
 		r = setxattr(fs_proc_path(fd).s, ACL_ACCESS, value, size, flags) < 0 ? -errno : 0;
 	else if (!r)
 		r = removexattr(fs_proc_path(fd).s, ACL_ACCESS) < 0 ? -errno : 0;
 	if (as_caller)
 		creds_restore();
+	else
+		creds_back_fsetid();
 	return r;
 }
 

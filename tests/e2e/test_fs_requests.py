@@ -5,6 +5,7 @@ kernel needs is what a user of many small files sees. And what the kernel does n
 """
 
 import collections
+import ctypes
 import mmap
 import os
 import re
@@ -16,6 +17,10 @@ import harness
 REQUEST = re.compile(r"opcode: (\w+) ")
 NOT_WAITED_FOR = {"FORGET", "BATCH_FORGET", "RELEASE", "RELEASEDIR"}
 ROOM = 65536
+LIBC = ctypes.CDLL(None)  # Python's mmap keeps a descriptor
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 @pytest.fixture
@@ -217,6 +222,25 @@ def test_attributes_of_a_new_file_without_a_name(wpfs, way):
         assert os.fstat(fd).st_size == ROOM and os.fstat(fd).st_blocks >= 8
     assert before.st_size == 0
     os.close(fd)
+
+
+def test_attributes_of_a_mapped_file_that_is_closed(wpfs):
+    """A mapping of which there is no descriptor any more changes times without a request."""
+    path = wpfs.mnt / "f"
+    path.write_bytes(b"x" * ROOM)
+    fd = os.open(path, os.O_RDWR)
+    address = LIBC.mmap(None, ROOM, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+    assert address != ctypes.c_void_p(-1).value
+    os.close(fd)
+    try:
+        with open(path, "rb"):  # its release comes after that of the other one
+            pass
+        before = os.stat(path)
+        wait_for_the_clock(before.st_mtime_ns)
+        ctypes.memset(address, 1, 1)
+        assert os.stat(path).st_mtime_ns > before.st_mtime_ns
+    finally:
+        LIBC.munmap(address, ROOM)
 
 
 def test_a_name_that_is_there_after_all(wpfs):

@@ -623,6 +623,19 @@ def test_capabilities_and_set_user_id_are_those_of_before(make_wpfs):
     assert (wpfs.mnt / "f33").stat().st_mode & 0o7777 == 0o6755
 
 
+def test_set_user_id_is_that_of_before_an_open(make_wpfs):
+    """Who answers an open is not who brings contents in the background."""
+    wpfs = make_wpfs(store=True, options=["size=2M"])
+    (wpfs.mnt / "first").write_bytes(bytes([1]) * 100000)
+    (wpfs.mnt / "f").write_bytes(b"f" * 3000)
+    os.chmod(wpfs.mnt / "f", 0o6755)
+    wpfs.umount()
+    wpfs.options.append("size=20K")  # too little for the first, so nothing comes in the background
+    wpfs.restart()
+    assert (wpfs.mnt / "f").read_bytes() == b"f" * 3000
+    assert (wpfs.mnt / "f").stat().st_mode & 0o7777 == 0o6755
+
+
 def coming(make_wpfs):
     """A mount with a file that is on its way from the store, half of it written; and who holds that up."""
     wpfs = make_wpfs(store=True, options=["flush=0"])
