@@ -20,7 +20,12 @@
 #include "track/capped_room.h"
 #include "track/capped_track.h"
 
-/* A page of zeros in memory is given back. */
+static void twice_forget(struct capped *c, struct capped_file *f, uint64_t page)
+{
+	capped_forget(c, f, page, 1);
+}
+
+/* A page of zeros in memory is given back; anything else wins. */
 static void drop_zeros(struct capped *c, struct capped_file *f, uint64_t page)
 {
 	const off_t off = (off_t)(page << WPFS_PAGE_SHIFT);
@@ -30,6 +35,8 @@ static void drop_zeros(struct capped *c, struct capped_file *f, uint64_t page)
 	    spill_is_zero(buf, sizeof(buf)))
 		fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off,
 			  (off_t)sizeof(buf));
+	else
+		twice_forget(c, f, page);
 }
 
 /* Calls fn for each page that a killed daemon left both in the lower file and in the store. */
@@ -51,11 +58,6 @@ static void for_each_twice(struct capped *c, struct capped_file *f,
 		}
 		at = lseek(f->fd, hole, SEEK_DATA);
 	}
-}
-
-static void twice_forget(struct capped *c, struct capped_file *f, uint64_t page)
-{
-	capped_forget(c, f, page, 1);
 }
 
 void capped_drop_zeros(struct capped *c, uint64_t ino)

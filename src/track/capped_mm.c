@@ -18,6 +18,7 @@
 #include "track/capped_evict.h"
 #include "track/capped_internal.h"
 #include "track/capped_mm.h"
+#include "track/capped_test.h"
 #include "track/capped_track.h"
 #include "uffd/pagemap.h"
 #include "uffd/uffd.h"
@@ -332,6 +333,7 @@ void capped_mm_forked(struct capped *c, struct capped_mm *parent, int uffd)
 	struct capped_mm *child;
 	int r;
 
+	capped_test_point("born");
 	/* Before all else: until then the child reads zeros if this daemon is killed. */
 	if (root)
 		mm_keep(root, uffd);

@@ -34,7 +34,7 @@ bool capped_is_missing(struct capped *c, uint64_t ino);
  * What a new daemon does about pages that the last one left in the lower file and in the store,
  * before any fault is served. The lower file wins: it is the same or the newer. But first, for
  * files that somebody has mapped whose faults nobody could hold: zeros, which are never stored,
- * came there when a hole was touched, and are given back.
+ * came there when a hole was touched, and are given back; of such a file all else wins at once.
  */
 void capped_drop_zeros(struct capped *c, uint64_t ino);
 void capped_lower_wins(struct capped *c);

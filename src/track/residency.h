@@ -60,6 +60,12 @@ void residency_moved(struct track *t, struct tmm *tm);
 void residency_found(struct track *t);
 
 /*
+ * lost.c, of a capped mount: who is not tracked and maps pages that are in the store, with nobody
+ * to hold its faults, has them in memory when this returns.
+ */
+void lost_find(struct track *t);
+
+/*
  * A new daemon finds an mm that was live. First the doubt: what the last daemon was evicting may
  * look marked and not be. Then, if it lives, its faults are served again. At last, when that is
  * done for all, what was left is dealt with. Native: 0.

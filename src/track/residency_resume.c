@@ -173,6 +173,7 @@ void residency_found(struct track *t)
 		}
 		maps_free(&maps);
 	}
+	lost_find(t);
 	capped_lower_wins(c);
 }
 

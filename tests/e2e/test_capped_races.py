@@ -698,11 +698,28 @@ def test_everything_that_holds_a_userfaultfd_is_gone(wpfs):
     assert "not tracked" in wpfs.wpctl("evict", wpfs.mnt, "/f", status=1).stderr
 
 
+def userfaultfds(witness):
+    fds = f"/proc/{witness}/fd"
+    try:
+        return [fd for fd in os.listdir(fds) if "userfaultfd" in os.readlink(f"{fds}/{fd}")]
+    except FileNotFoundError:
+        return []  # it has closed one meanwhile
+
+
+def has_userfaultfds(witness, nr):
+    """Until the daemon has told it: what a child waits for is zeros if the daemon is killed before."""
+    proc.wait_for(lambda: len(userfaultfds(witness)) == nr, harness.SECONDS, f"{nr} userfaultfds")
+
+
 def raw_child(wpfs):
-    """A program whose pages are in the store, and a child of it that nobody tracks."""
+    """A program whose pages are in the store, and a child of it that nobody tracks. The program's
+    witness has what both need."""
     program = filled(wpfs)
     assert evict(wpfs) == 64
-    return program, Child(wpfs, program, how="raw")
+    (program.witness,) = proc.children(program.pid)
+    child = Child(wpfs, program, how="raw")
+    has_userfaultfds(program.witness, 2)
+    return program, child
 
 
 def ask_meanwhile(asked, order):
@@ -764,9 +781,10 @@ def test_a_raw_child_that_ended_before_anybody_looked(make_wpfs):
     program = filled(wpfs)
     (witness,) = proc.children(program.pid)
     child = Child(wpfs, program, how="raw")
+    has_userfaultfds(witness, 2)
     child.order("store 0 9 1")
     child.end()
-    proc.wait_for(lambda: len(userfaultfds(witness)) == 1, harness.SECONDS, "it to be closed")
+    has_userfaultfds(witness, 1)
     wpfs.kill9()
     wpfs.restart()
     assert 9 in report.dirty(wpfs, "t/untracked")
@@ -777,6 +795,7 @@ def test_a_raw_child_that_is_born_while_no_daemon_was_there(wpfs):
     program, child = raw_child(wpfs)
     wpfs.kill9()
     other = Child(wpfs, program, wpfs.restart, how="raw")
+    has_userfaultfds(program.witness, 3)
     wpfs.kill9()
     wpfs.restart()
     assert other.order("load 0 3") == 4 and child.order("load 0 4") == 5
@@ -796,6 +815,39 @@ def test_a_raw_child_and_a_daemon_that_is_killed_and_its_program(wpfs):
     child.end()
 
 
+@pytest.mark.parametrize("touches", [False, True], ids=["", "touches"])
+@pytest.mark.parametrize("killed", [False, True], ids=["", "and its program"])
+def test_a_raw_child_that_is_born_as_the_daemon_is_killed(wpfs, killed, touches):
+    """Before its witness is told, so nobody has its userfaultfd: what it touches before there is another
+    daemon is zeros, and nothing else; nobody else ever sees those."""
+    wpfs.allow_log("had no userfaultfd")
+    program = filled(wpfs)
+    assert evict(wpfs) == 64
+    wpfs.seam.pause("born")
+    child = Child(wpfs, program, how="raw")
+    wpfs.seam.wait_at("born")
+    wpfs.kill9()
+    wpfs.seam.go("born")
+    changed = {"p5": 99} if touches else {}
+    if touches:
+        assert child.order("load 0 3") == 0
+        child.order("store 0 5 99")
+    if killed:
+        program.kill9()
+    wpfs.restart()
+    assert loaded(child) == as_filled(**changed)
+    assert "had no userfaultfd" in wpfs.read_log()
+    child.order("store 0 9 1")
+    assert 9 in report.dirty(wpfs, "t/untracked") and report.dirty(wpfs, "t") == set()
+    assert "not tracked" in wpfs.wpctl("evict", wpfs.mnt, "/f", status=1).stderr
+    child.end()
+    if not killed:
+        assert loaded(program) == as_filled(p9=1, **changed)
+    assert evict(wpfs) == 64
+    again = map_file(wpfs.spawn(harness.program("mapper"), name="again"), wpfs.mnt / "f")
+    assert loaded(again) == as_filled(p9=1, **changed)
+
+
 def test_a_raw_child_that_maps_otherwise_than_its_program(wpfs):
     """What a page is that it asks for, the next daemon has from it."""
     program, child = raw_child(wpfs)
@@ -808,25 +860,17 @@ def test_a_raw_child_that_maps_otherwise_than_its_program(wpfs):
     child.end()
 
 
-def userfaultfds(witness):
-    fds = f"/proc/{witness}/fd"
-    try:
-        return [fd for fd in os.listdir(fds) if "userfaultfd" in os.readlink(f"{fds}/{fd}")]
-    except FileNotFoundError:
-        return []  # it has closed one meanwhile
-
-
 def test_a_witness_keeps_no_userfaultfd_of_who_has_its_own(wpfs):
     """Nor of a child that has ended."""
     program = mapped(wpfs)
     (witness,) = proc.children(program.pid)
-    assert len(userfaultfds(witness)) == 1
+    has_userfaultfds(witness, 1)
     raw = Child(wpfs, program, how="raw")
-    proc.wait_for(lambda: len(userfaultfds(witness)) == 2, harness.SECONDS, "that of a raw child")
+    has_userfaultfds(witness, 2)
     child = Child(wpfs, program)
     child.order("store 0 3 1")
     raw.end()
-    proc.wait_for(lambda: len(userfaultfds(witness)) == 1, harness.SECONDS, "them to be closed")
+    has_userfaultfds(witness, 1)
     assert report.dirty(wpfs, f"t/{child.pid}") == {3}
     child.end()
 
