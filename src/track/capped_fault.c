@@ -320,9 +320,10 @@ void capped_fault_arrived(struct capped *c, const struct capped_file *f, uint64_
 uint64_t capped_failing(struct capped *c)
 {
 	struct capped_wait *w;
-	uint64_t nr = 0;
+	uint64_t nr;
 
 	pthread_mutex_lock(&c->lock);
+	nr = c->trying;
 	DL_FOREACH (c->waits, w)
 		nr += w->err != -EAGAIN && !w->refused;
 	pthread_mutex_unlock(&c->lock);
@@ -414,6 +415,7 @@ void capped_fault_retry(struct capped *c)
 		nr++;
 	for (; nr && c->waits; nr--) {
 		struct capped_mm *mm;
+		bool failed;
 
 		w = c->waits;
 		DL_DELETE(c->waits, w);
@@ -428,7 +430,10 @@ void capped_fault_retry(struct capped *c)
 			free(w);
 			continue;
 		}
+		failed = w->err != -EAGAIN;
+		c->trying += failed;
 		w->err = mm ? fault_serve(c, mm, w) : 0;
+		c->trying -= failed;
 		mm = capped_mm_find(c, w->mm);
 		if (w->err < 0 && mm) {
 			fault_keep(c, mm, w);

@@ -218,6 +218,7 @@ struct capped {
 	uint64_t next_mm;
 	struct capped_wait *waits;
 	uint64_t retry_ms; /* by then they are looked at again, whatever else comes */
+	uint64_t trying;   /* faults that failed, and are not in it as they are served again */
 	struct capped_ahead *aheads;
 	struct capped_use *uses;
 	struct capped_use *coming; /* drops that wait: of their files no use begins that they wait

@@ -149,7 +149,11 @@ def test_refault(wpfs, step, err, order, value):
     proc.wait_for(lambda: status(wpfs)["failing"] == 1, harness.SECONDS, "the fault to fail")
     before = status(wpfs)["store_errors"]
     proc.wait_for(lambda: status(wpfs)["store_errors"] > before, harness.SECONDS, "another try")
-    assert "faults wait for a page" in wpfs.wpctl("status", wpfs.mnt).stdout
+    wpfs.seam.pause("asked")
+    wpfs.seam.wait_at("asked")
+    assert ", 1 faults wait for a page" in wpfs.wpctl("status", wpfs.mnt).stdout, "also while it is tried"
+    wpfs.seam.go("asked")
+    assert ", 1 faults wait for a page" in wpfs.wpctl("status", wpfs.mnt).stdout
     assert report.marked(wpfs, "t") == ALL - {9}
     with direct_file(wpfs.mnt / "f") as fd, pytest.raises(OSError) as caught:
         os.pread(fd, 1, 7 * harness.PAGE)
@@ -240,6 +244,7 @@ def test_sigbus_of_a_call(make_wpfs):
     while len(said) < 2:
         said += [line for line in (other.read(),) if line != "signal"]
     assert said == [str(harness.PAGE), str([5, ord("g"), 7])]
+    proc.wait_for(lambda: "is there now" in wpfs.read_log(), harness.SECONDS, "the line that says so")
     assert wpfs.read_log().count("cannot be had") == wpfs.read_log().count("is there now") == 1
     other.wait()
     wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
