@@ -19,7 +19,7 @@ import proc
 import report
 from harness import PAGE
 from mapper import ALL, Child, direct_file, map_file, mapped
-from seam import Seam, waiting
+from seam import Seam, wait_waiting, waiting
 
 BIG = 16384  # pages: 64 MiB
 FILLED = BIG - BIG // 8  # the others are zeros, which are never stored
@@ -653,8 +653,9 @@ def test_store_full(make_wpfs):
         subprocess.run(["umount", wpfs.store], check=True, timeout=60)
 
 
-def test_store_unreadable(wpfs):
+def test_store_unreadable(make_wpfs):
     """A page that cannot be read is waited for; it is never taken for zeros."""
+    wpfs = make_wpfs("store", ["resident=256M", "settle=5ms", "flush=0"])
     program = mapped(wpfs)
     fill(program)
     protect(wpfs)
@@ -665,7 +666,7 @@ def test_store_unreadable(wpfs):
     wpfs.allow_log("cannot be had|cannot bring")
     program.send("load 0 5")
     proc.wait_for(lambda: "cannot be had" in wpfs.read_log(), harness.SECONDS, "the error line")
-    assert waiting(program.pid)
+    wait_waiting(program.pid)  # it may have said so before the thread was asleep
     with direct_file(wpfs.mnt / "f") as fd, pytest.raises(OSError):
         os.pread(fd, 1, 7 * PAGE)
     path.write_bytes(content)

@@ -40,7 +40,7 @@ class Caller(threading.Thread):
         try:
             with open(f"/proc/self/task/{self.native_id}/wchan", encoding="ascii") as wchan:
                 return "request_wait" in wchan.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             return False
 
     def end(self):
