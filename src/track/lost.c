@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <utlist.h>
 
 #include "base/cleanup.h"
@@ -52,7 +53,7 @@ static void lost_doubt(struct track *t, uint64_t file)
 	}
 }
 
-static void lost_bring_back(struct track *t, pid_t pid, uint64_t file)
+static void lost_bring_back(struct track *t, pid_t pid, uint64_t file, bool touched)
 {
 	struct capped *c = t->config.capped;
 	uint64_t loaded = 0;
@@ -64,7 +65,7 @@ static void lost_bring_back(struct track *t, pid_t pid, uint64_t file)
 	if (r < 0)
 		log_err("cannot bring file %" PRIu64 " back from the store: %s", file,
 			log_errstr(r));
-	if (loaded)
+	if (loaded && touched)
 		log_err("pid %d is not tracked and had no userfaultfd while pages that it maps "
 			"were in the store: it has read zeros if it touched any",
 			pid);
@@ -81,14 +82,16 @@ static void lost_look_at(struct track *t, pid_t pid, struct maps_list *maps)
 	if (!modes || maps_read_uffd(proc_thread(pid), maps, modes) < 0)
 		return;
 	for (size_t i = 0; i < maps->nr; i++) {
-		uint64_t file = fs_ino_of_lower(t->config.fs, maps->vmas[i].ino);
+		const uint64_t file = fs_ino_of_lower(t->config.fs, maps->vmas[i].ino);
+		/* Else the shim was about to make it when the daemon was killed. */
+		const bool touched = maps->vmas[i].prot != PROT_NONE;
 
 		/* Where somebody holds the userfaultfd it is registered still. */
 		if (!maps->vmas[i].shared || modes[i] & MAPS_UFFD_MISSING)
 			continue;
 		if (capped_nr_spilled(t->config.capped, file))
-			lost_bring_back(t, pid, file);
-		if (!(modes[i] & MAPS_UFFD_WP))
+			lost_bring_back(t, pid, file, touched);
+		if (touched && !(modes[i] & MAPS_UFFD_WP))
 			lost_doubt(t, file);
 	}
 }
