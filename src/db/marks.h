@@ -27,7 +27,8 @@
 #define DB_MM_FORK_CHILD    (1u << 3) /* made by fork of a tracked program */
 #define DB_MM_NO_WITNESS    (1u << 4) /* its last marks will count as dirty */
 #define DB_MM_MAYBE_SHARED  (1u << 5) /* another process may have its memory still */
-#define DB_MM_FLAGS_ALL	    ((1u << 6) - 1)
+#define DB_MM_OWN_DOUBTED   (1u << 6) /* marks of its own userfaultfds are not believed */
+#define DB_MM_FLAGS_ALL	    ((1u << 7) - 1)
 
 /* A row of mm. */
 struct db_mm {

@@ -190,6 +190,7 @@ static int mm_get(struct db_tx *tx, uint64_t id, struct db_mm *row, struct mm *m
 	model->epoch = row->epoch;
 	model->protect_new = row->protect;
 	model->own_uffds = row->flags & DB_MM_OWN_UFFDS;
+	model->own_doubted = row->flags & DB_MM_OWN_DOUBTED;
 	model->conservative = row->conservative;
 	r = vmas_get(tx, model);
 	if (r == 0)

@@ -119,7 +119,7 @@ int mm_zap(struct mm *mm, struct mm_file *file, enum mm_owner owner, uint64_t pg
 		return owner == MM_PROGRAM ? mm_owned_disarm(own, pgoff, nr) : 0;
 	case ZAP_UNSEEN:
 		return owner == MM_PROGRAM ? mm_owned_disarm(own, pgoff, nr)
-					   : mm_owned_taint(own, pgoff, nr, &mm->conservative);
+					   : mm_doubt(mm, file, pgoff, nr);
 	case ZAP_LOST:
 		/* Whether they were unmapped before is not known either. */
 		return mm_owned_taint(own, pgoff, nr, &mm->conservative);
@@ -127,9 +127,63 @@ int mm_zap(struct mm *mm, struct mm_file *file, enum mm_owner owner, uint64_t pg
 	return -EINVAL;
 }
 
-int mm_doubt(struct mm *mm, struct mm_file *file, uint64_t pgoff, uint64_t nr)
+int mm_carried_beside(const struct mm_vma *vmas, size_t nr_vmas, const struct mm_file *file,
+		      uint64_t pgoff, uint64_t nr, struct mm_set *set)
+{
+	int r = mm_set_or_range(set, &file->own[MM_PROGRAM].armed, pgoff, nr);
+
+	for (size_t i = 0; r == 0 && i < nr_vmas && !mm_set_is_empty(set); i++) {
+		if (vmas[i].file == file->id && vmas[i].registered && vmas[i].owner == MM_PROGRAM)
+			r = mm_set_remove_range(set, vmas[i].pgoff, mm_vma_pages(&vmas[i]));
+	}
+	return r;
+}
+
+int mm_carried(const struct mm *mm, const struct mm_file *file, uint64_t pgoff, uint64_t nr,
+	       struct mm_set *set)
+{
+	_cleanup_set_ struct mm_set carried = {NULL};
+	int r = mm_carried_beside(mm->vmas, mm->nr_vmas, file, pgoff, nr, &carried);
+
+	if (r == 0)
+		r = mm_set_andnot(&carried, &file->own[MM_PROGRAM].dirty);
+	return r < 0 ? r : mm_set_or(set, &carried);
+}
+
+int mm_doubt_carried(struct mm *mm, struct mm_file *file, uint64_t pgoff, uint64_t nr)
+{
+	_cleanup_set_ struct mm_set carried = {NULL};
+	int r;
+
+	if (mm_set_is_empty(&file->own[MM_PROGRAM].armed))
+		return 0;
+	r = mm_carried(mm, file, pgoff, nr, &carried);
+	if (r < 0)
+		return r;
+	mm->conservative += mm_set_count(&carried);
+	return mm_set_or(&file->own[MM_PROGRAM].dirty, &carried);
+}
+
+int mm_carried_written(struct mm *mm, struct mm_file *file, const struct mm_set *set)
+{
+	_cleanup_set_ struct mm_set carried = {NULL};
+	int r = mm_carried(mm, file, 0, MM_PGOFF_MAX, &carried);
+
+	if (r == 0)
+		r = mm_set_and(&carried, set);
+	return r < 0 ? r : mm_set_or(&file->own[MM_PROGRAM].dirty, &carried);
+}
+
+int mm_doubt_armed(struct mm *mm, struct mm_file *file, uint64_t pgoff, uint64_t nr)
 {
 	return mm_owned_taint(&file->own[MM_WPFS], pgoff, nr, &mm->conservative);
+}
+
+int mm_doubt(struct mm *mm, struct mm_file *file, uint64_t pgoff, uint64_t nr)
+{
+	int r = mm_doubt_armed(mm, file, pgoff, nr);
+
+	return r < 0 ? r : mm_doubt_carried(mm, file, pgoff, nr);
 }
 
 int mm_drop(struct mm *mm, uint64_t file, uint64_t pgoff, uint64_t nr)
@@ -346,8 +400,8 @@ int mm_set_registered(struct mm *mm, uint64_t start, uint64_t end, bool register
 	return r;
 }
 
-int mm_plan_arm(const struct mm *mm, uint64_t file, enum mm_owner owner, bool fresh, uint64_t pgoff,
-		uint64_t nr, struct mm_set *set)
+int mm_plan_arm(const struct mm *mm, uint64_t file, bool fresh, uint64_t pgoff, uint64_t nr,
+		struct mm_set *set)
 {
 	struct mm_file *f = mm_file_find(mm, file);
 	int r;
@@ -355,9 +409,9 @@ int mm_plan_arm(const struct mm *mm, uint64_t file, enum mm_owner owner, bool fr
 	if (fresh)
 		r = mm_set_add_range(set, pgoff, nr);
 	else
-		r = f ? mm_set_or_range(set, &f->own[owner].armed, pgoff, nr) : 0;
+		r = f ? mm_set_or_range(set, &f->own[MM_WPFS].armed, pgoff, nr) : 0;
 	if (r == 0 && f)
-		r = mm_set_andnot(set, &f->own[owner].dirty);
+		r = mm_set_andnot(set, &f->own[MM_WPFS].dirty);
 	return r;
 }
 

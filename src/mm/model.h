@@ -10,6 +10,10 @@
  * `dirty` is what is armed and not marked now, because the program may re-protect at any time: a
  * lower bound.
  *
+ * What the program had marked when its last run ended is *carried* until it registers in this one:
+ * where that run has it mapped wpfs's uffd watches it, so that no store comes unseen before the
+ * program's REGISTER, and what is stored to is dirty for owner program as well.
+ *
  * When unsure, a page is dirty. Every place that decides so without having seen the write adds to
  * mm->conservative.
  *
@@ -83,6 +87,7 @@ struct mm {
 	uint64_t epoch;	     /* number of the open epoch, 0 = nothing was ever protected */
 	bool protect_new;    /* --protect: every shared mapping is armed as it is made */
 	bool own_uffds;	     /* the program is known to have registered uffds of its own */
+	bool own_doubted;    /* and their marks are not believed: some came when it had gone on */
 	struct mm_vma *vmas; /* ascending by start, disjoint */
 	size_t nr_vmas;
 	struct mm_file *files; /* uthash by id */
@@ -146,12 +151,25 @@ int mm_set_registered(struct mm *mm, uint64_t start, uint64_t end, bool register
 		      enum mm_owner owner, bool async);
 
 /*
- * Which pages of [pgoff, pgoff + nr) are to be armed in a new mapping: adds them to *set. For wpfs
- * with `fresh` (the file is protected as a whole): all but the dirty ones; else those armed and not
+ * Which pages of [pgoff, pgoff + nr) wpfs is to arm in a new mapping: adds them to *set. With
+ * `fresh` (the file is protected as a whole): all but the dirty ones; else those armed and not
  * dirty. 0 or -ENOMEM.
  */
-int mm_plan_arm(const struct mm *mm, uint64_t file, enum mm_owner owner, bool fresh, uint64_t pgoff,
-		uint64_t nr, struct mm_set *set);
+int mm_plan_arm(const struct mm *mm, uint64_t file, bool fresh, uint64_t pgoff, uint64_t nr,
+		struct mm_set *set);
+
+/*
+ * Adds to *set what of [pgoff, pgoff + nr) is carried and not known to have been stored to: armed
+ * by the program, and shown by no mapping that it has registered. 0 or -ENOMEM.
+ */
+int mm_carried(const struct mm *mm, const struct mm_file *file, uint64_t pgoff, uint64_t nr,
+	       struct mm_set *set);
+
+/* What is carried in [pgoff, pgoff + nr) is dirty. 0 or -ENOMEM. */
+int mm_doubt_carried(struct mm *mm, struct mm_file *file, uint64_t pgoff, uint64_t nr);
+
+/* The same of those pages of *set. */
+int mm_carried_written(struct mm *mm, struct mm_file *file, const struct mm_set *set);
 
 /*
  * Adds to *set which pages of the file the mappings in [start, end) say are dirty: armed, shown by
@@ -167,8 +185,12 @@ int mm_fold_shown(struct mm *mm);
 /* ZAP_DROP: contents of [pgoff, pgoff + nr) were dropped: armed pages there are dirty. */
 int mm_drop(struct mm *mm, uint64_t file, uint64_t pgoff, uint64_t nr);
 
-/* Everything that owner wpfs armed in [pgoff, pgoff + nr) of the file is dirty. */
+/* Everything that owner wpfs armed in [pgoff, pgoff + nr) of the file is dirty, and all that is
+ * carried. */
 int mm_doubt(struct mm *mm, struct mm_file *file, uint64_t pgoff, uint64_t nr);
+
+/* The first of these alone. */
+int mm_doubt_armed(struct mm *mm, struct mm_file *file, uint64_t pgoff, uint64_t nr);
 
 /* ZAP_LOST: the address space is gone without a last harvest: all that is armed is dirty. */
 int mm_lost(struct mm *mm);

@@ -9,6 +9,11 @@
 int mm_zap(struct mm *mm, struct mm_file *file, enum mm_owner owner, uint64_t pgoff, uint64_t nr,
 	   enum zap_reason why);
 
+/* Adds what of [pgoff, pgoff + nr) the program has armed and none of these mappings shows that it
+ * has registered: to an empty *set. 0 or -ENOMEM. */
+int mm_carried_beside(const struct mm_vma *vmas, size_t nr_vmas, const struct mm_file *file,
+		      uint64_t pgoff, uint64_t nr, struct mm_set *set);
+
 /* Adds the armed pages that a mapping shows unmarked to *set. */
 int mm_vma_shown(const struct mm_vma *vma, const struct mm_set *armed, struct mm_set *set);
 

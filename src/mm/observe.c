@@ -14,7 +14,8 @@
  *    until the next protect registers them and so finds out.
  * 3. What every mapping says now is folded into the sticky dirty sets, and before all what those
  *    cannot say that were not registered: everything armed in them. Under --protect a mapping that
- *    nobody was told of is armed here, all of it dirty.
+ *    nobody was told of is armed here, all of it dirty. What the program carries from an earlier
+ * run is dirty likewise where it is not marked, or not watched.
  *
  * All pieces are kept in arrays sorted as the VMAs are; matching 2 is quadratic in the number of
  * pieces that moved since the last harvest, which is small.
@@ -239,6 +240,10 @@ static int observe_match(struct mm *mm, struct mm_vma *now, size_t nr)
 		if (now[i].registered && !owned[i])
 			now[i].owner = now[i].async && !mm->own_uffds ? MM_WPFS : MM_PROGRAM;
 	}
+	for (size_t i = 0; mm->own_doubted && i < nr; i++) {
+		if (now[i].registered && now[i].owner == MM_PROGRAM)
+			mm_set_clear(&now[i].marked);
+	}
 	free(gone.p);
 	free(ob.come.p);
 	return r;
@@ -339,7 +344,35 @@ static int observe_fold_wpfs(struct mm *mm, struct mm_file *f, const struct mm_v
 	}
 	if (vma->registered && vma->owner == MM_WPFS)
 		return mm_vma_shown(vma, &f->own[MM_WPFS].armed, &f->own[MM_WPFS].dirty);
-	return mm_doubt(mm, f, vma->pgoff, mm_vma_pages(vma));
+	return mm_doubt_armed(mm, f, vma->pgoff, mm_vma_pages(vma));
+}
+
+/*
+ * What a mapping that is not the program's says of the pages that it carries. From then on only
+ * marks of pages that wpfs has armed are wpfs's.
+ */
+static int observe_carried(struct mm_file *f, const struct mm_vma *now, size_t nr,
+			   struct mm_vma *vma, uint64_t *conservative)
+{
+	_cleanup_set_ struct mm_set carried = {NULL}, mine = {NULL};
+	struct mm_owned *own = &f->own[MM_PROGRAM];
+	const uint64_t before = mm_set_count(&own->dirty);
+	int r;
+
+	if (vma->sealed || mm_set_is_empty(&own->armed) ||
+	    (vma->registered && vma->owner == MM_PROGRAM))
+		return 0;
+	r = mm_carried_beside(now, nr, f, vma->pgoff, mm_vma_pages(vma), &carried);
+	if (r == 0)
+		r = vma->registered ? mm_vma_shown(vma, &carried, &own->dirty)
+				    : mm_set_or(&own->dirty, &carried);
+	if (r == 0 && !vma->registered)
+		*conservative += mm_set_count(&own->dirty) - before;
+	if (r == 0 && vma->registered)
+		r = mm_set_shift(&mine, &f->own[MM_WPFS].armed, -(int64_t)vma->pgoff);
+	if (r == 0 && vma->registered)
+		r = mm_set_and(&vma->marked, &mine);
+	return r;
 }
 
 /* Is a page marked that was not at the last look? */
@@ -397,7 +430,7 @@ static int observe_arm_program(struct mm_file *f, const struct mm_vma *vma)
 }
 
 /* Step 3. */
-static int observe_fold(struct mm *mm, const struct mm_vma *now, size_t nr)
+static int observe_fold(struct mm *mm, struct mm_vma *now, size_t nr)
 {
 	_cleanup_free_ bool *news = calloc(nr + 1, sizeof(*news));
 	size_t begin = 0;
@@ -421,6 +454,8 @@ static int observe_fold(struct mm *mm, const struct mm_vma *now, size_t nr)
 			r = observe_arm_program(f, &now[i]);
 		if (r == 0)
 			r = observe_fold_wpfs(mm, f, &now[i], news[i]);
+		if (r == 0)
+			r = observe_carried(f, now, nr, &now[i], &mm->conservative);
 	}
 	for (size_t i = 0; r == 0 && i < nr; i++) {
 		struct mm_owned *own = &mm_file_find(mm, now[i].file)->own[MM_PROGRAM];

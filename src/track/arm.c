@@ -7,7 +7,8 @@
 #include "track/residency.h"
 #include "uffd/uffd.h"
 
-int arm_runs(int uffd, uint64_t start, uint64_t end, uint64_t pgoff, const struct mm_set *set)
+int arm_runs(int uffd, uint64_t start, uint64_t end, uint64_t pgoff, const struct mm_set *set,
+	     bool on)
 {
 	struct mm_runs runs;
 	uint64_t first, nr;
@@ -17,7 +18,7 @@ int arm_runs(int uffd, uint64_t start, uint64_t end, uint64_t pgoff, const struc
 	while (r == 0 && mm_runs_next(&runs, &first, &nr)) {
 		uint64_t at = start + ((first - pgoff) << WPFS_PAGE_SHIFT);
 
-		r = uffd_writeprotect(uffd, at, at + (nr << WPFS_PAGE_SHIFT), true);
+		r = uffd_writeprotect(uffd, at, at + (nr << WPFS_PAGE_SHIFT), on);
 	}
 	return r;
 }
@@ -31,5 +32,5 @@ int arm_pages(struct track *t, struct tmm *tm, uint64_t file, uint64_t start, ui
 	if (uffd < 0)
 		return uffd;
 	r = residency_register(t, uffd, start, end, file);
-	return r < 0 ? r : arm_runs(uffd, start, end, pgoff, set);
+	return r < 0 ? r : arm_runs(uffd, start, end, pgoff, set, true);
 }

@@ -23,6 +23,9 @@
  * fault thread: message (before one is read). Of the track thread: looking (for files of which
  * nothing is known, and not at all names yet).
  *
+ * Of a userfaultfd that is registered, on any mount: rearming, rearmed (what it had marked in an
+ * earlier run).
+ *
  * Steps that can fail: bits (of a file), record, lower-read, spill-open, spill-write, punch;
  * spill-read, lower-write, lower-short (half of the pages are in the lower file then); and each
  * piece of I/O to the store: io-write, io-read.

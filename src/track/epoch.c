@@ -140,6 +140,9 @@ static int turn_mark(struct track *t, struct tmm *tm, int uffd, int pagemap,
 			 log_errstr(r));
 		r = mm_set_or_range(&turn->was_dirty, &turn->was_armed, pgoff,
 				    (end - start) >> WPFS_PAGE_SHIFT);
+		if (r == 0)
+			r = mm_doubt_carried(&tm->mm, turn->f, pgoff,
+					     (end - start) >> WPFS_PAGE_SHIFT);
 		return r < 0 ? r
 			     : mm_set_add_range(&turn->stays, pgoff,
 						(end - start) >> WPFS_PAGE_SHIFT);
@@ -151,6 +154,8 @@ static int turn_mark(struct track *t, struct tmm *tm, int uffd, int pagemap,
 	if (r < 0)
 		return r;
 	r = mm_set_shift(&written, &written, (int64_t)pgoff);
+	if (r == 0)
+		r = mm_carried_written(&tm->mm, turn->f, &written);
 	if (r == 0)
 		r = mm_set_and(&written, &turn->was_armed);
 	return r < 0 ? r : mm_set_or(&turn->was_dirty, &written);
@@ -196,6 +201,8 @@ static int protect_doubt(struct tmm *tm, const struct protect_selection *sel, st
 		r = mm_set_or_range(&turns[i].was_dirty, &turns[i].was_armed, pgoff, pages);
 		if (r == 0)
 			r = mm_set_or_range(&turns[i].stays, &own->armed, pgoff, pages);
+		if (r == 0)
+			r = mm_doubt_carried(&tm->mm, turns[i].f, pgoff, pages);
 		if (r < 0)
 			return r;
 	}

@@ -5,13 +5,16 @@
  * daemon and for people.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/inotify.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <utlist.h>
 
+#include "base/cleanup.h"
 #include "base/log.h"
 #include "db/marks.h"
 #include "track/internal.h"
@@ -68,6 +71,21 @@ bool files_learn(struct track *t, struct track_file *file)
 		return false;
 	file->handle = found.handle;
 	return true;
+}
+
+int files_ctime(struct track *t, struct track_file *file, struct timespec *ctime)
+{
+	_cleanup_close_ int fd = files_learn(t, file)
+					 ? fs_handle_open(t->config.fs, &file->handle, O_PATH)
+					 : -ESTALE;
+	struct stat st;
+
+	if (fd < 0)
+		return fd;
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	*ctime = st.st_ctim;
+	return 0;
 }
 
 int files_load(struct track *t, const struct db_file *row, bool same_lower)

@@ -133,6 +133,7 @@ int fork_copy_model(struct mm *to, const struct mm *from)
 	if (to->epoch < from->epoch)
 		to->epoch = from->epoch;
 	to->own_uffds = from->own_uffds;
+	to->own_doubted = from->own_doubted;
 	HASH_ITER (hh, from->files, f, next) {
 		const bool had = mm_file_find(to, f->id);
 		struct mm_file *copy = mm_file_get(to, f->id);

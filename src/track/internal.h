@@ -51,6 +51,19 @@ struct own_uffd {
 };
 
 /*
+ * How a file was just before wpfs let go of what the program carries in it, for its own userfaultfd
+ * to have: nobody watches until that is marked.
+ */
+struct own_window {
+	uint64_t file, since_ns;
+	uint64_t faults; /* of the program */
+	struct timespec ctime;
+	struct mm_set present; /* pages of the file that the mapping had, read-only */
+};
+
+#define OWN_WINDOWS 4 /* files that one REGISTER is about; what more it carries is lost */
+
+/*
  * What the client is about to do, known so that a harvest between its request and its system call
  * is not misled. Over with its next request, or after a while: it may have been stopped.
  */
@@ -118,6 +131,8 @@ struct tmm {
 	bool widowed; /* capped: the witness died before this daemon, and uffd_copy is the program's
 		       */
 	struct own_uffd *uffds;
+	struct own_window windows[OWN_WINDOWS]; /* from a UFFD_PRE to the next message */
+	size_t nr_windows;
 	struct stray strays[WPFS_WITNESS_FDS];
 	size_t nr_strays;
 	uint64_t told;		  /* commands that the witness was sent */
@@ -359,6 +374,15 @@ void own_resume(struct track *t, struct tmm *tm);
  */
 void own_look(struct track *t);
 
+/* ---- carried.c: marks of an earlier run, until the program registers ---- */
+/* It is about to register [start, end): before the last look at that. 0 or -errno. */
+int carried_open(struct track *t, struct tmm *tm, uint64_t start, uint64_t end);
+/* After that look: wpfs's uffd is about to let go of [from, to) of a mapping. */
+int carried_note(struct tmm *tm, const struct mm_vma *vma, uint64_t from, uint64_t to);
+/* It has registered [start, end) with `uffd`: what it carries there is marked before it is told. */
+int carried_rearm(struct request *rq, int uffd, uint64_t start, uint64_t end);
+void carried_forget(struct tmm *tm);
+
 /* ---- tmm.c ---- */
 struct tmm *tmm_new(struct track *t);
 void tmm_free(struct track *t, struct tmm *tm);
@@ -383,6 +407,8 @@ int tmm_look(struct track *t, const struct tmm *tm, uint64_t skip_start, uint64_
 int tmm_harvest(struct track *t, struct tmm *tm);
 /* The same, as if nothing were mapped in [skip_start, skip_end): a mapping is being made there. */
 int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64_t skip_end);
+/* CLOCK_MONOTONIC */
+uint64_t tmm_now_ns(void);
 /* Something in it was set. */
 void tmm_announce(struct announced *a);
 /*
@@ -436,10 +462,11 @@ bool shared_go_on(struct track *t, struct tmm *tm);
 /*
  * Marks the pages *set (page offsets in the file) of the mapping [start, end) that shows the file
  * from pgoff on: arm_runs with a uffd it is registered with, arm_pages with wpfs's, after
- * registering it. The armed set must be committed before.
+ * registering it. The armed set must be committed before. Without `on` their marks go.
  * 0; -EPERM: can never be written (nothing to protect); -EBUSY: another uffd has it.
  */
-int arm_runs(int uffd, uint64_t start, uint64_t end, uint64_t pgoff, const struct mm_set *set);
+int arm_runs(int uffd, uint64_t start, uint64_t end, uint64_t pgoff, const struct mm_set *set,
+	     bool on);
 int arm_pages(struct track *t, struct tmm *tm, uint64_t file, uint64_t start, uint64_t end,
 	      uint64_t pgoff, const struct mm_set *set);
 
@@ -454,6 +481,9 @@ int files_refresh(struct track *t);
 void files_free(struct track *t);
 /* The file's entry, made when there is none. NULL: out of memory. */
 struct track_file *files_get(struct track *t, uint64_t ino);
+/* The ctime of the lower file, which nobody can set and each first store to a page moves. -errno.
+ */
+int files_ctime(struct track *t, struct track_file *file, struct timespec *ctime);
 /* Learns the handle while the kernel knows the inode. True: the file can be found by it. */
 bool files_learn(struct track *t, struct track_file *file);
 /* The same while it is mapped, which may be the last time that anybody can tell its name. */

@@ -78,13 +78,15 @@ static int mapping_arm_fresh(struct track *t, struct tmm *tm, const struct wpfs_
 /*
  * Is anything of the file armed in this mm? Then its mappings are watched, also one of pages that
  * are all dirty: beside mappings that are it would be one of its own for the kernel, and a program
- * that moves them all with one mremap(2) would get EFAULT.
+ * that moves them all with one mremap(2) would get EFAULT. So are marks that the program carries,
+ * until it registers: what it stores before must not be marked then.
  */
-static bool mapping_is_watched(const struct tmm *tm, uint64_t file)
+static bool mapping_is_watched(const struct tmm *tm, uint64_t file, const struct mm_set *carried)
 {
 	const struct mm_file *f = mm_file_find(&tm->mm, file);
 
-	return f && (f->protect || !mm_set_is_empty(&f->own[MM_WPFS].armed));
+	return f && (f->protect || !mm_set_is_empty(&f->own[MM_WPFS].armed) ||
+		     !mm_set_is_empty(carried));
 }
 
 /* Marks that are put into a new mapping. */
@@ -173,9 +175,38 @@ static int mapping_not_armed(struct track *t, struct tmm *tm, const struct wpfs_
 	return r < 0 ? r : mapping_persist(t, tm, map, false, true, NULL);
 }
 
+/* What is armed in a new mapping. */
+struct mapping_plan {
+	struct mm_set wpfs, carried; /* for whom, page offsets in the file */
+	struct mm_set all;
+};
+
+static void mapping_plan_free(struct mapping_plan *plan)
+{
+	mm_set_free(&plan->wpfs);
+	mm_set_free(&plan->carried);
+	mm_set_free(&plan->all);
+}
+
+/* `fresh`: all of it, since the file is protected as a whole. 0 or -ENOMEM. */
+static int mapping_make_plan(const struct tmm *tm, const struct wpfs_map *map, bool fresh,
+			     struct mapping_plan *plan)
+{
+	const uint64_t pgoff = map->offset >> WPFS_PAGE_SHIFT;
+	const uint64_t nr = mapping_len(map) >> WPFS_PAGE_SHIFT;
+	const struct mm_file *f = mm_file_find(&tm->mm, map->ino);
+	int r = mm_plan_arm(&tm->mm, map->ino, fresh, pgoff, nr, &plan->wpfs);
+
+	if (r == 0 && f)
+		r = mm_carried(&tm->mm, f, pgoff, nr, &plan->carried);
+	if (r == 0)
+		r = mm_set_copy(&plan->all, &plan->wpfs);
+	return r < 0 ? r : mm_set_or(&plan->all, &plan->carried);
+}
+
 /* Records the mapping and arms what has to be. Gives the number of pages armed or -errno. */
 static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_map *map,
-			   struct mm_set *set, bool fresh, bool changed)
+			   const struct mapping_plan *plan, bool fresh, bool changed)
 {
 	uint64_t len = mapping_len(map);
 	struct mm_vma vma = {
@@ -187,14 +218,14 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 		.prot = map->prot & (PROT_READ | PROT_WRITE | PROT_EXEC),
 		.owner = MM_WPFS,
 	};
-	struct arming arming = {.t = t, .tm = tm, .vma = &vma, .set = set};
+	struct arming arming = {.t = t, .tm = tm, .vma = &vma, .set = &plan->all};
 	bool first = false, more = false, watched, beside;
 	int r = fresh ? mapping_arm_fresh(t, tm, map, &first, &more) : 0;
 
 	mm_set_init(&vma.marked);
-	watched = vma.registered = vma.async = mapping_is_watched(tm, map->ino);
+	watched = vma.registered = vma.async = mapping_is_watched(tm, map->ino, &plan->carried);
 	if (r == 0 && watched)
-		r = mm_set_shift(&vma.marked, set, -(int64_t)vma.pgoff);
+		r = mm_set_shift(&vma.marked, &plan->wpfs, -(int64_t)vma.pgoff);
 	else if (r == 0)
 		r = residency_map(t, tm, &vma);
 	if (r == 0)
@@ -203,7 +234,7 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 		mm_set_free(&vma.marked);
 	if (r == 0)
 		files_learn_mapped(t, map->ino);
-	beside = watched && !more && !changed && mm_set_count(set) >= MAPPING_LARGE;
+	beside = watched && !more && !changed && mm_set_count(&plan->all) >= MAPPING_LARGE;
 	/* What has armed pages has an open epoch: if it had before, this is more of it. */
 	if (r == 0)
 		r = first ? protect_open_epoch(t, tm, map->ino)
@@ -219,7 +250,7 @@ static int64_t mapping_new(struct track *t, struct tmm *tm, const struct wpfs_ma
 		}
 	}
 	if (r == 0)
-		return watched ? (int64_t)mm_set_count(set) : 0;
+		return watched ? (int64_t)mm_set_count(&plan->all) : 0;
 	mm_unmap(&tm->mm, map->final, map->final + len, ZAP_UNSEEN);
 	return r;
 }
@@ -293,8 +324,8 @@ void mapping_map(struct request *rq)
 	struct tmm *tm = rq->c->tmm;
 	struct wpfs_map_reply reply = {0};
 	const char *bad = mapping_bad(rq->t, map);
+	struct mapping_plan plan = {0};
 	struct mm_file *f;
-	struct mm_set set;
 	bool fresh, changed = false;
 	int64_t armed;
 	int r = 0;
@@ -322,20 +353,20 @@ void mapping_map(struct request *rq)
 		r = mapping_clear_place(rq->t, tm, map, &changed);
 	f = mm_file_find(&tm->mm, map->ino);
 	fresh = tm->mm.protect_new || (f && f->protect);
-	mm_set_init(&set);
 	if (r == 0)
-		r = mm_plan_arm(&tm->mm, map->ino, MM_WPFS, fresh, map->offset >> WPFS_PAGE_SHIFT,
-				mapping_len(map) >> WPFS_PAGE_SHIFT, &set);
+		r = mapping_make_plan(tm, map, fresh, &plan);
 	/* Where other threads could use it before this: they may have stored. Armed, and no marks.
 	 */
-	if (!map->query && map->addr == map->final && map->flags & MAP_FIXED)
-		mm_set_clear(&set);
-	armed = r < 0 ? r : (int64_t)mm_set_count(&set);
+	if (!map->query && map->addr == map->final && map->flags & MAP_FIXED) {
+		mm_set_clear(&plan.wpfs);
+		mm_set_clear(&plan.all);
+	}
+	armed = r < 0 ? r : (int64_t)mm_set_count(&plan.all);
 	if (r == 0 && map->query)
 		mapping_is_coming(&tm->announced, map);
 	if (r == 0 && !map->query)
-		armed = mapping_new(rq->t, tm, map, &set, fresh, changed);
-	mm_set_free(&set);
+		armed = mapping_new(rq->t, tm, map, &plan, fresh, changed);
+	mapping_plan_free(&plan);
 	if (armed >= 0 && !map->query)
 		r = mapping_look_late(rq, map);
 	if (r < 0)

@@ -74,11 +74,13 @@ static int own_step_aside(struct track *t, struct tmm *tm, uint64_t start, uint6
 			continue;
 		mappings++;
 		if (f)
-			r = mm_doubt(&tm->mm, f,
-				     vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
-				     (to - from) >> WPFS_PAGE_SHIFT);
+			r = mm_doubt_armed(&tm->mm, f,
+					   vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
+					   (to - from) >> WPFS_PAGE_SHIFT);
 		if (r == 0)
 			r = residency_bring_back(t, vma->file);
+		if (r == 0)
+			r = carried_note(tm, vma, from, to);
 		if (r == 0)
 			r = uffd_unregister(uffd, from, to);
 		if (r == 0)
@@ -153,32 +155,6 @@ static int own_keep(struct track *t, struct tmm *tm, int number, int *fd)
 	return own->copy;
 }
 
-/* Marks of an earlier run go into the program's uffd before its REGISTER returns. */
-static int own_rearm(struct tmm *tm, int uffd, uint64_t start, uint64_t end)
-{
-	int r = 0;
-
-	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
-		const struct mm_vma *vma = &tm->mm.vmas[i];
-		uint64_t from = vma->start > start ? vma->start : start;
-		uint64_t to = vma->end < end ? vma->end : end;
-		uint64_t pgoff = vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT);
-		struct mm_set set;
-
-		/* Registered before: its marks are in the page tables, and what the program has
-		 * un-protected since the last look must not be protected again. */
-		if (from >= to || (vma->registered && vma->owner == MM_PROGRAM))
-			continue;
-		mm_set_init(&set);
-		r = mm_plan_arm(&tm->mm, vma->file, MM_PROGRAM, false, pgoff,
-				(to - from) >> WPFS_PAGE_SHIFT, &set);
-		if (r == 0)
-			r = arm_runs(uffd, from, to, pgoff, &set);
-		mm_set_free(&set);
-	}
-	return r;
-}
-
 void own_post(struct request *rq)
 {
 	const struct wpfs_uffd_range *range = rq->body;
@@ -194,7 +170,7 @@ void own_post(struct request *rq)
 		/* Who has given up waiting goes on, and has perhaps stored there by now. */
 		r = copy < 0		       ? copy
 		    : client_is_hung_up(rq->c) ? 0
-					       : own_rearm(tm, copy, range->addr, end);
+					       : carried_rearm(rq, copy, range->addr, end);
 		if (r == 0)
 			r = mm_set_registered(&tm->mm, range->addr, end, true, MM_PROGRAM, false);
 		if (r == 0)
@@ -339,10 +315,20 @@ void own_pre(struct request *rq)
 		/* A fork child that has mapped nothing itself has no row yet. */
 		r = tm->state == TMM_NEW ? tmm_enlist(rq->t, tm) : 0;
 		if (r == 0)
+			r = carried_open(rq->t, tm, range->addr, range->addr + range->len);
+		if (r == 0)
 			r = tmm_harvest(rq->t, tm);
 		if (r == 0)
 			r = own_step_aside(rq->t, tm, range->addr, range->addr + range->len,
 					   range->again);
+		/* A daemon after this one has to look for them. */
+		if (r >= 0 && !tm->mm.own_uffds) {
+			int stored;
+
+			tm->mm.own_uffds = true;
+			stored = persist_mm_lazy(rq->t, tm);
+			r = stored < 0 ? stored : r;
+		}
 		tm->mm.own_uffds = true;
 		tm->announced.aside_start = range->addr;
 		tm->announced.aside_end = range->addr + range->len;

@@ -89,6 +89,7 @@ static int persist_load_mm(void *ctx, const struct db_mm *row, struct mm *model)
 	tm->maybe_shared = l->same_lower && row->flags & DB_MM_MAYBE_SHARED;
 	tm->epoch_turned = tm->fork_child; /* for all one knows */
 	tm->mm.own_uffds = row->flags & DB_MM_OWN_UFFDS;
+	tm->mm.own_doubted = row->flags & DB_MM_OWN_DOUBTED;
 	tm->state = live ? TMM_LIVE : TMM_DETACHED;
 	tm->stale_row = row->state == WPFS_MM_LIVE && !live;
 	if (strcmp(row->boot_id, t->boot_id) == 0 && (live || row->state == WPFS_MM_DETACHED))
@@ -204,6 +205,7 @@ static void persist_row(const struct track *t, const struct tmm *tm, struct db_m
 		.flags = (tm->private_maps ? DB_MM_PRIVATE_MAPS : 0) |
 			 (tm->mapped_shared ? DB_MM_MAPPED_SHARED : 0) |
 			 (tm->mm.own_uffds ? DB_MM_OWN_UFFDS : 0) |
+			 (tm->mm.own_doubted ? DB_MM_OWN_DOUBTED : 0) |
 			 (tm->fork_child ? DB_MM_FORK_CHILD : 0) |
 			 (tm->maybe_shared ? DB_MM_MAYBE_SHARED : 0) |
 			 (tm->witness_pidfd < 0 ? DB_MM_NO_WITNESS : 0),

@@ -180,7 +180,7 @@ static int residency_protect_huge(int uffd, int pagemap, uint64_t start, uint64_
 
 	if (r == 0)
 		r = mm_set_or(written, &huge);
-	return r < 0 ? r : arm_runs(uffd, start, end, 0, &huge);
+	return r < 0 ? r : arm_runs(uffd, start, end, 0, &huge, true);
 }
 
 int residency_protect(struct track *t, struct tmm *tm, int uffd, int pagemap, uint64_t start,

@@ -43,6 +43,7 @@ void tmm_free(struct track *t, struct tmm *tm)
 	track_watch_remove(t, &tm->program_watch);
 	residency_detach(t, tm);
 	own_free_all(tm);
+	carried_forget(tm);
 	close_fd(&tm->witness_pidfd);
 	close_fd(&tm->uffd_copy);
 	close_fd(&tm->born_uffd);
@@ -157,7 +158,7 @@ static bool tmm_knows(const struct tmm *tm, const struct mm_vma *vma)
 		       (vma->start >> WPFS_PAGE_SHIFT) - vma->pgoff;
 }
 
-static uint64_t tmm_now_ns(void)
+uint64_t tmm_now_ns(void)
 {
 	struct timespec now;
 
@@ -473,7 +474,7 @@ int tmm_take_name(struct track *t, struct tmm *tm)
 		tmm_free(t, old);
 		mm_forget_vmas(&tm->mm);
 		tm->mm.protect_new = protect_new;
-		tm->mm.own_uffds = false;
+		tm->mm.own_uffds = tm->mm.own_doubted = false;
 	} else {
 		tm->mm.id = t->next_mm++;
 	}

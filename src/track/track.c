@@ -20,6 +20,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "db/db.h"
+#include "track/capped_test.h"
 #include "track/evict.h"
 #include "track/residency.h"
 #include "track/written.h"
@@ -251,6 +252,7 @@ int track_start(const struct track_config *config, struct track **track)
 
 	if (!t)
 		return -ENOMEM;
+	capped_test_init();
 	t->busy_fd = t->epoll_fd = t->devuffd = t->life_pipe[0] = t->life_pipe[1] = -1;
 	t->deaths_watch = (struct watch){WATCH_DEATHS, -1};
 	t->queue_watch = (struct watch){WATCH_QUEUE, -1};

@@ -268,22 +268,6 @@ enum mm_written written_turn(struct track *t, struct mm_file *f, bool whole)
 
 /* ---- the life of a daemon ---- */
 
-/* Of the lower file; nobody can set it. -errno. */
-static int written_ctime(struct track *t, struct track_file *file, struct timespec *ctime)
-{
-	_cleanup_close_ int fd = files_learn(t, file)
-					 ? fs_handle_open(t->config.fs, &file->handle, O_PATH)
-					 : -ESTALE;
-	struct stat st;
-
-	if (fd < 0)
-		return fd;
-	if (fstat(fd, &st) < 0)
-		return -errno;
-	*ctime = st.st_ctim;
-	return 0;
-}
-
 /* Calls fn for each file that an epoch is open for. */
 static void written_for_each(struct track *t,
 			     void (*fn)(struct track *t, struct mm_file *f, void *arg), void *arg)
@@ -306,7 +290,7 @@ static void written_begin_file(struct track *t, struct mm_file *f, void *arg)
 	const uint64_t *known = arg;
 
 	if (f->written != MM_WRITTEN_NO ||
-	    (*known == 1 && file && written_ctime(t, file, &file->written_ctime) == 0))
+	    (*known == 1 && file && files_ctime(t, file, &file->written_ctime) == 0))
 		return;
 	f->written = MM_WRITTEN_UNKNOWN;
 	t->written_unsaved = true;
@@ -333,9 +317,9 @@ static void written_serve_file(struct track *t, struct mm_file *f, void *arg)
 	if (f->written == MM_WRITTEN_YES)
 		return;
 	written_look_for(t, f->id);
-	if (f->written == MM_WRITTEN_NO && (!file || written_ctime(t, file, &now) < 0 ||
-					    now.tv_sec != file->written_ctime.tv_sec ||
-					    now.tv_nsec != file->written_ctime.tv_nsec))
+	if (f->written == MM_WRITTEN_NO &&
+	    (!file || files_ctime(t, file, &now) < 0 || now.tv_sec != file->written_ctime.tv_sec ||
+	     now.tv_nsec != file->written_ctime.tv_nsec))
 		written_set(t, f->id, MM_WRITTEN_UNKNOWN);
 }
 

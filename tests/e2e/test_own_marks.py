@@ -45,8 +45,12 @@ def stored(program, pages):
     return {page for page in pages if program.order(f"store {page}")}
 
 
+def owned_all(wpfs):
+    return report.marked(wpfs, "t", owner="program")
+
+
 def owned(wpfs):
-    return report.marked(wpfs, "t", owner="program") - LAST
+    return owned_all(wpfs) - LAST
 
 
 def test_no_mark_of_wpfs_makes_a_message(wpfs, writers):

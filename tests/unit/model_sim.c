@@ -227,7 +227,7 @@ static void shim_map_at(struct sim *s, int at, int nr, int file, int pgoff)
 			   .pgoff = (uint64_t)pgoff,
 			   .owner = MM_WPFS};
 
-	ok(mm_plan_arm(&s->mm, v.file, MM_WPFS, fresh, v.pgoff, (uint64_t)nr, &set));
+	ok(mm_plan_arm(&s->mm, v.file, fresh, v.pgoff, (uint64_t)nr, &set));
 	replaced(s, at, nr);
 	ok(mm_unmap(&s->mm, v.start, v.end, ZAP_UNSEEN));
 	for (int i = 0; fresh && i < nr; i++)

@@ -128,8 +128,8 @@ static void test_map_over_a_mapping_replaced_it_unseen(void **state)
 	assert_vma(&mm, 1, 103, 4, 0, 4);
 	assert_vma(&mm, 2, 107, 3, 7, 3);
 	assert_dirty(&mm, MM_WPFS, 3, 4);
-	assert_dirty(&mm, MM_PROGRAM, 0, 0);
-	assert_int_equal(mm.conservative, 4);
+	assert_dirty(&mm, MM_PROGRAM, 3, 4); /* carried, and watched there */
+	assert_int_equal(mm.conservative, 8);
 	mm_free(&mm);
 }
 
@@ -142,7 +142,8 @@ static void test_map_unregistered_makes_armed_dirty(void **state)
 	setup(&mm);
 	assert_int_equal(mm_map(&mm, &v), 0);
 	assert_dirty(&mm, MM_WPFS, 8, 2);
-	assert_int_equal(mm.conservative, 2);
+	assert_dirty(&mm, MM_PROGRAM, 8, 2);
+	assert_int_equal(mm.conservative, 4);
 	mm_free(&mm);
 }
 
@@ -211,7 +212,8 @@ static void test_vanish_makes_armed_dirty(void **state)
 	setup(&mm);
 	assert_int_equal(mm_unmap(&mm, AT(108), AT(120), ZAP_UNSEEN), 0);
 	assert_dirty(&mm, MM_WPFS, 8, 2);
-	assert_int_equal(mm.conservative, 2);
+	assert_dirty(&mm, MM_PROGRAM, 8, 2);
+	assert_int_equal(mm.conservative, 4);
 	assert_vma(&mm, 0, 100, 8, 0, 8);
 	mm_free(&mm);
 }
@@ -292,12 +294,12 @@ static void test_plan_arm_fresh_is_all_but_dirty(void **state)
 
 	setup(&mm);
 	assert_int_equal(mm_drop(&mm, F1, 2, 3), 0);
-	assert_int_equal(mm_plan_arm(&mm, F1, MM_WPFS, true, 1, 20, &set), 0);
+	assert_int_equal(mm_plan_arm(&mm, F1, true, 1, 20, &set), 0);
 	assert_int_equal(mm_set_count(&set), 17);
 	assert_true(mm_set_contains(&set, 1) && mm_set_contains(&set, 20));
 	assert_int_equal(mm_set_count_range(&set, 2, 3), 0);
 	mm_set_free(&set);
-	assert_int_equal(mm_plan_arm(&mm, F2, MM_WPFS, true, 5, 5, &set), 0);
+	assert_int_equal(mm_plan_arm(&mm, F2, true, 5, 5, &set), 0);
 	assert_int_equal(mm_set_count_range(&set, 5, 5), 5);
 	mm_set_free(&set);
 	mm_free(&mm);
@@ -310,14 +312,11 @@ static void test_plan_arm_again_is_armed_and_not_dirty(void **state)
 
 	setup(&mm);
 	assert_int_equal(mm_doubt(&mm, mm_file_find(&mm, F1), 2, 3), 0);
-	assert_int_equal(mm_plan_arm(&mm, F1, MM_WPFS, false, 1, 20, &set), 0);
+	assert_int_equal(mm_plan_arm(&mm, F1, false, 1, 20, &set), 0);
 	assert_int_equal(mm_set_count(&set), 6);
 	assert_int_equal(mm_set_count_range(&set, 2, 3), 0);
 	mm_set_free(&set);
-	assert_int_equal(mm_plan_arm(&mm, F1, MM_PROGRAM, false, 1, 20, &set), 0);
-	assert_int_equal(mm_set_count_range(&set, 1, 9), 9);
-	mm_set_free(&set);
-	assert_int_equal(mm_plan_arm(&mm, F2, MM_WPFS, false, 0, 20, &set), 0);
+	assert_int_equal(mm_plan_arm(&mm, F2, false, 0, 20, &set), 0);
 	assert_true(mm_set_is_empty(&set));
 	mm_free(&mm);
 }
@@ -343,7 +342,7 @@ static void test_zap_only_unmapping_clears(void **state)
 	} rows[] = {
 		{ZAP_DROP, 4, 10, 4, 0},
 		{ZAP_UNMAP, 0, 6, 0, 0},
-		{ZAP_UNSEEN, 4, 6, 0, 4},
+		{ZAP_UNSEEN, 4, 6, 0, 8},
 		{ZAP_LOST, 4, 10, 4, 8},
 	};
 
@@ -365,7 +364,7 @@ static void test_zap_only_unmapping_clears(void **state)
 	}
 }
 
-static void test_doubt_is_of_wpfs_and_counted_once(void **state)
+static void test_doubt_is_counted_once(void **state)
 {
 	struct mm mm;
 
@@ -373,8 +372,12 @@ static void test_doubt_is_of_wpfs_and_counted_once(void **state)
 	assert_int_equal(mm_doubt(&mm, mm_file_find(&mm, F1), 5, 2), 0);
 	assert_int_equal(mm_doubt(&mm, mm_file_find(&mm, F1), 4, 4), 0);
 	assert_dirty(&mm, MM_WPFS, 4, 4);
-	assert_dirty(&mm, MM_PROGRAM, 0, 0);
-	assert_int_equal(mm.conservative, 4);
+	assert_dirty(&mm, MM_PROGRAM, 4, 4);
+	assert_int_equal(mm.conservative, 8);
+	assert_int_equal(mm_doubt_armed(&mm, mm_file_find(&mm, F1), 3, 2), 0);
+	assert_dirty(&mm, MM_WPFS, 3, 5);
+	assert_dirty(&mm, MM_PROGRAM, 4, 4);
+	assert_int_equal(mm.conservative, 9);
 	mm_free(&mm);
 }
 
@@ -446,7 +449,7 @@ int main(void)
 		cmocka_unit_test(test_plan_arm_again_is_armed_and_not_dirty),
 		cmocka_unit_test(test_drop_is_dirty_for_both_owners),
 		cmocka_unit_test(test_zap_only_unmapping_clears),
-		cmocka_unit_test(test_doubt_is_of_wpfs_and_counted_once),
+		cmocka_unit_test(test_doubt_is_counted_once),
 		cmocka_unit_test(test_lost_makes_all_armed_dirty),
 		cmocka_unit_test(test_check_sees_what_is_broken),
 	};

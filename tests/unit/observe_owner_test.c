@@ -194,6 +194,115 @@ static void test_program_moved_over_wpfs(void **state)
 	mm_free(&mm);
 }
 
+/* ---- what the program had marked in an earlier run ---- */
+
+/* Pages 0..9, and nothing of them mapped yet. */
+static void setup_carried(struct mm *mm)
+{
+	mm_init(mm);
+	arm(mm, F1, MM_PROGRAM, 0, 10);
+}
+
+static uint64_t carried(const struct mm *mm)
+{
+	_cleanup_set_ struct mm_set set = {NULL};
+
+	assert_int_equal(mm_carried(mm, mm_file_find(mm, F1), 0, 20, &set), 0);
+	return mm_set_count(&set);
+}
+
+static void test_carried_is_dirty_where_it_was_stored_to(void **state)
+{
+	struct view view = {0};
+	struct mm mm;
+
+	setup_carried(&mm);
+	view_unmark(view_add(&view, 100, 10, F1, 0), 4, 1);
+	observe(&mm, &view);
+	assert_int_equal(mm.vmas[0].owner, MM_WPFS);
+	assert_true(dirty(&mm, F1, MM_PROGRAM, 4));
+	assert_int_equal(carried(&mm), 9);
+	assert_true(mm_set_is_empty(&mm.vmas[0].marked)); /* none of these is wpfs's */
+	view_add(&view, 100, 10, F1, 0);
+	observe(&mm, &view);
+	assert_int_equal(carried(&mm), 9);
+	assert_int_equal(mm.conservative, 0);
+	assert_int_equal(mm_unmap(&mm, AT(100), AT(105), ZAP_UNMAP), 0);
+	assert_int_equal(carried(&mm), 9);
+	mm_free(&mm);
+}
+
+static void test_carried_is_dirty_where_nobody_watched(void **state)
+{
+	struct view view = {0};
+	struct mm mm;
+
+	setup_carried(&mm);
+	view_add(&view, 100, 10, F1, 0);
+	view_unregister(view_add(&view, 200, 3, F1, 1));
+	observe(&mm, &view);
+	assert_int_equal(carried(&mm), 7);
+	assert_int_equal(mm.conservative, 3);
+	view_add(&view, 102, 8, F1, 2); /* unmapped unseen: page 0 */
+	observe(&mm, &view);
+	assert_int_equal(carried(&mm), 6);
+	assert_int_equal(mm_doubt(&mm, mm_file_find(&mm, F1), 8, 10), 0);
+	assert_int_equal(carried(&mm), 4);
+	assert_int_equal(mm_doubt_armed(&mm, mm_file_find(&mm, F1), 0, 10), 0);
+	assert_int_equal(carried(&mm), 4);
+	mm_free(&mm);
+}
+
+/* From then on they are marks of this run, and what is stored elsewhere is not asked about. */
+static void test_registered_is_not_carried(void **state)
+{
+	struct view view = {0};
+	struct mm mm;
+
+	setup_carried(&mm);
+	mm.own_uffds = true;
+	view_add(&view, 100, 6, F1, 0)->async = false;
+	view_unregister(view_add(&view, 200, 10, F1, 0));
+	observe(&mm, &view);
+	assert_int_equal(carried(&mm), 0);
+	assert_false(dirty(&mm, F1, MM_PROGRAM, 5));
+	assert_true(dirty(&mm, F1, MM_PROGRAM, 6));
+	mm_free(&mm);
+}
+
+static void test_carried_written_and_doubted(void **state)
+{
+	struct mm_set set = {0};
+	struct mm_file *f;
+	struct mm mm;
+
+	setup_carried(&mm);
+	f = mm_file_find(&mm, F1);
+	assert_int_equal(mm_set_add_range(&set, 8, 5), 0);
+	assert_int_equal(mm_carried_written(&mm, f, &set), 0);
+	assert_int_equal(mm_set_count(&f->own[MM_PROGRAM].dirty), 2);
+	assert_int_equal(mm.conservative, 0);
+	assert_int_equal(mm_doubt_carried(&mm, f, 0, 3), 0);
+	assert_int_equal(mm.conservative, 3);
+	assert_int_equal(carried(&mm), 5);
+	mm_set_free(&set);
+	mm_free(&mm);
+}
+
+static void test_marks_that_are_not_believed(void **state)
+{
+	struct view view = {0};
+	struct mm mm;
+
+	setup_program(&mm);
+	mm.own_doubted = true;
+	view_add(&view, 100, 10, F1, 0)->async = false;
+	observe(&mm, &view);
+	assert_armed(&mm, F1, MM_PROGRAM, 5);
+	assert_int_equal(mm_set_count(&mm_file_find(&mm, F1)->own[MM_PROGRAM].dirty), 5);
+	mm_free(&mm);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -207,6 +316,11 @@ int main(void)
 		cmocka_unit_test(test_moved_pieces_of_both_owners),
 		cmocka_unit_test(test_moved_pieces_that_look_alike_are_not_believed),
 		cmocka_unit_test(test_program_moved_over_wpfs),
+		cmocka_unit_test(test_carried_is_dirty_where_it_was_stored_to),
+		cmocka_unit_test(test_carried_is_dirty_where_nobody_watched),
+		cmocka_unit_test(test_registered_is_not_carried),
+		cmocka_unit_test(test_carried_written_and_doubted),
+		cmocka_unit_test(test_marks_that_are_not_believed),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Marks that a program with a userfaultfd of its own had when its last run ended.
+ *
+ * Until the program registers, wpfs's own uffd watches what it carries (mapping.c). From the moment
+ * that lets go to the one when the program's has the marks other threads may store unseen. What
+ * they store to shows all the same: a page that is in the page table then is there read-only, and
+ * the first store to it, as to one that is not there, moves the ctime of the file; one that was
+ * read meanwhile is there and was not before.
+ */
+#include <errno.h>
+#include <time.h>
+
+#include "base/cleanup.h"
+#include "base/units.h"
+#include "track/capped_test.h"
+#include "track/residency.h"
+#include "uffd/pagemap.h"
+
+/* In that time nothing that was touched is taken out of the page table again. */
+#define CARRIED_WINDOW_NS 1000000000u
+
+void carried_forget(struct tmm *tm)
+{
+	while (tm->nr_windows)
+		mm_set_free(&tm->windows[--tm->nr_windows].present);
+}
+
+static struct own_window *carried_window(struct tmm *tm, uint64_t file)
+{
+	for (size_t i = 0; i < tm->nr_windows; i++) {
+		if (tm->windows[i].file == file)
+			return &tm->windows[i];
+	}
+	return NULL;
+}
+
+/* Is what is done to the file from now on of a ctime that is later? The clock may be a coarse one.
+ */
+static bool carried_clock_moves_on(const struct timespec *ctime)
+{
+	const struct timespec ms = {.tv_nsec = 1000000};
+	struct timespec now;
+
+	for (int i = 0; i < 20; i++) {
+		clock_gettime(CLOCK_REALTIME_COARSE, &now);
+		if (now.tv_sec > ctime->tv_sec ||
+		    (now.tv_sec == ctime->tv_sec && now.tv_nsec > ctime->tv_nsec))
+			return true;
+		nanosleep(&ms, NULL);
+	}
+	return false;
+}
+
+static int carried_open_file(struct track *t, struct tmm *tm, uint64_t file)
+{
+	struct track_file *known = files_get(t, file);
+	struct own_window *w = &tm->windows[tm->nr_windows];
+	int r;
+
+	if (tm->nr_windows == OWN_WINDOWS || !known)
+		return 0;
+	r = residency_bring_back(t, file);
+	*w = (struct own_window){.file = file, .since_ns = tmm_now_ns()};
+	if (proc_faults(tm->program.pid, &w->faults) < 0)
+		w->faults = UINT64_MAX;
+	if (r == 0 && files_ctime(t, known, &w->ctime) == 0 && carried_clock_moves_on(&w->ctime))
+		tm->nr_windows++;
+	return r;
+}
+
+int carried_open(struct track *t, struct tmm *tm, uint64_t start, uint64_t end)
+{
+	int r = 0;
+
+	carried_forget(tm);
+	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
+		const struct mm_vma *vma = &tm->mm.vmas[i];
+		const struct mm_file *f = mm_file_find(&tm->mm, vma->file);
+		_cleanup_set_ struct mm_set carried = {NULL};
+
+		if (vma->start >= end || vma->end <= start || carried_window(tm, vma->file) || !f)
+			continue;
+		r = mm_carried(&tm->mm, f, vma->pgoff, mm_vma_pages(vma), &carried);
+		if (r == 0 && !mm_set_is_empty(&carried))
+			r = carried_open_file(t, tm, vma->file);
+	}
+	return r;
+}
+
+/* Adds to *set which pages of the file [start, end) has in the page table; it shows it from pgoff
+ * on.
+ */
+static int carried_present(const struct tmm *tm, uint64_t start, uint64_t end, uint64_t pgoff,
+			   struct mm_set *set)
+{
+	_cleanup_close_ int pagemap = pagemap_open(tmm_pid(tm));
+	_cleanup_set_ struct mm_set present = {NULL};
+	int r = pagemap < 0 ? pagemap : pagemap_present(pagemap, start, end, &present);
+
+	if (r == 0)
+		r = mm_set_shift(&present, &present, (int64_t)pgoff);
+	return r < 0 ? r : mm_set_or(set, &present);
+}
+
+int carried_note(struct tmm *tm, const struct mm_vma *vma, uint64_t from, uint64_t to)
+{
+	struct own_window *w = carried_window(tm, vma->file);
+
+	return w ? carried_present(tm, from, to,
+				   vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
+				   &w->present)
+		 : 0;
+}
+
+/* Can it have been seen what was touched? */
+static bool carried_is_known(struct track *t, const struct tmm *tm, const struct own_window *w)
+{
+	struct track_file *file = files_get(t, w->file);
+	struct timespec now;
+	uint64_t faults;
+
+	if (!file || files_ctime(t, file, &now) < 0 || now.tv_sec != w->ctime.tv_sec ||
+	    now.tv_nsec != w->ctime.tv_nsec)
+		return false;
+	return tmm_now_ns() - w->since_ns < CARRIED_WINDOW_NS ||
+	       (proc_faults(tm->program.pid, &faults) == 0 && faults == w->faults);
+}
+
+/* Takes out of *set, which was marked just now, what nobody has stored to since the last look. */
+static int carried_untouched(struct track *t, struct tmm *tm, const struct mm_vma *vma,
+			     uint64_t from, uint64_t to, struct mm_set *set)
+{
+	const struct own_window *w = carried_window(tm, vma->file);
+	_cleanup_set_ struct mm_set present = {NULL};
+	int r;
+
+	if (!w || !carried_is_known(t, tm, w))
+		return 0;
+	r = carried_present(tm, from, to, vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
+			    &present);
+	if (r == 0)
+		r = mm_set_andnot(&present, &w->present);
+	return r < 0 ? r : mm_set_and(set, &present);
+}
+
+/*
+ * Marks what is carried in one mapping with the program's uffd. It must not find marks there that
+ * lie; nor must one of its own go, which it may have made if it has not waited.
+ */
+static int carried_rearm_vma(struct request *rq, int uffd, const struct mm_vma *vma, uint64_t from,
+			     uint64_t to)
+{
+	const uint64_t pgoff = vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT);
+	const uint64_t nr = (to - from) >> WPFS_PAGE_SHIFT;
+	struct tmm *tm = rq->c->tmm;
+	const struct mm_file *f = mm_file_find(&tm->mm, vma->file);
+	_cleanup_set_ struct mm_set set = {NULL};
+	int r = f ? mm_carried(&tm->mm, f, pgoff, nr, &set) : 0;
+
+	if (r < 0 || mm_set_is_empty(&set))
+		return r;
+	capped_test_point("rearming");
+	r = arm_runs(uffd, from, to, pgoff, &set, true);
+	capped_test_point("rearmed");
+	if (r == 0)
+		r = carried_untouched(rq->t, tm, vma, from, to, &set);
+	if (!client_is_hung_up(rq->c))
+		return mm_set_is_empty(&set) ? r : arm_runs(uffd, from, to, pgoff, &set, false);
+	if (r == 0 && mm_set_is_empty(&set))
+		return 0;
+	tm->mm.own_doubted = true;
+	tm->mm.conservative += mm_set_count(&set);
+	rq->t->conservative += mm_set_count(&set);
+	return r;
+}
+
+int carried_rearm(struct request *rq, int uffd, uint64_t start, uint64_t end)
+{
+	struct tmm *tm = rq->c->tmm;
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
+		const struct mm_vma *vma = &tm->mm.vmas[i];
+		uint64_t from = vma->start > start ? vma->start : start;
+		uint64_t to = vma->end < end ? vma->end : end;
+
+		/* Registered before: its marks are in the page tables, and what the program has
+		 * un-protected since the last look must not be protected again. */
+		if (from < to && !(vma->registered && vma->owner == MM_PROGRAM))
+			r = carried_rearm_vma(rq, uffd, vma, from, to);
+	}
+	carried_forget(tm);
+	return r;
+}
