@@ -20,7 +20,7 @@
 struct db_mm;
 
 #define ANNOUNCED_GOING 8
-#define TRACK_MAX_DEVS	64
+#define TRACK_MAX_DEVS	2048 /* mounts of one lower of which somebody has files still */
 
 /* What an epoll event is about: the first member of whatever is watched. */
 enum watch_kind {

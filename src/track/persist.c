@@ -104,45 +104,68 @@ static int persist_load_mm(void *ctx, const struct db_mm *row, struct mm *model)
 	return 0;
 }
 
-/* The st_dev numbers of earlier mounts of this lower tmpfs: "253 254 ...". */
-static void persist_load_devs(struct track *t)
-{
-	char text[TRACK_MAX_DEVS * 21], *p = text, *end;
+#define DEVS_TEXT_SIZE (TRACK_MAX_DEVS * 21)
 
-	if (db_meta_get(t->config.db, "devs", text, sizeof(text)) < 0)
-		return;
-	while (t->nr_devs < TRACK_MAX_DEVS - 2) {
+/*
+ * Each once: the kernel gives a number again when nobody has a file of its mount mapped or open any
+ * more. None is ever left out, or stores through a mapping that was made there would be unseen.
+ */
+static int persist_add_dev(struct track *t, uint64_t dev)
+{
+	for (size_t i = 0; i < t->nr_devs; i++) {
+		if (t->devs[i] == dev)
+			return 0;
+	}
+	if (t->nr_devs == TRACK_MAX_DEVS)
+		return -EMFILE;
+	t->devs[t->nr_devs++] = dev;
+	return 0;
+}
+
+/* The st_dev numbers of earlier mounts of this lower tmpfs: "253 254 ...". */
+static int persist_load_devs(struct track *t)
+{
+	_cleanup_free_ char *text = malloc(DEVS_TEXT_SIZE);
+	char *p = text, *end;
+	int r;
+
+	if (!text)
+		return -ENOMEM;
+	r = db_meta_get(t->config.db, "devs", text, DEVS_TEXT_SIZE);
+	if (r == -ENODATA)
+		return 0;
+	while (r == 0) {
 		unsigned long long dev = strtoull(p, &end, 10);
 
 		if (end == p)
-			return;
-		t->devs[t->nr_devs++] = dev;
+			break;
+		r = persist_add_dev(t, dev);
 		p = end;
 	}
+	return r;
 }
 
 static int persist_store_devs(struct track *t)
 {
-	char text[TRACK_MAX_DEVS * 21];
-	int used = 0;
+	_cleanup_free_ char *text = malloc(DEVS_TEXT_SIZE);
+	size_t used = 0;
 
+	if (!text)
+		return -ENOMEM;
 	for (size_t i = 0; i < t->nr_devs; i++)
-		used += snprintf(text + used, sizeof(text) - (size_t)used, "%llu ",
-				 (unsigned long long)t->devs[i]);
+		used += (size_t)snprintf(text + used, DEVS_TEXT_SIZE - used, "%llu ",
+					 (unsigned long long)t->devs[i]);
 	return db_meta_set(t->config.db, "devs", text);
 }
 
-/* On a capped mount programs map the lower file itself. */
-static void persist_add_lower(struct track *t)
+/* What this mount's mappings show: on a capped one programs map the lower file itself. */
+static int persist_add_devs(struct track *t)
 {
-	uint64_t dev = t->config.capped ? capped_lower_dev(t->config.capped) : 0;
+	int r = persist_add_dev(t, t->config.dev);
 
-	for (size_t i = 0; i < t->nr_devs; i++) {
-		if (t->devs[i] == dev)
-			dev = 0;
-	}
-	if (dev)
-		t->devs[t->nr_devs++] = dev;
+	if (r == 0 && t->config.capped)
+		r = persist_add_dev(t, capped_lower_dev(t->config.capped));
+	return r;
 }
 
 static int persist_last_epoch_job(struct db_tx *tx, void *arg)
@@ -158,15 +181,16 @@ int persist_load(struct track *t)
 						 .mm = persist_load_mm,
 						 .lives = persist_lives};
 	char lower_id[DB_ID_SIZE];
-	int r;
+	int r = 0;
 
 	if (db_meta_get(t->config.db, DB_META_MARKS_LOWER, lower_id, sizeof(lower_id)) == 0)
 		loader.same_lower = strcmp(lower_id, t->config.lower_id) == 0;
 	if (loader.same_lower)
-		persist_load_devs(t);
-	t->devs[t->nr_devs++] = t->config.dev;
-	persist_add_lower(t);
-	r = db_marks_load(t->config.db, &visitor);
+		r = persist_load_devs(t);
+	if (r == 0)
+		r = persist_add_devs(t);
+	if (r == 0)
+		r = db_marks_load(t->config.db, &visitor);
 	if (r == 0)
 		r = db_mm_last_id(t->config.db, &t->next_mm);
 	if (r == 0)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """kill -9 of the daemon under tracked programs: they never wait, and the next daemon knows all."""
 
+import contextlib
 import os
 import random
+import sqlite3
 
 import pytest
 
@@ -216,6 +218,27 @@ def test_a_descriptor_from_before_is_mapped_first(wpfs):
     program.order("store 0 4 1")
     assert killed(wpfs, program) == {4}
     assert program.stderr() == ""
+
+
+def test_a_mapping_of_one_of_many_mounts(make_wpfs):
+    """Each daemon makes a mount of another number, and programs may have mappings of any of them."""
+    wpfs = make_wpfs(store=True)
+    program = mapped(wpfs)
+    program.order("store 0 1 1")
+    wpfs.kill9()
+    with contextlib.closing(sqlite3.connect(f"{wpfs.store}/wpfs.db")) as db:
+        (devs,) = db.execute("SELECT value FROM meta WHERE key = 'devs'").fetchone()
+        others = " ".join(str((1 << 40) + n) for n in range(100))
+        db.execute("UPDATE meta SET value = ? WHERE key = 'devs'", (f"{others} {devs}",))
+        db.commit()
+    for page in (2, 3):
+        wpfs.restart()
+        assert report.dirty(wpfs, "t") == {page - 1}
+        wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+        program.order(f"store 0 {page} 1")
+        assert report.dirty(wpfs, "t") == {page}
+        wpfs.kill9()
+    wpfs.restart()
 
 
 def test_a_descriptor_from_before_is_mapped_beside_another(wpfs):
