@@ -102,13 +102,13 @@ static ssize_t write_as_caller(fuse_req_t req, int fd, const struct fuse_buf *in
 	return n;
 }
 
-/* What was written is durable before the answer; `len` bytes of it. */
+/* What was written is durable before the answer: `len` bytes at `off`. */
 static void reply_synced(fuse_req_t req, struct fs_wait *wait)
 {
 	int r;
 
 	fs_request_may_wait();
-	r = fs_store_sync_file(fs_of(req), wait->ino);
+	r = fs_store_sync_part(fs_of(req), wait->ino, (uint64_t)wait->off, (uint64_t)wait->len);
 	if (r)
 		fuse_reply_err(req, -r);
 	else
@@ -136,7 +136,7 @@ static void write_contents(fuse_req_t req, fuse_ino_t ino, const struct fuse_buf
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
 	else if (fs->store && (fi->flags & O_DSYNC))
-		fs_wait_in(req, &(struct fs_wait){.ino = ino, .len = n}, reply_synced);
+		fs_wait_in(req, &(struct fs_wait){.ino = ino, .off = off, .len = n}, reply_synced);
 	else
 		fuse_reply_write(req, (size_t)n);
 }

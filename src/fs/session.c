@@ -18,6 +18,7 @@
 #include "fs/loop.h"
 #include "fs/near.h"
 #include "fs/priv.h"
+#include "fs/store.h"
 
 #ifndef FUSE_CAP_OVER_IO_URING
 #define FUSE_CAP_OVER_IO_URING 0 /* libfuse 3.17: no kernel is ever found to have it */
@@ -314,6 +315,7 @@ void fs_set_hooks(struct fs *fs, const struct fs_hooks *hooks)
 
 void fs_hook_drop_begin(struct fs *fs, struct fs_drop *drop)
 {
+	fs_store_cut(fs, drop->ino);
 	pthread_rwlock_rdlock(&fs->hooks_lock);
 	if (fs->hooks && fs->hooks->drop_begin)
 		fs->hooks->drop_begin(fs->hooks->ctx, drop);
@@ -322,6 +324,7 @@ void fs_hook_drop_begin(struct fs *fs, struct fs_drop *drop)
 
 void fs_hook_drop_end(struct fs *fs, struct fs_drop *drop)
 {
+	fs_store_cut(fs, drop->ino);
 	pthread_rwlock_rdlock(&fs->hooks_lock);
 	if (fs->hooks && fs->hooks->drop_end)
 		fs->hooks->drop_end(fs->hooks->ctx, drop);

@@ -69,6 +69,15 @@ void fs_store_progress(struct fs *fs, fs_progress_fn fn, void *ctx);
 int fs_store_sync_file(struct fs *fs, uint64_t ino);
 
 /*
+ * The same of what a write with O_DSYNC has written, [off, off + len): no more is looked at, unless
+ * more than that is needed to read it. Marks are as durable as they have to be before the contents.
+ */
+int fs_store_sync_part(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len);
+
+/* Before and after contents of a file go (a truncate, a hole): a part of it may not be enough. */
+void fs_store_cut(struct fs *fs, uint64_t ino);
+
+/*
  * Nobody has the file open or mapped any more, and it has no name: the store lets go of its memory,
  * unless it is being stored just now; then the next commit does. Any thread. Without a store
  * nothing.

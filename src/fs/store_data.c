@@ -187,6 +187,7 @@ struct writing {
 	const struct store_data_through *through;
 	struct store_image *image; /* or NULL */
 	bool known;		   /* it tells what the data file has */
+	bool part;		   /* only of some windows: none is to be skipped */
 	struct store_data_written *written;
 };
 
@@ -245,7 +246,10 @@ static int compare_known(const struct writing *wr, int lower_fd, const struct wi
 	bool any = false;
 	int r;
 
-	if (!store_image_scan(wr->image, lower_fd, w->off, w->len, w->differs))
+	/* To scan takes finding the end of the data, behind the part. */
+	if (wr->part)
+		memset(w->differs, true, WINDOW / WPFS_PAGE_SIZE * sizeof(*w->differs));
+	else if (!store_image_scan(wr->image, lower_fd, w->off, w->len, w->differs))
 		return 0;
 	r = read_window(wr, lower_fd, w, now);
 	for (size_t at = 0; !r && at < w->len; at += WPFS_PAGE_SIZE) {
@@ -285,21 +289,31 @@ static void note_window(const struct writing *wr, const struct window *w)
 			store_image_put(wr->image, (w->off + at) / WPFS_PAGE_SIZE, w->now + at);
 }
 
-/* `bufs`: room for two windows. */
-static int write_windows(struct writing *wr, int lower_fd, uint64_t size, char *bufs)
+/* Where the next window begins; at or behind the end: there is none. */
+static uint64_t next_window(const struct writing *wr, int lower_fd, uint64_t off, uint64_t end)
+{
+	uint64_t lower, stored;
+
+	if (wr->part)
+		return off;
+	lower = next_lower(wr, lower_fd, off, end);
+	stored = next_stored(wr, off, end);
+	return (lower < stored ? lower : stored) & ~(WPFS_PAGE_SIZE - 1);
+}
+
+/* [off, end), from the beginning of a page on. `bufs`: room for two windows. */
+static int write_windows(struct writing *wr, int lower_fd, uint64_t off, uint64_t end, char *bufs)
 {
 	bool differs[WINDOW / WPFS_PAGE_SIZE];
-	uint64_t off = 0;
 
-	while (off < size) {
+	while (off < end) {
 		struct window w = {.now = bufs, .differs = differs};
-		uint64_t a = next_lower(wr, lower_fd, off, size), b = next_stored(wr, off, size);
 		int r;
 
-		w.off = (a < b ? a : b) & ~(WPFS_PAGE_SIZE - 1);
-		if (w.off >= size)
+		w.off = next_window(wr, lower_fd, off, end);
+		if (w.off >= end)
 			return 0;
-		w.len = size - w.off < WINDOW ? (size_t)(size - w.off) : WINDOW;
+		w.len = end - w.off < WINDOW ? (size_t)(end - w.off) : WINDOW;
 		r = wr->known ? compare_known(wr, lower_fd, &w, bufs)
 			      : compare_read(wr, lower_fd, &w, bufs, bufs + WINDOW);
 		if (r > 0) {
@@ -331,7 +345,7 @@ static int fit_size(const struct writing *wr, uint64_t size)
 
 	if (fstat(wr->fd, &st) < 0)
 		return -errno;
-	if ((uint64_t)st.st_size == size)
+	if ((uint64_t)st.st_size == size || (wr->part && (uint64_t)st.st_size > size))
 		return 0;
 	if (ftruncate(wr->fd, (off_t)size) < 0)
 		return errno == EFBIG && (uint64_t)st.st_size < size ? 0 : -errno;
@@ -340,6 +354,51 @@ static int fit_size(const struct writing *wr, uint64_t size)
 	if (wr->image && (uint64_t)st.st_size > size && size % WPFS_PAGE_SIZE)
 		store_image_doubt(wr->image);
 	return 0;
+}
+
+/* With the image a data file that is not there is known: it is nothing but zeros. */
+static int writing_begin(struct writing *wr)
+{
+	wr->fd = data_open(wr->data_fd, wr->id, O_RDWR);
+	if (wr->fd < 0 && wr->fd != -ENOENT)
+		return wr->fd;
+	if (wr->fd < 0)
+		wr->fd = -1;
+	if (wr->image && wr->fd < 0)
+		store_image_set_known(wr->image);
+	wr->known = wr->image && store_image_known(wr->image);
+	return 0;
+}
+
+static int writing_run(struct writing *wr, int lower_fd, uint64_t off, uint64_t end)
+{
+	_cleanup_free_ char *bufs = malloc(2 * WINDOW);
+	int r = bufs ? writing_begin(wr) : -ENOMEM;
+
+	if (r)
+		return r;
+	r = write_windows(wr, lower_fd, off, end, bufs);
+	if (!r && wr->fd >= 0)
+		r = fit_size(wr, end);
+	close_fd(&wr->fd);
+	return r;
+}
+
+int store_data_write_part(int data_fd, uint64_t id, int lower_fd, uint64_t off, uint64_t end,
+			  store_data_before_fn before, void *ctx,
+			  const struct store_data_through *through, struct store_image *image,
+			  struct store_data_written *written)
+{
+	struct writing wr = {.data_fd = data_fd,
+			     .id = id,
+			     .before = before,
+			     .ctx = ctx,
+			     .through = through,
+			     .image = image,
+			     .part = true,
+			     .written = written};
+
+	return writing_run(&wr, lower_fd, off & ~(WPFS_PAGE_SIZE - 1), end);
 }
 
 int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
@@ -354,28 +413,12 @@ int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 			     .through = through,
 			     .image = image,
 			     .written = written};
-	_cleanup_free_ char *bufs = malloc(2 * WINDOW);
-	int r;
+	int r = writing_run(&wr, lower_fd, 0, size);
 
-	if (!bufs)
-		return -ENOMEM;
-	wr.fd = data_open(data_fd, id, O_RDWR);
-	if (wr.fd == -ENOENT)
-		wr.fd = -1;
-	else if (wr.fd < 0)
-		return wr.fd;
-	if (image && wr.fd < 0)
-		store_image_set_known(image);
-	wr.known = image && store_image_known(image);
-	r = write_windows(&wr, lower_fd, size, bufs);
-	if (!r && wr.fd >= 0)
-		r = fit_size(&wr, size);
 	if (!r && image) {
 		store_image_cut(image, (size + WPFS_PAGE_SIZE - 1) / WPFS_PAGE_SIZE);
 		store_image_set_known(image);
 	}
-	if (wr.fd >= 0)
-		close(wr.fd);
 	return r;
 }
 

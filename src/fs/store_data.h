@@ -63,6 +63,15 @@ int store_data_write(int data_fd, uint64_t id, int lower_fd, uint64_t size,
 		     const struct store_data_through *through, struct store_image *image,
 		     struct store_data_written *written);
 
+/*
+ * The same of a part: of the pages of [off, end), `end` at most what the lower file has. Nothing
+ * else is looked at, and what is behind stays, as what `image` knows of it.
+ */
+int store_data_write_part(int data_fd, uint64_t id, int lower_fd, uint64_t off, uint64_t end,
+			  store_data_before_fn before, void *ctx,
+			  const struct store_data_through *through, struct store_image *image,
+			  struct store_data_written *written);
+
 /* Makes a data file durable, its name too if it was made. 0 or -errno. */
 int store_data_sync(int data_fd, uint64_t id, bool made);
 

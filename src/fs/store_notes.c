@@ -42,6 +42,30 @@ void store_size_set(struct fs_store *store, uint64_t ino, uint64_t size)
 	pthread_mutex_unlock(&store->lock);
 }
 
+void store_size_cut(struct fs_store *store, uint64_t ino, bool cut)
+{
+	struct store_size *entry;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
+	if (entry)
+		entry->cut = cut;
+	pthread_mutex_unlock(&store->lock);
+}
+
+bool store_size_uncut(struct fs_store *store, uint64_t ino, uint64_t *size)
+{
+	struct store_size *entry;
+	bool uncut;
+
+	pthread_mutex_lock(&store->lock);
+	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
+	uncut = entry && !entry->cut;
+	*size = uncut ? entry->size : 0;
+	pthread_mutex_unlock(&store->lock);
+	return uncut;
+}
+
 void store_size_forget(struct fs_store *store, uint64_t ino)
 {
 	struct store_size *entry;

@@ -19,6 +19,7 @@ struct store_size {
 	UT_hash_handle hh;
 	uint64_t ino, size; /* file id, bytes */
 	uint64_t times;	    /* it was set */
+	bool cut; /* contents went since, so there may be others in the data file, below the size */
 };
 
 /* A data file that was written and is not durable yet, or could not be made so. */
@@ -130,6 +131,13 @@ int store_open_lower(struct fs *fs, uint64_t ino, const struct fs_handle *handle
 bool store_size_get(struct fs_store *store, uint64_t ino, uint64_t *size, uint64_t *times);
 void store_size_set(struct fs_store *store, uint64_t ino, uint64_t size);
 void store_size_forget(struct fs_store *store, uint64_t ino);
+
+/*
+ * Contents of the file go, or all of it is going to be looked at (`cut` false), which begins after
+ * this. Without a size noted nothing. To ask for a size: false also if it was cut.
+ */
+void store_size_cut(struct fs_store *store, uint64_t ino, bool cut);
+bool store_size_uncut(struct fs_store *store, uint64_t ino, uint64_t *size);
 
 /*
  * What is known to be written and not durable: noted, asked, and struck out when it is and was not

@@ -13,6 +13,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/units.h"
 #include "fs/store_data.h"
 #include "fs/store_priv.h"
 
@@ -291,6 +292,25 @@ int64_t store_write_contents(struct fs_store *store, uint64_t ino, int fd, bool 
 	return r ? r : st.st_size;
 }
 
+/* The same of the pages of [off, end), with the lock of the file's shard of `data` held. */
+static int store_write_part(struct fs_store *store, uint64_t ino, int fd, uint64_t off,
+			    uint64_t end)
+{
+	const struct store_data_through through = {store->fs, read_through, next_through};
+	const bool native = store->fs->kind == WPFS_KIND_NATIVE;
+	struct store_data_written written = {.changed = false};
+	int r = store_data_write_part(store->data_fd, ino, fd, off, end, sync_marks, store->fs,
+				      native ? NULL : &through, store_known_get(store, ino, false),
+				      &written);
+
+	if (written.changed) {
+		int noted = store_unsynced_add(store, ino, written.made);
+
+		r = r ? r : noted;
+	}
+	return r;
+}
+
 int store_open_lower(struct fs *fs, uint64_t ino, const struct fs_handle *handle)
 {
 	struct fs_inode *inode = NULL;
@@ -305,38 +325,108 @@ int store_open_lower(struct fs *fs, uint64_t ino, const struct fs_handle *handle
 	return fd >= 0 ? fd : fs_handle_open_at(fs->lower_fd, handle, O_RDONLY | O_NOATIME);
 }
 
-/* 0 or -errno; nothing for a file without a name, which ends with the mount. */
+/* What was written to the data file becomes durable: with the file's lock held. */
+static int sync_written(struct fs_store *store, uint64_t ino)
+{
+	struct store_unsynced unsynced = {.times = 0};
+	int r = 0;
+
+	if (store_unsynced_get(store, ino, &unsynced))
+		r = store_data_sync(store->data_fd, ino, unsynced.made);
+	if (!r)
+		store_unsynced_done(store, ino, unsynced.times);
+	return r;
+}
+
+/*
+ * 0 or -errno; nothing for a file without a name, which ends with the mount. With the lock: else a
+ * commit could remove it in between, and it would be made again.
+ */
+static int sync_has_name(int fd, struct stat *st, bool *has)
+{
+	*has = false;
+	if (fstat(fd, st) < 0)
+		return -errno;
+	*has = st->st_nlink > 0;
+	return 0;
+}
+
 static int sync_contents(struct fs_store *store, uint64_t ino, int fd)
 {
 	pthread_mutex_t *lock = &store->data[ino % FS_SHARDS];
 	struct store_data_written written = {.changed = false};
-	struct store_unsynced unsynced = {.times = 0};
-	struct stat st = {.st_nlink = 1};
-	int64_t size;
-	int r = 0;
+	struct stat st;
+	bool has;
+	int r;
 
 	fs_hook_contents_begin(store->fs, ino);
 	pthread_mutex_lock(lock);
-	/* With the lock: else a commit could remove it in between, and it would be made again. */
-	if (fstat(fd, &st) < 0 || st.st_nlink == 0) {
-		r = st.st_nlink ? -errno : 0;
-		pthread_mutex_unlock(lock);
+	r = sync_has_name(fd, &st, &has);
+	if (has) {
+		int64_t size;
+
+		store_size_cut(store, ino, false);
+		size = store_write_contents(store, ino, fd, true, false, &written);
+		r = size < 0 ? (int)size : sync_written(store, ino);
+		if (!r) {
+			store_size_set(store, ino, (uint64_t)size);
+		} else {
+			store_known_forget(store, ino);
+			store_size_cut(store, ino, true);
+		}
+	}
+	pthread_mutex_unlock(lock);
+	if (has && !r)
+		fs_hook_contents_durable(store->fs, ino);
+	return r;
+}
+
+/*
+ * A data file that has all below its size as it was at some time, and not less of the file than
+ * that, needs only the pages that were written. 1: all of it has to be looked at.
+ */
+static int sync_part(struct fs_store *store, uint64_t ino, int fd, uint64_t off, uint64_t len)
+{
+	const uint64_t page = off & ~(WPFS_PAGE_SIZE - 1);
+	pthread_mutex_t *lock = &store->data[ino % FS_SHARDS];
+	uint64_t size, end = (off + len + WPFS_PAGE_SIZE - 1) & ~(WPFS_PAGE_SIZE - 1);
+	struct stat st;
+	bool has;
+	int r;
+
+	pthread_mutex_lock(lock);
+	r = sync_has_name(fd, &st, &has);
+	if (has &&
+	    (!store_size_uncut(store, ino, &size) || page > size || (uint64_t)st.st_size < size)) {
+		r = 1;
+	} else if (has) {
+		if (end > (uint64_t)st.st_size)
+			end = (uint64_t)st.st_size;
+		r = store_write_part(store, ino, fd, page, end);
+		if (!r)
+			r = sync_written(store, ino);
+		if (r)
+			store_known_forget(store, ino);
+		else if (end > size)
+			store_size_set(store, ino, end);
+	}
+	pthread_mutex_unlock(lock);
+	return r;
+}
+
+/* Contents are durable, or could not be made so (-ESTALE: the file is gone); names follow. */
+static int sync_finish(struct fs *fs, uint64_t ino, int r)
+{
+	struct fs_store *store = fs->store;
+
+	if (r && r != -ESTALE) {
+		store_failed(store, ino, r);
 		return r;
 	}
-	size = store_write_contents(store, ino, fd, true, false, &written);
-	if (size < 0)
-		r = (int)size;
-	else if (store_unsynced_get(store, ino, &unsynced))
-		r = store_data_sync(store->data_fd, ino, unsynced.made);
-	if (r)
-		store_known_forget(store, ino);
+	store_succeeded(store, ino);
+	r = fs_store_flush_names(fs);
 	if (!r)
-		store_unsynced_done(store, ino, unsynced.times);
-	if (!r)
-		store_size_set(store, ino, (uint64_t)size);
-	pthread_mutex_unlock(lock);
-	if (!r)
-		fs_hook_contents_durable(store->fs, ino);
+		atomic_store(&store->error, 0);
 	return r;
 }
 
@@ -357,15 +447,27 @@ int fs_store_sync_file(struct fs *fs, uint64_t ino)
 	} else {
 		fs_change_inode(fs, ino);
 	}
-	if (r == -ESTALE)
-		r = 0; /* removed: there is nothing to keep */
-	if (r) {
-		store_failed(store, ino, r);
-		return r;
+	return sync_finish(fs, ino, r);
+}
+
+int fs_store_sync_part(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len)
+{
+	_cleanup_close_ int fd = -1;
+	struct fs_handle handle;
+	int r = 1;
+
+	if (fs_touched_handle(fs, ino, &handle)) {
+		fd = store_open_lower(fs, ino, &handle);
+		r = fd < 0 ? fd : sync_part(fs->store, ino, fd, off, len);
 	}
-	store_succeeded(store, ino);
-	r = fs_store_flush_names(fs);
-	if (!r)
-		atomic_store(&store->error, 0);
-	return r;
+	if (r > 0)
+		return fs_store_sync_file(fs, ino);
+	fs_change_handle(fs, ino, &handle);
+	return sync_finish(fs, ino, r);
+}
+
+void fs_store_cut(struct fs *fs, uint64_t ino)
+{
+	if (fs->store)
+		store_size_cut(fs->store, ino, true);
 }

@@ -92,16 +92,118 @@ def test_what_was_written_synchronously_is_there(make_wpfs, way):
     fd = os.open(path, os.O_RDWR | flag)
     os.pwrite(other, b"." * 3 * PAGE, 0)
     with mmap.mmap(other, 3 * PAGE) as theirs, mmap.mmap(fd, 3 * PAGE) as ours:
-        theirs[PAGE] = ord("t")
-        ours[PAGE + 1] = ord("o")
+        theirs[2 * PAGE + 10] = ord("t")
+        ours[2 * PAGE + 11] = ord("o")
         assert os.pwrite(fd, b"synced", 2 * PAGE) == 6
-        assert theirs[2 * PAGE:2 * PAGE + 6] == b"synced" and os.pread(fd, 2, PAGE) == b"to"
+        assert theirs[2 * PAGE:2 * PAGE + 6] == b"synced" and os.pread(fd, 2, 2 * PAGE + 10) == b"to"
         theirs[0] = ord("l")  # nobody asked for that
     os.close(fd)
     os.close(other)
     wpfs.lose_power()
     wpfs.restart()
-    assert path.read_bytes() == (b"." * PAGE + b"to".ljust(PAGE, b".") + b"synced".ljust(PAGE, b"."))
+    assert path.read_bytes() == b"." * 2 * PAGE + b"synced....to".ljust(PAGE, b".")
+
+
+class Written:
+    """A file under O_DSYNC writes and others: which bytes a loss of power must have left as they are."""
+
+    def __init__(self, path, size):
+        self.now, self.certain, self.cut, self.end = bytearray(size), bytearray(b"\1" * size), [], size
+        self.plain = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.pwrite(self.plain, bytes(size), 0)
+        self.synced = os.open(path, os.O_RDWR | os.O_DSYNC)
+        for _ in range(2):  # the second time a large one is known page by page
+            os.fsync(self.plain)
+
+    def grow(self, end):
+        self.now.extend(bytes(max(0, end - len(self.now))))
+        self.certain.extend(bytes(max(0, end - len(self.certain))))
+
+    def write(self, off, data, synced):
+        assert os.pwrite(self.synced if synced else self.plain, data, off) == len(data)
+        self.grow(off + len(data))
+        self.now[off:off + len(data)] = data
+        self.certain[off:off + len(data)] = bytes([synced]) * len(data)
+        if synced:
+            self.end = max(self.end, off + len(data))
+            # Nor does anything come back that had gone before.
+            for begin, end in self.cut:
+                for at in range(begin, min(end, len(self.now))):
+                    self.certain[at] |= self.now[at] == 0
+            self.cut = []
+
+    def truncate(self, size, again):
+        was = len(self.now)
+        os.ftruncate(self.plain, size)
+        self.cut.append((size, was))
+        del self.now[size:], self.certain[size:]
+        self.end = min(self.end, size)
+        if again:
+            os.ftruncate(self.plain, was)
+            self.grow(was)
+
+    def punch(self, off, length):
+        end = min(off + length, len(self.now))
+        subprocess.run(["fallocate", "-p", "-o", str(off), "-l", str(length), f"/proc/self/fd/{self.plain}"],
+                       pass_fds=[self.plain], check=True)
+        self.now[off:end] = bytes(max(0, end - off))
+        self.certain[off:end] = bytes(max(0, end - off))
+        self.cut.append((off, end))
+
+    def step(self, rng):
+        what, off = rng.random(), rng.randrange(len(self.now) + 1 + rng.choice((0, 0, 3 * PAGE)))
+        data = rng.randbytes(rng.choice((1, 100, PAGE, 9000)))
+        if what < 0.7:
+            self.write(off, data, what < 0.4)
+        elif what < 0.8:
+            self.truncate(off, what < 0.75)
+        else:
+            self.punch(off & ~(PAGE - 1), 2 * PAGE)
+
+    def close(self):
+        os.close(self.plain)
+        os.close(self.synced)
+
+
+@pytest.mark.parametrize("size", [9 * PAGE, 300 * PAGE])
+@pytest.mark.parametrize("seed", range(6))
+def test_synchronous_writes_among_others(make_wpfs, seed, size):
+    """All they have written is there; and of what was cut off before, nothing."""
+    rng = random.Random(seed)
+    wpfs = make_wpfs(store=True, options=[f"flush={seed % 2}"])
+    file = Written(wpfs.mnt / "f", size)
+    for _ in range(rng.randrange(20, 60)):
+        file.step(rng)
+    file.write(0, b"last", True)
+    file.close()
+    wpfs.lose_power()
+    wpfs.restart()
+    found = (wpfs.mnt / "f").read_bytes()
+    assert len(found) >= file.end
+    wrong = [at for at in range(min(len(file.now), len(found))) if file.certain[at] and file.now[at] != found[at]]
+    assert not wrong, (len(wrong), wrong[:3], len(file.now), len(found))
+
+
+def test_a_synchronous_write_looks_at_nothing_else(make_wpfs):
+    """What it takes does not depend on how large the file is."""
+    wpfs = make_wpfs(store=True, options=["flush=0"])
+    path, size = wpfs.mnt / "f", 1000 << 10  # smaller than those that are not read
+    path.write_bytes(os.urandom(size))
+    fd = os.open(path, os.O_WRONLY | os.O_DSYNC)
+    os.pwrite(fd, b"first", 0)
+
+    def read_by_the_daemon():
+        with open(f"/proc/{wpfs.pid}/io", encoding="ascii") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("rchar:"))
+
+    before = read_by_the_daemon()
+    for turn in range(20):
+        os.pwrite(fd, b"again", turn * 40000)
+    assert read_by_the_daemon() - before < size
+    os.close(fd)
+    wpfs.lose_power()
+    wpfs.restart()
+    assert all(path.read_bytes()[turn * 40000:][:5] == b"again" for turn in range(20))
 
 
 def test_a_synchronous_write_that_cannot_be_stored(make_wpfs):
