@@ -96,10 +96,16 @@ void near_let_go(struct near *near, bool starved)
 {
 	int cpu = atomic_load(&near->cpu);
 
-	if (cpu > 0)
-		atomic_compare_exchange_strong(&near->cpu, &cpu, starved ? STARVED : LET_GO);
-	if (cpu)
+	while (cpu) {
+		if (cpu > 0 &&
+		    !atomic_compare_exchange_strong(&near->cpu, &cpu, starved ? STARVED : LET_GO))
+			continue;
 		thread_anywhere(near->tid);
+		/* It may have come back and be kept again meanwhile, and be nowhere by now. */
+		cpu = atomic_load(&near->cpu);
+		if (cpu < 0)
+			return;
+	}
 }
 
 /*
@@ -155,8 +161,10 @@ static void keep(struct near *near, int cpu, bool yields)
 	int before = atomic_load(&near->cpu);
 	cpu_set_t one, all;
 
-	if (sched_getaffinity(getpid(), sizeof(all), &all) < 0 || !CPU_ISSET(cpu, &all))
+	if (sched_getaffinity(getpid(), sizeof(all), &all) < 0 || !CPU_ISSET(cpu, &all)) {
+		come_back(near);
 		return;
+	}
 	if (before < 0 || !atomic_compare_exchange_strong(&near->cpu, &before, cpu + 1)) {
 		come_back(near);
 		return;
