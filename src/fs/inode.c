@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +30,8 @@ static unsigned inode_hash(const uint64_t *ino)
 #define HASH_FUNCTION(keyptr, keylen, hashv) ((hashv) = inode_hash(keyptr))
 #undef HASH_BKT_CAPACITY_THRESH
 #define HASH_BKT_CAPACITY_THRESH 4U
+
+#define FORGOTTEN_MANY		 32768 /* some MiB */
 
 struct fs_proc_path fs_proc_path(int fd)
 {
@@ -268,6 +271,15 @@ int fs_inode_lookup(struct fs *fs, int fd, const struct stat *st, struct fs_inod
 	return 0;
 }
 
+/* The C library keeps what is freed below something else that is in use: all of it, most often. */
+static void memory_return(struct fs *fs)
+{
+	if ((atomic_fetch_add(&fs->nr_forgotten, 1) + 1) % FORGOTTEN_MANY)
+		return;
+	fs_request_may_wait();
+	malloc_trim(0);
+}
+
 void fs_inode_forget(struct fs *fs, uint64_t ino, uint64_t lookups)
 {
 	struct fs_shard *shard = fs_shard_of(fs, ino);
@@ -285,8 +297,10 @@ void fs_inode_forget(struct fs *fs, uint64_t ino, uint64_t lookups)
 			inode = NULL;
 	}
 	pthread_mutex_unlock(&shard->lock);
-	if (inode)
-		inode_free(fs, inode);
+	if (!inode)
+		return;
+	inode_free(fs, inode);
+	memory_return(fs);
 }
 
 /* The descriptor of a backing file, if there is one. */

@@ -198,6 +198,8 @@ struct fs {
 	pthread_mutex_t dirs_lock;
 	struct fs_dir *dirs; /* open directories (dirs.c); dirs_lock */
 
+	_Atomic unsigned nr_forgotten; /* inodes that were freed */
+
 	pthread_rwlock_t hooks_lock;
 	const struct fs_hooks *hooks; /* hooks_lock */
 	struct fs_shard shards[FS_SHARDS];
