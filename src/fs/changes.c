@@ -13,7 +13,11 @@
 #include "base/log.h"
 #include "fs/priv.h"
 
-#define CHANGES_MANY 32768 /* entries: then they are stored before their time */
+/* Each request that changes something looks here: chains are short. */
+#undef HASH_BKT_CAPACITY_THRESH
+#define HASH_BKT_CAPACITY_THRESH 4U
+
+#define CHANGES_MANY		 32768 /* entries: then they are stored before their time */
 
 /* An entry that is missing would lose data in silence. */
 static void *must_alloc(size_t size)

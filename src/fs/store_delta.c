@@ -14,6 +14,10 @@
 #include "base/cleanup.h"
 #include "fs/store_priv.h"
 
+/* Names cannot change meanwhile, so nothing here may take long: short chains. */
+#undef HASH_BKT_CAPACITY_THRESH
+#define HASH_BKT_CAPACITY_THRESH 4U
+
 struct delta {
 	struct snap *snap;
 	struct fs_store *store;
@@ -22,13 +26,20 @@ struct delta {
 	int parent_fd;		/* -errno: cannot be opened */
 };
 
+static bool delta_has(const struct delta *d, uint64_t ino)
+{
+	struct fs_change *entry;
+
+	HASH_FIND(hh, d->seen, &ino, sizeof(ino), entry);
+	return entry != NULL;
+}
+
 /* True the first time. */
 static int delta_first(struct delta *d, uint64_t ino)
 {
 	struct fs_change *entry;
 
-	HASH_FIND(hh, d->seen, &ino, sizeof(ino), entry);
-	if (entry)
+	if (delta_has(d, ino))
 		return 0;
 	entry = calloc(1, sizeof(*entry));
 	if (!entry)
@@ -98,11 +109,14 @@ static int delta_name(struct delta *d, const struct fs_change_name *name)
 
 static int delta_change(struct delta *d, const struct fs_change *change)
 {
-	_cleanup_close_ int fd =
-		fs_handle_open_at(d->store->lower_fd, &change->handle, O_PATH | O_NOFOLLOW);
+	_cleanup_close_ int fd = -1;
 	struct stat st;
 	int r;
 
+	/* By a name, most often. */
+	if (delta_has(d, change->ino))
+		return 0;
+	fd = fs_handle_open_at(d->store->lower_fd, &change->handle, O_PATH | O_NOFOLLOW);
 	if (fd < 0 && fd != -ESTALE)
 		return fd;
 	if (fd >= 0 && fstat(fd, &st) < 0)

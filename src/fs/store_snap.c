@@ -13,6 +13,8 @@
 #include "base/cleanup.h"
 #include "fs/priv.h"
 
+#define LIST_SHORT 256
+
 enum record_kind {
 	RECORD_INODE,
 	RECORD_DIRENT,
@@ -122,12 +124,21 @@ static int add_xattr(struct snap *snap, struct fs *fs, int fd, uint64_t ino, con
 	return snap_add(snap, &rec, name, value);
 }
 
+/* Most have none: the kernel makes room for as much as there is in `list`, so first for little. */
+static ssize_t list_xattrs(int fd, char list[XATTR_LIST_MAX])
+{
+	const struct fs_proc_path path = fs_proc_path(fd);
+	ssize_t n = listxattr(path.s, list, LIST_SHORT);
+
+	return n < 0 && errno == ERANGE ? listxattr(path.s, list, XATTR_LIST_MAX) : n;
+}
+
 static int add_xattrs(struct snap *snap, struct fs *fs, int fd, uint64_t ino)
 {
 	/* Capabilities are not in the list while contents come, so they are asked for. */
 	bool caps = fs_absent_is(fs->absent, ino);
 	char list[XATTR_LIST_MAX];
-	ssize_t n = listxattr(fs_proc_path(fd).s, list, sizeof(list));
+	ssize_t n = list_xattrs(fd, list);
 	int r = 0;
 
 	if (n < 0)

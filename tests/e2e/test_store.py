@@ -479,6 +479,20 @@ def test_a_file_larger_than_the_disk_could_have(kept):
     assert tree(kept.mnt) == {"f": ("file", 1, b"f" * 5000 + bytes(4999) + b"e"), "other": ("file", 1, b"o")}
 
 
+def test_many_attributes(kept):
+    """A list of names that is longer than most."""
+    path = kept.mnt / "f"
+    path.touch()
+    names = [f"user.{'n' * 40}{number}" for number in range(50)]
+    for name in names:
+        os.setxattr(path, name, name.encode())
+    sync(path)
+    kept.lose_power()
+    kept.restart()
+    assert sorted(os.listxattr(path)) == sorted(names)
+    assert all(os.getxattr(path, name) == name.encode() for name in names)
+
+
 def test_times_that_no_row_can_tell(kept):
     """Rows count nanoseconds, which ends in the years 1677 and 2262: the nearest is kept."""
     path = kept.mnt / "f"
