@@ -79,11 +79,11 @@ def armed(wpfs, kind):
     return program
 
 
-def written(wpfs, kind):
+def written(wpfs, kind, target=None):
     """As far as is known, or more."""
     if kind == "wpfs":
-        return report.dirty(wpfs, "t")
-    return ALL - report.marked(wpfs, "t", owner="program")
+        return report.dirty(wpfs, "t", target=target)
+    return ALL - report.marked(wpfs, "t", owner="program", target=target)
 
 
 def test_the_whole_cgroup_is_killed(wpfs, cgroup, kind):

@@ -14,6 +14,7 @@ import proc
 import report
 import wire
 from mapper import Child, killed, map_file, mapped
+from test_failure import armed, written as written_of
 
 HOSTILE = Path(__file__).with_name("hostile.py")
 USER = 65534
@@ -75,7 +76,19 @@ def fill(sock):
     return sent
 
 
-def goes_on(wpfs, program, written):
+@pytest.fixture(params=["wpfs", "own"])
+def kind(request):
+    """Who has armed the program's pages: wpfs, or a userfaultfd of its own."""
+    return request.param
+
+
+def ends(wpfs, program, kind, written):
+    program.kill9()
+    assert written_of(wpfs, kind) == written
+    assert wpfs.wpctl_json("status")["conservative"] == 0
+
+
+def goes_on(wpfs, program, written, kind="wpfs"):
     """It maps, stores, forks and unmaps as if nobody else were there, and every mark is exact."""
     slot = 1 + len(written)
     program.order(f"store 0 {slot} 1")
@@ -85,19 +98,19 @@ def goes_on(wpfs, program, written):
     child.order("store 0 60 1")
     child.end()
     written.add(slot)
-    assert report.dirty(wpfs, "t") == written
+    assert written_of(wpfs, kind) == written
 
 
-def test_answers_that_nobody_reads(wpfs):
-    program, written = mapped(wpfs), set()
+def test_answers_that_nobody_reads(wpfs, kind):
+    program, written = armed(wpfs, kind), set()
     socks = [connection(wpfs) for _ in range(20)]
     for sock in socks:
         assert fill(sock) > 1
-    goes_on(wpfs, program, written)
+    goes_on(wpfs, program, written, kind)
     for sock in socks:
         sock.close()
-    goes_on(wpfs, program, written)
-    assert killed(wpfs, program) == written
+    goes_on(wpfs, program, written, kind)
+    ends(wpfs, program, kind, written)
 
 
 def test_thousands_of_connections(wpfs):
@@ -117,9 +130,9 @@ def test_thousands_of_connections(wpfs):
     assert killed(wpfs, program) == written
 
 
-def test_a_full_backlog(wpfs):
+def test_a_full_backlog(wpfs, kind):
     """The daemon stands still and everybody wants to speak with it; one who was there is served."""
-    program, written = mapped(wpfs), set()
+    program, written = armed(wpfs, kind), set()
     proc.stop(wpfs.pid)
     socks = []
     try:
@@ -131,10 +144,10 @@ def test_a_full_backlog(wpfs):
     program.order("store 0 40 1")
     written.add(40)
     os.kill(wpfs.pid, signal.SIGCONT)
-    goes_on(wpfs, program, written)
+    goes_on(wpfs, program, written, kind)
     for sock in socks:
         sock.close()
-    assert killed(wpfs, program) == written
+    ends(wpfs, program, kind, written)
 
 
 def test_clients_that_die_in_mid_request(wpfs):
