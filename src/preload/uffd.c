@@ -9,20 +9,24 @@
 #include <errno.h>
 #include <linux/mman.h>
 #include <linux/random.h>
+#include <linux/time_types.h>
 
 #include "base/compat.h"
 #include "preload/attach.h"
+#include "preload/client.h"
 #include "preload/fds.h"
 #include "preload/filter.h"
 #include "preload/ranges.h"
 #include "preload/untold.h"
 
+#define AGAIN_MS 20
+
 /*
  * Tells every mount that has mappings in [addr, addr + len) once; POST: and gives it the uffd.
- * True if one has a reason to try again.
+ * True if one has a reason to try again. *away (unless NULL): the daemon of one is not there now.
  */
-static bool tell_mounts(enum wpfs_op op, const struct uffdio_range *range, uint64_t mode, int fd,
-			bool again)
+static bool tell_mounts_or(enum wpfs_op op, const struct uffdio_range *range, uint64_t mode, int fd,
+			   bool again, bool *away)
 {
 	struct wpfs_uffd_range body = {
 		.addr = range->start, .len = range->len, .mode = mode, .fd = fd, .again = again};
@@ -33,19 +37,53 @@ static bool tell_mounts(enum wpfs_op op, const struct uffdio_range *range, uint6
 
 	for (; at < end && ranges_next(at, end, &piece); at = piece.end) {
 		struct mount *mount = &shim.mounts[piece.mount];
-		int status = 0;
+		int status = 0, err;
 
 		if (told & 1u << piece.mount)
 			continue;
 		told |= 1u << piece.mount;
-		if (mount_call(mount, op, &body, sizeof(body), with_fd ? &fd : NULL, &status, NULL,
-			       0, NULL) != 0)
+		err = mount_call(mount, op, &body, sizeof(body), with_fd ? &fd : NULL, &status,
+				 NULL, 0, NULL);
+		if (err) {
+			if (away && mount->state == MOUNT_ATTACHED && mount_err_passes(mount, err))
+				*away = true;
 			continue;
+		}
 		any |= status > 0;
 		if (status >= 0 && with_fd)
 			fds_add_uffd(fd, piece.mount);
 	}
 	return any;
+}
+
+static bool tell_mounts(enum wpfs_op op, const struct uffdio_range *range, uint64_t mode, int fd,
+			bool again)
+{
+	return tell_mounts_or(op, range, mode, fd, again, NULL);
+}
+
+/*
+ * The range is taken. By wpfs, for all one knows, and nobody else can make it give way: a daemon
+ * that is being started again is waited for, as one that does not answer is, but once.
+ */
+static long register_again(int fd, void *arg, const struct uffdio_register *reg)
+{
+	static bool in_vain; /* guarded by the lock */
+	const struct __kernel_timespec nap = {.tv_nsec = AGAIN_MS * 1000000};
+	bool away = true;
+	long ret = -EBUSY;
+
+	for (int ms = 0; ret == -EBUSY && away && ms <= CLIENT_TIMEOUT_S * 1000; ms += AGAIN_MS) {
+		if (ms)
+			raw(nanosleep, &nap, NULL);
+		away = false;
+		if (tell_mounts_or(WPFS_OP_UFFD_PRE, &reg->range, reg->mode, fd, true, &away))
+			ret = raw(ioctl, fd, UFFDIO_REGISTER, arg);
+		else if (in_vain)
+			break;
+	}
+	in_vain = away;
+	return ret;
 }
 
 static bool concerns_us(const struct uffdio_range *range)
@@ -89,8 +127,8 @@ long uffd_register(int fd, void *arg)
 	}
 	tell_mounts(WPFS_OP_UFFD_PRE, &reg.range, reg.mode, fd, false);
 	ret = raw(ioctl, fd, UFFDIO_REGISTER, arg);
-	if (ret == -EBUSY && tell_mounts(WPFS_OP_UFFD_PRE, &reg.range, reg.mode, fd, true))
-		ret = raw(ioctl, fd, UFFDIO_REGISTER, arg);
+	if (ret == -EBUSY)
+		ret = register_again(fd, arg, &reg);
 	if (ret != 0)
 		tell_mounts(WPFS_OP_UFFD_UNREG, &reg.range, reg.mode, fd, false);
 	else if (reg.mode & UFFDIO_REGISTER_MODE_WP)

@@ -17,7 +17,7 @@ from harness import PAGE
 from mapper import ALL, PAGES, Child, mapped
 from seam import Seam
 from test_own_marks import begun_by_mapper, in_register, owned_all
-from test_children import trace
+from test_children import in_call, trace
 
 LAST = PAGES - 1  # where the program's userfaultfd is made
 
@@ -126,6 +126,26 @@ def test_the_daemon_is_killed_before_it_registers(mount):
     marks = ALL - {3, 5, 6, 7, LAST}
     assert given(program) == marks
     check(mount, program, marks)
+
+
+NANOSLEEP = 35  # system call of x86-64
+
+
+@pytest.mark.parametrize("protect", [False, True], ids=["tracked", "protected"])
+def test_registers_while_there_is_no_daemon(wpfs, protect):
+    """Which alone can make wpfs give way: it waits for the next one."""
+    ran_before(wpfs, 3)
+    program = mapped(wpfs, protect=protect)
+    program.order("store 0 5 1")
+    wpfs.kill9()
+    program.send(f"uffd 0 8 {PAGES - 8}")
+    proc.wait_for(lambda: in_call(program.pid, NANOSLEEP), harness.SECONDS, "it waits")
+    wpfs.restart()
+    assert program.read().startswith("ok ")
+    program.order("store 0 9 1")
+    assert owned_all(wpfs) == ALL - set(range(8)) - {9}
+    program.kill9()
+    assert owned_all(wpfs) - {*range(8, PAGES)} <= ALL - {3, 5}
 
 
 def test_mapped_by_a_raw_system_call(wpfs):
