@@ -18,7 +18,7 @@
 #include "uffd/pagemap.h"
 
 /* In that time nothing that was touched is taken out of the page table again. */
-#define CARRIED_WINDOW_NS 1000000000u
+#define CARRIED_WINDOW_NS 5000000000u
 
 void carried_forget(struct tmm *tm)
 {
