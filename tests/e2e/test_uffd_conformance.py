@@ -6,11 +6,11 @@ tmpfs, tracked or not, also while other threads write to the same mappings; on a
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
 import harness
+import proc
 import swap
 
 CONF = harness.program("uffdconf")
@@ -113,7 +113,7 @@ NOT_HUGE = {"unregister-wakes"}
 def test_with_huge_pages(make_wpfs, tmpfs, protect, writers):
     """The same as on a tmpfs that has them too. Whether there is one free is chance, each time that one
     is wanted: without one it is as with small pages."""
-    Path("/proc/sys/vm/compact_memory").write_text("1", encoding="ascii")
+    proc.make_huge_pages()
     wpfs = make_wpfs(options=["huge=always", *NO_LOOKS])
     differ = set(dict(ROW.findall(ARMED))) if protect else set()
     cases = [name for name in PROMISED if name not in NOT_HUGE | differ]
