@@ -279,7 +279,7 @@ def test_many_hands_and_a_flush_every_second(make_wpfs):
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
              for seed in range(4)]
     for one in hands:
-        said = one.communicate(timeout=120)[0]
+        said = one.communicate(timeout=250)[0]
         assert one.returncode == 0 and not said, said
     before = tree(wpfs.mnt)
     wpfs.umount()
