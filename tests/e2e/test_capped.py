@@ -319,10 +319,12 @@ def test_eviction_meanwhile(make_wpfs, what):
     done.register(program.popen.stdout, select.POLLIN)
     for _ in range(20):  # until three went well in the midst of it
         program.send(what)
-        while not done.poll(0):
+        ended = False
+        while not ended:
             told = wpfs.wpctl("evict", wpfs.mnt, "/f", status=None)
             assert told.returncode == 0 or len(told.stderr.splitlines()) == 1, told.stderr
             evicted += told.returncode == 0
+            ended = done.poll(0)
         assert program.read() == "ok 0"
         if evicted >= 3:
             break
