@@ -83,11 +83,13 @@ struct mm_file {
 };
 
 struct mm {
-	uint64_t id;	     /* row id */
-	uint64_t epoch;	     /* number of the open epoch, 0 = nothing was ever protected */
-	bool protect_new;    /* --protect: every shared mapping is armed as it is made */
-	bool own_uffds;	     /* the program is known to have registered uffds of its own */
-	bool own_doubted;    /* and their marks are not believed: some came when it had gone on */
+	uint64_t id;	  /* row id */
+	uint64_t epoch;	  /* number of the open epoch, 0 = nothing was ever protected */
+	bool protect_new; /* --protect: every shared mapping is armed as it is made */
+	bool own_uffds;	  /* the program is known to have registered uffds of its own */
+	bool own_doubted; /* and their marks are not believed: some came when it had gone on */
+	/* The program is about to register this: what it carries is looked at when it has. */
+	uint64_t aside_start, aside_end;
 	struct mm_vma *vmas; /* ascending by start, disjoint */
 	size_t nr_vmas;
 	struct mm_file *files; /* uthash by id */

@@ -249,6 +249,11 @@ static int observe_match(struct mm *mm, struct mm_vma *now, size_t nr)
 	return r;
 }
 
+static bool observe_is_aside(const struct mm *mm, uint64_t start, uint64_t end)
+{
+	return mm->aside_start <= start && end <= mm->aside_end;
+}
+
 /* What was armed in [start, end) of a mapping that nobody watched is dirty. */
 static int observe_doubt(struct mm *mm, const struct mm_vma *vma, uint64_t start, uint64_t end)
 {
@@ -256,8 +261,9 @@ static int observe_doubt(struct mm *mm, const struct mm_vma *vma, uint64_t start
 
 	if (!f || start >= end)
 		return 0;
-	return mm_doubt(mm, f, vma->pgoff + ((start - vma->start) >> WPFS_PAGE_SHIFT),
-			(end - start) >> WPFS_PAGE_SHIFT);
+	return (observe_is_aside(mm, start, end) ? mm_doubt_armed : mm_doubt)(
+		mm, f, vma->pgoff + ((start - vma->start) >> WPFS_PAGE_SHIFT),
+		(end - start) >> WPFS_PAGE_SHIFT);
 }
 
 /*
@@ -454,7 +460,8 @@ static int observe_fold(struct mm *mm, struct mm_vma *now, size_t nr)
 			r = observe_arm_program(f, &now[i]);
 		if (r == 0)
 			r = observe_fold_wpfs(mm, f, &now[i], news[i]);
-		if (r == 0)
+		if (r == 0 &&
+		    (now[i].registered || !observe_is_aside(mm, now[i].start, now[i].end)))
 			r = observe_carried(f, now, nr, &now[i], &mm->conservative);
 	}
 	for (size_t i = 0; r == 0 && i < nr; i++) {

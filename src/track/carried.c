@@ -24,6 +24,7 @@ void carried_forget(struct tmm *tm)
 {
 	while (tm->nr_windows)
 		mm_set_free(&tm->windows[--tm->nr_windows].present);
+	tm->mm.aside_start = tm->mm.aside_end = 0;
 }
 
 static struct own_window *carried_window(struct tmm *tm, uint64_t file)
@@ -84,6 +85,10 @@ int carried_open(struct track *t, struct tmm *tm, uint64_t start, uint64_t end)
 		r = mm_carried(&tm->mm, f, vma->pgoff, mm_vma_pages(vma), &carried);
 		if (r == 0 && !mm_set_is_empty(&carried))
 			r = carried_open_file(t, tm, vma->file);
+	}
+	if (r == 0 && tm->nr_windows) {
+		tm->mm.aside_start = start;
+		tm->mm.aside_end = end;
 	}
 	return r;
 }

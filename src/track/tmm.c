@@ -403,8 +403,12 @@ int tmm_harvest_but(struct track *t, struct tmm *tm, uint64_t skip_start, uint64
 	uint64_t doubted = tm->mm.conservative;
 	const char *broken;
 	struct harvest h;
-	int r = tmm_look_well(t, tm, skip_start, skip_end, &h);
+	int r;
 
+	/* Who has hung up has gone on, and will not say what it has registered. */
+	if (!tm->client || client_is_hung_up(tm->client))
+		carried_forget(tm);
+	r = tmm_look_well(t, tm, skip_start, skip_end, &h);
 	if (r < 0)
 		return r;
 	r = tmm_seal(t, tm, &h);

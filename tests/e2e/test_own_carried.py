@@ -231,6 +231,36 @@ def test_a_store_between_the_question_and_the_call(wpfs):
     assert not owned_all(wpfs) & {3, 9, 20, 30}
 
 
+def test_a_look_between_the_question_and_the_call(wpfs):
+    """wpfs watches no more, and the program not yet: nothing is lost by that, nor believed for long."""
+    ran_before(wpfs, 3)
+    program, order = registering(wpfs)
+    strace = trace(program, "trace=ioctl", "inject=ioctl:delay_enter=100s:when=2")
+    program.send(order)
+    proc.wait_for(lambda: in_register(program.pid), harness.SECONDS, "the call")
+    wpfs.wpctl("sync", wpfs.mnt)
+    strace.kill()
+    strace.wait()
+    assert program.read() == "ok 0"
+    assert pagemap.marked(program.pid, program.addr, LAST) == ALL - {3, LAST}
+    check(wpfs, program, ALL - {3, LAST})
+
+
+def test_killed_between_the_question_and_the_call(wpfs):
+    ran_before(wpfs, 3)
+    program, order = registering(wpfs)
+    strace = trace(program, "trace=ioctl", "inject=ioctl:delay_enter=100s:when=2")
+    program.send(order)
+    proc.wait_for(lambda: in_register(program.pid), harness.SECONDS, "the call")
+    store(program, 9)
+    os.kill(program.pid, signal.SIGKILL)
+    strace.kill()
+    strace.wait()
+    program.popen.wait(harness.SECONDS)
+    assert not owned_all(wpfs) & {3, 9}
+    assert not given(mapped(wpfs, protect=False)) & {3, 9}
+
+
 def test_read_and_stored_between_the_question_and_the_call(wpfs):
     """A store to a page that was read then changes nothing but the page."""
     ran_before(wpfs, 3)
