@@ -118,33 +118,38 @@ int carried_note(struct tmm *tm, const struct mm_vma *vma, uint64_t from, uint64
 		 : 0;
 }
 
-/* Can it have been seen what was touched? */
-static bool carried_is_known(struct track *t, const struct tmm *tm, const struct own_window *w)
+/* Can it be seen what was touched? *moved: there was a first store to some page. */
+static bool carried_is_known(struct track *t, const struct tmm *tm, const struct own_window *w,
+			     bool *moved)
 {
 	struct track_file *file = files_get(t, w->file);
 	struct timespec now;
 	uint64_t faults;
 
-	if (!file || files_ctime(t, file, &now) < 0 || now.tv_sec != w->ctime.tv_sec ||
-	    now.tv_nsec != w->ctime.tv_nsec)
+	if (!file || files_ctime(t, file, &now) < 0)
 		return false;
+	*moved = now.tv_sec != w->ctime.tv_sec || now.tv_nsec != w->ctime.tv_nsec;
 	return tmm_now_ns() - w->since_ns < CARRIED_WINDOW_NS ||
 	       (proc_faults(tm->program.pid, &faults) == 0 && faults == w->faults);
 }
 
-/* Takes out of *set, which was marked just now, what nobody has stored to since the last look. */
+/*
+ * Takes out of *set, which was marked just now, what nobody has stored to since the last look: what
+ * is not in the page table, and if there was no first store to any page what was there before.
+ */
 static int carried_untouched(struct track *t, struct tmm *tm, const struct mm_vma *vma,
 			     uint64_t from, uint64_t to, struct mm_set *set)
 {
 	const struct own_window *w = carried_window(tm, vma->file);
 	_cleanup_set_ struct mm_set present = {NULL};
+	bool moved;
 	int r;
 
-	if (!w || !carried_is_known(t, tm, w))
+	if (!w || !carried_is_known(t, tm, w, &moved))
 		return 0;
 	r = carried_present(tm, from, to, vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
 			    &present);
-	if (r == 0)
+	if (r == 0 && !moved)
 		r = mm_set_andnot(&present, &w->present);
 	return r < 0 ? r : mm_set_and(set, &present);
 }
