@@ -74,7 +74,10 @@ int fs_store_sync_file(struct fs *fs, uint64_t ino);
  */
 int fs_store_sync_part(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len);
 
-/* Before and after contents of a file go (a truncate, a hole): a part of it may not be enough. */
+/*
+ * Before and after contents of a file go (a truncate, a hole, MADV_REMOVE): a part of it may not be
+ * enough. Any thread; it waits for nobody.
+ */
 void fs_store_cut(struct fs *fs, uint64_t ino);
 
 /*

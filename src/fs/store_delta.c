@@ -54,7 +54,7 @@ static int delta_inode(struct delta *d, uint64_t ino, int fd)
 	struct fs *fs = d->store->fs;
 	struct stat shown;
 	bool keep_size = false;
-	uint64_t size, times;
+	uint64_t size, time;
 	int r = delta_first(d, ino);
 
 	if (r <= 0)
@@ -64,7 +64,7 @@ static int delta_inode(struct delta *d, uint64_t ino, int fd)
 		return r;
 	if (S_ISREG(shown.st_mode)) {
 		/* In this order: it was touched before the size could change. */
-		if (store_size_get(d->store, ino, &size, &times))
+		if (store_size_get(d->store, ino, &size, &time))
 			shown.st_size = (off_t)size;
 		else
 			keep_size = fs_is_touched(fs, ino);

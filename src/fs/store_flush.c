@@ -23,7 +23,7 @@
 struct flushed {
 	struct fs_handle handle;
 	uint64_t ino, size;
-	uint64_t times; /* its size had been set when they were written */
+	uint64_t time; /* of its size when they were written */
 	struct store_unsynced unsynced;
 	bool in_use;
 };
@@ -130,12 +130,14 @@ static int flush_contents(struct flush *flush, uint64_t ino, const struct fs_han
 	pthread_mutex_lock(lock);
 	/* Again, with the lock: a commit removes what has lost its name with it held. */
 	size = fstat(fd, &st) < 0 ? -errno : st.st_nlink ? 0 : -ESTALE;
-	if (size == 0)
+	if (size == 0) {
+		store_size_begin(store, ino, false);
 		size = store_write_contents(store, ino, fd, flushed.in_use, flush->final, &written);
+	}
 	image = store_known_get(store, ino, false);
 	if (image)
 		store_image_rest(image);
-	store_size_get(store, ino, &ignored, &flushed.times);
+	store_size_get(store, ino, &ignored, &flushed.time);
 	flush->changed |= store_unsynced_get(store, ino, &flushed.unsynced);
 	pthread_mutex_unlock(lock);
 	if (size < 0)
@@ -153,17 +155,19 @@ static int flush_durable(struct flush *flush)
 		int r = -errno;
 
 		store_unsynced_doubt(store);
+		for (size_t i = 0; flush->whole && i < flush->nr_done; i++)
+			store_data_doubt(store->data_fd, flush->done[i].ino);
 		store_known_forget_all(store);
 		return r;
 	}
 	for (size_t i = 0; i < flush->nr_done; i++) {
 		const struct flushed *f = &flush->done[i];
 		pthread_mutex_t *lock = &store->data[f->ino % FS_SHARDS];
-		uint64_t size, times;
+		uint64_t size, time;
 
 		pthread_mutex_lock(lock);
-		store_size_get(store, f->ino, &size, &times);
-		if (times == f->times) /* else an fsync was there later and knows better */
+		store_size_get(store, f->ino, &size, &time);
+		if (time == f->time) /* else an fsync was there later and knows better */
 			store_size_set(store, f->ino, f->size);
 		store_unsynced_done(store, f->ino, f->unsynced.times);
 		pthread_mutex_unlock(lock);
@@ -295,7 +299,8 @@ static int flush_picture(struct flush *flush, struct snap *snap)
 
 int store_flush_whole(struct fs_store *store, bool final)
 {
-	struct flush flush = {.store = store, .final = final, .whole = true};
+	/* What a daemon before this one has written and not made durable, nobody has noted. */
+	struct flush flush = {.store = store, .final = final, .whole = true, .changed = true};
 	struct fs *fs = store->fs;
 	struct fs_changes changes;
 	struct fs_change *touched;

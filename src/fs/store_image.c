@@ -100,6 +100,11 @@ void store_image_set_known(struct store_image *image)
 		image->nr = 0;
 }
 
+bool store_image_whole(const struct store_image *image)
+{
+	return !image->broken;
+}
+
 void store_image_doubt(struct store_image *image)
 {
 	image->broken = true;

@@ -27,6 +27,9 @@ void store_image_free(struct store_image *image);
 bool store_image_known(const struct store_image *image);
 void store_image_set_known(struct store_image *image);
 
+/* Was every page noted that was put since, and none doubted? Else set_known will not succeed. */
+bool store_image_whole(const struct store_image *image);
+
 /* The next set_known does not succeed: all is to be compared by reading once. */
 void store_image_doubt(struct store_image *image);
 

@@ -10,16 +10,36 @@
 
 /* ---- sizes ---- */
 
-bool store_size_get(struct fs_store *store, uint64_t ino, uint64_t *size, uint64_t *times)
+bool store_size_get(struct fs_store *store, uint64_t ino, uint64_t *size, uint64_t *time)
 {
 	struct store_size *entry;
+	bool set;
 
 	pthread_mutex_lock(&store->lock);
 	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
-	*size = entry ? entry->size : 0;
-	*times = entry ? entry->times : 0;
+	set = entry && entry->set;
+	*size = set ? entry->size : 0;
+	*time = entry ? entry->time : 0;
 	pthread_mutex_unlock(&store->lock);
-	return entry != NULL;
+	return set;
+}
+
+/* With the store's lock held; NULL: no memory. What was cut before is not known of a new one. */
+static struct store_size *size_make(struct fs_store *store, uint64_t ino)
+{
+	struct store_size *entry;
+
+	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
+	if (entry)
+		return entry;
+	entry = calloc(1, sizeof(*entry));
+	if (entry) {
+		entry->ino = ino;
+		entry->time = ++store->size_time;
+		entry->cut = true;
+		HASH_ADD(hh, store->sizes, ino, sizeof(ino), entry);
+	}
+	return entry;
 }
 
 void store_size_set(struct fs_store *store, uint64_t ino, uint64_t size)
@@ -27,29 +47,34 @@ void store_size_set(struct fs_store *store, uint64_t ino, uint64_t size)
 	struct store_size *entry;
 
 	pthread_mutex_lock(&store->lock);
-	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
-	if (!entry) {
-		entry = calloc(1, sizeof(*entry));
-		if (entry) { /* else the stored size stays until the next flush */
-			entry->ino = ino;
-			HASH_ADD(hh, store->sizes, ino, sizeof(ino), entry);
-		}
-	}
-	if (entry) {
+	entry = size_make(store, ino);
+	if (entry) { /* else the stored size stays until the next flush */
 		entry->size = size;
-		entry->times++;
+		entry->set = true;
+		entry->time = ++store->size_time;
 	}
 	pthread_mutex_unlock(&store->lock);
 }
 
-void store_size_cut(struct fs_store *store, uint64_t ino, bool cut)
+void store_size_begin(struct fs_store *store, uint64_t ino, bool again)
+{
+	struct store_size *entry;
+
+	pthread_mutex_lock(&store->lock);
+	entry = size_make(store, ino);
+	if (entry && (again || !entry->set))
+		entry->cut = false;
+	pthread_mutex_unlock(&store->lock);
+}
+
+void store_size_cut(struct fs_store *store, uint64_t ino)
 {
 	struct store_size *entry;
 
 	pthread_mutex_lock(&store->lock);
 	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
 	if (entry)
-		entry->cut = cut;
+		entry->cut = true;
 	pthread_mutex_unlock(&store->lock);
 }
 
@@ -60,7 +85,7 @@ bool store_size_uncut(struct fs_store *store, uint64_t ino, uint64_t *size)
 
 	pthread_mutex_lock(&store->lock);
 	HASH_FIND(hh, store->sizes, &ino, sizeof(ino), entry);
-	uncut = entry && !entry->cut;
+	uncut = entry && entry->set && !entry->cut;
 	*size = uncut ? entry->size : 0;
 	pthread_mutex_unlock(&store->lock);
 	return uncut;

@@ -18,7 +18,8 @@
 struct store_size {
 	UT_hash_handle hh;
 	uint64_t ino, size; /* file id, bytes */
-	uint64_t times;	    /* it was set */
+	uint64_t time;	    /* it was set, or the entry made: no two are the same */
+	bool set;	    /* else it is not known yet */
 	bool cut; /* contents went since, so there may be others in the data file, below the size */
 };
 
@@ -73,6 +74,7 @@ struct fs_store {
 	pthread_mutex_t lock; /* innermost; all below */
 	uint64_t asked, done; /* who waits for a commit: tickets given out, and served */
 	struct store_size *sizes;
+	uint64_t size_time; /* counts what happens to them */
 	struct store_unsynced *unsynced;
 	struct store_failed *failed;
 	struct store_known *known;
@@ -125,18 +127,22 @@ int store_open_lower(struct fs *fs, uint64_t ino, const struct fs_handle *handle
 /* ---- store_notes.c ---- */
 
 /*
- * The size that the durable contents have; false: none noted, *times is 0. Setting: with the lock
- * of the file's shard of `data` held.
+ * The size that the durable contents have; false: none noted. *time: when it was, as far as it was;
+ * it differs whenever another one was meanwhile. Setting: with the lock of the file's shard of
+ * `data` held.
  */
-bool store_size_get(struct fs_store *store, uint64_t ino, uint64_t *size, uint64_t *times);
+bool store_size_get(struct fs_store *store, uint64_t ino, uint64_t *size, uint64_t *time);
 void store_size_set(struct fs_store *store, uint64_t ino, uint64_t size);
 void store_size_forget(struct fs_store *store, uint64_t ino);
 
 /*
- * Contents of the file go, or all of it is going to be looked at (`cut` false), which begins after
- * this. Without a size noted nothing. To ask for a size: false also if it was cut.
+ * Contents of the file go, or all of it is going to be looked at, which begins after this: what
+ * goes from then on is noted, what went before no more if `again`. (A flush does not know yet
+ * whether what it will write becomes durable.) To ask for a size: false also if it was cut, or
+ * perhaps was.
  */
-void store_size_cut(struct fs_store *store, uint64_t ino, bool cut);
+void store_size_cut(struct fs_store *store, uint64_t ino);
+void store_size_begin(struct fs_store *store, uint64_t ino, bool again);
 bool store_size_uncut(struct fs_store *store, uint64_t ino, uint64_t *size);
 
 /*

@@ -298,11 +298,13 @@ static int store_write_part(struct fs_store *store, uint64_t ino, int fd, uint64
 {
 	const struct store_data_through through = {store->fs, read_through, next_through};
 	const bool native = store->fs->kind == WPFS_KIND_NATIVE;
+	struct store_image *image = store_known_get(store, ino, false);
 	struct store_data_written written = {.changed = false};
 	int r = store_data_write_part(store->data_fd, ino, fd, off, end, sync_marks, store->fs,
-				      native ? NULL : &through, store_known_get(store, ino, false),
-				      &written);
+				      native ? NULL : &through, image, &written);
 
+	if (image && !store_image_whole(image))
+		store_known_forget(store, ino);
 	if (written.changed) {
 		int noted = store_unsynced_add(store, ino, written.made);
 
@@ -365,14 +367,14 @@ static int sync_contents(struct fs_store *store, uint64_t ino, int fd)
 	if (has) {
 		int64_t size;
 
-		store_size_cut(store, ino, false);
+		store_size_begin(store, ino, true);
 		size = store_write_contents(store, ino, fd, true, false, &written);
 		r = size < 0 ? (int)size : sync_written(store, ino);
 		if (!r) {
 			store_size_set(store, ino, (uint64_t)size);
 		} else {
 			store_known_forget(store, ino);
-			store_size_cut(store, ino, true);
+			store_size_cut(store, ino);
 		}
 	}
 	pthread_mutex_unlock(lock);
@@ -414,8 +416,11 @@ static int sync_part(struct fs_store *store, uint64_t ino, int fd, uint64_t off,
 	return r;
 }
 
-/* Contents are durable, or could not be made so (-ESTALE: the file is gone); names follow. */
-static int sync_finish(struct fs *fs, uint64_t ino, int r)
+/*
+ * Contents are durable, or could not be made so (-ESTALE: the file is gone); names follow. A part
+ * of the contents says nothing of what else could not be stored.
+ */
+static int sync_finish(struct fs *fs, uint64_t ino, int r, bool part)
 {
 	struct fs_store *store = fs->store;
 
@@ -423,9 +428,10 @@ static int sync_finish(struct fs *fs, uint64_t ino, int r)
 		store_failed(store, ino, r);
 		return r;
 	}
-	store_succeeded(store, ino);
+	if (!part)
+		store_succeeded(store, ino);
 	r = fs_store_flush_names(fs);
-	if (!r)
+	if (!r && !part)
 		atomic_store(&store->error, 0);
 	return r;
 }
@@ -447,7 +453,7 @@ int fs_store_sync_file(struct fs *fs, uint64_t ino)
 	} else {
 		fs_change_inode(fs, ino);
 	}
-	return sync_finish(fs, ino, r);
+	return sync_finish(fs, ino, r, false);
 }
 
 int fs_store_sync_part(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len)
@@ -456,18 +462,19 @@ int fs_store_sync_part(struct fs *fs, uint64_t ino, uint64_t off, uint64_t len)
 	struct fs_handle handle;
 	int r = 1;
 
-	if (fs_touched_handle(fs, ino, &handle)) {
+	/* After an error all of it is: with that it is over. */
+	if (!atomic_load(&fs->store->error) && fs_touched_handle(fs, ino, &handle)) {
 		fd = store_open_lower(fs, ino, &handle);
 		r = fd < 0 ? fd : sync_part(fs->store, ino, fd, off, len);
 	}
 	if (r > 0)
 		return fs_store_sync_file(fs, ino);
 	fs_change_handle(fs, ino, &handle);
-	return sync_finish(fs, ino, r);
+	return sync_finish(fs, ino, r, true);
 }
 
 void fs_store_cut(struct fs *fs, uint64_t ino)
 {
 	if (fs->store)
-		store_size_cut(fs->store, ino, true);
+		store_size_cut(fs->store, ino);
 }

@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "base/units.h"
+#include "fs/store.h"
 #include "track/capped_test.h"
 #include "track/residency.h"
 #include "uffd/maps.h"
@@ -119,6 +120,7 @@ void drops_removed(struct track *t, struct tmm *tm)
 		struct removal *removal = tm->removals;
 
 		tm->removals = removal->next;
+		fs_store_cut(t->config.fs, removal->drop.ino);
 		drops_remove(t, &removal->drop);
 		free(removal);
 	}
@@ -237,9 +239,14 @@ static int drops_remove_part(struct track *t, struct tmm *tm, const struct mm_vm
 	uint64_t off = pgoff << WPFS_PAGE_SHIFT, len = nr << WPFS_PAGE_SHIFT;
 	int r = now ? 0 : drops_note_removal(t, tm, vma->file, off, len);
 
+	fs_store_cut(t->config.fs, vma->file);
 	if (r == 0)
 		r = drops_tell(t, vma->file, off, len);
-	return r < 0 || !now ? r : residency_remove(t, tm, vma->file, pgoff, nr);
+	if (r < 0 || !now)
+		return r;
+	r = residency_remove(t, tm, vma->file, pgoff, nr);
+	fs_store_cut(t->config.fs, vma->file);
+	return r;
 }
 
 /* All that the mm's mappings show in [start, end): it goes, now or by the call that follows. */

@@ -6,12 +6,14 @@ calls with any part of what was not synced, and the store's disk is full or fail
 
 import errno
 import itertools
+import mmap
 import os
 import shutil
 import sqlite3
 import stat
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -474,6 +476,90 @@ def test_what_a_failed_sync_has_lost_is_written_again(make_wpfs):
     control.fail(0)
     sync(path)
     assert at_the_end(wpfs, base)["f"][2] == b"f" * (2 << 20)
+
+
+@pytest.mark.parametrize("what", ["an old file", "a new file", "fails"])
+def test_what_a_dead_daemon_has_not_synced(make_wpfs, what):
+    """The next one finds nothing to write, since memory has it all: that is not enough."""
+    wpfs, base, control = begun(make_wpfs, "flush=0")
+    path = wpfs.mnt / "f"
+    if what != "a new file":
+        path.write_bytes(b"o" * PAGE)
+        sync(path)
+    path.write_bytes(b"n" * PAGE)
+    if what == "fails":
+        control.lose()
+    control.kill_before("S", False)
+    with pytest.raises(OSError):
+        sync(path)
+    wpfs.kill9()
+    wpfs.restart()
+    if what == "fails":
+        wpfs.allow_log(SAID)
+        control.fail(powerloss.SYNC, errno.EIO)
+        refused(wpfs, path, errno.EIO)
+        control.fail(0)
+    sync(path)
+    assert at_the_end(wpfs, base)["f"][2] == b"n" * PAGE
+
+
+def test_a_synchronous_write_after_a_cut_during_the_first_flush(make_wpfs):
+    """What the flush has read before does not come back: the cut was not yet in what it has stored."""
+    wpfs, base, control = begun(make_wpfs, "flush=0")
+    path, other = wpfs.mnt / "f", wpfs.mnt / "g"
+    path.write_bytes(b"A" * 100 * PAGE)
+    other.touch()
+    sync(path)
+    wpfs.kill9()
+    wpfs.restart()  # the first fsync of all flushes everything, and nobody else does
+    fd = os.open(path, os.O_RDWR | os.O_DSYNC)
+    with mmap.mmap(fd, 100 * PAGE) as ours:
+        ours[99 * PAGE] = ord("B")
+    control.pause_before("W", False)
+    with ThreadPoolExecutor(1) as pool:
+        flush = pool.submit(sync, other)
+        try:
+            harness.proc.wait_for(lambda: control.paused, harness.SECONDS, "the flush writes")
+            os.ftruncate(fd, 0)
+            os.ftruncate(fd, 100 * PAGE)
+        finally:
+            control.go()
+        flush.result(harness.SECONDS)
+    os.pwrite(fd, b"C" * PAGE, 0)
+    assert at_the_end(wpfs, base)["f"][2] == b"C" * PAGE + bytes(99 * PAGE)
+    os.close(fd)
+
+
+def test_a_synchronous_write_after_what_was_taken_out_of_memory(make_wpfs):
+    """MADV_REMOVE of a program that wpfs knows is a cut as one by a request."""
+    wpfs, base, _ = begun(make_wpfs, "flush=0")
+    path = wpfs.mnt / "f"
+    path.write_bytes(b"A" * 64 * PAGE)
+    program = mapped(wpfs)
+    sync(path)
+    program.order("advise 0 8 4 remove")
+    fd = os.open(path, os.O_WRONLY | os.O_DSYNC)
+    os.pwrite(fd, b"C" * PAGE, 0)
+    os.close(fd)
+    assert at_the_end(wpfs, base)["f"][2] == b"C" * PAGE + b"A" * 7 * PAGE + bytes(4 * PAGE) + b"A" * 52 * PAGE
+
+
+def test_a_synchronous_write_does_not_hide_what_else_fails(make_wpfs):
+    """Of a file that cannot be written a part is as it was: what has to be written still is not forgotten."""
+    wpfs, _, control = begun(make_wpfs)
+    wpfs.allow_log(SAID)
+    fd = os.open(wpfs.mnt / "f", os.O_RDWR | os.O_CREAT | os.O_DSYNC)
+    os.pwrite(fd, b"f" * 3 * PAGE, 0)
+    control.fail(powerloss.WRITE, errno.EIO)
+    with mmap.mmap(fd, 3 * PAGE) as ours:
+        ours[2 * PAGE] = ord("t")
+    harness.proc.wait_for(lambda: wpfs.wpctl_json("status")["store_files"] == 1, harness.SECONDS, "a flush that fails")
+    for _ in range(20):
+        os.pwrite(fd, b"f", 0)
+        assert wpfs.wpctl_json("status")["store_files"] == 1
+    os.close(fd)
+    control.fail(0)
+    wait_stored(wpfs)
 
 
 def do(*argv):
