@@ -201,9 +201,11 @@ static int set_times(struct fs *fs, uint64_t ino, int fd, const struct stat *att
  * kernel's own call before a fallocate that has to clear suid bits, which does that itself (or is
  * refused and does not).
  */
-static int set_nothing(int fd)
+static int set_nothing(fuse_req_t req, int fd)
 {
+	struct creds_caller caller = fs_caller(req);
 	struct stat st;
+	int r;
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
@@ -211,7 +213,11 @@ static int set_nothing(int fd)
 	    ((st.st_mode & (S_ISUID | S_ISGID)) ||
 	     getxattr(fs_proc_path(fd).s, "security.capability", NULL, 0) >= 0))
 		return 0;
-	return fchownat(fd, "", (uid_t)-1, (gid_t)-1, AT_EMPTY_PATH) < 0 ? -errno : 0;
+	r = creds_become_writer(&caller, &st);
+	if (!r && fchownat(fd, "", (uid_t)-1, (gid_t)-1, AT_EMPTY_PATH) < 0)
+		r = -errno;
+	creds_restore();
+	return r;
 }
 
 /* Owner before mode: a chown clears suid bits, a mode that comes with it is meant to stay. */
@@ -224,7 +230,7 @@ static int set_all(fuse_req_t req, uint64_t ino, int fd, const struct stat *attr
 	int r = 0;
 
 	if (!(to_set & (owner | times | FUSE_SET_ATTR_MODE | FUSE_SET_ATTR_SIZE)))
-		return set_nothing(fd);
+		return set_nothing(req, fd);
 	if (to_set & owner)
 		r = set_owner(req, ino, fd, attr, to_set);
 	if (!r && (to_set & FUSE_SET_ATTR_MODE))

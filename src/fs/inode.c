@@ -272,9 +272,11 @@ int fs_inode_lookup(struct fs *fs, int fd, const struct stat *st, struct fs_inod
 }
 
 /* The C library keeps what is freed below something else that is in use: all of it, most often. */
-static void memory_return(struct fs *fs)
+void fs_inodes_forgotten(struct fs *fs)
 {
-	if ((atomic_fetch_add(&fs->nr_forgotten, 1) + 1) % FORGOTTEN_MANY)
+	unsigned nr = atomic_load(&fs->nr_forgotten);
+
+	if (nr < FORGOTTEN_MANY || !atomic_compare_exchange_strong(&fs->nr_forgotten, &nr, 0))
 		return;
 	fs_request_may_wait();
 	malloc_trim(0);
@@ -300,7 +302,7 @@ void fs_inode_forget(struct fs *fs, uint64_t ino, uint64_t lookups)
 	if (!inode)
 		return;
 	inode_free(fs, inode);
-	memory_return(fs);
+	atomic_fetch_add(&fs->nr_forgotten, 1);
 }
 
 /* The descriptor of a backing file, if there is one. */

@@ -268,14 +268,23 @@ static void loop_watch(struct worker *w)
 
 /* ---- readers ---- */
 
+/* 0: not known here. */
+static pid_t caller_of(const struct worker *w)
+{
+	return (pid_t)((const struct fuse_in_header *)w->buf.mem)->pid;
+}
+
 /* With a request received: if others have waited for some time now one more reads them. */
 static void call_for_help(struct worker *w)
 {
 	struct loop *loop = w->loop;
 
-	/* One that yields is alone with its program: who else came would end that first. */
-	if (atomic_load(&loop->readers) >= loop->max_readers || near_yields(&w->near) ||
-	    atomic_load(&w->served) % LOOK_EVERY)
+	/*
+	 * One that yields is alone with its program: who else came would end that first, if it has
+	 * a number here (in a pid namespace beside ours nobody has).
+	 */
+	if (atomic_load(&loop->readers) >= loop->max_readers ||
+	    (near_yields(&w->near) && caller_of(w)) || atomic_load(&w->served) % LOOK_EVERY)
 		return;
 	w->piled = request_waits(loop) ? w->piled + 1 : 0;
 	if (w->piled < PILED_UP)
@@ -380,9 +389,7 @@ static bool worker_read(struct worker *w)
 			worker_start_again(w);
 		call_for_help(w);
 		if (atomic_load(&loop->readers) == 1 && atomic_load(&loop->guard))
-			near_request(&w->near,
-				     (pid_t)((const struct fuse_in_header *)w->buf.mem)->pid,
-				     w->slept);
+			near_request(&w->near, caller_of(w), w->slept);
 		else
 			near_leave(&w->near);
 		loop->calls.process(loop->session, &w->buf);

@@ -116,6 +116,7 @@ static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 static void op_forget(fuse_req_t req, fuse_ino_t ino, uint64_t lookups)
 {
 	fs_inode_forget(fs_of(req), ino, lookups);
+	fs_inodes_forgotten(fs_of(req));
 	fuse_reply_none(req);
 }
 
@@ -123,6 +124,7 @@ static void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_dat
 {
 	for (size_t i = 0; i < count; i++)
 		fs_inode_forget(fs_of(req), forgets[i].ino, forgets[i].nlookup);
+	fs_inodes_forgotten(fs_of(req));
 	fuse_reply_none(req);
 }
 

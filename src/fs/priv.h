@@ -198,7 +198,7 @@ struct fs {
 	pthread_mutex_t dirs_lock;
 	struct fs_dir *dirs; /* open directories (dirs.c); dirs_lock */
 
-	_Atomic unsigned nr_forgotten; /* inodes that were freed */
+	_Atomic unsigned nr_forgotten; /* inodes that were freed since memory was returned */
 
 	pthread_rwlock_t hooks_lock;
 	const struct fs_hooks *hooks; /* hooks_lock */
@@ -276,6 +276,9 @@ int fs_inode_lookup(struct fs *fs, int fd, const struct stat *st, struct fs_inod
 
 /* Gives back lookups; with the last one the inode is freed. */
 void fs_inode_forget(struct fs *fs, uint64_t ino, uint64_t lookups);
+
+/* With no lock held, after inodes were: when they were many their memory goes to the kernel. */
+void fs_inodes_forgotten(struct fs *fs);
 
 /* A descriptor of the file, at least O_PATH. -ESTALE: no such inode, or the file is gone. */
 int fs_inode_ref(struct fs *fs, uint64_t ino, struct fs_ref *ref);

@@ -176,6 +176,19 @@ def suid_bits_after_root():
 
 
 @case
+def set_group_id_after_a_chown_to_nobody_else():
+    os.chmod(".", 0o777)
+    os.mkfifo("p")
+    seen = []
+    for uid, groups in ((0, []), (1000, []), (1000, [500])):
+        os.chown("p", 1000, 500)
+        os.chmod("p", 0o2644)
+        as_user(uid, uid, groups, lambda: os.chown("p", -1, -1))
+        seen.append(look("p"))
+    return seen
+
+
+@case
 def set_group_id_by_owner():
     make("f", 0o755, owner=(1000, 500))
     stranger = as_user(1000, 1000, [], lambda: os.chmod("f", 0o2755)), look("f")
