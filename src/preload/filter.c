@@ -12,8 +12,10 @@
 
 #include "preload/client.h"
 
-#define WAIT_MS	 12000 /* more than a daemon that hangs takes */
-#define LEAVE_MS 50    /* one system call */
+/* More than a daemon that hangs takes: a REGISTER asks it twice, waits for it as long and tells it.
+ */
+#define WAIT_MS	 (4 * CLIENT_TIMEOUT_S * 1000 + 2000)
+#define LEAVE_MS 50 /* one system call */
 
 _Atomic uint32_t filters;
 

@@ -24,7 +24,7 @@
  * nothing is known, and not at all names yet).
  *
  * Of a userfaultfd that is registered, on any mount: rearming, rearmed (what it had marked in an
- * earlier run).
+ * earlier run); a step that can fail: disarm (what of that was stored to).
  *
  * Steps that can fail: bits (of a file), record, lower-read, spill-open, spill-write, punch;
  * spill-read, lower-write, lower-short (half of the pages are in the lower file then); and each

@@ -4,11 +4,13 @@
  *
  * Until the program registers, wpfs's own uffd watches what it carries (mapping.c). From the moment
  * that lets go to the one when the program's has the marks other threads may store unseen. What
- * they store to shows all the same: a page that is in the page table then is there read-only, and
- * the first store to it, as to one that is not there, moves the ctime of the file; one that was
- * read meanwhile is there and was not before.
+ * they store to shows all the same: one that was not in the page table is there then. What was
+ * there before is believed only in a program of one thread, and if the ctime of the file, which the
+ * first store to a read-only page moves, is what it was.
  */
 #include <errno.h>
+#include <stdio.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "base/cleanup.h"
@@ -75,6 +77,7 @@ int carried_open(struct track *t, struct tmm *tm, uint64_t start, uint64_t end)
 	int r = 0;
 
 	carried_forget(tm);
+	tm->own_carries = false;
 	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
 		const struct mm_vma *vma = &tm->mm.vmas[i];
 		const struct mm_file *f = mm_file_find(&tm->mm, vma->file);
@@ -83,8 +86,10 @@ int carried_open(struct track *t, struct tmm *tm, uint64_t start, uint64_t end)
 		if (vma->start >= end || vma->end <= start || carried_window(tm, vma->file) || !f)
 			continue;
 		r = mm_carried(&tm->mm, f, vma->pgoff, mm_vma_pages(vma), &carried);
-		if (r == 0 && !mm_set_is_empty(&carried))
+		if (r == 0 && !mm_set_is_empty(&carried)) {
+			tm->own_carries = true;
 			r = carried_open_file(t, tm, vma->file);
+		}
 	}
 	if (r == 0 && tm->nr_windows) {
 		tm->mm.aside_start = start;
@@ -118,6 +123,19 @@ int carried_note(struct tmm *tm, const struct mm_vma *vma, uint64_t from, uint64
 		 : 0;
 }
 
+/*
+ * Can somebody have run in the program who did not wait for its REGISTER? Without wpfs's uffd a
+ * page that was there may become writable without a store, and then the first one moves no ctime.
+ */
+static bool carried_is_alone(const struct tmm *tm)
+{
+	char path[32];
+	struct stat st;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", tm->program.pid);
+	return !tm->maybe_shared && stat(path, &st) == 0 && st.st_nlink == 3; /* one thread */
+}
+
 /* Can it be seen what was touched? *moved: there was a first store to some page. */
 static bool carried_is_known(struct track *t, const struct tmm *tm, const struct own_window *w,
 			     bool *moved)
@@ -135,7 +153,8 @@ static bool carried_is_known(struct track *t, const struct tmm *tm, const struct
 
 /*
  * Takes out of *set, which was marked just now, what nobody has stored to since the last look: what
- * is not in the page table, and if there was no first store to any page what was there before.
+ * is not in the page table, and if there was no first store to any page what was there before in a
+ * program of one thread.
  */
 static int carried_untouched(struct track *t, struct tmm *tm, const struct mm_vma *vma,
 			     uint64_t from, uint64_t to, struct mm_set *set)
@@ -149,7 +168,7 @@ static int carried_untouched(struct track *t, struct tmm *tm, const struct mm_vm
 		return 0;
 	r = carried_present(tm, from, to, vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
 			    &present);
-	if (r == 0 && !moved)
+	if (r == 0 && !moved && carried_is_alone(tm))
 		r = mm_set_andnot(&present, &w->present);
 	return r < 0 ? r : mm_set_and(set, &present);
 }
@@ -175,8 +194,15 @@ static int carried_rearm_vma(struct request *rq, int uffd, const struct mm_vma *
 	capped_test_point("rearmed");
 	if (r == 0)
 		r = carried_untouched(rq->t, tm, vma, from, to, &set);
-	if (!client_is_hung_up(rq->c))
-		return mm_set_is_empty(&set) ? r : arm_runs(uffd, from, to, pgoff, &set, false);
+	if (!client_is_hung_up(rq->c)) {
+		if (!mm_set_is_empty(&set)) {
+			r = capped_test_fail("disarm");
+			if (r == 0)
+				r = arm_runs(uffd, from, to, pgoff, &set, false);
+		}
+		tm->mm.own_doubted |= r < 0; /* marks that lie are there still */
+		return r;
+	}
 	if (r == 0 && mm_set_is_empty(&set))
 		return 0;
 	tm->mm.own_doubted = true;

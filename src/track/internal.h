@@ -133,6 +133,9 @@ struct tmm {
 	struct own_uffd *uffds;
 	struct own_window windows[OWN_WINDOWS]; /* from a UFFD_PRE to the next message */
 	size_t nr_windows;
+	bool own_carries; /* something is carried in what the last UFFD_PRE was about */
+	bool own_unsure;  /* a REGISTER is under way: a daemon after this one must doubt all marks
+			   */
 	struct stray strays[WPFS_WITNESS_FDS];
 	size_t nr_strays;
 	uint64_t told;		  /* commands that the witness was sent */

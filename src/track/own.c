@@ -46,16 +46,40 @@ void own_free_all(struct tmm *tm)
 		own_drop(tm, tm->uffds);
 }
 
-/*
- * Takes wpfs's registration off [start, end); what was armed there can be proven no longer. With
- * `ask` also where the mapping is taken for the program's: of an asynchronous one that a fork or a
- * moment between two messages made unknown nothing tells but that ours can be registered anew.
- * Gives how many mappings, or -errno.
- */
-static int own_step_aside(struct track *t, struct tmm *tm, uint64_t start, uint64_t end, bool ask)
+/* Where wpfs has registered. */
+struct own_ranges {
+	struct own_range {
+		uint64_t start, end;
+	} * p;
+	size_t nr, room;
+};
+
+static int own_ranges_add(struct own_ranges *ranges, uint64_t start, uint64_t end)
 {
-	_cleanup_close_ int uffd = -1;
-	int r = 0, mappings = 0;
+	if (ranges->nr == ranges->room) {
+		size_t room = ranges->room ? ranges->room * 2 : 16;
+		struct own_range *bigger = reallocarray(ranges->p, room, sizeof(*bigger));
+
+		if (!bigger)
+			return -ENOMEM;
+		ranges->p = bigger;
+		ranges->room = room;
+	}
+	ranges->p[ranges->nr++] = (struct own_range){start, end};
+	return 0;
+}
+
+/*
+ * The model of [start, end) becomes what it is without wpfs's registrations, which are added to
+ * *ranges; what was armed there can be proven no longer. With `ask` also where the mapping is taken
+ * for the program's: of an asynchronous one that a fork or a moment between two messages made
+ * unknown nothing tells but that ours can be registered anew.
+ */
+static int own_plan_aside(struct track *t, struct tmm *tm, int uffd,
+			  const struct wpfs_uffd_range *range, struct own_ranges *ranges)
+{
+	const uint64_t start = range->addr, end = start + range->len;
+	int r = 0;
 
 	for (size_t i = 0; r == 0 && i < tm->mm.nr_vmas; i++) {
 		struct mm_vma *vma = &tm->mm.vmas[i];
@@ -64,15 +88,12 @@ static int own_step_aside(struct track *t, struct tmm *tm, uint64_t start, uint6
 		struct mm_file *f = mm_file_find(&tm->mm, vma->file);
 
 		if (from >= to || !vma->registered ||
-		    (vma->owner != MM_WPFS && !(ask && vma->async)))
+		    (vma->owner != MM_WPFS && !(range->again && vma->async)))
 			continue;
-		if (uffd < 0)
-			uffd = tmm_uffd(tm);
 		if (uffd < 0)
 			return uffd;
 		if (vma->owner != MM_WPFS && residency_register(t, uffd, from, to, vma->file) < 0)
 			continue;
-		mappings++;
 		if (f)
 			r = mm_doubt_armed(&tm->mm, f,
 					   vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
@@ -82,11 +103,50 @@ static int own_step_aside(struct track *t, struct tmm *tm, uint64_t start, uint6
 		if (r == 0)
 			r = carried_note(tm, vma, from, to);
 		if (r == 0)
-			r = uffd_unregister(uffd, from, to);
+			r = own_ranges_add(ranges, from, to);
 		if (r == 0)
 			r = mm_set_registered(&tm->mm, from, to, false, MM_WPFS, false);
 	}
-	return r < 0 ? r : mappings;
+	return r;
+}
+
+/*
+ * Takes wpfs's registrations off what a REGISTER is about. A daemon after this one must have read
+ * that before anything is let go, or it would take what the program's uffd has marked for wpfs's
+ * marks; nor does it know which of the marks there are the program's, until the REGISTER is over.
+ * Gives how many there were, or -errno.
+ */
+static int own_step_aside(struct track *t, struct tmm *tm, const struct wpfs_uffd_range *range)
+{
+	const bool marks = range->mode & UFFDIO_REGISTER_MODE_WP;
+	_cleanup_close_ int uffd = tmm_uffd(tm);
+	struct own_ranges ranges = {NULL};
+	int r = own_plan_aside(t, tm, uffd, range, &ranges);
+	const bool news = ranges.nr > 0 || !tm->mm.own_uffds || (marks && tm->own_carries);
+
+	tm->mm.own_uffds = true;
+	tm->own_unsure = ranges.nr > 0 || (marks && tm->own_carries);
+	if (news) {
+		int stored = persist_mm_lazy(t, tm);
+
+		r = r < 0 ? r : stored;
+	}
+	for (size_t i = 0; i < ranges.nr; i++) {
+		const struct own_range *at = &ranges.p[i];
+		int failed = uffd_unregister(uffd, at->start, at->end);
+
+		if (failed < 0) {
+			r = failed;
+			mm_set_registered(&tm->mm, at->start, at->end, true, MM_WPFS, true);
+		}
+	}
+	if (!marks && tm->own_unsure) { /* of such a REGISTER no other word comes */
+		tm->own_unsure = false;
+		if (r == 0)
+			r = persist_mm_lazy(t, tm);
+	}
+	free(ranges.p);
+	return r < 0 ? r : (int)ranges.nr;
 }
 
 /* What /proc says of our copy, after this key; "" if it does not. The caller frees *text. */
@@ -175,8 +235,10 @@ void own_post(struct request *rq)
 			r = mm_set_registered(&tm->mm, range->addr, end, true, MM_PROGRAM, false);
 		if (r == 0)
 			r = tmm_harvest(rq->t, tm);
-		if (r == 0)
+		if (r == 0) {
+			tm->own_unsure = false;
 			r = persist_mm(rq->t, tm);
+		}
 	}
 	if (r < 0)
 		log_warn("track: the uffd of pid %d is not tracked: %s", rq->c->id.pid,
@@ -217,6 +279,10 @@ void own_unreg(struct request *rq)
 			r = own_forget(tm, range->addr, range->addr + range->len);
 		if (r == 0)
 			r = tmm_harvest(rq->t, tm);
+		if (r == 0 && tm->own_unsure) {
+			tm->own_unsure = false;
+			r = persist_mm_lazy(rq->t, tm);
+		}
 	}
 	request_reply(rq, r, NULL, 0);
 }
@@ -319,17 +385,8 @@ void own_pre(struct request *rq)
 		if (r == 0)
 			r = tmm_harvest(rq->t, tm);
 		if (r == 0)
-			r = own_step_aside(rq->t, tm, range->addr, range->addr + range->len,
-					   range->again);
-		/* A daemon after this one has to look for them. */
-		if (r >= 0 && !tm->mm.own_uffds) {
-			int stored;
-
-			tm->mm.own_uffds = true;
-			stored = persist_mm_lazy(rq->t, tm);
-			r = stored < 0 ? stored : r;
-		}
-		tm->mm.own_uffds = true;
+			r = own_step_aside(rq->t, tm, range);
+		tm->mm.own_uffds = true; /* a daemon after this one has to look for them */
 		tm->announced.aside_start = range->addr;
 		tm->announced.aside_end = range->addr + range->len;
 		tmm_announce(&tm->announced);

@@ -229,7 +229,7 @@ static void persist_row(const struct track *t, const struct tmm *tm, struct db_m
 		.flags = (tm->private_maps ? DB_MM_PRIVATE_MAPS : 0) |
 			 (tm->mapped_shared ? DB_MM_MAPPED_SHARED : 0) |
 			 (tm->mm.own_uffds ? DB_MM_OWN_UFFDS : 0) |
-			 (tm->mm.own_doubted ? DB_MM_OWN_DOUBTED : 0) |
+			 (tm->mm.own_doubted || tm->own_unsure ? DB_MM_OWN_DOUBTED : 0) |
 			 (tm->fork_child ? DB_MM_FORK_CHILD : 0) |
 			 (tm->maybe_shared ? DB_MM_MAYBE_SHARED : 0) |
 			 (tm->witness_pidfd < 0 ? DB_MM_NO_WITNESS : 0),

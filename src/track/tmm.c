@@ -270,9 +270,12 @@ static int tmm_seal(struct track *t, struct tmm *tm, struct harvest *h)
 		struct mm_file *f = mm_file_find(&tm->mm, vma->file);
 		bool armed = (tm->mm.protect_new && !tmm_knows(tm, vma)) ||
 			     (f && (f->protect || !mm_set_is_empty(&f->own[MM_WPFS].armed)));
+		/* What it carries is lost where it can be written: only the test is for it. */
+		bool carried = !(vma->prot & PROT_WRITE) && f &&
+			       !mm_set_is_empty(&f->own[MM_PROGRAM].armed);
 		int r;
 
-		if (vma->registered || !armed ||
+		if (vma->registered || (!armed && !carried) ||
 		    (vma->start < tm->announced.aside_end && tm->announced.aside_start < vma->end))
 			continue;
 		if (uffd < 0)
@@ -282,7 +285,7 @@ static int tmm_seal(struct track *t, struct tmm *tm, struct harvest *h)
 		r = residency_register(t, uffd, vma->start, vma->end, vma->file);
 		/* What can be written now was not it: that mapping has come since. */
 		vma->sealed = r == -EPERM && !(vma->prot & PROT_WRITE);
-		if (r == 0 && tmm_knows(tm, vma) &&
+		if (r == 0 && armed && tmm_knows(tm, vma) &&
 		    (!tm->mm.own_uffds || residency_must_stay(t, vma->file))) {
 			vma->registered = vma->async = true;
 			r = mm_set_registered(&tm->mm, vma->start, vma->end, true, MM_WPFS, true);

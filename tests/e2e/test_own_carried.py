@@ -4,6 +4,7 @@ A program with a userfaultfd of its own runs again. What it had marked is marked
 but for what it has stored to before.
 """
 
+import errno
 import os
 import signal
 
@@ -45,9 +46,18 @@ def check(wpfs, program, marks):
     assert given(mapped(wpfs, protect=False)) == marks
 
 
+# A harvest between a REGISTER's question and its call would, rightly, count what is carried as written.
+NO_HARVEST = "harvest=0"
+
+
 @pytest.fixture(params=[[], ["resident=64M"]], ids=["native", "capped"])
 def mount(request, make_wpfs):
-    return make_wpfs(store=True, options=request.param)
+    return make_wpfs(store=True, options=[NO_HARVEST, *request.param])
+
+
+@pytest.fixture
+def wpfs(make_wpfs):
+    return make_wpfs(options=[NO_HARVEST])
 
 
 def advised(program, what):
@@ -140,7 +150,9 @@ def test_registers_while_there_is_no_daemon(wpfs, protect):
     wpfs.kill9()
     program.send(f"uffd 0 8 {PAGES - 8}")
     proc.wait_for(lambda: in_call(program.pid, NANOSLEEP), harness.SECONDS, "it waits")
+    os.kill(program.pid, signal.SIGSTOP)  # it does not count how long the start takes
     wpfs.restart()
+    os.kill(program.pid, signal.SIGCONT)
     assert program.read().startswith("ok ")
     program.order("store 0 9 1")
     assert owned_all(wpfs) == ALL - set(range(8)) - {9}
@@ -242,8 +254,9 @@ def test_a_look_between_the_question_and_the_call(wpfs):
     strace.kill()
     strace.wait()
     assert program.read() == "ok 0"
-    assert pagemap.marked(program.pid, program.addr, LAST) == ALL - {3, LAST}
-    check(wpfs, program, ALL - {3, LAST})
+    marks = ALL - {3, 20, LAST}  # it had read page 20, and has two threads
+    assert pagemap.marked(program.pid, program.addr, LAST) == marks
+    check(wpfs, program, marks)
 
 
 def test_killed_between_the_question_and_the_call(wpfs):
@@ -275,6 +288,14 @@ def test_read_and_stored_between_the_question_and_the_call(wpfs):
     assert program.read() == "ok 0"
     assert not pagemap.marked(program.pid, program.addr, LAST) & {3, 9}
     assert not owned_all(wpfs) & {3, 9}
+
+
+def test_present_while_another_thread_runs(wpfs):
+    """Whether that has stored to a page which was there before cannot be seen."""
+    ran_before(wpfs, 3)
+    program, order = registering(wpfs)
+    program.order(order)
+    assert not owned_all(wpfs) & {3, 20}
 
 
 @pytest.mark.parametrize("step", ["rearming", "rearmed"])
@@ -324,6 +345,83 @@ def test_marks_that_come_while_it_gives_up(make_wpfs, step):
     program.kill9()
     assert 5 not in owned_all(wpfs)
     assert 5 not in given(mapped(wpfs, protect=False))
+
+
+def test_the_daemon_is_killed_before_marks_that_lie_are_gone(make_wpfs):
+    """All is marked first, and what was stored to loses its mark then."""
+    wpfs = make_wpfs(start=False)
+    seam = Seam(wpfs)
+    wpfs.start()
+    ran_before(wpfs, 3)
+    program, order = registering(wpfs)
+    seam.pause("rearming")
+    seam.pause("rearmed")
+    program.send(order)
+    seam.wait_at("rearming")
+    store(program, 9)
+    seam.go("rearming")
+    seam.wait_at("rearmed")
+    wpfs.kill9()
+    seam.go("rearmed")
+    wpfs.restart()
+    assert program.read() == "ok 0"
+    assert not owned_all(wpfs) & {3, 9}
+    program.kill9()
+    assert not owned_all(wpfs) & {3, 9}
+    assert not given(mapped(wpfs, protect=False)) & {3, 9}
+
+
+def test_marks_that_lie_cannot_be_taken_away(make_wpfs):
+    wpfs = make_wpfs(start=False)
+    seam = Seam(wpfs)
+    wpfs.start()
+    ran_before(wpfs, 3)
+    program, order = registering(wpfs)
+    seam.pause("rearming")
+    seam.fail_once("disarm", errno.EAGAIN, 0)
+    program.send(order)
+    seam.wait_at("rearming")
+    store(program, 9)
+    seam.go("rearming")
+    assert program.read() == "ok 0"
+    assert seam.has_failed("disarm")
+    assert not owned_all(wpfs) & {3, 9}
+    wpfs.kill9()
+    wpfs.restart()
+    assert not owned_all(wpfs) & {3, 9}
+    program.kill9()
+    assert not owned_all(wpfs) & {3, 9}
+
+
+def test_the_daemon_is_killed_while_it_registers_once_more(wpfs):
+    """What its own userfaultfd has marked is not taken for a mark of wpfs."""
+    program = mapped(wpfs)
+    uffd = program.order(f"uffd 0 {LAST} 1 async")
+    strace = trace(program, "trace=ioctl", "inject=ioctl:delay_enter=100s:when=2")
+    program.send(f"reg {uffd} 0 0 32")
+    proc.wait_for(lambda: in_register(program.pid), harness.SECONDS, "the call")
+    wpfs.kill9()
+    strace.kill()
+    strace.wait()
+    assert program.read() == "ok 0"
+    program.order("store 0 5 1")
+    program.order(f"wp {uffd} 0 5 1 on")
+    wpfs.restart()
+    assert 5 not in report.marked(wpfs, "t")
+    program.kill9()
+    assert 5 not in report.marked(wpfs, "t")
+
+
+def test_a_run_that_cannot_store(wpfs):
+    """Its mapping can never be written: what the run before had marked stays marked."""
+    ran_before(wpfs, 3)
+    program = wpfs.spawn(harness.program("mapper"), name="t", protect=False)
+    program.order(f"open 0 {wpfs.mnt}/f ro")
+    program.order(f"map 0 0 0 {PAGES * PAGE} ro")
+    wpfs.wpctl("sync", wpfs.mnt)
+    program.kill9()
+    assert report.dirty(wpfs, "t", owner="program") == set()
+    assert given(mapped(wpfs, protect=False)) == ALL - {3, LAST}
 
 
 def test_the_daemon_is_killed_while_it_registers(wpfs):
