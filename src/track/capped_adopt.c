@@ -20,23 +20,23 @@
 #include "track/capped_room.h"
 #include "track/capped_track.h"
 
-static void twice_forget(struct capped *c, struct capped_file *f, uint64_t page)
+bool capped_lower_has(const struct capped_file *f, uint64_t page)
 {
-	capped_forget(c, f, page, 1);
-}
-
-/* A page of zeros in memory is given back; anything else wins. */
-static void drop_zeros(struct capped *c, struct capped_file *f, uint64_t page)
-{
-	const off_t off = (off_t)(page << WPFS_PAGE_SHIFT);
 	char buf[WPFS_PAGE_SIZE];
 
-	if (fdio_pread_zeros(f->fd, buf, sizeof(buf), (uint64_t)off) == 0 &&
-	    spill_is_zero(buf, sizeof(buf)))
-		fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off,
-			  (off_t)sizeof(buf));
+	if (fdio_pread_zeros(f->fd, buf, sizeof(buf), page << WPFS_PAGE_SHIFT) < 0 ||
+	    !spill_is_zero(buf, sizeof(buf)))
+		return true;
+	return capped_load_is_noted(f, page) && capped_in_memory(f->fd, page, 1) > 0;
+}
+
+static void twice_settle(struct capped *c, struct capped_file *f, uint64_t page)
+{
+	if (capped_lower_has(f, page))
+		capped_forget(c, f, page, 1);
 	else
-		twice_forget(c, f, page);
+		fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			  (off_t)(page << WPFS_PAGE_SHIFT), (off_t)WPFS_PAGE_SIZE);
 }
 
 /* Calls fn for each page that a killed daemon left both in the lower file and in the store. */
@@ -60,30 +60,29 @@ static void for_each_twice(struct capped *c, struct capped_file *f,
 	}
 }
 
-void capped_drop_zeros(struct capped *c, uint64_t ino)
-{
-	struct capped_file *f;
-
-	pthread_mutex_lock(&c->lock);
-	f = capped_file_find(c, ino);
-	if (f) {
-		capped_time_begin(c, f, CAPPED_ATIME);
-		capped_time_begin(c, f, CAPPED_MTIME);
-		for_each_twice(c, f, drop_zeros);
-		capped_time_end(f, CAPPED_MTIME);
-		capped_time_end(f, CAPPED_ATIME);
-	}
-	pthread_mutex_unlock(&c->lock);
-}
-
 void capped_lower_wins(struct capped *c)
 {
 	struct capped_file *f, *next;
 
 	pthread_mutex_lock(&c->lock);
-	HASH_ITER (hh, c->files, f, next)
-		for_each_twice(c, f, twice_forget);
+	HASH_ITER (hh, c->files, f, next) {
+		if (f->bits.count == 0)
+			continue;
+		capped_time_begin(c, f, CAPPED_ATIME);
+		capped_time_begin(c, f, CAPPED_MTIME);
+		for_each_twice(c, f, twice_settle);
+		capped_time_end(f, CAPPED_MTIME);
+		capped_time_end(f, CAPPED_ATIME);
+		capped_load_notes_clear(f);
+	}
 	capped_limit_set(c, false);
+	pthread_mutex_unlock(&c->lock);
+}
+
+void capped_settled(struct capped *c)
+{
+	pthread_mutex_lock(&c->lock);
+	c->unsettled = false;
 	pthread_mutex_unlock(&c->lock);
 }
 
@@ -181,6 +180,7 @@ int capped_adopt(struct capped *c)
 
 	if (!c->config.adopted)
 		return spill_store_wipe(c->store);
+	c->unsettled = true;
 	r = read_record(c);
 	if (r < 0)
 		return r;

@@ -4,7 +4,8 @@
  *
  * Invariant, whenever the lock is free: a page is in the lower file, or its spilled bit is set, or
  * it is zeros. Both only inside of an eviction's batch, where nobody can change the page. A daemon
- * killed at any moment therefore leaves a state in which "in the lower file" wins.
+ * killed at any moment therefore leaves a state in which "in the lower file" wins; but see
+ * capped_lower_has.
  */
 #ifndef WPFS_TRACK_CAPPED_INTERNAL_H
 #define WPFS_TRACK_CAPPED_INTERNAL_H
@@ -236,6 +237,7 @@ struct capped {
 	bool asked;	      /* evict_fd was written and the track thread has not looked yet */
 	bool stuck;	      /* nothing can be evicted: what does not fit is let in */
 	bool held_up;	      /* nothing can be before a read ends: the oldest one is let in */
+	bool unsettled;	      /* pages may be twice: capped_lower_has */
 	uint32_t next_worker; /* the last number given to a fault thread */
 	bool reading_ahead;   /* a fault thread does */
 	unsigned loaders;     /* fault threads that wait for the store */

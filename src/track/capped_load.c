@@ -9,7 +9,9 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <utlist.h>
 
@@ -104,6 +106,58 @@ void capped_use_end(struct capped *c, struct capped_use *use)
 	capped_retry(c);
 }
 
+/* ---- what is being put into the lower file ---- */
+
+#define NOTES_AT 1024		      /* in the head of the bits, behind the handle */
+#define NOTES	 (4 * CAPPED_ENGINES) /* those that killed daemons left too */
+
+/*
+ * While it is noted its bits are set, and programs have its pages and may make zeros of them. It
+ * outlives the daemon, as the bits do.
+ */
+static struct capped_run *notes(const struct capped_file *f)
+{
+	return (struct capped_run *)((char *)f->bits.head + NOTES_AT);
+}
+
+bool capped_load_is_noted(const struct capped_file *f, uint64_t page)
+{
+	for (size_t i = 0; f->bits.head && i < NOTES; i++) {
+		const struct capped_run *note = &notes(f)[i];
+
+		if (page >= note->first && page - note->first < note->nr)
+			return true;
+	}
+	return false;
+}
+
+void capped_load_notes_clear(struct capped_file *f)
+{
+	if (f->bits.head)
+		memset(notes(f), 0, NOTES * sizeof(struct capped_run));
+}
+
+/* Lock held, like the next one. */
+static void note_begin(const struct capped_file *f, const struct spill_run *run)
+{
+	struct capped_run *note = notes(f);
+
+	while (note->nr && note < notes(f) + NOTES - 1)
+		note++;
+	note->first = run->first;
+	atomic_signal_fence(memory_order_seq_cst);
+	note->nr = run->nr;
+}
+
+static void note_end(const struct capped_file *f, const struct spill_run *run)
+{
+	atomic_signal_fence(memory_order_seq_cst);
+	for (size_t i = 0; i < NOTES; i++) {
+		if (notes(f)[i].first == run->first)
+			notes(f)[i].nr = 0;
+	}
+}
+
 /* ---- one read ---- */
 
 /*
@@ -140,10 +194,44 @@ static int put(struct capped *c, const struct capped_load *load, uint64_t there)
 	return r;
 }
 
+/* A bit for each page of the run that is not to be put there: see capped_lower_has. Lock held. */
+static uint64_t look_for_others(struct capped *c, const struct capped_load *load)
+{
+	uint64_t others = 0;
+
+	_Static_assert(CAPPED_CLUSTER <= 64, "a bit each");
+	if (!c->unsettled)
+		return 0;
+	capped_time_begin(c, load->file, CAPPED_ATIME);
+	for (uint64_t i = 0; i < load->run.nr; i++)
+		others |= (uint64_t)capped_lower_has(load->file, load->run.first + i) << i;
+	capped_time_end(load->file, CAPPED_ATIME);
+	return others;
+}
+
+/* As put, but for those of others. */
+static int put_missing(struct capped *c, const struct capped_load *load, uint64_t there,
+		       uint64_t others)
+{
+	struct capped_load part = *load;
+	int r = 0;
+
+	if (!others)
+		return put(c, load, there);
+	for (; r == 0 && there < load->run.nr; there = part.run.nr + 1) {
+		part.run.nr = there;
+		while (part.run.nr < load->run.nr && !(others >> part.run.nr & 1))
+			part.run.nr++;
+		if (part.run.nr > there)
+			r = put(c, &part, there);
+	}
+	return r;
+}
+
 /* Pages are in the lower file. Lock held. */
 static void load_done(struct capped *c, struct capped_file *f, uint64_t first, uint64_t nr)
 {
-	/* After, never before: a daemon killed in between leaves both, and the lower file wins. */
+	/* After, never before: a daemon killed in between leaves both. */
 	capped_forget(c, f, first, nr);
 	c->counts.refaults += nr;
 	for (uint64_t page = first; capped_is_chosen(f) && page < first + nr; page++)
@@ -159,7 +247,8 @@ static uint64_t load_arrived(struct capped *c, struct capped_file *f, uint64_t f
 {
 	uint64_t there = 0;
 
-	while (there < nr && capped_in_memory(f->fd, first + there, 1) > 0)
+	while (there < nr && (c->unsettled ? capped_lower_has(f, first + there)
+					   : capped_in_memory(f->fd, first + there, 1) > 0))
 		there++;
 	if (there)
 		load_done(c, f, first, there);
@@ -182,19 +271,22 @@ void capped_load_begin(struct capped *c, struct capped_file *f, struct capped_lo
 int capped_load_end(struct capped *c, struct capped_load *load, int r)
 {
 	struct capped_file *f = load->file;
-	uint64_t first = load->run.first, nr = load->run.nr, there = 0;
+	uint64_t first = load->run.first, nr = load->run.nr, there = 0, others = 0;
 	const bool is_read = r == 0;
 
 	if (is_read)
 		capped_test_point("read");
 	pthread_mutex_lock(&c->lock);
-	if (is_read)
-		r = put(c, load, 0);
+	if (is_read) {
+		others = look_for_others(c, load);
+		note_begin(f, &load->run);
+		r = put_missing(c, load, 0, others);
+	}
 	for (int tries = 0; is_read && r == -ENOSPC && c->size && tries < LIMIT_TRIES; tries++) {
 		/* Somebody else has taken the room: then there is more for a while. */
 		there += load_arrived(c, f, first + there, nr - there);
 		capped_limit_set(c, true);
-		r = there == nr ? 0 : put(c, load, there);
+		r = there == nr ? 0 : put_missing(c, load, there, others);
 	}
 	/* Who waits for these pages is told here, not by another thread that has to be woken. */
 	if (r == 0)
@@ -205,6 +297,8 @@ int capped_load_end(struct capped *c, struct capped_load *load, int r)
 		load_arrived(c, f, first + there, nr - there);
 	else
 		load_done(c, f, first + there, nr - there);
+	if (is_read)
+		note_end(f, &load->run);
 	capped_tidy(c, f);
 	capped_limit_set(c, false);
 	if (r < 0) {

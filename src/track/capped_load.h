@@ -58,6 +58,10 @@ int capped_load_end(struct capped *c, struct capped_load *load, int r);
 
 /* ---- capped_ahead.c: before anybody asks; lock held, let go meanwhile ---- */
 
+/* Was a killed daemon putting the page into the lower file? Lock held, like the next one. */
+bool capped_load_is_noted(const struct capped_file *f, uint64_t page);
+void capped_load_notes_clear(struct capped_file *f);
+
 /*
  * For a fault: brings one page in, and those behind it if somebody reads on. Waits for nobody:
  * -EAGAIN.

@@ -32,12 +32,20 @@ bool capped_is_missing(struct capped *c, uint64_t ino);
 
 /*
  * What a new daemon does about pages that the last one left in the lower file and in the store,
- * before any fault is served. The lower file wins: it is the same or the newer. But first, for
- * files that somebody has mapped whose faults nobody could hold: zeros, which are never stored,
- * came there when a hole was touched, and are given back; of such a file all else wins at once.
+ * before any fault is served: what capped_lower_has wins, and zeros are given back.
  */
-void capped_drop_zeros(struct capped *c, uint64_t ino);
 void capped_lower_wins(struct capped *c);
+
+/* All who had the mount mapped are served, or have their pages: nothing more can be left twice. */
+void capped_settled(struct capped *c);
+
+/*
+ * Is a spilled page in the lower file so that it wins over the store? Anything but zeros does: it
+ * is the same or the newer. Zeros are never stored, and programs whose faults are held make none of
+ * a page before its bit is cleared, but for one that the killed daemon was putting there: so they
+ * came there when a hole was touched by somebody whose faults nobody held. Lock held.
+ */
+bool capped_lower_has(const struct capped_file *f, uint64_t page);
 
 /*
  * Punches pages of the lower file and forgets their stored copies: MADV_REMOVE. Waits for who is at

@@ -3,9 +3,9 @@
  * Who maps files of a capped mount and whose userfaultfd nobody holds any more: a fork child of
  * which the last daemon was killed before it could tell the witness, or whose witness had no room,
  * was killed too, or was not there. Until there is a new daemon it finds holes where pages are in
- * the store. What it touches of them is zeros, and they are in the lower file from then on, for
- * everybody. So before the lower file wins such zeros are given back, and the whole file comes into
- * memory; it stays there while such a process maps it (evict.c).
+ * the store. What it touches of them is zeros, and they are in the lower file from then on, until
+ * the next daemon gives them back (capped_lower_has). For one that lives the whole file comes into
+ * memory before that, but for what it has stored, and stays there while it maps it (evict.c).
  */
 #include <dirent.h>
 #include <errno.h>
@@ -20,12 +20,19 @@
 #include "track/residency.h"
 #include "uffd/maps.h"
 
-/* One that is tracked, or has the memory of one that is: residency.c's. */
+/* One that is tracked, or has the memory of one that is: residency.c's. Or a witness that is left.
+ */
 static bool lost_is_tracked(const struct track *t, pid_t pid)
 {
 	const struct tmm *tm;
 
 	DL_FOREACH (t->tmms, tm) {
+		_cleanup_close_ int left = tm->state != TMM_LIVE && tm->witness.pid == pid
+						   ? proc_open(&tm->witness)
+						   : -1;
+
+		if (left >= 0)
+			return true;
 		if (tm->state != TMM_LIVE)
 			continue;
 		if (tm->program_watch.fd >= 0 &&
@@ -36,6 +43,29 @@ static bool lost_is_tracked(const struct track *t, pid_t pid)
 			return true;
 	}
 	return false;
+}
+
+/*
+ * A mapping without access: was the shim about to make it when the daemon was killed? Then nothing
+ * was touched, and it registers it before it goes on. Not so if some program has it mapped at that
+ * place: a child's, who has taken the access away.
+ */
+static bool lost_is_being_made(const struct track *t, const struct maps_vma *vma, uint64_t file)
+{
+	const struct tmm *tm;
+
+	if (vma->prot != PROT_NONE)
+		return false;
+	DL_FOREACH (t->tmms, tm) {
+		for (size_t i = 0; i < tm->mm.nr_vmas; i++) {
+			const struct mm_vma *theirs = &tm->mm.vmas[i];
+
+			if (theirs->file == file && theirs->start < vma->end &&
+			    vma->start < theirs->end)
+				return false;
+		}
+	}
+	return true;
 }
 
 /* What it has stored is seen by nobody: in doubt is what any program had armed that can be it. */
@@ -53,19 +83,15 @@ static void lost_doubt(struct track *t, uint64_t file)
 	}
 }
 
-static void lost_bring_back(struct track *t, pid_t pid, uint64_t file, bool touched)
+static void lost_bring_back(struct track *t, pid_t pid, uint64_t file)
 {
-	struct capped *c = t->config.capped;
 	uint64_t loaded = 0;
-	int r;
+	int r = capped_load_file(t->config.capped, file, &loaded);
 
-	/* Not by capped_lower_wins: what it touches meanwhile would win too. */
-	capped_drop_zeros(c, file);
-	r = capped_load_file(c, file, &loaded);
 	if (r < 0)
 		log_err("cannot bring file %" PRIu64 " back from the store: %s", file,
 			log_errstr(r));
-	if (loaded && touched)
+	if (loaded || r < 0)
 		log_err("pid %d is not tracked and had no userfaultfd while pages that it maps "
 			"were in the store: it has read zeros if it touched any",
 			pid);
@@ -75,33 +101,42 @@ static void lost_look_at(struct track *t, pid_t pid, struct maps_list *maps)
 {
 	const uint64_t dev = capped_lower_dev(t->config.capped);
 	_cleanup_free_ uint8_t *modes = NULL;
+	bool known;
+	int r = maps_read(pid, &dev, 1, maps);
 
-	if (maps_read(pid, &dev, 1, maps) < 0 || maps->nr == 0 || lost_is_tracked(t, pid))
+	if (r < 0 && r != -ESRCH && r != -ENOENT && r != -EACCES && r != -EPERM)
+		log_err("what pid %d maps cannot be read: %s: if it was born as the last daemon "
+			"ended its stores may be missed",
+			pid, log_errstr(r));
+	if (r < 0 || maps->nr == 0 || lost_is_tracked(t, pid))
 		return;
+	/* Who is not known to be registered is not. */
 	modes = calloc(maps->nr, sizeof(*modes));
-	if (!modes || maps_read_uffd(proc_thread(pid), maps, modes) < 0)
-		return;
+	known = modes && maps_read_uffd(proc_thread(pid), maps, modes) == 0;
 	for (size_t i = 0; i < maps->nr; i++) {
-		const uint64_t file = fs_ino_of_lower(t->config.fs, maps->vmas[i].ino);
-		/* Else the shim was about to make it when the daemon was killed. */
-		const bool touched = maps->vmas[i].prot != PROT_NONE;
+		const struct maps_vma *vma = &maps->vmas[i];
+		const uint64_t file = fs_ino_of_lower(t->config.fs, vma->ino);
+		const unsigned mode = known ? modes[i] : 0;
 
 		/* Where somebody holds the userfaultfd it is registered still. */
-		if (!maps->vmas[i].shared || modes[i] & MAPS_UFFD_MISSING)
+		if (!vma->shared || mode & MAPS_UFFD_MISSING || lost_is_being_made(t, vma, file))
 			continue;
 		if (capped_nr_spilled(t->config.capped, file))
-			lost_bring_back(t, pid, file, touched);
-		if (touched && !(modes[i] & MAPS_UFFD_WP))
+			lost_bring_back(t, pid, file);
+		if (!(mode & MAPS_UFFD_WP))
 			lost_doubt(t, file);
 	}
 }
 
 void lost_find(struct track *t)
 {
-	_cleanup_dir_ DIR *dir = t->config.capped->config.adopted ? opendir("/proc") : NULL;
+	const bool adopted = t->config.capped->config.adopted;
+	_cleanup_dir_ DIR *dir = adopted ? opendir("/proc") : NULL;
 	struct maps_list maps = {0};
 	struct dirent *de;
 
+	if (adopted && !dir)
+		log_err("cannot look for who is not tracked: %s", log_errstr(-errno));
 	while (dir && (de = readdir(dir))) {
 		const pid_t pid = (pid_t)atoi(de->d_name);
 

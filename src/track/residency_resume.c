@@ -154,27 +154,10 @@ int residency_resume_children(struct track *t, struct tmm *tm)
 
 void residency_found(struct track *t)
 {
-	struct capped *c = t->config.capped;
-	struct tmm *tm;
-
-	if (!c)
+	if (!t->config.capped)
 		return;
-	DL_FOREACH (t->tmms, tm) {
-		struct maps_list maps = {0};
-
-		if (tm->state != TMM_LIVE || tm->widowed ||
-		    (tm->witness_pidfd >= 0 && !proc_is_dead(tm->witness_pidfd)))
-			continue;
-		residency_read_maps(t, tm, &maps);
-		for (size_t i = 0; i < maps.nr; i++) {
-			if (maps.vmas[i].shared)
-				capped_drop_zeros(c,
-						  fs_ino_of_lower(t->config.fs, maps.vmas[i].ino));
-		}
-		maps_free(&maps);
-	}
 	lost_find(t);
-	capped_lower_wins(c);
+	capped_lower_wins(t->config.capped);
 }
 
 void residency_abandon(struct track *t, const struct tmm *tm)
@@ -220,6 +203,8 @@ void residency_let_alone(struct track *t, const struct tmm *tm)
 
 void residency_resumed(struct track *t)
 {
-	if (t->config.capped)
-		capped_record_clear(t->config.capped);
+	if (!t->config.capped)
+		return;
+	capped_record_clear(t->config.capped);
+	capped_settled(t->config.capped);
 }

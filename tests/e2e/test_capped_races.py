@@ -848,6 +848,69 @@ def test_a_raw_child_that_is_born_as_the_daemon_is_killed(wpfs, killed, touches)
     assert loaded(again) == as_filled(p9=1, **changed)
 
 
+def born_as_it_is_killed(wpfs, program):
+    """A raw child of a program whose userfaultfd nobody has, while no daemon is there."""
+    wpfs.seam.pause("born")
+    child = Child(wpfs, program, how="raw")
+    wpfs.seam.wait_at("born")
+    wpfs.kill9()
+    wpfs.seam.go("born")
+    return child
+
+
+@pytest.mark.parametrize("goes", ["ends", "unmaps"])
+def test_a_raw_child_that_is_gone_before_the_next_daemon(wpfs, goes):
+    """What it has read as zeros nobody else does, though nobody is there to be found."""
+    program = filled(wpfs)
+    assert evict(wpfs) == 64
+    child = born_as_it_is_killed(wpfs, program)
+    assert child.order("load 0 3") == 0
+    child.order("store 0 5 99")
+    child.order("unmap 0")
+    if goes == "ends":
+        child.end()
+    wpfs.restart()
+    assert loaded(program) == as_filled(p5=99)
+    assert evict(wpfs) == 64 and loaded(program) == as_filled(p5=99)
+    if goes == "unmaps":
+        child.end()
+
+
+def test_a_raw_child_that_goes_on_while_its_pages_come_back(wpfs):
+    """What it stores meanwhile stays, and zeros that it reads do not."""
+    wpfs.allow_log("had no userfaultfd")
+    program = filled(wpfs)
+    assert evict(wpfs) == 64
+    child = born_as_it_is_killed(wpfs, program)
+    wpfs.seam.pause("read")
+    starting = threading.Thread(target=wpfs.restart)
+    starting.start()
+    wpfs.seam.wait_at("read")
+    child.order("store 0 5 99")
+    assert child.order("load 0 6") == 0 and child.order("load 0 60") == 0
+    wpfs.seam.go("read")
+    starting.join(harness.SECONDS)
+    assert not starting.is_alive()
+    assert loaded(child) == as_filled(p5=99) and loaded(program) == as_filled(p5=99)
+    child.end()
+
+
+def test_a_page_that_is_made_zeros_as_it_comes_back(wpfs):
+    """It is in memory, nothing says so yet, and the daemon is killed: those zeros are a program's."""
+    program = filled(wpfs)
+    other = map_file(wpfs.spawn(harness.program("mapper"), name="other"), wpfs.mnt / "f")
+    assert evict(wpfs) == 64
+    wpfs.seam.pause("filled")
+    program.send("load 0 3")
+    wpfs.seam.wait_at("filled")
+    other.order("store 0 3 0")
+    wpfs.kill9()
+    wpfs.seam.go("filled")
+    wpfs.restart()
+    assert program.read() == "ok 0"
+    assert loaded(program) == as_filled(p3=0) and loaded(other) == as_filled(p3=0)
+
+
 def test_a_raw_child_that_maps_otherwise_than_its_program(wpfs):
     """What a page is that it asks for, the next daemon has from it."""
     program, child = raw_child(wpfs)
