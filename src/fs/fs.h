@@ -117,6 +117,7 @@ struct fs_config {
 	const struct fs_ids *ids; /* which lower file has which id; borrowed until fs_free */
 	struct fs_absent *absent; /* contents still in the store; borrowed as long, or NULL */
 	const char *id;		  /* mount id, shorter than WPFS_ID_MAX; copied */
+	uint32_t generation;	  /* of all its files: the lower's own, not 0 */
 	enum wpfs_kind kind;
 	bool adopted; /* the lower was in use before: files may be mapped that nobody opened */
 	bool uring;   /* ask for FUSE over io_uring */
@@ -138,6 +139,9 @@ int fs_mount(struct fs *fs, const char *source, const char *mountpoint, unsigned
  * has no passthrough; the caller unmounts. Afterwards the mount works.
  */
 int fs_serve(struct fs *fs);
+
+/* What every file of this lower has in its handle (name_to_handle_at(2)), with any daemon. */
+uint32_t fs_generation(const struct fs *fs);
 
 /* True when the kernel took FUSE over io_uring. After fs_serve. */
 bool fs_uring(const struct fs *fs);

@@ -23,7 +23,8 @@ static int entry_fill(struct fs *fs, struct fs_inode *inode, int fd, const char 
 	uint64_t ino = inode->ino;
 	int r = 0;
 
-	*entry = (struct fuse_entry_param){.ino = ino, .entry_timeout = FS_LONG_TIMEOUT};
+	*entry = (struct fuse_entry_param){
+		.ino = ino, .generation = fs->generation, .entry_timeout = FS_LONG_TIMEOUT};
 	entry->attr_timeout = fs_backing_attr_timeout(fs, inode);
 	if (!name)
 		/* It holds up the directory; and who wants to know asks for the attributes. */

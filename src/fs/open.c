@@ -89,8 +89,9 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 /* Enters a file just made into the table and answers with it. Takes fd over. */
 static void reply_created(fuse_req_t req, int fd, struct fuse_file_info *fi)
 {
-	struct fuse_entry_param entry = {.entry_timeout = FS_LONG_TIMEOUT};
 	struct fs *fs = fs_of(req);
+	struct fuse_entry_param entry = {.generation = fs->generation,
+					 .entry_timeout = FS_LONG_TIMEOUT};
 	struct fs_inode *inode;
 	int r;
 

@@ -150,6 +150,7 @@ struct fs {
 	struct fs_absent *absent; /* or NULL */
 	char id[WPFS_ID_MAX];
 	enum wpfs_kind kind;
+	uint32_t generation; /* struct fs_config */
 	bool adopted, uring_wanted, debug;
 	char lower_path[PATH_MAX]; /* of the lower's root, as readlink shows it */
 	size_t lower_path_len;

@@ -138,6 +138,7 @@ int fs_new(const struct fs_config *config, struct fs **out)
 	fs->ids = config->ids;
 	fs->absent = config->absent;
 	fs->kind = config->kind;
+	fs->generation = config->generation;
 	fs->adopted = config->adopted;
 	atomic_store(&fs->behind_end, config->adopted);
 	fs->uring_wanted = config->uring && FUSE_CAP_OVER_IO_URING;
@@ -256,6 +257,11 @@ int fs_serve(struct fs *fs)
 	while (sem_wait(&fs->ready) < 0 && errno == EINTR)
 		;
 	return fs->init_error;
+}
+
+uint32_t fs_generation(const struct fs *fs)
+{
+	return fs->generation;
 }
 
 bool fs_uring(const struct fs *fs)

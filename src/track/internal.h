@@ -583,6 +583,19 @@ void self_unprotect(struct request *rq);
 void self_sync(struct request *rq);
 void self_runs(struct request *rq);
 
+/* ---- devs.c ---- */
+
+struct maps_list;
+
+/*
+ * Is the file behind `path` in dir_fd (a link of /proc/PID/fd or /proc/PID/map_files), whose st_dev
+ * is `dev`, one of this lower's, be it on a mount that was? True also when that cannot be found
+ * out. Asks no file system.
+ */
+bool devs_file_is_ours(const struct track *t, uint64_t dev, int dir_fd, const char *path);
+/* maps_read, of such files. */
+int devs_maps_read(const struct track *t, pid_t pid, struct maps_list *maps);
+
 /* ---- unseen.c ---- */
 
 /*

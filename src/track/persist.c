@@ -108,7 +108,8 @@ static int persist_load_mm(void *ctx, const struct db_mm *row, struct mm *model)
 
 /*
  * Each once: the kernel gives a number again when nobody has a file of its mount mapped or open any
- * more. None is ever left out, or stores through a mapping that was made there would be unseen.
+ * more (devs.c tells whose a file is then). None is ever left out, or stores through a mapping that
+ * was made there would be unseen.
  */
 static int persist_add_dev(struct track *t, uint64_t dev)
 {

@@ -27,7 +27,7 @@ static bool unseen_maps(const struct track *t, pid_t pid, bool shared)
 	struct maps_list maps = {0};
 	bool any = false;
 
-	if (maps_read(pid, t->devs, t->nr_devs, &maps) == 0) {
+	if (devs_maps_read(t, pid, &maps) == 0) {
 		for (size_t i = 0; i < maps.nr; i++)
 			any |= maps.vmas[i].shared == shared;
 	}
@@ -108,15 +108,12 @@ static bool unseen_is_silent(const struct track *t, pid_t pid)
 	return false;
 }
 
+/* A file of this lower. */
 static bool unseen_is_of(const struct track *t, uint64_t dev, uint64_t ino, uint64_t file)
 {
 	if (t->config.capped && dev == capped_lower_dev(t->config.capped))
 		ino = fs_ino_of_lower(t->config.fs, ino);
-	for (size_t i = 0; i < t->nr_devs; i++) {
-		if (t->devs[i] == dev)
-			return ino == file;
-	}
-	return false;
+	return ino == file;
 }
 
 /* *stores becomes true when it can through the mapping; the same below, of a descriptor. */
@@ -124,7 +121,7 @@ static bool unseen_maps_file(const struct track *t, pid_t pid, uint64_t file, bo
 {
 	struct maps_list maps = {0};
 	bool found = false;
-	int r = maps_read(pid, t->devs, t->nr_devs, &maps);
+	int r = devs_maps_read(t, pid, &maps);
 
 	for (size_t i = 0; r == 0 && i < maps.nr; i++) {
 		if (!maps.vmas[i].shared ||
@@ -148,13 +145,15 @@ static bool unseen_has_open(const struct track *t, pid_t pid, uint64_t file, boo
 
 	while (dir && (de = readdir(dir))) {
 		struct statx stx;
+		uint64_t dev;
 
 		/* DONT_SYNC: no request to ourselves. */
 		if (statx(dirfd(dir), de->d_name, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT,
-			  STATX_TYPE | STATX_INO, &stx) == 0 &&
-		    S_ISREG(stx.stx_mode) &&
-		    unseen_is_of(t, makedev(stx.stx_dev_major, stx.stx_dev_minor), stx.stx_ino,
-				 file)) {
+			  STATX_TYPE | STATX_INO, &stx) < 0)
+			continue;
+		dev = makedev(stx.stx_dev_major, stx.stx_dev_minor);
+		if (S_ISREG(stx.stx_mode) && unseen_is_of(t, dev, stx.stx_ino, file) &&
+		    devs_file_is_ours(t, dev, dirfd(dir), de->d_name)) {
 			found = true;
 			*stores |= unseen_is_writable(tid, de->d_name);
 		}
@@ -224,7 +223,7 @@ int unseen_resume(struct track *t)
 
 		if (pid <= 0 || proc_comm(pid, comm) < 0 || strcmp(comm, "wpfs-witness") != 0)
 			continue;
-		r = maps_read(pid, t->devs, t->nr_devs, &maps);
+		r = devs_maps_read(t, pid, &maps);
 		if (r == -ESRCH || r == -EACCES)
 			r = 0;
 		for (size_t i = 0; r == 0 && i < maps.nr; i++) {

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "track/watcher.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -186,25 +185,4 @@ int watcher_add(struct watcher *w, const char *path, uint64_t dev, uint64_t ino)
 		if (answer.result > 0) /* of one that was given up */
 			inotify_rm_watch(w->inotify_fd, answer.result);
 	}
-}
-
-bool watcher_uses(pid_t pid, const uint64_t *devs, size_t nr)
-{
-	pid_t tid;
-	_cleanup_dir_ DIR *dir = proc_open_fds(pid, &tid);
-	struct dirent *entry;
-
-	while (dir && (entry = readdir(dir))) {
-		struct statx stx;
-
-		if (statx(dirfd(dir), entry->d_name, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT,
-			  STATX_TYPE, &stx) < 0 ||
-		    !S_ISREG(stx.stx_mode))
-			continue;
-		for (size_t i = 0; i < nr; i++) {
-			if (watcher_dev(&stx) == devs[i])
-				return true;
-		}
-	}
-	return false;
 }

@@ -30,10 +30,4 @@ void watcher_stop(struct watcher *watcher);
 #define WATCHER_MS 500
 int watcher_add(struct watcher *watcher, const char *path, uint64_t dev, uint64_t ino);
 
-/*
- * Has the process a file of one of these devices open? Makes no request to
- * the mount.
- */
-bool watcher_uses(pid_t pid, const uint64_t *devs, size_t nr);
-
 #endif

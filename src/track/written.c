@@ -27,6 +27,7 @@
 #include <sys/epoll.h>
 #include <sys/inotify.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <utlist.h>
 
 #include "base/cleanup.h"
@@ -232,6 +233,29 @@ int written_update(struct track *t)
 
 /* ---- epochs ---- */
 
+static bool written_has_old_fd(const struct track *t, pid_t pid, const uint64_t *old, size_t nr)
+{
+	pid_t tid;
+	_cleanup_dir_ DIR *dir = proc_open_fds(pid, &tid);
+	struct dirent *entry;
+
+	while (dir && (entry = readdir(dir))) {
+		struct statx stx;
+		uint64_t dev;
+
+		if (statx(dirfd(dir), entry->d_name, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT,
+			  STATX_TYPE, &stx) < 0 ||
+		    !S_ISREG(stx.stx_mode))
+			continue;
+		dev = makedev(stx.stx_dev_major, stx.stx_dev_minor);
+		for (size_t i = 0; i < nr; i++) {
+			if (dev == old[i] && devs_file_is_ours(t, dev, dirfd(dir), entry->d_name))
+				return true;
+		}
+	}
+	return false;
+}
+
 /* Has anybody a descriptor on a mount of this lower whose daemon was killed? */
 static bool written_has_old_fds(const struct track *t)
 {
@@ -247,7 +271,7 @@ static bool written_has_old_fds(const struct track *t)
 	}
 	proc = nr ? opendir("/proc") : NULL;
 	while (proc && (entry = readdir(proc))) {
-		if (atoi(entry->d_name) > 0 && watcher_uses(atoi(entry->d_name), old, nr))
+		if (atoi(entry->d_name) > 0 && written_has_old_fd(t, atoi(entry->d_name), old, nr))
 			return true;
 	}
 	return nr && !proc;

@@ -247,6 +247,17 @@ static int open_socket(struct daemon *d)
 	return d->listen_fd < 0 ? d->listen_fd : 0;
 }
 
+/* As good as its own: the name is random. Of a restarted daemon it is the same. */
+static uint32_t lower_generation(const struct rundir *rd)
+{
+	char part[9];
+	uint32_t generation;
+
+	snprintf(part, sizeof(part), "%.8s", rd->lower_id);
+	generation = (uint32_t)strtoul(part, NULL, 16);
+	return generation ? generation : 1;
+}
+
 static int mount_fuse(struct daemon *d)
 {
 	const struct fs_config config = {
@@ -254,6 +265,7 @@ static int mount_fuse(struct daemon *d)
 		.ids = &d->run.ids,
 		.absent = d->absent,
 		.id = d->id,
+		.generation = lower_generation(&d->run),
 		.kind = d->options->resident ? WPFS_KIND_CAPPED : WPFS_KIND_NATIVE,
 		.adopted = d->run.adopted,
 		.uring = d->options->uring,

@@ -4,9 +4,11 @@ Stores that come in beside what a program is known to map: no mark may say that 
 tests/progs/beside.c has the ways.
 """
 
+import contextlib
 import os
 import select
 import signal
+import sqlite3
 
 import pytest
 
@@ -377,3 +379,54 @@ def test_mapped_without_its_first_thread(make_wpfs, options):
     assert report.dirty(wpfs, "t") == STORED
     program.kill9()
     assert report.dirty(wpfs, "t") == STORED
+
+
+def restarted_with_number_of(wpfs, other):
+    """
+    wpfs's mount had, when its daemon was killed, the st_dev number that other's has now: as when the
+    kernel gives it again.
+    """
+    wpfs.kill9()
+    with contextlib.closing(sqlite3.connect(f"{wpfs.store}/wpfs.db", isolation_level=None)) as db:
+        ((devs,),) = db.execute("SELECT value FROM meta WHERE key = 'devs'")
+        devs += f"{os.stat(other.mnt).st_dev} "
+        db.execute("UPDATE meta SET value = ? WHERE key = 'devs'", (devs,))
+    wpfs.restart()
+    assert os.stat(wpfs.mnt / "f").st_ino == os.stat(other.mnt / "f").st_ino
+
+
+@pytest.mark.parametrize("others", ["maps", "opens"])
+def test_a_number_that_another_mount_has_now(make_wpfs, others):
+    """What is mapped or open there, with an inode number as here, is no file of this one."""
+    wpfs, other = make_wpfs("store"), make_wpfs()
+    stranger = mapper.mapped(other)
+    if others == "opens":
+        stranger.order("unmap 0")
+    (wpfs.mnt / "f").touch()
+    restarted_with_number_of(wpfs, other)
+    mapper.mapped(wpfs)
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    answer = wpfs.wpctl_json("dirty", "--file", "/f")
+    assert [one["write_calls"] for one in answer["mms"][0]["maps"]] == ["no"]
+    assert answer["notes"] == []
+
+
+def test_such_a_number_under_a_name_that_was_in_doubt(make_wpfs):
+    """Who might have stored has ended, and a mapping on the other mount is not taken for its."""
+    wpfs, other = make_wpfs("store"), make_wpfs()
+    survivor = Survivor(wpfs)
+    (witness,) = [pid for pid in proc.children(survivor.program.pid) if pid != survivor.pid]
+    pidfd = os.pidfd_open(witness)
+    os.kill(witness, signal.SIGKILL)
+    assert proc.is_over(pidfd, harness.SECONDS)
+    os.close(pidfd)
+    survivor.program.kill9()
+    assert report.dirty(wpfs, "t") == PAGES
+    mapper.mapped(other)
+    restarted_with_number_of(wpfs, other)
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    assert report.dirty(wpfs, "t") == PAGES  # it is there still
+    survivor.store()
+    survivor.end()
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    assert report.dirty(wpfs, "t") == set()
