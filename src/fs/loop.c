@@ -274,6 +274,20 @@ static pid_t caller_of(const struct worker *w)
 	return (pid_t)((const struct fuse_in_header *)w->buf.mem)->pid;
 }
 
+/* Has the request no caller? Then its header has no number either, wherever that one is. */
+static bool is_nobodys(const struct worker *w)
+{
+	switch (((const struct fuse_in_header *)w->buf.mem)->opcode) {
+	case FUSE_RELEASE:
+	case FUSE_RELEASEDIR:
+	case FUSE_FORGET:
+	case FUSE_BATCH_FORGET:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /* With a request received: if others have waited for some time now one more reads them. */
 static void call_for_help(struct worker *w)
 {
@@ -283,8 +297,12 @@ static void call_for_help(struct worker *w)
 	 * One that yields is alone with its program: who else came would end that first, if it has
 	 * a number here (in a pid namespace beside ours nobody has).
 	 */
+	if (near_yields(&w->near) && (caller_of(w) || is_nobodys(w))) {
+		w->piled = 0;
+		return;
+	}
 	if (atomic_load(&loop->readers) >= loop->max_readers ||
-	    (near_yields(&w->near) && caller_of(w)) || atomic_load(&w->served) % LOOK_EVERY)
+	    atomic_load(&w->served) % LOOK_EVERY)
 		return;
 	w->piled = request_waits(loop) ? w->piled + 1 : 0;
 	if (w->piled < PILED_UP)
