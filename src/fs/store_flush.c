@@ -31,9 +31,9 @@ struct flushed {
 struct flush {
 	struct fs_store *store;
 	bool final;
-	bool whole;		/* the sizes are in the picture */
-	bool changed;		/* data files are not durable */
-	uint64_t looked, total; /* final: bytes */
+	const struct snap *picture; /* of all: the sizes are in it; NULL: of what was touched */
+	bool changed;		    /* data files are not durable */
+	uint64_t looked, total;	    /* final: bytes */
 	struct flushed *done;
 	size_t nr_done, room;
 };
@@ -155,8 +155,8 @@ static int flush_durable(struct flush *flush)
 		int r = -errno;
 
 		store_unsynced_doubt(store);
-		for (size_t i = 0; flush->whole && i < flush->nr_done; i++)
-			store_data_doubt(store->data_fd, flush->done[i].ino);
+		for (size_t i = 0; flush->picture && i < flush->picture->nr_files; i++)
+			store_data_doubt(store->data_fd, flush->picture->files[i].ino);
 		store_known_forget_all(store);
 		return r;
 	}
@@ -172,7 +172,7 @@ static int flush_durable(struct flush *flush)
 		store_unsynced_done(store, f->ino, f->unsynced.times);
 		pthread_mutex_unlock(lock);
 		/* Not before: a commit that an fsync of another file makes would take it along. */
-		if (!flush->whole)
+		if (!flush->picture)
 			fs_change_handle(store->fs, f->ino, &f->handle);
 		store_succeeded(store, f->ino);
 		fs_hook_contents_durable(store->fs, f->ino);
@@ -300,11 +300,11 @@ static int flush_picture(struct flush *flush, struct snap *snap)
 int store_flush_whole(struct fs_store *store, bool final)
 {
 	/* What a daemon before this one has written and not made durable, nobody has noted. */
-	struct flush flush = {.store = store, .final = final, .whole = true, .changed = true};
+	struct snap snap;
+	struct flush flush = {.store = store, .final = final, .picture = &snap, .changed = true};
 	struct fs *fs = store->fs;
 	struct fs_changes changes;
 	struct fs_change *touched;
-	struct snap snap;
 	int r;
 
 	pthread_rwlock_wrlock(&fs->names_lock);
@@ -364,12 +364,29 @@ void fs_store_progress(struct fs *fs, fs_progress_fn fn, void *ctx)
 	fs->store->progress_ctx = ctx;
 }
 
+/*
+ * Before anything else: of what a daemon before this one has written an error is told once only,
+ * and a flush of some files would take it for one of theirs.
+ */
+static int flush_adopted(struct fs_store *store, bool final)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&store->commit);
+	if (store->whole)
+		r = store_flush_whole(store, final);
+	pthread_mutex_unlock(&store->commit);
+	return r;
+}
+
 int fs_store_flush(struct fs *fs, bool final)
 {
 	struct fs_store *store = fs->store;
 	struct flush flush = {.store = store, .final = final};
-	int r = flush_touched(&flush), error;
+	int r = flush_adopted(store, final), error;
 
+	if (!r)
+		r = flush_touched(&flush);
 	if (!r) {
 		pthread_mutex_lock(&store->commit);
 		r = store_commit(store);

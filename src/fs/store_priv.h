@@ -67,7 +67,11 @@ struct fs_store {
 	_Atomic int error; /* of the last attempt to store something; 0: it was stored */
 
 	pthread_mutex_t commit; /* one picture on its way to the database at a time */
-	bool whole;		/* commit: the rows are not known to be those of this lower */
+	/*
+	 * The rows are not known to be those of this lower, and of a data file that equals its file
+	 * nobody knows whether it is durable. Changed with `commit` held.
+	 */
+	_Atomic bool whole;
 
 	pthread_mutex_t data[FS_SHARDS]; /* each file's data file has one writer */
 

@@ -378,7 +378,9 @@ static int sync_contents(struct fs_store *store, uint64_t ino, int fd)
 		}
 	}
 	pthread_mutex_unlock(lock);
-	if (has && !r)
+	/* What a daemon before this one has written, nobody has noted: the flush of all syncs it.
+	 */
+	if (has && !r && !atomic_load(&store->whole))
 		fs_hook_contents_durable(store->fs, ino);
 	return r;
 }
@@ -407,10 +409,12 @@ static int sync_part(struct fs_store *store, uint64_t ino, int fd, uint64_t off,
 		r = store_write_part(store, ino, fd, page, end);
 		if (!r)
 			r = sync_written(store, ino);
-		if (r)
+		if (r) {
 			store_known_forget(store, ino);
-		else if (end > size)
+			store_size_cut(store, ino);
+		} else if (end > size) {
 			store_size_set(store, ino, end);
+		}
 	}
 	pthread_mutex_unlock(lock);
 	return r;

@@ -23,7 +23,7 @@ import powerloss
 import report
 from harness import PAGE
 from mapper import mapped
-from test_store import Doer, sync, tree
+from test_store import Doer, sync, tree, unsettled
 
 PAGES = 3  # of a file that is written again and again
 
@@ -503,6 +503,57 @@ def test_what_a_dead_daemon_has_not_synced(make_wpfs, what):
     assert at_the_end(wpfs, base)["f"][2] == b"n" * PAGE
 
 
+@pytest.mark.parametrize("how", ["fsync", "flush"])
+def test_what_a_dead_daemon_has_not_synced_is_not_called_as_armed(make_wpfs, how):
+    """Nothing to write, and nothing durable: a page may still be stored older than its mark."""
+    wpfs, _, control = begun(make_wpfs, "flush=0")
+    path = wpfs.mnt / "f"
+    path.write_bytes(b"o" * 8 * PAGE)
+    mapped(wpfs, "t", pages=8).order("store 0 1 1")
+    wpfs.wpctl("protect", wpfs.mnt, "--name", "t")
+    control.kill_before("S", False)
+    with pytest.raises(OSError):
+        sync(path)
+    wpfs.kill9()
+    wpfs.options[1] = "flush=1" if how == "flush" else "flush=0"
+    control.fail(powerloss.SYNC, errno.EIO)
+    wpfs.restart()
+    wpfs.allow_log(SAID)
+    with open(path, "r+b"):  # touched
+        if how == "fsync":
+            refused(wpfs, path, errno.EIO)
+        else:
+            before = control.failed
+            harness.proc.wait_for(lambda: control.failed >= before + 2, harness.SECONDS, "a flush that fails")
+        assert unsettled(wpfs) == 1
+    control.fail(0)
+    sync(path)
+    assert unsettled(wpfs) == 0
+
+
+def test_a_dead_daemons_loss_is_not_taken_for_anothers(make_wpfs):
+    """An error is told once: when a flush of one file has it, all that the dead one wrote may be lost."""
+    wpfs, base, control = begun(make_wpfs, "flush=0")
+    path = wpfs.mnt / "g"
+    path.write_bytes(b"o" * 2 * PAGE)
+    sync(path)
+    control.lose()
+    path.write_bytes(b"n" * 2 * PAGE)
+    control.kill_before("S", False)
+    with pytest.raises(OSError):
+        sync(path)
+    wpfs.kill9()
+    wpfs.options[1] = "flush=1"
+    wpfs.restart()
+    wpfs.allow_log(SAID)
+    control.fail(powerloss.SYNC, errno.EIO)
+    (wpfs.mnt / "f").write_bytes(b"f" * PAGE)
+    harness.proc.wait_for(lambda: control.failed, harness.SECONDS, "a flush that fails")
+    control.fail(0)
+    sync(path)
+    assert at_the_end(wpfs, base)["g"][2] == b"n" * 2 * PAGE
+
+
 def test_a_synchronous_write_after_a_cut_during_the_first_flush(make_wpfs):
     """What the flush has read before does not come back: the cut was not yet in what it has stored."""
     wpfs, base, control = begun(make_wpfs, "flush=0")
@@ -560,6 +611,22 @@ def test_a_synchronous_write_does_not_hide_what_else_fails(make_wpfs):
     os.close(fd)
     control.fail(0)
     wait_stored(wpfs)
+
+
+def test_a_synchronous_write_after_one_that_failed(make_wpfs):
+    """It stores what that one could not, and so nothing waits any more."""
+    wpfs, _, control = begun(make_wpfs, "flush=0")
+    wpfs.allow_log(SAID)
+    fd = os.open(wpfs.mnt / "f", os.O_RDWR | os.O_CREAT | os.O_DSYNC)
+    os.pwrite(fd, b"f" * 3 * PAGE, 0)
+    control.fail(powerloss.WRITE, errno.ENOSPC)
+    with pytest.raises(OSError):
+        os.pwrite(fd, b"g" * PAGE, PAGE)
+    assert wpfs.wpctl_json("status")["store_files"] == 1
+    control.fail(0)
+    os.pwrite(fd, b"h" * PAGE, 2 * PAGE)
+    assert wpfs.wpctl_json("status")["store_files"] == 0
+    os.close(fd)
 
 
 def do(*argv):
