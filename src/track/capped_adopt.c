@@ -66,8 +66,10 @@ void capped_lower_wins(struct capped *c)
 
 	pthread_mutex_lock(&c->lock);
 	HASH_ITER (hh, c->files, f, next) {
-		if (f->bits.count == 0)
+		if (f->bits.count == 0) {
+			capped_load_notes_clear(f);
 			continue;
+		}
 		capped_time_begin(c, f, CAPPED_ATIME);
 		capped_time_begin(c, f, CAPPED_MTIME);
 		for_each_twice(c, f, twice_settle);

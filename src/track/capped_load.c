@@ -111,6 +111,10 @@ void capped_use_end(struct capped *c, struct capped_use *use)
 #define NOTES_AT 1024		      /* in the head of the bits, behind the handle */
 #define NOTES	 (4 * CAPPED_ENGINES) /* those that killed daemons left too */
 
+_Static_assert(NOTES_AT >= sizeof(struct fs_handle) &&
+		       NOTES_AT + NOTES * sizeof(struct capped_run) <= SPILL_BITS_HEAD,
+	       "the handle and the notes have their room in the head");
+
 /*
  * While it is noted its bits are set, and programs have its pages and may make zeros of them. It
  * outlives the daemon, as the bits do.

@@ -4,9 +4,10 @@
  *
  * Until the program registers, wpfs's own uffd watches what it carries (mapping.c). From the moment
  * that lets go to the one when the program's has the marks other threads may store unseen. What
- * they store to shows all the same: one that was not in the page table is there then. What was
- * there before is believed only in a program of one thread, and if the ctime of the file, which the
- * first store to a read-only page moves, is what it was.
+ * comes back are marks of pages that can be shown not to have been touched meanwhile: the ctime of
+ * the file, which a first store to a page moves, must be what it was, and the program have had no
+ * page fault, so that what is not in the page table has not been there and gone again. In a program
+ * of one thread, which waits, the ctime alone tells, also of what was there before.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -18,9 +19,6 @@
 #include "track/capped_test.h"
 #include "track/residency.h"
 #include "uffd/pagemap.h"
-
-/* In that time nothing that was touched is taken out of the page table again. */
-#define CARRIED_WINDOW_NS 5000000000u
 
 void carried_forget(struct tmm *tm)
 {
@@ -55,6 +53,19 @@ static bool carried_clock_moves_on(const struct timespec *ctime)
 	return false;
 }
 
+/*
+ * Can somebody have run in the program who did not wait for its REGISTER? Without wpfs's uffd a
+ * page that was there may become writable without a store, and then the first one moves no ctime.
+ */
+static bool carried_is_alone(const struct tmm *tm)
+{
+	char path[32];
+	struct stat st;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", tm->program.pid);
+	return !tm->maybe_shared && stat(path, &st) == 0 && st.st_nlink == 3; /* one thread */
+}
+
 static int carried_open_file(struct track *t, struct tmm *tm, uint64_t file)
 {
 	struct track_file *known = files_get(t, file);
@@ -64,7 +75,7 @@ static int carried_open_file(struct track *t, struct tmm *tm, uint64_t file)
 	if (tm->nr_windows == OWN_WINDOWS || !known)
 		return 0;
 	r = residency_bring_back(t, file);
-	*w = (struct own_window){.file = file, .since_ns = tmm_now_ns()};
+	*w = (struct own_window){.file = file, .alone = carried_is_alone(tm)};
 	if (proc_faults(tm->program.pid, &w->faults) < 0)
 		w->faults = UINT64_MAX;
 	if (r == 0 && files_ctime(t, known, &w->ctime) == 0 && carried_clock_moves_on(&w->ctime))
@@ -91,11 +102,15 @@ int carried_open(struct track *t, struct tmm *tm, uint64_t start, uint64_t end)
 			r = carried_open_file(t, tm, vma->file);
 		}
 	}
-	if (r == 0 && tm->nr_windows) {
+	return r;
+}
+
+void carried_aside(struct tmm *tm, uint64_t start, uint64_t end)
+{
+	if (tm->nr_windows) {
 		tm->mm.aside_start = start;
 		tm->mm.aside_end = end;
 	}
-	return r;
 }
 
 /* Adds to *set which pages of the file [start, end) has in the page table; it shows it from pgoff
@@ -124,52 +139,40 @@ int carried_note(struct tmm *tm, const struct mm_vma *vma, uint64_t from, uint64
 }
 
 /*
- * Can somebody have run in the program who did not wait for its REGISTER? Without wpfs's uffd a
- * page that was there may become writable without a store, and then the first one moves no ctime.
+ * Can it be seen what was touched? Not where a page may have come into the page table, been stored
+ * to and gone again: one that was read first is written to without a trace.
  */
-static bool carried_is_alone(const struct tmm *tm)
-{
-	char path[32];
-	struct stat st;
-
-	snprintf(path, sizeof(path), "/proc/%d/task", tm->program.pid);
-	return !tm->maybe_shared && stat(path, &st) == 0 && st.st_nlink == 3; /* one thread */
-}
-
-/* Can it be seen what was touched? *moved: there was a first store to some page. */
 static bool carried_is_known(struct track *t, const struct tmm *tm, const struct own_window *w,
-			     bool *moved)
+			     bool alone)
 {
 	struct track_file *file = files_get(t, w->file);
 	struct timespec now;
 	uint64_t faults;
 
-	if (!file || files_ctime(t, file, &now) < 0)
+	if (!file || files_ctime(t, file, &now) < 0 || now.tv_sec != w->ctime.tv_sec ||
+	    now.tv_nsec != w->ctime.tv_nsec)
 		return false;
-	*moved = now.tv_sec != w->ctime.tv_sec || now.tv_nsec != w->ctime.tv_nsec;
-	return tmm_now_ns() - w->since_ns < CARRIED_WINDOW_NS ||
-	       (proc_faults(tm->program.pid, &faults) == 0 && faults == w->faults);
+	return alone || (proc_faults(tm->program.pid, &faults) == 0 && faults == w->faults);
 }
 
 /*
  * Takes out of *set, which was marked just now, what nobody has stored to since the last look: what
- * is not in the page table, and if there was no first store to any page what was there before in a
- * program of one thread.
+ * neither was in the page table nor is, and in a program of one thread what was there before.
  */
 static int carried_untouched(struct track *t, struct tmm *tm, const struct mm_vma *vma,
 			     uint64_t from, uint64_t to, struct mm_set *set)
 {
 	const struct own_window *w = carried_window(tm, vma->file);
 	_cleanup_set_ struct mm_set present = {NULL};
-	bool moved;
+	const bool alone = w && w->alone && carried_is_alone(tm);
 	int r;
 
-	if (!w || !carried_is_known(t, tm, w, &moved))
+	if (!w || !carried_is_known(t, tm, w, alone))
 		return 0;
 	r = carried_present(tm, from, to, vma->pgoff + ((from - vma->start) >> WPFS_PAGE_SHIFT),
 			    &present);
-	if (r == 0 && !moved && carried_is_alone(tm))
-		r = mm_set_andnot(&present, &w->present);
+	if (r == 0)
+		r = alone ? mm_set_andnot(&present, &w->present) : mm_set_or(&present, &w->present);
 	return r < 0 ? r : mm_set_and(set, &present);
 }
 

@@ -210,7 +210,7 @@ static void client_request(struct track *t, struct client *c, const void *packet
 	}
 	if (c->tmm && hdr->op != WPFS_OP_UNMAP) /* which may be one of several for one munmap */
 		c->tmm->announced = (struct announced){0};
-	if (c->tmm && hdr->op != WPFS_OP_UFFD_POST)
+	if (c->tmm && hdr->op != WPFS_OP_UFFD_POST && hdr->op != WPFS_OP_UFFD_PRE)
 		carried_forget(c->tmm);
 	if (c->tmm && hdr->op != WPFS_OP_REMOVE && hdr->op != WPFS_OP_REMOVING)
 		drops_removed(t, c->tmm);

@@ -55,8 +55,9 @@ struct own_uffd {
  * to have: nobody watches until that is marked.
  */
 struct own_window {
-	uint64_t file, since_ns;
+	uint64_t file;
 	uint64_t faults; /* of the program */
+	bool alone;	 /* it had one thread */
 	struct timespec ctime;
 	struct mm_set present; /* pages of the file that the mapping had, read-only */
 };
@@ -380,6 +381,10 @@ void own_look(struct track *t);
 /* ---- carried.c: marks of an earlier run, until the program registers ---- */
 /* It is about to register [start, end): before the last look at that. 0 or -errno. */
 int carried_open(struct track *t, struct tmm *tm, uint64_t start, uint64_t end);
+/* After that look, which counts what nobody watched as written: later ones leave that to
+ * carried_rearm.
+ */
+void carried_aside(struct tmm *tm, uint64_t start, uint64_t end);
 /* After that look: wpfs's uffd is about to let go of [from, to) of a mapping. */
 int carried_note(struct tmm *tm, const struct mm_vma *vma, uint64_t from, uint64_t to);
 /* It has registered [start, end) with `uffd`: what it carries there is marked before it is told. */

@@ -97,11 +97,24 @@ static void lost_bring_back(struct track *t, pid_t pid, uint64_t file)
 			pid);
 }
 
+/* What it mapped was read, but has gone since: no more is known of it, and nothing can be given
+ * back.
+ */
+static bool lost_has_ended(pid_t pid)
+{
+	const uint64_t none = 0;
+	struct maps_list maps = {0};
+	int r = maps_read(pid, &none, 1, &maps);
+
+	maps_free(&maps);
+	return r == -ESRCH;
+}
+
 static void lost_look_at(struct track *t, pid_t pid, struct maps_list *maps)
 {
 	const uint64_t dev = capped_lower_dev(t->config.capped);
 	_cleanup_free_ uint8_t *modes = NULL;
-	bool known;
+	bool known = false, ended = false;
 	int r = maps_read(pid, &dev, 1, maps);
 
 	if (r < 0 && r != -ESRCH && r != -ENOENT && r != -EACCES && r != -EPERM)
@@ -112,7 +125,11 @@ static void lost_look_at(struct track *t, pid_t pid, struct maps_list *maps)
 		return;
 	/* Who is not known to be registered is not. */
 	modes = calloc(maps->nr, sizeof(*modes));
-	known = modes && maps_read_uffd(proc_thread(pid), maps, modes) == 0;
+	if (modes) {
+		r = maps_read_uffd(proc_thread(pid), maps, modes);
+		ended = lost_has_ended(pid);
+		known = r == 0;
+	}
 	for (size_t i = 0; i < maps->nr; i++) {
 		const struct maps_vma *vma = &maps->vmas[i];
 		const uint64_t file = fs_ino_of_lower(t->config.fs, vma->ino);
@@ -121,7 +138,7 @@ static void lost_look_at(struct track *t, pid_t pid, struct maps_list *maps)
 		/* Where somebody holds the userfaultfd it is registered still. */
 		if (!vma->shared || mode & MAPS_UFFD_MISSING || lost_is_being_made(t, vma, file))
 			continue;
-		if (capped_nr_spilled(t->config.capped, file))
+		if (!ended && capped_nr_spilled(t->config.capped, file))
 			lost_bring_back(t, pid, file);
 		if (!(mode & MAPS_UFFD_WP))
 			lost_doubt(t, file);

@@ -371,6 +371,30 @@ static int own_let_go_of_closed(struct tmm *tm)
 	return dropped;
 }
 
+/*
+ * The last look at what a REGISTER is about, and what wpfs keeps in mind until it is over. One that
+ * is asked for again has had its last look before; one without WP gets no marks, and no other word
+ * comes of it: what is carried there is not watched any more, and counts as written.
+ */
+static int own_look_last(struct track *t, struct tmm *tm, const struct wpfs_uffd_range *range)
+{
+	const uint64_t start = range->addr, end = start + range->len;
+	const bool marks = range->mode & UFFDIO_REGISTER_MODE_WP;
+	int r = 0;
+
+	if (!marks || !range->again || tm->mm.aside_start != start || tm->mm.aside_end != end) {
+		carried_forget(tm);
+		tm->own_carries = false;
+		if (marks)
+			r = carried_open(t, tm, start, end);
+	}
+	if (r == 0)
+		r = tmm_harvest(t, tm);
+	if (r == 0)
+		carried_aside(tm, start, end);
+	return r;
+}
+
 void own_pre(struct request *rq)
 {
 	const struct wpfs_uffd_range *range = rq->body;
@@ -381,9 +405,7 @@ void own_pre(struct request *rq)
 		/* A fork child that has mapped nothing itself has no row yet. */
 		r = tm->state == TMM_NEW ? tmm_enlist(rq->t, tm) : 0;
 		if (r == 0)
-			r = carried_open(rq->t, tm, range->addr, range->addr + range->len);
-		if (r == 0)
-			r = tmm_harvest(rq->t, tm);
+			r = own_look_last(rq->t, tm, range);
 		if (r == 0)
 			r = own_step_aside(rq->t, tm, range);
 		tm->mm.own_uffds = true; /* a daemon after this one has to look for them */

@@ -13,6 +13,8 @@
  *                                             registers and write-protects the range -> U
  *   wp U M PAGE COUNT on|off                  UFFDIO_WRITEPROTECT
  *   reg U M PAGE COUNT  unreg U M PAGE COUNT  UFFDIO_REGISTER, UFFDIO_UNREGISTER
+ *                                             (reg: `missing` instead of WP)
+ *   beside M PAGE [load]   a thread (loads,) stores to the page and drops it, at SIGUSR1
  *   uclose U                                  the last close
  *   writers M FIRST COUNT N FILE [fast]   N threads store to random pages of a part of M and note in FILE,
  *                                  per page of M: 0 = never, 1 = begun, 3 = done; once more: go on
@@ -27,6 +29,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -109,6 +112,7 @@ static long do_kstore(const struct order *o)
 static struct served {
 	int fd, stop;
 	pthread_t thread;
+	sem_t serves; /* it has begun to */
 	bool on;
 } served[SLOTS];
 
@@ -149,10 +153,17 @@ static void serve_message(struct pollfd *watched, nfds_t *nr, int fd)
 
 static void *serve(void *arg)
 {
-	const struct served *s = arg;
+	struct served *s = arg;
 	struct pollfd watched[WATCHED_MAX] = {{s->stop, POLLIN, 0}, {s->fd, POLLIN, 0}};
 	nfds_t nr = 2;
 
+	sigset_t usr1;
+
+	sigemptyset(&usr1);
+	sigaddset(&usr1, SIGUSR1); /* which is another thread's */
+	pthread_sigmask(SIG_BLOCK, &usr1, NULL);
+	poll(watched, nr, 0);
+	sem_post(&s->serves);
 	while (!(watched[0].revents & POLLIN)) {
 		if (poll(watched, nr, -1) < 0)
 			continue;
@@ -176,10 +187,11 @@ static long protect_range(int fd, char *at, size_t len, bool on)
 	return result(ioctl(fd, UFFDIO_WRITEPROTECT, &wp));
 }
 
-static long register_range(int fd, char *at, size_t len)
+static long register_range(int fd, char *at, size_t len, bool missing)
 {
 	struct uffdio_register reg = {.range = {(uintptr_t)at, len},
-				      .mode = UFFDIO_REGISTER_MODE_WP};
+				      .mode = missing ? UFFDIO_REGISTER_MODE_MISSING
+						      : UFFDIO_REGISTER_MODE_WP};
 
 	return result(ioctl(fd, UFFDIO_REGISTER, &reg));
 }
@@ -203,10 +215,14 @@ static long do_uffd(const struct order *o)
 		return -errno;
 	s = &served[fd];
 	*s = (struct served){.fd = fd, .stop = eventfd(0, EFD_CLOEXEC)};
+	sem_init(&s->serves, 0, 0);
 	if (s->stop < 0 || pthread_create(&s->thread, NULL, serve, s))
 		return -EAGAIN;
 	s->on = true;
-	ret = register_range(fd, page_at(o, 1, 2), number(o, 3) * PAGE);
+	while (sem_wait(&s->serves) <
+	       0) /* its start is no page fault while the next one registers */
+		;
+	ret = register_range(fd, page_at(o, 1, 2), number(o, 3) * PAGE, false);
 	if (ret == 0)
 		ret = protect_range(fd, page_at(o, 1, 2), number(o, 3) * PAGE, true);
 	return ret < 0 ? ret : fd;
@@ -220,7 +236,44 @@ static long do_wp(const struct order *o)
 
 static long do_reg(const struct order *o)
 {
-	return register_range((int)number(o, 1), page_at(o, 2, 3), number(o, 4) * PAGE);
+	return register_range((int)number(o, 1), page_at(o, 2, 3), number(o, 4) * PAGE,
+			      has(o, 5, "missing"));
+}
+
+/* ---- a thread that stores to a page, and drops it, at SIGUSR1 ---- */
+
+static struct {
+	char *at;
+	bool load;
+} beside;
+
+static void *store_beside(void *arg)
+{
+	static const char said[] = "beside\n";
+	sigset_t usr1;
+	int got;
+
+	sigemptyset(&usr1);
+	sigaddset(&usr1, SIGUSR1);
+	sigwait(&usr1, &got);
+	if (beside.load)
+		(void)*(volatile char *)beside.at;
+	*(volatile char *)beside.at = 1;
+	madvise(beside.at, PAGE, MADV_DONTNEED);
+	return write(2, said, sizeof(said) - 1) < 0 ? arg : NULL;
+}
+
+static long do_beside(const struct order *o)
+{
+	sigset_t usr1;
+	pthread_t thread;
+
+	sigemptyset(&usr1);
+	sigaddset(&usr1, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &usr1, NULL);
+	beside.at = page_at(o, 1, 2);
+	beside.load = has(o, 3, "load");
+	return -pthread_create(&thread, NULL, store_beside, NULL);
 }
 
 static long do_unreg(const struct order *o)
@@ -417,11 +470,9 @@ static long do_storm(const struct order *o)
 }
 
 const struct verb life_verbs[] = {
-	{"remap", 5, do_remap},	  {"lock", 4, do_lock},
-	{"unlock", 4, do_unlock}, {"kstore", 3, do_kstore},
-	{"uffd", 4, do_uffd},	  {"wp", 6, do_wp},
-	{"reg", 5, do_reg},	  {"unreg", 5, do_unreg},
-	{"uclose", 2, do_uclose}, {"writers", 6, do_writers},
-	{"busy", 2, do_busy},	  {"rest", 1, do_rest},
-	{"storm", 5, do_storm},	  {0},
+	{"remap", 5, do_remap},	  {"lock", 4, do_lock},	      {"unlock", 4, do_unlock},
+	{"kstore", 3, do_kstore}, {"uffd", 4, do_uffd},	      {"wp", 6, do_wp},
+	{"beside", 3, do_beside}, {"reg", 5, do_reg},	      {"unreg", 5, do_unreg},
+	{"uclose", 2, do_uclose}, {"writers", 6, do_writers}, {"busy", 2, do_busy},
+	{"rest", 1, do_rest},	  {"storm", 5, do_storm},     {0},
 };

@@ -16,7 +16,9 @@
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -38,17 +40,25 @@ static char *map;
 static unsigned long pages;
 static _Atomic int uffd = -1;
 static _Atomic unsigned messages;
+static sem_t runs; /* a thread has done what it does, once: its start makes no page faults later */
 
 static void *handle(void *arg)
 {
+	bool told = false;
+
 	for (;;) {
 		struct pollfd pfd = {.fd = uffd, .events = POLLIN};
 		struct uffdio_writeprotect w = {0};
 		struct uffd_msg msg;
 		unsigned long page;
 
-		if (poll(&pfd, 1, 2) <= 0 ||
-		    read(pfd.fd, &msg, sizeof(msg)) != (ssize_t)sizeof(msg))
+		int nr = poll(&pfd, 1, 2);
+
+		if (!told) {
+			told = true;
+			sem_post(&runs);
+		}
+		if (nr <= 0 || read(pfd.fd, &msg, sizeof(msg)) != (ssize_t)sizeof(msg))
 			continue;
 		page = (msg.arg.pagefault.address - (uintptr_t)map) / PAGE;
 		messages += page < pages - 2;
@@ -62,11 +72,17 @@ static void *write_always(void *arg)
 {
 	volatile uint32_t *at = (void *)(map + (uintptr_t)arg * PAGE);
 
+	bool told = false;
+
 	for (uint32_t count = *at;;) {
 		if (*at != count)
 			abort(); /* a store was lost */
 		*at = ++count;
 		usleep(20);
+		if (!told) {
+			told = true;
+			sem_post(&runs);
+		}
 	}
 	return NULL;
 }
@@ -77,6 +93,8 @@ static void start(void *(*fn)(void *), void *arg)
 
 	if (pthread_create(&thread, NULL, fn, arg))
 		exit(1);
+	while (sem_wait(&runs) < 0)
+		;
 }
 
 static long new_uffd(void)
