@@ -4,10 +4,11 @@
  *
  * Until the program registers, wpfs's own uffd watches what it carries (mapping.c). From the moment
  * that lets go to the one when the program's has the marks other threads may store unseen. What
- * comes back are marks of pages that can be shown not to have been touched meanwhile: the ctime of
- * the file, which a first store to a page moves, must be what it was, and the program have had no
- * page fault, so that what is not in the page table has not been there and gone again. In a program
- * of one thread, which waits, the ctime alone tells, also of what was there before.
+ * comes back are marks of pages that nobody was seen to touch meanwhile: the ctime of the file,
+ * which a first store to a page moves, must be what it was. What is not in the page table before
+ * and after has not been touched then, but by a thread that in that moment reads the page, stores
+ * to it and drops it; if it took long, there must have been no page fault either. In a program of
+ * one thread, which waits, the ctime alone tells, also of what was there before.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -19,6 +20,9 @@
 #include "track/capped_test.h"
 #include "track/residency.h"
 #include "uffd/pagemap.h"
+
+/* In that time what was touched is not taken out of the page table again for want of memory. */
+#define CARRIED_WINDOW_NS 5000000000u
 
 void carried_forget(struct tmm *tm)
 {
@@ -75,7 +79,8 @@ static int carried_open_file(struct track *t, struct tmm *tm, uint64_t file)
 	if (tm->nr_windows == OWN_WINDOWS || !known)
 		return 0;
 	r = residency_bring_back(t, file);
-	*w = (struct own_window){.file = file, .alone = carried_is_alone(tm)};
+	*w = (struct own_window){
+		.file = file, .since_ns = tmm_now_ns(), .alone = carried_is_alone(tm)};
 	if (proc_faults(tm->program.pid, &w->faults) < 0)
 		w->faults = UINT64_MAX;
 	if (r == 0 && files_ctime(t, known, &w->ctime) == 0 && carried_clock_moves_on(&w->ctime))
@@ -139,8 +144,9 @@ int carried_note(struct tmm *tm, const struct mm_vma *vma, uint64_t from, uint64
 }
 
 /*
- * Can it be seen what was touched? Not where a page may have come into the page table, been stored
- * to and gone again: one that was read first is written to without a trace.
+ * Can it be seen what was touched? Not after a first store, nor where a page may have come into the
+ * page table and gone again. A program starts threads when it registers, so a fault alone does not
+ * say that.
  */
 static bool carried_is_known(struct track *t, const struct tmm *tm, const struct own_window *w,
 			     bool alone)
@@ -152,7 +158,8 @@ static bool carried_is_known(struct track *t, const struct tmm *tm, const struct
 	if (!file || files_ctime(t, file, &now) < 0 || now.tv_sec != w->ctime.tv_sec ||
 	    now.tv_nsec != w->ctime.tv_nsec)
 		return false;
-	return alone || (proc_faults(tm->program.pid, &faults) == 0 && faults == w->faults);
+	return alone || tmm_now_ns() - w->since_ns < CARRIED_WINDOW_NS ||
+	       (proc_faults(tm->program.pid, &faults) == 0 && faults == w->faults);
 }
 
 /*

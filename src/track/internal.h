@@ -55,7 +55,7 @@ struct own_uffd {
  * to have: nobody watches until that is marked.
  */
 struct own_window {
-	uint64_t file;
+	uint64_t file, since_ns;
 	uint64_t faults; /* of the program */
 	bool alone;	 /* it had one thread */
 	struct timespec ctime;

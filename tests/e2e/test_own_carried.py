@@ -318,8 +318,7 @@ def test_registered_without_marks(make_wpfs):
     assert not owned_all(wpfs) & {3, 5}
 
 
-@pytest.mark.parametrize("what", ["store", "load and store"])
-def test_stored_and_dropped_before_the_marks(make_wpfs, what):
+def test_stored_and_dropped_before_the_marks(make_wpfs):
     """By a thread of the program: nothing of it is in the page table."""
     wpfs = make_wpfs(start=False)
     seam = Seam(wpfs)
@@ -327,7 +326,7 @@ def test_stored_and_dropped_before_the_marks(make_wpfs, what):
     ran_before(wpfs, 3)
     program, order = registering(wpfs)
     seam.pause("rearming")
-    program.send(f"beside 0 9 {'load' if what != 'store' else ''}")
+    program.send("beside 0 9")
     assert program.read() == "ok 0"
     program.send(order)
     seam.wait_at("rearming")

@@ -14,7 +14,7 @@
  *   wp U M PAGE COUNT on|off                  UFFDIO_WRITEPROTECT
  *   reg U M PAGE COUNT  unreg U M PAGE COUNT  UFFDIO_REGISTER, UFFDIO_UNREGISTER
  *                                             (reg: `missing` instead of WP)
- *   beside M PAGE [load]   a thread (loads,) stores to the page and drops it, at SIGUSR1
+ *   beside M PAGE          a thread stores to the page and drops it, at SIGUSR1
  *   uclose U                                  the last close
  *   writers M FIRST COUNT N FILE [fast]   N threads store to random pages of a part of M and note in FILE,
  *                                  per page of M: 0 = never, 1 = begun, 3 = done; once more: go on
@@ -242,10 +242,7 @@ static long do_reg(const struct order *o)
 
 /* ---- a thread that stores to a page, and drops it, at SIGUSR1 ---- */
 
-static struct {
-	char *at;
-	bool load;
-} beside;
+static char *beside;
 
 static void *store_beside(void *arg)
 {
@@ -256,10 +253,8 @@ static void *store_beside(void *arg)
 	sigemptyset(&usr1);
 	sigaddset(&usr1, SIGUSR1);
 	sigwait(&usr1, &got);
-	if (beside.load)
-		(void)*(volatile char *)beside.at;
-	*(volatile char *)beside.at = 1;
-	madvise(beside.at, PAGE, MADV_DONTNEED);
+	*(volatile char *)beside = 1;
+	madvise(beside, PAGE, MADV_DONTNEED);
 	return write(2, said, sizeof(said) - 1) < 0 ? arg : NULL;
 }
 
@@ -271,8 +266,7 @@ static long do_beside(const struct order *o)
 	sigemptyset(&usr1);
 	sigaddset(&usr1, SIGUSR1);
 	sigprocmask(SIG_BLOCK, &usr1, NULL);
-	beside.at = page_at(o, 1, 2);
-	beside.load = has(o, 3, "load");
+	beside = page_at(o, 1, 2);
 	return -pthread_create(&thread, NULL, store_beside, NULL);
 }
 
