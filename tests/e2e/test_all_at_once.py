@@ -138,6 +138,8 @@ for thread in threads:
     try:
         if call == "chmod":
             calls.wait("openat", MANY)
+            # Answered when all of them have been read; else a chmod may come before its file's open.
+            assert not (wpfs.mnt / "nothing").exists()
         calls.go()
         calls.popen.stdout.readline()
         calls.wait(call, None if call == "stat" else MANY)  # of stats only some wait
