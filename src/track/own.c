@@ -390,16 +390,8 @@ static int own_look_last(struct track *t, struct tmm *tm, const struct wpfs_uffd
 	}
 	if (r == 0)
 		r = tmm_harvest(t, tm);
-	if (r == 0) {
+	if (r == 0)
 		carried_aside(tm, start, end);
-	} else if (r == -EAGAIN) {
-		/*
-		 * An event of the program's own is unread, of a fork in the midst, and may be until
-		 * the REGISTER is over. wpfs gives way all the same, and believes nothing.
-		 */
-		carried_forget(tm);
-		r = 0;
-	}
 	return r;
 }
 
