@@ -402,12 +402,15 @@ static void change_closed(void)
 }
 
 /* What a handler may do while another thread's munmap or fork waits for it. */
+static _Atomic int changes; /* that are over */
+
 static void *do_change(void *arg)
 {
 	struct area *a = arg;
 	pid_t pid;
 
 	munmap(a->map + 6 * PAGE, PAGE);
+	changes = 1;
 	pid = fork();
 	if (pid == 0)
 		_exit(0);
@@ -423,13 +426,14 @@ static void handler_is_busy(void)
 	pthread_t thread;
 
 	reg_all(fd, a, MODE_WP);
+	changes = 0;
 	if (pthread_create(&thread, NULL, do_change, a))
 		die("thread");
 	for (int i = 0; i < 2; i++) {
 		char *p;
 		int other;
 
-		while (wp(fd, a, 0, 1, 0) == 0)
+		while (changes < i || wp(fd, a, 0, 1, 0) == 0)
 			usleep(100);
 		/* The other thread is in the middle of its call. */
 		p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, a->file, 0);
