@@ -6,6 +6,9 @@ mount -t tmpfs tmpfs /mnt
 mkdir /mnt/w
 mkdir -p /run/wpfs
 mount -t tmpfs tmpfs /run/wpfs
+# Where umount(8) looks for what is mounted on /mnt/w: other stories have one, too.
+mkdir -p /run/mount
+mount -t tmpfs tmpfs /run/mount
 mount -t tmpfs tmpfs /var/backups
 mkdir "$STORY/.upper"
 mount -t tmpfs tmpfs "$STORY/.upper"
