@@ -71,8 +71,8 @@ static int own_ranges_add(struct own_ranges *ranges, uint64_t start, uint64_t en
 
 /*
  * The model of [start, end) becomes what it is without wpfs's registrations, which are added to
- * *ranges; what was armed there can be proven no longer. With `ask` also where the mapping is taken
- * for the program's: of an asynchronous one that a fork or a moment between two messages made
+ * *ranges; what was armed there can be proven no longer. If asked again, also where the mapping is
+ * taken for the program's: of an asynchronous one that a fork or a moment between two messages made
  * unknown nothing tells but that ours can be registered anew.
  */
 static int own_plan_aside(struct track *t, struct tmm *tm, int uffd,
